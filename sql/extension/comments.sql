@@ -1,0 +1,1 @@
+revoke all on all routines in schema billing from public;

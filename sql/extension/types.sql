@@ -1,0 +1,32 @@
+-- What the functions answer. Columns may be added at the end, never changed.
+
+create type billing.grant_receipt as (grant_id bigint, amount bigint, balance_after bigint, replayed boolean);
+comment on type billing.grant_receipt is 'Credit that came in or was corrected; grant_id is null where none was made.';
+
+create type billing.void_receipt as (voided bigint, already_spent bigint, balance_after bigint, replayed boolean);
+comment on type billing.void_receipt is 'What a void took back, and what of the grant was spent or reserved before.';
+
+create type billing.consumption as (
+    operation_id bigint, metric text, quantity bigint, included bigint, credits bigint,
+    balance_before bigint, balance_after bigint, replayed boolean);
+comment on type billing.consumption is 'Usage counted and credit burned; the balances are what the org can spend on the metric.';
+
+create type billing.hold_receipt as (
+    hold_id bigint, credits bigint, expires_at timestamptz, balance_after bigint, replayed boolean);
+comment on type billing.hold_receipt is 'Credit set aside or given back; a payout hold has no expires_at.';
+
+create type billing.refund_receipt as (operation_id bigint, credits bigint, balance_after bigint, replayed boolean);
+comment on type billing.refund_receipt is 'Credit given back; operation_id is that of the refund.';
+
+create type billing.transfer_receipt as (
+    operation_id bigint, amount bigint, from_balance bigint, to_balance bigint, replayed boolean);
+comment on type billing.transfer_receipt is 'Credit moved between two orgs; operation_id is that of the giving org.';
+
+create type billing.wallet_status as (
+    org_id uuid, unit text, owner_type text, available bigint, reserved bigint, locked bigint, pending bigint,
+    lifetime_purchased bigint, lifetime_consumed bigint, low_balance_threshold bigint,
+    scoped bigint, future bigint, created_at timestamptz);
+comment on type billing.wallet_status is 'A wallet: available is general credit that can be spent now; scoped is for some metrics only; future is not effective yet.';
+
+create type billing.version_status as (library text, tables_needed bigint, tables_installed bigint);
+comment on type billing.version_status is 'Version of the library, and of the tables that it needs and finds.';

@@ -1,0 +1,174 @@
+-- Wallets, grants, holds and the ledger. Ordinary tables of the database, not members of the extension:
+-- a ledger of money must survive DROP EXTENSION … CASCADE and travel whole in a dump (docs/DESIGN.md).
+-- Columns use built-in types and no default or constraint calls a function of the extension, for the same reason.
+-- org_id stands first in every key, so that the tables can be distributed by it.
+
+create table billing.wallet_settings (
+    org_id uuid not null,
+    unit text collate "C" not null,
+    owner_type text not null default 'organization' check (owner_type in ('user', 'community', 'organization')),
+    low_balance_threshold bigint check (low_balance_threshold >= 0),
+    created_at timestamptz not null,
+    primary key (org_id, unit)
+);
+comment on table billing.wallet_settings is 'One row per wallet: who owns it and when it counts as low. Balances are in lanes; read both through the view wallets.';
+
+-- The row that every consumption updates. Room on the page keeps those updates HOT, so no index but the
+-- keys and fresh_until (which only the slow path changes) may be put on it.
+create table billing.lanes (
+    org_id uuid not null,
+    unit text collate "C" not null,
+    lane smallint not null default 0 check (lane >= 0),
+    slot smallint not null check (slot >= 0),
+    last_entry_id bigint not null,
+    balance bigint not null default 0 check (balance >= 0),
+    reserved bigint not null default 0 check (reserved >= 0),
+    locked bigint not null default 0 check (locked >= 0),
+    purchased bigint not null default 0,
+    consumed bigint not null default 0,
+    scoped bigint not null default 0 check (scoped >= 0),
+    future bigint not null default 0 check (future >= 0),
+    slice_grant bigint not null default 0,
+    slice_credits bigint not null default 0 check (slice_credits >= 0),
+    fresh_until timestamptz not null default 'infinity',
+    holds_due timestamptz not null default 'infinity',
+    head bytea not null default '',
+    primary key (org_id, unit, lane),
+    unique (org_id, slot)
+) with (fillfactor = 50);
+create index lanes_fresh_until on billing.lanes (fresh_until) where fresh_until < 'infinity';
+comment on table billing.lanes is 'The balance rows: a wallet has one or more lanes, each with its own hash chain of entries.';
+comment on column billing.lanes.slot is 'Number of the lane within the org; entry ids of the lane are slot * 2^40 + 1, 2, 3, …';
+comment on column billing.lanes.last_entry_id is 'Id of the newest entry of the lane.';
+comment on column billing.lanes.balance is 'Sum of the amounts of the lane''s entries: all credit that is neither reserved nor locked, scoped and future credit included.';
+comment on column billing.lanes.reserved is 'Credit in open usage holds.';
+comment on column billing.lanes.locked is 'Credit in open payout holds.';
+comment on column billing.lanes.scoped is 'Part of the balance that belongs to grants for some metrics only.';
+comment on column billing.lanes.future is 'Part of the balance that belongs to unscoped grants that are not effective yet.';
+comment on column billing.lanes.slice_grant is 'Grant that is burned next; 0 when there is none. What is left of it stands in slice_credits, not in lots.remaining.';
+comment on column billing.lanes.slice_credits is 'Credit of slice_grant that this lane holds.';
+comment on column billing.lanes.fresh_until is 'The figures of the row describe the wallet up to this moment, when a grant expires or becomes effective or a hold times out.';
+comment on column billing.lanes.holds_due is 'No open usage hold times out before this moment.';
+comment on column billing.lanes.head is 'entry_hash of the newest entry; empty before the first.';
+
+create table billing.lots (
+    org_id uuid not null,
+    grant_id bigint not null,
+    amount bigint not null check (amount > 0),
+    remaining bigint not null check (remaining between 0 and amount),
+    cost_minor bigint not null default 0 check (cost_minor >= 0),
+    effective_at timestamptz not null,
+    expires_at timestamptz,
+    voided_at timestamptz,
+    created_at timestamptz not null,
+    priority integer not null,
+    unit text collate "C" not null,
+    source text not null,
+    category text not null check (category in ('paid', 'promotional')),
+    currency text,
+    metrics text[] check (cardinality(metrics) > 0),
+    metadata jsonb not null default '{}',
+    primary key (org_id, grant_id),
+    check (expires_at > effective_at)
+) with (fillfactor = 80);
+create index lots_live on billing.lots (org_id, unit) where remaining > 0;
+comment on table billing.lots is 'Grants of credit as stored; read them through the view grants, which adds the slice that a lane holds.';
+comment on column billing.lots.remaining is 'What is left outside of lanes.slice_credits.';
+comment on column billing.lots.cost_minor is 'What the customer paid for the whole grant, in minor units of currency.';
+comment on column billing.lots.metrics is 'The only metrics this credit may be spent on; null: any.';
+
+create table billing.holds (
+    org_id uuid not null,
+    hold_id bigint not null,
+    credits bigint not null check (credits >= 0),
+    quantity bigint,
+    member_id uuid,
+    expires_at timestamptz,
+    created_at timestamptz not null,
+    closed_at timestamptz,
+    closed_by bigint,
+    unit text collate "C" not null,
+    kind text not null check (kind in ('usage', 'payout')),
+    status text not null default 'open' check (status in ('open', 'captured', 'released', 'expired', 'paid_out')),
+    metric text collate "C",
+    reason text,
+    primary key (org_id, hold_id),
+    check ((kind = 'usage') = (expires_at is not null)),
+    check ((status = 'open') = (closed_at is null))
+) with (fillfactor = 80);
+create index holds_open on billing.holds (org_id, unit, expires_at) where status = 'open';
+comment on table billing.holds is 'Credit set aside: usage holds (reserve, then capture or release) and payout holds. An open usage hold whose expires_at has passed no longer binds credit, also before it is booked as expired.';
+comment on column billing.holds.hold_id is 'Id of the operation that made the hold; its entries tell which grants it took.';
+comment on column billing.holds.closed_by is 'Operation that closed the hold.';
+
+-- No CHECK constraints here on purpose: entries are written by one module and proved by verify_ledger(),
+-- which must also be able to show a row that somebody bent with the guards switched off.
+create table billing.entries (
+    org_id uuid not null,
+    operation_id bigint not null,
+    entry_id bigint not null,
+    amount bigint not null,
+    balance_before bigint not null,
+    balance_after bigint not null,
+    created_at timestamptz not null,
+    grant_id bigint,
+    quantity bigint,
+    request_hash bigint,
+    member_id uuid,
+    unit text collate "C" not null,
+    kind text collate "C" not null,
+    metric text collate "C",
+    source text collate "C",
+    source_id text collate "C",
+    idempotency_key text collate "C",
+    reason text,
+    actor text,
+    metadata jsonb not null default '{}',
+    result text,
+    entry_hash bytea not null,
+    primary key (org_id, entry_id)
+);
+-- Two 64-bit hashes instead of the text keep the index narrow whatever keys an application uses;
+-- the key itself is compared when a row is found.
+create unique index entries_idempotency_key on billing.entries
+    (org_id, hashtextextended(idempotency_key, 0), hashtextextended(idempotency_key, 1)) where idempotency_key is not null;
+-- Only entries after an operation's first need to be found by it: the first has the operation's id as its own.
+create index entries_of_operation on billing.entries (org_id, operation_id) where entry_id <> operation_id;
+create index entries_refunds on billing.entries (org_id, source_id) where kind = 'refund' and source = 'operation';
+comment on table billing.entries is 'The ledger: one immutable row per movement of credit, chained by hash within its lane.';
+comment on column billing.entries.operation_id is 'The call that wrote the entry: the entry_id of its first entry.';
+comment on column billing.entries.amount is 'Signed, as the balance sees it.';
+comment on column billing.entries.balance_before is 'Balance of the lane (of the wallet, as long as it has one lane) before the entry.';
+comment on column billing.entries.grant_id is 'The grant that was credited or burned; null for usage that cost nothing.';
+comment on column billing.entries.request_hash is 'Fingerprint of the request, where it came with an idempotency key.';
+comment on column billing.entries.source is 'What the movement stems from: the source of a grant; hold, operation or transfer with its id in source_id.';
+comment on column billing.entries.actor is 'Who asked for it, on corrections: the JWT subject, else the database role.';
+comment on column billing.entries.result is 'What the call answered, where its entries alone do not tell; given again to a repeated call.';
+comment on column billing.entries.entry_hash is 'SHA-256 over the previous hash of the lane and every column of the row (docs/DESIGN.md, The chain).';
+
+create table billing.member_usage (
+    org_id uuid not null,
+    unit text collate "C" not null,
+    member_id uuid not null,
+    consumed bigint not null default 0,
+    period_consumed bigint not null default 0,
+    period_start timestamptz not null default '-infinity',
+    last_activity_at timestamptz,
+    budget bigint check (budget >= 0),
+    budget_per text check (budget_per in ('day', 'month', 'total')),
+    primary key (org_id, unit, member_id),
+    check ((budget is null) = (budget_per is null))
+) with (fillfactor = 70);
+comment on table billing.member_usage is 'Credit consumed per member of a wallet, with the last activity and an optional budget.';
+comment on column billing.member_usage.consumed is 'Credit that consumptions naming the member have burned, ever.';
+comment on column billing.member_usage.period_consumed is 'Credit consumed and reserved in the budget''s current period.';
+
+create table billing.period_usage (
+    org_id uuid not null,
+    metric text collate "C" not null,
+    period_start timestamptz not null,
+    quantity bigint not null default 0 check (quantity >= 0),
+    credits bigint not null default 0 check (credits >= 0),
+    primary key (org_id, metric, period_start)
+) with (fillfactor = 50);
+comment on table billing.period_usage is 'Cumulated quantity of a metric in a calendar month (UTC), for metrics whose price depends on it.';

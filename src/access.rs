@@ -1,0 +1,87 @@
+//! Who may see which org.
+//!
+//! EXECUTE decides who may call what (sql/rights.sql). A function that members may call as well also asks whether the
+//! org is one of theirs. "Everybody's" is for who may execute verify_ledger(): services, auditors, the owner.
+
+use crate::error::{Error, Result};
+use crate::sql::Db;
+use crate::{args, statements};
+use pgrx::pg_sys;
+use uuid::Uuid;
+
+statements! {
+    IS_MINE(uuid) = "select $1 = any (billing.my_orgs())";
+    READS_ALL(text) = "select to_regprocedure($1)::oid::int8";
+}
+
+/// Refuses an org that the caller may not see.
+///
+/// The functions run as their owner, so the caller is the role of the session: what SET ROLE chose, which is how `PostgREST`
+/// and Supabase switch to the role of a request.
+pub fn authorize(db: &Db, org_id: Uuid) -> Result<()> {
+    // SAFETY: reads a global.
+    let caller = unsafe { pg_sys::GetOuterUserId() };
+    if reads_every_org(db, caller) {
+        return Ok(());
+    }
+    let mine = db.read(&IS_MINE, args![org_id]);
+    if mine.first().and_then(|row| row.opt(0)) == Some(true) {
+        return Ok(());
+    }
+    Err(Error::not_authorized(&org_id.to_string()))
+}
+
+fn reads_every_org(db: &Db, role: pg_sys::Oid) -> bool {
+    // SAFETY: a cached look-up by oid.
+    if unsafe { pg_sys::superuser_arg(role) } {
+        return true;
+    }
+    let rows = db.read(&READS_ALL, args!["billing.verify_ledger(uuid)"]);
+    let function = rows.first().and_then(|row| row.opt::<i64>(0)).and_then(|oid| u32::try_from(oid).ok());
+    function.is_some_and(|function| may_execute(pg_sys::Oid::from(function), role))
+}
+
+#[cfg(any(feature = "pg16", feature = "pg17", feature = "pg18"))]
+fn may_execute(function: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    // SAFETY: look-ups in the system caches.
+    unsafe {
+        pg_sys::object_aclcheck(pg_sys::ProcedureRelationId, function, role, pg_sys::ACL_EXECUTE.into())
+            == pg_sys::AclResult::ACLCHECK_OK
+    }
+}
+
+#[cfg(feature = "pg15")]
+fn may_execute(function: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    // SAFETY: look-ups in the system caches.
+    unsafe {
+        pg_sys::pg_proc_aclcheck(function, role, pg_sys::ACL_EXECUTE.into()) == pg_sys::AclResult::ACLCHECK_OK
+    }
+}
+
+/// Who acts, for the record: the JWT subject where there is one, else the role of the session.
+pub fn actor() -> String {
+    jwt_subject().unwrap_or_else(|| {
+        // SAFETY: gives a palloc'ed name of an existing role.
+        unsafe {
+            let name = pg_sys::GetUserNameFromId(pg_sys::GetOuterUserId(), true);
+            if name.is_null() {
+                String::new()
+            } else {
+                std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned()
+            }
+        }
+    })
+}
+
+fn jwt_subject() -> Option<String> {
+    // SAFETY: gives null for a setting that nobody made; the text is copied at once.
+    let claims = unsafe {
+        let text = pg_sys::GetConfigOption(c"request.jwt.claims".as_ptr(), true, false);
+        if text.is_null() {
+            return None;
+        }
+        std::ffi::CStr::from_ptr(text).to_string_lossy().into_owned()
+    };
+    let claims: serde_json::Value = serde_json::from_str(&claims).ok()?;
+    claims.get("sub")?.as_str().map(|s| s.chars().take(200).collect())
+}

@@ -1,0 +1,175 @@
+//! The catalog as this backend knows it, and whether the tables fit the library.
+//!
+//! Loaded on first use. `apply_catalog` and `install` send a relcache invalidation of `billing.metrics`, which reaches
+//! every backend (and standby) with the commit and drops what was known: so a transaction that starts after the commit
+//! sees the new prices.
+
+use crate::catalog::price::Price;
+use crate::error::{Error, Result};
+use crate::install;
+use crate::sql::{self, Db};
+use crate::time::Moment;
+use crate::{args, statements};
+use pgrx::prelude::*;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use uuid::Uuid;
+
+/// A metric and the versions of its list price.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct Metric {
+    pub name: String,
+    pub unit: Option<String>,
+    pub aggregation: String,
+    pub category: Option<String>,
+    pub tier: String,
+    pub retired: bool,
+    /// In order of time.
+    pub versions: Vec<(Moment, Option<Rc<Price>>)>,
+    /// Some org has a price of its own for it.
+    pub negotiated: bool,
+}
+
+impl Metric {
+    /// The list price in force.
+    pub fn list_price(&self, at: Moment) -> Option<Rc<Price>> {
+        self.versions.iter().rev().find(|(from, _)| *from <= at).and_then(|(_, price)| price.clone())
+    }
+}
+
+struct Known {
+    metrics: HashMap<String, Rc<Metric>>,
+}
+
+thread_local! {
+    static KNOWN: RefCell<Option<Rc<Known>>> = const { RefCell::new(None) };
+    static RELATION: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::Oid::INVALID) };
+}
+
+statements! {
+    TABLES() = "select to_regclass('billing.metrics')::oid::int8, to_regclass('billing.migrations')::oid::int8";
+    VERSION() = "select coalesce(max(version), 0)::int8 from billing.migrations";
+    METRICS() =
+        "select m.metric, m.unit, m.aggregation, m.category, m.tier, m.retired_at is not null,
+                exists (select from billing.org_prices o where o.metric = m.metric)
+           from billing.metrics m";
+    PRICES() = "select metric, effective_at, price::text from billing.prices order by metric, effective_at";
+    ORG_PRICE(uuid, text, timestamptz) =
+        "select price::text from billing.org_prices
+          where org_id = $1 and metric = $2 and effective_at <= $3 order by effective_at desc limit 1";
+}
+
+/// Registers the callback; once per backend.
+pub fn watch_invalidations() {
+    // SAFETY: the callback lives as long as the library.
+    unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(forget), pg_sys::Datum::from(0)) };
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn forget(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
+    if relation == pg_sys::Oid::INVALID || relation == RELATION.get() {
+        // Not while it is being loaded or read: then the borrow is short and no invalidation is taken inside.
+        KNOWN.with(|known| known.try_borrow_mut().map(|mut k| k.take()).ok());
+    }
+}
+
+/// Tells every backend, with the commit, that the catalog or the tables changed.
+pub fn invalidate(db: &Db) {
+    if let Some(oid) = db.read(&TABLES, &[]).first().and_then(|row| row.opt::<i64>(0)) {
+        let oid = pg_sys::Oid::from(u32::try_from(oid).unwrap_or(0));
+        // SAFETY: the relation exists.
+        unsafe { pg_sys::CacheInvalidateRelcacheByRelid(oid) };
+    }
+}
+
+fn known(db: &Db) -> Result<Rc<Known>> {
+    if let Some(known) = KNOWN.with_borrow(Clone::clone) {
+        return Ok(known);
+    }
+    // The newest snapshot, also in a repeatable-read transaction: what is kept must not be older than the invalidation
+    // that asked for it.
+    // SAFETY: pushed and popped as a pair; an error unwinds to the end of the transaction, which pops it.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
+    let loaded = load(db);
+    // SAFETY: see above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    let loaded = Rc::new(loaded?);
+    KNOWN.with_borrow_mut(|known| *known = Some(Rc::clone(&loaded)));
+    Ok(loaded)
+}
+
+fn load(db: &Db) -> Result<Known> {
+    let tables = db.read(&TABLES, &[]);
+    let row = tables.first().ok_or(Error::not_installed(0, install::LATEST))?;
+    let (Some(metrics), Some(_)) = (row.opt::<i64>(0), row.opt::<i64>(1)) else {
+        return Err(Error::not_installed(0, install::LATEST));
+    };
+    let version = db.read(&VERSION, &[]).first().map_or(0, |row| row.get::<i64>(0));
+    if version != install::LATEST {
+        return Err(Error::not_installed(version, install::LATEST));
+    }
+    RELATION.set(pg_sys::Oid::from(u32::try_from(metrics).unwrap_or(0)));
+    let mut versions: HashMap<String, Vec<(Moment, Option<Rc<Price>>)>> = HashMap::new();
+    for row in db.read(&PRICES, &[]).iter() {
+        let price = stored_price(&row.get::<String>(2))?;
+        versions.entry(row.get(0)).or_default().push((row.get(1), price));
+    }
+    let rows = db.read(&METRICS, &[]);
+    let metrics = rows.iter().map(|row| {
+        let name: String = row.get(0);
+        let metric = Metric {
+            unit: row.opt(1),
+            aggregation: row.get(2),
+            category: row.opt(3),
+            tier: row.get(4),
+            retired: row.get(5),
+            negotiated: row.get(6),
+            versions: versions.remove(&name).unwrap_or_default(),
+            name: name.clone(),
+        };
+        (name, Rc::new(metric))
+    });
+    Ok(Known { metrics: metrics.collect() })
+}
+
+fn stored_price(text: &str) -> Result<Option<Rc<Price>>> {
+    let price: Option<Price> = serde_json::from_str(text).map_err(|_| Error::corrupt("a stored price cannot be read"))?;
+    Ok(price.map(Rc::new))
+}
+
+/// Refuses to go on when the tables are missing or of another version than the library.
+pub fn require_installed(db: &Db) -> Result<()> {
+    known(db).map(drop)
+}
+
+/// A metric of the catalog.
+pub fn metric(db: &Db, name: &str) -> Result<Rc<Metric>> {
+    match known(db)?.metrics.get(name) {
+        Some(metric) if !metric.retired => Ok(Rc::clone(metric)),
+        _ => Err(Error::unknown("unknown_metric", name)),
+    }
+}
+
+/// A metric that the catalog has or had: what was reserved on a metric can be captured after it was retired.
+pub fn metric_ever(db: &Db, name: &str) -> Result<Rc<Metric>> {
+    known(db)?.metrics.get(name).cloned().ok_or_else(|| Error::unknown("unknown_metric", name))
+}
+
+/// All metrics, retired ones too.
+pub fn all_metrics(db: &Db) -> Result<Vec<Rc<Metric>>> {
+    Ok(known(db)?.metrics.values().cloned().collect())
+}
+
+/// The price in force for an org: its own, else the list price. None: free.
+pub fn price(db: &Db, metric: &Metric, org_id: Option<Uuid>, at: Moment) -> Result<Option<Rc<Price>>> {
+    if metric.negotiated
+        && let Some(org_id) = org_id
+        && let Some(row) = db.read(&ORG_PRICE, args![org_id, &metric.name, sql::At(at)]).first()
+        && let Some(text) = row.opt::<String>(0)
+    {
+        return stored_price(&text);
+    }
+    Ok(metric.list_price(at))
+}

@@ -1,0 +1,411 @@
+//! The catalog document: parsing with every fault listed, and what applying it would change.
+
+use crate::catalog::price::{Price, Step};
+use crate::time::Moment;
+use crate::units;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+/// A metric as the document describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetricSpec {
+    /// What one of the quantity is, for people.
+    pub unit: Option<String>,
+    /// sum | max | last | unique
+    pub aggregation: String,
+    /// Free text, such as AI or Storage.
+    pub category: Option<String>,
+    /// core | premium
+    pub tier: String,
+    /// None: free.
+    pub price: Option<Price>,
+    /// From when the price holds, where the document says so.
+    pub effective_at: Option<Moment>,
+}
+
+/// A whole document. A section that is absent is left alone; one that is present is complete.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Document {
+    /// By name.
+    pub metrics: Option<BTreeMap<String, MetricSpec>>,
+}
+
+/// Collects faults with their paths.
+#[derive(Default)]
+struct Faults(Vec<Value>);
+
+impl Faults {
+    fn add(&mut self, path: &str, fault: &str) {
+        self.0.push(json!({"path": path, "fault": fault}));
+    }
+
+    fn unknown_keys(&mut self, path: &str, object: &Map<String, Value>, known: &[&str]) {
+        for key in object.keys().filter(|k| !known.contains(&k.as_str())) {
+            self.add(&join(path, key), "unknown key");
+        }
+    }
+
+    fn object<'v>(&mut self, path: &str, value: &'v Value) -> Option<&'v Map<String, Value>> {
+        let object = value.as_object();
+        if object.is_none() {
+            self.add(path, "must be an object");
+        }
+        object
+    }
+
+    fn text(&mut self, path: &str, value: Option<&Value>) -> Option<String> {
+        match value {
+            None | Some(Value::Null) => None,
+            Some(Value::String(text)) if !text.is_empty() && text.len() <= 200 => Some(text.clone()),
+            Some(_) => {
+                self.add(path, "must be a text of 1 to 200 bytes");
+                None
+            }
+        }
+    }
+
+    fn choice(&mut self, path: &str, value: Option<&Value>, choices: &[&str]) -> String {
+        match value {
+            None => {}
+            Some(Value::String(text)) if choices.contains(&text.as_str()) => return text.clone(),
+            Some(_) => self.add(path, &format!("must be one of {}", choices.join(", "))),
+        }
+        choices[0].to_owned()
+    }
+
+    /// A whole number from `least`, or a fault and None.
+    fn whole(&mut self, path: &str, value: &Value, least: i64) -> Option<i64> {
+        let number = value.as_i64().filter(|n| *n >= least);
+        if number.is_none() {
+            self.add(path, &format!("must be a whole number from {least} to 9223372036854775807"));
+        }
+        number
+    }
+}
+
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
+
+impl Document {
+    /// Parses and checks; on failure, all faults as `{"path", "fault"}`.
+    pub fn parse(value: &Value) -> Result<Self, Vec<Value>> {
+        let mut faults = Faults::default();
+        let mut document = Self::default();
+        if let Some(root) = faults.object("", value) {
+            faults.unknown_keys("", root, &["metrics"]);
+            if let Some(section) = root.get("metrics")
+                && let Some(section) = faults.object("metrics", section)
+            {
+                let specs = section.iter().filter_map(|(name, value)| {
+                    let path = join("metrics", name);
+                    if name.is_empty() || name.len() > 63 {
+                        faults.add(&path, "a name must have 1 to 63 bytes");
+                    }
+                    parse_metric(&mut faults, &path, value).map(|spec| (name.clone(), spec))
+                });
+                document.metrics = Some(specs.collect());
+            }
+        }
+        if faults.0.is_empty() { Ok(document) } else { Err(faults.0) }
+    }
+}
+
+fn parse_metric(faults: &mut Faults, path: &str, value: &Value) -> Option<MetricSpec> {
+    let object = faults.object(path, value)?;
+    faults.unknown_keys(path, object, &["unit", "aggregation", "category", "tier", "price"]);
+    let (price, effective_at) = match object.get("price") {
+        None | Some(Value::Null) => (None, None),
+        Some(value) => parse_price_at(faults, &join(path, "price"), value),
+    };
+    Some(MetricSpec {
+        unit: faults.text(&join(path, "unit"), object.get("unit")),
+        aggregation: faults.choice(
+            &join(path, "aggregation"),
+            object.get("aggregation"),
+            &["sum", "max", "last", "unique"],
+        ),
+        category: faults.text(&join(path, "category"), object.get("category")),
+        tier: faults.choice(&join(path, "tier"), object.get("tier"), &["core", "premium"]),
+        price,
+        effective_at,
+    })
+}
+
+/// A price on its own, as `set_org_price` takes it.
+pub fn parse_price(value: &Value) -> Result<(Option<Price>, Option<Moment>), Vec<Value>> {
+    let mut faults = Faults::default();
+    let parsed = parse_price_at(&mut faults, "price", value);
+    if faults.0.is_empty() { Ok(parsed) } else { Err(faults.0) }
+}
+
+/// `15`, `{"credits": 1, "per": 1000}` or `{"steps": […]}`, the objects with `unit` and `effective_at`.
+fn parse_price_at(faults: &mut Faults, path: &str, value: &Value) -> (Option<Price>, Option<Moment>) {
+    let mut unit = units::CREDIT.to_owned();
+    let mut effective_at = None;
+    let steps = match value {
+        Value::Object(object) => {
+            faults.unknown_keys(path, object, &["credits", "per", "steps", "unit", "effective_at"]);
+            if let Some(value) = object.get("unit") {
+                match value.as_str().filter(|u| units::is_unit(u)) {
+                    Some(known) => known.clone_into(&mut unit),
+                    None => faults.add(&join(path, "unit"), "must be credit or an ISO 4217 currency"),
+                }
+            }
+            if let Some(value) = object.get("effective_at") {
+                effective_at = value.as_str().and_then(crate::time::parse);
+                if effective_at.is_none() {
+                    faults.add(&join(path, "effective_at"), "must be a date or a timestamp with time zone (ISO 8601)");
+                }
+            }
+            match (object.get("steps"), object.get("credits")) {
+                (Some(Value::Array(all)), None) if !object.contains_key("per") => all
+                    .iter()
+                    .enumerate()
+                    .map(|(i, step)| parse_step(faults, &format!("{path}.steps[{i}]"), step))
+                    .collect::<Option<Vec<_>>>(),
+                (None, Some(_)) => {
+                    let mut flat = object.clone();
+                    flat.retain(|key, _| key == "credits" || key == "per");
+                    parse_step(faults, path, &Value::Object(flat)).map(|step| vec![step])
+                }
+                _ => {
+                    faults.add(path, "must have either credits (and per) or an array of steps");
+                    None
+                }
+            }
+        }
+        Value::Number(_) => {
+            faults.whole(path, value, 0).map(|credits| vec![Step { up_to: None, credits, per: 1 }])
+        }
+        _ => {
+            faults.add(path, "must be a whole number or an object");
+            None
+        }
+    };
+    let price = steps.and_then(|steps| {
+        let single = steps.len() == 1;
+        Price::new(unit, steps)
+            .map_err(|(index, fault)| {
+                let place = if single { path.to_owned() } else { format!("{path}.steps[{index}]") };
+                faults.add(&place, fault);
+            })
+            .ok()
+    });
+    (price, effective_at)
+}
+
+fn parse_step(faults: &mut Faults, path: &str, value: &Value) -> Option<Step> {
+    let object = faults.object(path, value)?;
+    faults.unknown_keys(path, object, &["up_to", "credits", "per"]);
+    let mut number = |key: &str, least, default: Option<i64>| match object.get(key) {
+        None if default.is_some() => default,
+        None => {
+            faults.add(&join(path, key), "is missing");
+            None
+        }
+        Some(value) => faults.whole(&join(path, key), value, least),
+    };
+    let credits = number("credits", 0, None);
+    let per = number("per", 1, Some(1));
+    let up_to = match object.get("up_to") {
+        None | Some(Value::Null) => None,
+        Some(_) => Some(number("up_to", 1, None)?),
+    };
+    Some(Step { up_to, credits: credits?, per: per? })
+}
+
+/// The shortest form that parses to the same price: a number, one block, or steps.
+pub fn price_to_json(price: &Price, effective_at: Option<Moment>) -> Value {
+    let mut object = Map::new();
+    match price.steps.as_slice() {
+        [only] if only.per == 1 && price.unit == units::CREDIT && effective_at.is_none() => {
+            return only.credits.into();
+        }
+        [only] => {
+            object.insert("credits".into(), only.credits.into());
+            object.insert("per".into(), only.per.into());
+        }
+        steps => {
+            object.insert("steps".into(), json!(steps));
+        }
+    }
+    if price.unit != units::CREDIT {
+        object.insert("unit".into(), price.unit.clone().into());
+    }
+    if let Some(at) = effective_at {
+        object.insert("effective_at".into(), crate::time::display(at).into());
+    }
+    Value::Object(object)
+}
+
+impl MetricSpec {
+    /// As the document writes it, without what is the default.
+    pub fn to_json(&self) -> Value {
+        let mut object = Map::new();
+        let mut put = |key: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                object.insert(key.to_owned(), value);
+            }
+        };
+        put("unit", self.unit.clone().map(Value::from));
+        put("aggregation", (self.aggregation != "sum").then(|| self.aggregation.clone().into()));
+        put("category", self.category.clone().map(Value::from));
+        put("tier", (self.tier != "core").then(|| self.tier.clone().into()));
+        put("price", self.price.as_ref().map(|p| price_to_json(p, self.effective_at)));
+        Value::Object(object)
+    }
+}
+
+/// What applying a document does to one metric.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Change {
+    /// create | update | retire
+    pub action: &'static str,
+    /// The metric.
+    pub name: String,
+    /// What it becomes, or per changed key what it was and becomes.
+    pub detail: Value,
+    /// A new version of the price is to be stored.
+    pub new_price: bool,
+    /// The catalog had it before, perhaps retired.
+    pub known: bool,
+}
+
+/// What the catalog holds of a metric now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Current {
+    /// As the document would have it, with the price in force.
+    pub spec: MetricSpec,
+    /// All versions of the price.
+    pub versions: Vec<(Moment, Option<Price>)>,
+    /// Dropped by an earlier document.
+    pub retired: bool,
+}
+
+/// Compares the metrics of a document with the catalog.
+pub fn diff(wanted: &BTreeMap<String, MetricSpec>, current: &BTreeMap<String, Current>) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for (name, spec) in wanted {
+        match current.get(name) {
+            None => {
+                changes.push(Change { action: "create", name: name.clone(), detail: spec.to_json(), new_price: true, known: false });
+            }
+            Some(known) => {
+                let new_price = match spec.effective_at {
+                    Some(at) => !known.versions.contains(&(at, spec.price.clone())),
+                    None => known.spec.price != spec.price,
+                };
+                if known.retired {
+                    changes.push(Change { action: "create", name: name.clone(), detail: spec.to_json(), new_price, known: true });
+                    continue;
+                }
+                let mut from = known.spec.to_json();
+                let mut to = spec.to_json();
+                if !new_price {
+                    // The same price, though perhaps written with the date from which it holds anyway.
+                    for side in [&mut from, &mut to] {
+                        side.as_object_mut().map(|o| o.remove("price"));
+                    }
+                }
+                if from != to || new_price {
+                    changes.push(Change {
+                        action: "update",
+                        name: name.clone(),
+                        detail: differences(&from, &to),
+                        new_price,
+                        known: true,
+                    });
+                }
+            }
+        }
+    }
+    for (name, known) in current {
+        if !known.retired && !wanted.contains_key(name) {
+            changes.push(Change { action: "retire", name: name.clone(), detail: known.spec.to_json(), new_price: false, known: true });
+        }
+    }
+    changes
+}
+
+fn differences(from: &Value, to: &Value) -> Value {
+    let empty = Map::new();
+    let (from, to) = (from.as_object().unwrap_or(&empty), to.as_object().unwrap_or(&empty));
+    let mut all = Map::new();
+    for key in from.keys().chain(to.keys()) {
+        if from.get(key) != to.get(key) {
+            all.insert(key.clone(), json!({"from": from.get(key), "to": to.get(key)}));
+        }
+    }
+    Value::Object(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(document: &Value) -> Vec<String> {
+        Document::parse(document)
+            .unwrap_err()
+            .iter()
+            .map(|f| f["path"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn every_fault_is_listed_with_its_path() {
+        let document = json!({
+            "metrics": {
+                "a": {"price": -1},
+                "b": {"price": {"steps": [{"up_to": 5, "credits": 1.5, "per": 1}, {"per": 0}]}, "colour": "red"},
+                "c": {"aggregation": "avg", "tier": "gold", "price": {"credits": 1, "unit": "XXZ"}},
+                "d": 7,
+            },
+            "planz": {},
+        });
+        assert_eq!(
+            paths(&document),
+            [
+                "planz",
+                "metrics.a.price",
+                "metrics.b.colour",
+                "metrics.b.price.steps[0].credits",
+                "metrics.b.price.steps[1].credits",
+                "metrics.b.price.steps[1].per",
+                "metrics.c.price.unit",
+                "metrics.c.aggregation",
+                "metrics.c.tier",
+                "metrics.d",
+            ]
+        );
+        assert_eq!(paths(&json!([])), [""]);
+    }
+
+    #[test]
+    fn an_exported_metric_parses_to_itself() {
+        for text in [
+            r#"{"metrics":{"m":{}}}"#,
+            r#"{"metrics":{"m":{"price":15,"category":"AI","tier":"premium"}}}"#,
+            r#"{"metrics":{"m":{"price":{"credits":1,"per":1000,"unit":"EUR"},"aggregation":"last"}}}"#,
+            r#"{"metrics":{"m":{"price":{"steps":[{"up_to":10,"credits":3,"per":2},{"credits":1,"per":1}]},"unit":"byte"}}}"#,
+        ] {
+            let value: Value = serde_json::from_str(text).unwrap();
+            let document = Document::parse(&value).unwrap();
+            assert_eq!(document.metrics.unwrap()["m"].to_json(), value["metrics"]["m"]);
+        }
+    }
+
+    #[test]
+    fn applying_twice_changes_nothing() {
+        let value = json!({"metrics": {"m": {"price": {"credits": 2, "effective_at": "2030-01-01"}}}});
+        let spec = Document::parse(&value).unwrap().metrics.unwrap().remove("m").unwrap();
+        let at = spec.effective_at.unwrap();
+        let current = Current {
+            spec: MetricSpec { price: None, effective_at: None, ..spec.clone() },
+            versions: vec![(at, spec.price.clone())],
+            retired: false,
+        };
+        let wanted = BTreeMap::from([("m".to_owned(), spec)]);
+        assert_eq!(diff(&wanted, &BTreeMap::from([("m".to_owned(), current)])), []);
+    }
+}

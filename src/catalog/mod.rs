@@ -1,0 +1,266 @@
+//! What things cost: metrics and their prices.
+
+pub mod cache;
+pub mod document;
+pub mod price;
+
+use crate::access;
+use crate::arguments::{required, required_uuid};
+use crate::catalog::document::{Change, Current, Document, MetricSpec};
+use crate::catalog::price::{Overflow, Price};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::json::Jsonb;
+use crate::raise::or_raise;
+use crate::sql::{self, At, Db};
+use crate::time::{Moment, NEVER_YET, Period};
+use crate::{args, statements};
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::prelude::*;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+statements! {
+    SAVE_METRIC(text, text, text, text, text, timestamptz) =
+        "insert into billing.metrics (metric, unit, aggregation, category, tier, created_at)
+         values ($1, $2, $3, $4, $5, $6)
+         on conflict (metric) do update
+            set unit = $2, aggregation = $3, category = $4, tier = $5, retired_at = null";
+    SAVE_PRICE(text, timestamptz, jsonb) =
+        "insert into billing.prices (metric, effective_at, price) values ($1, $2, $3)
+         on conflict (metric, effective_at) do update set price = $3";
+    RETIRE(text, timestamptz) = "update billing.metrics set retired_at = $2 where metric = $1";
+    // One document at a time; readers go on with the old one until the commit.
+    LOCK_CATALOG() = "lock table billing.metrics in share row exclusive mode";
+    SAVE_ORG_PRICE(uuid, text, timestamptz, jsonb) =
+        "insert into billing.org_prices (org_id, metric, effective_at, price) values ($1, $2, $3, $4)
+         on conflict (org_id, metric, effective_at) do update set price = $4";
+    USED(uuid, text, timestamptz) =
+        "select quantity from billing.period_usage where org_id = $1 and metric = $2 and period_start = $3";
+}
+
+fn current(db: &Db, now: Moment) -> Result<BTreeMap<String, Current>> {
+    let all = cache::all_metrics(db)?.into_iter().map(|metric| {
+        let versions: Vec<_> =
+            metric.versions.iter().map(|(at, price)| (*at, price.as_deref().cloned())).collect();
+        // A price that has only a future is shown with its date.
+        let (effective_at, price) = match versions.iter().rev().find(|(at, _)| *at <= now) {
+            Some((_, price)) => (None, price.clone()),
+            None => versions.first().map_or((None, None), |(at, price)| (Some(*at), price.clone())),
+        };
+        let spec = MetricSpec {
+            unit: metric.unit.clone(),
+            aggregation: metric.aggregation.clone(),
+            category: metric.category.clone(),
+            tier: metric.tier.clone(),
+            price,
+            effective_at,
+        };
+        (metric.name.clone(), Current { spec, versions, retired: metric.retired })
+    });
+    Ok(all.collect())
+}
+
+fn apply(catalog: &Value, dry_run: bool) -> Result<Vec<Change>> {
+    let document = Document::parse(catalog).map_err(Error::invalid_catalog)?;
+    let now = clock::now();
+    sql::connect(|db| {
+        cache::require_installed(db)?;
+        if !dry_run {
+            db.write(&LOCK_CATALOG, &[]);
+        }
+        let Some(wanted) = document.metrics else { return Ok(Vec::new()) };
+        let changes = document::diff(&wanted, &current(db, now)?);
+        if !dry_run && !changes.is_empty() {
+            for change in &changes {
+                store(db, change, wanted.get(&change.name), now);
+            }
+            cache::invalidate(db);
+        }
+        Ok(changes)
+    })
+}
+
+fn store(db: &Db, change: &Change, spec: Option<&MetricSpec>, now: Moment) {
+    let Some(spec) = spec else {
+        db.write(&RETIRE, args![&change.name, At(now)]);
+        return;
+    };
+    db.write(
+        &SAVE_METRIC,
+        args![
+            &change.name,
+            spec.unit.as_deref(),
+            &spec.aggregation,
+            spec.category.as_deref(),
+            &spec.tier,
+            At(now)
+        ],
+    );
+    if change.new_price {
+        // The first version of a price holds from the beginning of time.
+        let first = !change.known;
+        let from = spec.effective_at.unwrap_or(if first { NEVER_YET } else { now });
+        db.write(&SAVE_PRICE, args![&change.name, At(from), stored(spec.price.as_ref())]);
+    }
+}
+
+fn stored(price: Option<&Price>) -> Jsonb {
+    crate::json::from_text(&serde_json::to_string(&price).unwrap_or_else(|_| "null".to_owned()))
+}
+
+/// Makes the catalog what the document says and tells what that changes; with `dry_run`, only tells.
+///
+/// `catalog`: `{"metrics": {name: {"unit", "aggregation", "category", "tier", "price"}}}`. A section that is absent is
+/// left alone, one that is present is complete: metrics that it does not name are retired. A changed price holds from
+/// now or from its `effective_at`; the first one of a metric since ever.
+///
+/// Errors: 22023 `invalid_catalog` with every fault and its path; nothing is applied then.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn apply_catalog(
+    catalog: Option<Jsonb>,
+    dry_run: default!(Option<bool>, false),
+) -> TableIterator<
+    'static,
+    (name!(action, String), name!(kind, String), name!(name, String), name!(detail, pgrx::JsonB)),
+> {
+    let changes = or_raise(
+        required("catalog", catalog)
+            .and_then(|c| Ok((c, required("dry_run", dry_run)?)))
+            .and_then(|(catalog, dry_run)| apply(&catalog.value(), dry_run)),
+    );
+    TableIterator::new(
+        changes
+            .into_iter()
+            .map(|c| (c.action.to_owned(), "metric".to_owned(), c.name, pgrx::JsonB(c.detail))),
+    )
+}
+
+/// The catalog as a document: applying it again changes nothing. Prices are those in force now.
+#[pg_extern(stable, security_definer, parallel_restricted)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn export_catalog() -> pgrx::JsonB {
+    let all = or_raise(sql::connect(|db| current(db, clock::now())));
+    let metrics: Map<String, Value> =
+        all.into_iter().filter(|(_, c)| !c.retired).map(|(name, c)| (name, c.spec.to_json())).collect();
+    pgrx::JsonB(serde_json::json!({"metrics": metrics}))
+}
+
+/// Gives an org a price of its own for a metric, from `effective_at` or now on; a null price returns it to the list price.
+///
+/// `price`: as in the catalog document. Errors: PT404 `unknown_metric`; 22023 `invalid_catalog` for a bad price.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn set_org_price(
+    org_id: Option<pgrx::Uuid>,
+    metric: Option<&str>,
+    price: Option<Jsonb>,
+    effective_at: default!(Option<TimestampWithTimeZone>, "NULL"),
+) {
+    or_raise((|| {
+        let org_id = required_uuid("org_id", org_id)?;
+        let metric = required("metric", metric)?;
+        let (price, dated) = match price {
+            Some(value) => document::parse_price(&value.value()).map_err(Error::invalid_catalog)?,
+            None => (None, None),
+        };
+        let given = effective_at.map(Moment::from).or(dated);
+        sql::connect(|db| {
+            cache::metric(db, metric)?;
+            let from = given.unwrap_or_else(clock::now);
+            let value = price.as_ref().map(|p| stored(Some(p)));
+            db.write(&SAVE_ORG_PRICE, args![org_id, metric, At(from), value]);
+            cache::invalidate(db);
+            Ok(())
+        })
+    })());
+}
+
+/// What `quantity` of a metric costs an org now, after what it used in this period, in the unit of the price.
+pub fn cost(db: &Db, metric: &str, quantity: i64, org_id: Option<Uuid>, now: Moment) -> Result<(String, i64)> {
+    let metric = cache::metric(db, metric)?;
+    let Some(price) = cache::price(db, &metric, org_id, now)? else {
+        return Ok((crate::units::CREDIT.to_owned(), 0));
+    };
+    let used = match org_id {
+        Some(org_id) if !price.is_linear() => used(db, org_id, &metric.name, now),
+        _ => 0,
+    };
+    let credits = price.charge(used, quantity).map_err(too_large)?;
+    Ok((price.unit.clone(), credits))
+}
+
+/// What the org used of a metric in the current period, where its price asks for it.
+pub fn used(db: &Db, org_id: Uuid, metric: &str, now: Moment) -> i64 {
+    let rows = db.read(&USED, args![org_id, metric, At(Period::Month.start(now))]);
+    rows.first().map_or(0, |row| row.get(0))
+}
+
+/// The error of a price whose result does not fit.
+pub fn too_large(_: Overflow) -> Error {
+    Error::invalid("quantity", "the quantity of the period or its price would not fit 63 bits")
+}
+
+/// What `quantity` units of a metric cost, in the unit of its price (credits by default).
+///
+/// With `org_id`: at the org's own price, and after what it used in this period. Errors: PT404 `unknown_metric`;
+/// 22023 for a quantity below 1, or a price beyond 63 bits.
+#[pg_extern(stable, security_definer, parallel_restricted)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn calculate_cost(
+    metric: Option<&str>,
+    quantity: default!(Option<i64>, 1),
+    org_id: default!(Option<pgrx::Uuid>, "NULL"),
+) -> i64 {
+    or_raise((|| {
+        let metric = required("metric", metric)?;
+        let quantity = crate::arguments::positive("quantity", quantity)?;
+        total_cost(org_id, &[(metric, quantity)])
+    })())
+}
+
+/// What a request made of several metrics costs: `{"query": 1, "tool": 2}`.
+///
+/// Errors: as for one metric; 22023 also when the prices are in different units.
+#[pg_extern(stable, security_definer, parallel_restricted, name = "calculate_cost")]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn calculate_cost_of_items(items: Option<Jsonb>, org_id: default!(Option<pgrx::Uuid>, "NULL")) -> i64 {
+    or_raise((|| {
+        let items = required("items", items)?.value();
+        let items = items.as_object().ok_or(Error::invalid("items", "must be an object of metrics and quantities"))?;
+        let items = items
+            .iter()
+            .map(|(metric, quantity)| {
+                quantity
+                    .as_i64()
+                    .filter(|q| *q > 0)
+                    .map(|q| (metric.as_str(), q))
+                    .ok_or_else(|| Error::invalid("items", "a quantity must be a whole number from 1"))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        total_cost(org_id, &items)
+    })())
+}
+
+fn total_cost(org_id: Option<pgrx::Uuid>, items: &[(&str, i64)]) -> Result<i64> {
+    let org_id = org_id.map(|id| Uuid::from_bytes(*id.as_bytes()));
+    let now = clock::now();
+    sql::connect(|db| {
+        cache::require_installed(db)?;
+        if let Some(org_id) = org_id {
+            access::authorize(db, org_id)?;
+        }
+        let mut unit: Option<String> = None;
+        let mut total: i64 = 0;
+        for (metric, quantity) in items {
+            let (its_unit, credits) = cost(db, metric, *quantity, org_id, now)?;
+            if credits > 0 && unit.replace(its_unit.clone()).is_some_and(|known| known != its_unit) {
+                return Err(Error::invalid("items", "the prices are in different units"));
+            }
+            total = total.checked_add(credits).ok_or(too_large(Overflow))?;
+        }
+        Ok(total)
+    })
+}

@@ -1,0 +1,94 @@
+//! `billing.install()`: creates or migrates the tables from the migrations that are compiled in.
+
+use crate::catalog::cache;
+use crate::raise::or_raise;
+use crate::sql::{self, Db};
+use crate::{args, receipt, statements};
+use pgrx::prelude::*;
+
+/// Numbered migrations, each applied once, in order.
+const MIGRATIONS: [(i64, &str, &str); 3] = [
+    (1, "ledger", include_str!("../sql/migrations/0001_ledger.sql")),
+    (2, "catalog", include_str!("../sql/migrations/0002_catalog.sql")),
+    (3, "guards", include_str!("../sql/migrations/0003_guards.sql")),
+];
+
+/// What refers to functions of the extension, and so may have gone with DROP EXTENSION … CASCADE: put back on every
+/// install(). The scripts change nothing where all is in place.
+const STANDING: [&str; 3] = [
+    include_str!("../sql/standing/views.sql"),
+    include_str!("../sql/standing/policies.sql"),
+    include_str!("../sql/standing/rights.sql"),
+];
+
+/// The version of the tables that this library works with.
+pub const LATEST: i64 = MIGRATIONS[MIGRATIONS.len() - 1].0;
+
+const BOOKKEEPING: &str = "
+create table if not exists billing.migrations (
+    version bigint primary key,
+    name text not null,
+    applied_at timestamptz not null default clock_timestamp()
+);
+comment on table billing.migrations is 'The migrations that install() has applied.';";
+
+statements! {
+    APPLIED() = "select coalesce(max(version), 0)::int8 from billing.migrations";
+    RECORD(int8, text) = "insert into billing.migrations (version, name) values ($1, $2)";
+    // Two installs at once take turns.
+    TAKE_TURNS() = "select pg_advisory_xact_lock(hashtextextended('pg_billing install', 0))";
+    TABLES_THERE() = "select to_regclass('billing.migrations') is not null";
+}
+
+receipt! {
+    /// What is installed.
+    VersionStatus as "version_status" { library: String, tables_needed: i64, tables_installed: i64 }
+}
+
+fn applied(db: &Db) -> i64 {
+    let there = db.read(&TABLES_THERE, &[]).first().is_some_and(|row| row.get(0));
+    if there { db.read(&APPLIED, &[]).first().map_or(0, |row| row.get(0)) } else { 0 }
+}
+
+/// Creates the tables of pg_billing, or migrates them after ALTER EXTENSION … UPDATE; says what it did.
+///
+/// Running it again changes nothing. Needs the rights of the schema's owner. Errors: 55000 `not_installed` when the
+/// tables are newer than the library.
+#[pg_extern(volatile)]
+fn install() -> String {
+    or_raise(sql::connect(|db| {
+        db.write(&TAKE_TURNS, &[]);
+        let before = applied(db);
+        if before > LATEST {
+            return Err(crate::error::Error::not_installed(before, LATEST));
+        }
+        if before == 0 {
+            db.script(BOOKKEEPING);
+        }
+        let due: Vec<_> = MIGRATIONS.iter().filter(|(version, _, _)| *version > before).collect();
+        for (version, name, script) in &due {
+            db.script(script);
+            db.write(&RECORD, args![*version, *name]);
+        }
+        for script in STANDING {
+            db.script(script);
+        }
+        cache::invalidate(db);
+        Ok(match (due.is_empty(), before) {
+            (true, _) => format!("up to date: tables of version {LATEST}, nothing changed"),
+            (false, 0) => format!("installed the tables of version {LATEST}"),
+            (false, _) => format!("migrated the tables from version {before} to {LATEST}"),
+        })
+    }))
+}
+
+/// The version of the library, and the versions of the tables that it needs and finds (0: none).
+#[pg_extern(stable, security_definer, parallel_restricted)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn version() -> VersionStatus {
+    VersionStatus {
+        library: env!("CARGO_PKG_VERSION").to_owned(),
+        tables_needed: LATEST,
+        tables_installed: sql::connect(applied),
+    }
+}

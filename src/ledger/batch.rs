@@ -1,0 +1,379 @@
+//! Many consumptions at once, each with its own outcome; also the way of the single consumption that is not the common one.
+
+use crate::arguments;
+use crate::catalog::price::Price;
+use crate::catalog::{self, cache};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::json::Jsonb;
+use crate::ledger::consume::{self, Consumption};
+use crate::ledger::store::{self, Replay};
+use crate::ledger::wallet::{Facts, Operation, Wallet};
+use crate::raise::or_raise;
+use crate::sql::{self, At, Db, Row};
+use crate::time::{Moment, Period};
+use crate::{args, statements, units};
+use pgrx::prelude::*;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
+use uuid::Uuid;
+
+/// Most items of a batch.
+const MOST_ITEMS: usize = 10_000;
+
+statements! {
+    PARSE(jsonb) =
+        "select jsonb_typeof(i), i ->> 'org_id', i ->> 'metric', jsonb_typeof(i -> 'quantity'), i ->> 'quantity',
+                i ->> 'idempotency_key', i ->> 'member_id', jsonb_typeof(i -> 'metadata'), (i -> 'metadata')::text,
+                case when jsonb_typeof(i) = 'object'
+                     then (select min(k) from jsonb_object_keys(i) k where k <> all (array
+                           ['org_id', 'metric', 'quantity', 'idempotency_key', 'member_id', 'metadata'])) end
+           from jsonb_array_elements($1) i";
+    KNOWN_ORGS(uuids) =
+        "select k.org_id from unnest($1) k (org_id)
+          where exists (select from billing.lanes l where l.org_id = k.org_id)";
+    FIND_KEYS(uuids, texts) =
+        "select k.org_id, k.key, e.entry_id, e.request_hash, e.result, e.metric, e.quantity, e.amount, e.balance_before,
+                e.balance_after
+           from unnest($1, $2) k (org_id, key)
+           join billing.entries e on e.org_id = k.org_id and e.idempotency_key is not null and e.idempotency_key = k.key
+            and hashtextextended(e.idempotency_key, 0) = hashtextextended(k.key, 0)
+            and hashtextextended(e.idempotency_key, 1) = hashtextextended(k.key, 1)";
+    MAKE_COUNTERS(uuids, texts, timestamptz) =
+        "insert into billing.period_usage (org_id, metric, period_start)
+         select k.org_id, k.metric, $3 from unnest($1, $2) k (org_id, metric) order by k.org_id, k.metric
+         on conflict do nothing";
+    LOCK_COUNTERS(uuids, texts, timestamptz) =
+        "select u.org_id, u.metric, u.quantity from unnest($1, $2) k (org_id, metric)
+           join billing.period_usage u on u.org_id = k.org_id and u.metric = k.metric and u.period_start = $3
+          order by u.org_id, u.metric for update of u";
+    SAVE_COUNTERS(uuids, texts, timestamptz, int8s, int8s) =
+        "update billing.period_usage u set quantity = k.quantity, credits = u.credits + k.credits
+           from unnest($1, $2, $4, $5) k (org_id, metric, quantity, credits)
+          where u.org_id = k.org_id and u.metric = k.metric and u.period_start = $3";
+}
+
+/// A consumption to be made.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct Item {
+    pub org_id: Uuid,
+    pub metric: String,
+    pub quantity: i64,
+    /// Key and fingerprint.
+    pub request: Option<(String, i64)>,
+    pub member_id: Option<Uuid>,
+    /// As the server prints it.
+    pub metadata: String,
+}
+
+/// An item with what its metric costs.
+struct Priced {
+    item: Item,
+    price: Option<Rc<Price>>,
+}
+
+impl Priced {
+    fn unit(&self) -> &str {
+        self.price.as_ref().map_or(units::CREDIT, |p| p.unit.as_str())
+    }
+
+    fn is_counted(&self) -> bool {
+        self.price.as_ref().is_some_and(|p| !p.is_linear())
+    }
+}
+
+/// Quantity used in the period, and credits charged by this call.
+struct Counter {
+    quantity: i64,
+    charged: i64,
+}
+
+/// Everything that the items touch, locked.
+struct Locked {
+    wallets: BTreeMap<(Uuid, String), Wallet>,
+    counters: BTreeMap<(Uuid, String), Counter>,
+    period: Moment,
+    replays: HashMap<(Uuid, String), (Option<i64>, Replay)>,
+}
+
+/// Makes the one consumption, or gives its refusal.
+pub fn consume_one(db: &Db, item: Item) -> Result<Consumption> {
+    consume_all(db, vec![Ok(item)])?.pop().unwrap_or(Err(Error::corrupt("a batch of one gave no outcome")))
+}
+
+/// Makes the consumptions in order; a refused one changes nothing and does not stop the others.
+fn consume_all(db: &Db, items: Vec<Result<Item>>) -> Result<Vec<Result<Consumption>>> {
+    cache::require_installed(db)?;
+    let now = clock::now();
+    let known = known_orgs(db, items.iter().flatten().map(|i| i.org_id).collect());
+    let items: Vec<Result<Priced>> = items.into_iter().map(|item| priced(db, item?, &known, now)).collect();
+    let mut locked = lock(db, &items, now);
+    let mut done: HashMap<(Uuid, String), (i64, Consumption)> = HashMap::new();
+    let outcomes = items
+        .into_iter()
+        .map(|item| {
+            let item = item?;
+            let key = item.item.request.as_ref().map(|(key, hash)| ((item.item.org_id, key.clone()), *hash));
+            if let Some((key, hash)) = &key {
+                if let Some((stored, replay)) = locked.replays.get(key) {
+                    if *stored != Some(*hash) {
+                        return Err(Error::idempotency_conflict(&key.1));
+                    }
+                    return consume::replayed(replay.clone());
+                }
+                if let Some((earlier, answer)) = done.get(key) {
+                    if earlier != hash {
+                        return Err(Error::idempotency_conflict(&key.1));
+                    }
+                    return Ok(Consumption { replayed: true, ..answer.clone() });
+                }
+            }
+            let answer = consume(db, &mut locked, &item)?;
+            if let Some((key, hash)) = key {
+                done.insert(key, (hash, answer.clone()));
+            }
+            Ok(answer)
+        })
+        .collect();
+    save(db, locked)?;
+    Ok(outcomes)
+}
+
+fn known_orgs(db: &Db, orgs: BTreeSet<Uuid>) -> BTreeSet<Uuid> {
+    let orgs: Vec<Uuid> = orgs.into_iter().collect();
+    db.write(&KNOWN_ORGS, args![orgs]).iter().map(|row| row.get(0)).collect()
+}
+
+fn priced(db: &Db, item: Item, known: &BTreeSet<Uuid>, now: Moment) -> Result<Priced> {
+    let metric = cache::metric(db, &item.metric)?;
+    if !known.contains(&item.org_id) {
+        return Err(Error::unknown("unknown_org", item.org_id.to_string()));
+    }
+    let price = cache::price(db, &metric, Some(item.org_id), now)?;
+    Ok(Priced { item, price })
+}
+
+fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Locked {
+    let valid = || items.iter().flatten();
+    let period = Period::Month.start(now);
+    let counted: BTreeSet<_> =
+        valid().filter(|p| p.is_counted()).map(|p| (p.item.org_id, p.item.metric.clone())).collect();
+    let mut counters = BTreeMap::new();
+    if !counted.is_empty() {
+        let (orgs, metrics): (Vec<_>, Vec<_>) = counted.into_iter().unzip();
+        db.write(&MAKE_COUNTERS, args![orgs.clone(), metrics.clone(), At(period)]);
+        for row in db.write(&LOCK_COUNTERS, args![orgs, metrics, At(period)]).iter() {
+            counters.insert((row.get(0), row.get(1)), Counter { quantity: row.get(2), charged: 0 });
+        }
+    }
+    let names: BTreeSet<_> = valid().map(|p| (p.item.org_id, p.unit().to_owned())).collect();
+    let names: Vec<_> = names.into_iter().collect();
+    let lanes = match names.as_slice() {
+        [(org_id, unit)] => store::lock(db, *org_id, unit).into_iter().collect(),
+        _ => store::lock_all(db, &names),
+    };
+    let now = clock::now();
+    let mut wallets: BTreeMap<_, _> =
+        lanes.into_iter().map(|lane| ((lane.org_id, lane.unit.clone()), Wallet::new(lane, now))).collect();
+    let mut members: BTreeMap<(Uuid, String), Vec<Uuid>> = BTreeMap::new();
+    for priced in valid() {
+        if let Some(member) = priced.item.member_id {
+            members.entry((priced.item.org_id, priced.unit().to_owned())).or_default().push(member);
+        }
+    }
+    for (name, members) in members {
+        if let Some(wallet) = wallets.get_mut(&name) {
+            store::load_budgets(db, wallet, members);
+        }
+    }
+    let (orgs, keys): (Vec<Uuid>, Vec<String>) =
+        valid().filter_map(|p| p.item.request.as_ref().map(|r| (p.item.org_id, r.0.clone()))).unzip();
+    let replays = if keys.is_empty() {
+        HashMap::new()
+    } else {
+        db.write(&FIND_KEYS, args![orgs, keys]).iter().map(|row| found(&row)).collect()
+    };
+    Locked { wallets, counters, period, replays }
+}
+
+fn found(row: &Row) -> ((Uuid, String), (Option<i64>, Replay)) {
+    let replay = Replay {
+        operation_id: row.get(2),
+        result: row.opt(4),
+        metric: row.opt(5),
+        quantity: row.opt(6),
+        amount: row.get(7),
+        balance_before: row.get(8),
+        balance_after: row.get(9),
+    };
+    ((row.get(0), row.get(1)), (row.opt(3), replay))
+}
+
+fn consume(db: &Db, locked: &mut Locked, priced: &Priced) -> Result<Consumption> {
+    let item = &priced.item;
+    let counter = locked.counters.get_mut(&(item.org_id, item.metric.clone()));
+    let used = counter.as_ref().map_or(0, |c| c.quantity);
+    let credits = match &priced.price {
+        None => 0,
+        Some(price) => price.charge(used, item.quantity).map_err(catalog::too_large)?,
+    };
+    let wallet = locked
+        .wallets
+        .get_mut(&(item.org_id, priced.unit().to_owned()))
+        .ok_or_else(|| Error::insufficient(credits, 0))?;
+    if wallet.lots.is_none() && !wallet.slice_suffices(credits) {
+        store::load(db, wallet, &[])?;
+    }
+    let metric = Some(item.metric.as_str());
+    wallet.check_budget(item.member_id, credits)?;
+    let parts = wallet.allocate(credits, metric)?;
+    let balance_before = wallet.spendable(metric);
+    let mut operation = Operation::new(Facts {
+        metric: Some(item.metric.clone()),
+        quantity: Some(item.quantity),
+        member_id: item.member_id,
+        metadata: item.metadata.clone(),
+        request: item.request.clone(),
+        ..Facts::default()
+    });
+    let lane_before = wallet.lane.balance;
+    wallet.consume(&mut operation, &parts, credits)?;
+    let answer = Consumption {
+        operation_id: operation.id(),
+        metric: item.metric.clone(),
+        quantity: item.quantity,
+        included: 0,
+        credits,
+        balance_before,
+        balance_after: wallet.spendable(metric),
+        replayed: false,
+    };
+    // One entry with the wallet's own balances tells the answer by itself.
+    if parts.len() > 1 || answer.balance_before != lane_before {
+        let value = serde_json::to_value(&answer).map_err(|_| Error::corrupt("an answer cannot be stored"))?;
+        wallet.keep_result(&operation, &value);
+    }
+    if let Some(counter) = counter {
+        counter.quantity += item.quantity;
+        counter.charged += credits;
+    }
+    Ok(answer)
+}
+
+fn save(db: &Db, locked: Locked) -> Result<()> {
+    let mut wallets: Vec<Wallet> = locked.wallets.into_values().collect();
+    if !wallets.is_empty() {
+        store::save(db, &mut wallets, "{}")?;
+    }
+    let changed: Vec<_> = locked.counters.into_iter().collect();
+    if !changed.is_empty() {
+        let column = |f: fn(&Counter) -> i64| changed.iter().map(|(_, c)| f(c)).collect::<Vec<i64>>();
+        db.write(
+            &SAVE_COUNTERS,
+            args![
+                changed.iter().map(|((org, _), _)| *org).collect::<Vec<_>>(),
+                changed.iter().map(|((_, metric), _)| metric.clone()).collect::<Vec<_>>(),
+                At(locked.period),
+                column(|c| c.quantity),
+                column(|c| c.charged),
+            ],
+        );
+    }
+    Ok(())
+}
+
+fn parse(db: &Db, items: Jsonb) -> Result<Vec<Result<Item>>> {
+    if !items.value().is_array() {
+        return Err(Error::invalid("items", "must be an array"));
+    }
+    let rows = db.read(&PARSE, args![items]);
+    if rows.count() > MOST_ITEMS {
+        return Err(Error::invalid("items", "must have at most 10000 items"));
+    }
+    Ok(rows.iter().map(|row| parse_item(&row)).collect())
+}
+
+fn parse_item(row: &Row) -> Result<Item> {
+    if row.get::<String>(0) != "object" {
+        return Err(Error::invalid("item", "must be an object"));
+    }
+    if let Some(key) = row.opt::<String>(9) {
+        return Err(Error::invalid("item", "has an unknown key").with("key", key));
+    }
+    let uuid = |name: &str, column| -> Result<Option<Uuid>> {
+        row.opt::<String>(column)
+            .map(|text| Uuid::parse_str(&text).map_err(|_| Error::invalid(name, "must be a uuid")))
+            .transpose()
+    };
+    let metric: String = arguments::required("metric", row.opt(2))?;
+    let quantity = match row.opt::<String>(3).as_deref() {
+        None => 1,
+        Some("number") => row
+            .opt::<String>(4)
+            .and_then(|text| text.parse::<i64>().ok())
+            .ok_or(Error::invalid("quantity", "must be a whole number"))?,
+        Some(_) => return Err(Error::invalid("quantity", "must be a whole number")),
+    };
+    let quantity = arguments::positive("quantity", Some(quantity))?;
+    let metadata = match row.opt::<String>(7).as_deref() {
+        None => "{}".to_owned(),
+        Some("object") => row.get(8),
+        Some(_) => return Err(Error::invalid("metadata", "must be a JSON object")),
+    };
+    let member_id = uuid("member_id", 6)?;
+    let key: Option<String> = row.opt(5);
+    arguments::key(key.as_deref())?;
+    let hash = consume::fingerprint(&metric, quantity, member_id, &metadata);
+    Ok(Item {
+        org_id: arguments::required("org_id", uuid("org_id", 1)?)?,
+        request: key.map(|key| (key, hash)),
+        metric,
+        quantity,
+        member_id,
+        metadata,
+    })
+}
+
+/// Charges many consumptions in one call, each with an outcome of its own: a refused item changes nothing and does not stop
+/// the others.
+///
+/// `items`: an array of at most 10,000 objects `{"org_id", "metric", "quantity", "idempotency_key", "member_id",
+/// "metadata"}`, of which the first two are needed. `item` counts from 1. `status`: ok | replayed | `insufficient_credits` |
+/// `cap_exceeded` | invalid; `detail` says why. Errors: 22023 when `items` is no array.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn consume_credits_batch(
+    items: Option<Jsonb>,
+) -> TableIterator<
+    'static,
+    (
+        name!(item, i32),
+        name!(status, String),
+        name!(operation_id, Option<i64>),
+        name!(credits, Option<i64>),
+        name!(balance_after, Option<i64>),
+        name!(detail, Option<pgrx::JsonB>),
+    ),
+> {
+    let outcomes = or_raise(arguments::required("items", items).and_then(|items| {
+        sql::connect(|db| {
+            let items = parse(db, items)?;
+            consume_all(db, items)
+        })
+    }));
+    TableIterator::new((1..).zip(outcomes).map(|(item, outcome)| match outcome {
+        Ok(done) => {
+            let status = if done.replayed { "replayed" } else { "ok" };
+            (item, status.to_owned(), Some(done.operation_id), Some(done.credits), Some(done.balance_after), None)
+        }
+        Err(error) => {
+            let status = match error.sqlstate {
+                b"PT402" => "insufficient_credits",
+                b"PT429" => "cap_exceeded",
+                _ => "invalid",
+            };
+            (item, status.to_owned(), None, None, None, Some(pgrx::JsonB(error.detail_json())))
+        }
+    }))
+}

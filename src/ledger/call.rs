@@ -1,0 +1,111 @@
+//! What the mutating calls have in common: the key, the metadata, the moment, and the answer to a repeated call.
+
+use crate::arguments;
+use crate::catalog::cache;
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::json::Jsonb;
+use crate::ledger::chain::fingerprint;
+use crate::ledger::holds::Counted;
+use crate::ledger::store;
+use crate::ledger::wallet::{Facts, Lane, Operation, Wallet};
+use crate::sql::{self, Db};
+use crate::time::Moment;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+/// A mutating call on one wallet.
+pub struct Call {
+    /// Whose.
+    pub org_id: Uuid,
+    /// Key and fingerprint.
+    pub request: Option<(String, i64)>,
+    /// As the server prints it.
+    pub metadata: String,
+}
+
+impl Call {
+    /// Checks key and metadata. `arguments` are all others that make the request what it is, as text.
+    pub fn new(
+        org_id: Uuid,
+        function: &str,
+        arguments: &[Option<&str>],
+        key: Option<&str>,
+        metadata: Option<Jsonb>,
+    ) -> Result<Self> {
+        let metadata = arguments::metadata_text(metadata)?;
+        let request = arguments::key(key)?.map(|key| {
+            let mut all = arguments.to_vec();
+            all.push(Some(&metadata));
+            (key.to_owned(), fingerprint(function, &all))
+        });
+        Ok(Self { org_id, request, metadata })
+    }
+
+    /// An operation with this call's key and metadata.
+    pub fn operation(&self, facts: Facts) -> Operation {
+        Operation::new(Facts { metadata: self.metadata.clone(), request: self.request.clone(), ..facts })
+    }
+
+    /// Runs the call on the wallet that `lock` locks: gives a repeated call its first answer, else does the `work` on the
+    /// wallet, stores the answer with its first entry, and writes.
+    ///
+    /// The moment is taken after the wait for the lock.
+    pub fn run<R: Serialize + DeserializeOwned + Answer>(
+        &self,
+        lock: impl FnOnce(&Db, Moment) -> Result<Lane>,
+        work: impl FnOnce(&Db, &mut Wallet) -> Result<(Operation, R)>,
+    ) -> Result<R> {
+        self.run_counting(&mut None, |db, now, _| lock(db, now), |db, wallet, _| work(db, wallet))
+    }
+
+    /// The same for a call that counts usage before it locks: the count is taken back when the call turns out a repeated one.
+    pub fn run_counting<R: Serialize + DeserializeOwned + Answer>(
+        &self,
+        counted: &mut Option<Counted>,
+        lock: impl FnOnce(&Db, Moment, &mut Option<Counted>) -> Result<Lane>,
+        work: impl FnOnce(&Db, &mut Wallet, &Option<Counted>) -> Result<(Operation, R)>,
+    ) -> Result<R> {
+        sql::connect(|db| {
+            cache::require_installed(db)?;
+            let lane = match lock(db, clock::now(), counted) {
+                Ok(lane) => lane,
+                // What was refused for want of a wallet may still be a repeated call.
+                Err(error) => return self.replay(db)?.ok_or(error),
+            };
+            if let Some(answer) = self.replay(db)? {
+                if let Some(counted) = counted {
+                    counted.undo(db);
+                }
+                return Ok(answer);
+            }
+            let mut wallet = Wallet::new(lane, clock::now());
+            let (operation, mut answer) = work(db, &mut wallet, counted)?;
+            answer.set_operation(operation.id());
+            let value = serde_json::to_value(&answer).map_err(|_| Error::corrupt("an answer cannot be stored"))?;
+            wallet.keep_result(&operation, &value);
+            store::save(db, std::slice::from_mut(&mut wallet), &self.metadata)?;
+            Ok(answer)
+        })
+    }
+
+    /// The first answer, marked, when the key was used before.
+    pub fn replay<R: DeserializeOwned + Answer>(&self, db: &Db) -> Result<Option<R>> {
+        let Some(found) = store::find_replay(db, self.org_id, self.request.as_ref())? else { return Ok(None) };
+        let mut answer: R = found
+            .result
+            .and_then(|text| serde_json::from_str(&text).ok())
+            .ok_or(Error::corrupt("the answer of an operation cannot be read"))?;
+        answer.set_replayed();
+        Ok(Some(answer))
+    }
+}
+
+/// A receipt that can be given again.
+pub trait Answer {
+    /// Marks it as given again.
+    fn set_replayed(&mut self);
+    /// Tells it the operation, where it names one.
+    fn set_operation(&mut self, _operation_id: i64) {}
+}

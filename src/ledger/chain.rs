@@ -1,0 +1,201 @@
+//! The hash chain: what a lane's entries are sealed with.
+//!
+//! `entry_hash = sha256(previous hash ‖ content ‖ entry_id ‖ balance_before ‖ balance_after ‖ grant_id)`, numbers as 8 bytes,
+//! big-endian, and 0 for no grant. `content` is the SHA-256 of all other columns ([`content`]). It is split like this
+//! because the content is known before the lane is locked, and the rest inside the UPDATE that locks it: so the common
+//! consumption lets the server advance the head in that very UPDATE. Its SQL stands in consume.rs and must agree.
+
+use crate::time::Moment;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+/// SHA-256.
+pub type Hash = [u8; 32];
+
+/// One ledger row, borrowed: all columns but the numbers that the lane decides.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct Content<'a> {
+    pub org_id: Uuid,
+    pub unit: &'a str,
+    pub kind: &'a str,
+    pub amount: i64,
+    pub quantity: Option<i64>,
+    pub metric: Option<&'a str>,
+    pub member_id: Option<Uuid>,
+    pub source: Option<&'a str>,
+    pub source_id: Option<&'a str>,
+    pub idempotency_key: Option<&'a str>,
+    pub request_hash: Option<i64>,
+    pub reason: Option<&'a str>,
+    pub actor: Option<&'a str>,
+    /// As the server prints it.
+    pub metadata: &'a str,
+    pub result: Option<&'a str>,
+    pub created_at: Moment,
+    /// `entry_id − operation_id`: 0 for the first entry of an operation.
+    pub offset: i64,
+}
+
+/// Feeds values to a hash so that no two lists of values look alike: a presence byte, the length, the bytes.
+struct Fields(Sha256);
+
+impl Fields {
+    fn bytes(&mut self, value: Option<&[u8]>) {
+        match value {
+            None => self.0.update([0]),
+            Some(bytes) => {
+                self.0.update([1]);
+                self.0.update((bytes.len() as u64).to_be_bytes());
+                self.0.update(bytes);
+            }
+        }
+    }
+
+    fn text(&mut self, value: Option<&str>) {
+        self.bytes(value.map(str::as_bytes));
+    }
+
+    fn number(&mut self, value: Option<i64>) {
+        self.bytes(value.map(i64::to_be_bytes).as_ref().map(<[u8; 8]>::as_slice));
+    }
+
+    fn uuid(&mut self, value: Option<Uuid>) {
+        self.bytes(value.as_ref().map(|u| u.as_bytes().as_slice()));
+    }
+}
+
+/// Hash of the columns that are known before the lane is locked.
+pub fn content(row: &Content<'_>) -> Hash {
+    let mut fields = Fields(Sha256::new());
+    fields.uuid(Some(row.org_id));
+    fields.text(Some(row.unit));
+    fields.text(Some(row.kind));
+    fields.number(Some(row.amount));
+    fields.number(row.quantity);
+    fields.text(row.metric);
+    fields.uuid(row.member_id);
+    fields.text(row.source);
+    fields.text(row.source_id);
+    fields.text(row.idempotency_key);
+    fields.number(row.request_hash);
+    fields.text(row.reason);
+    fields.text(row.actor);
+    fields.text(Some(row.metadata));
+    fields.text(row.result);
+    fields.number(Some(row.created_at));
+    fields.number(Some(row.offset));
+    fields.0.finalize().into()
+}
+
+/// The numbers that the lane decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Position {
+    pub entry_id: i64,
+    pub balance_before: i64,
+    pub balance_after: i64,
+    pub grant_id: Option<i64>,
+}
+
+/// The hash of an entry; `previous` is empty for the first of a lane.
+pub fn link(previous: &[u8], content: &Hash, position: Position) -> Hash {
+    let mut hash = Sha256::new();
+    hash.update(previous);
+    hash.update(content);
+    hash.update(position.entry_id.to_be_bytes());
+    hash.update(position.balance_before.to_be_bytes());
+    hash.update(position.balance_after.to_be_bytes());
+    hash.update(position.grant_id.unwrap_or(0).to_be_bytes());
+    hash.finalize().into()
+}
+
+/// Fingerprint of a request: the function and its arguments as text, in order.
+pub fn fingerprint(function: &str, arguments: &[Option<&str>]) -> i64 {
+    let mut fields = Fields(Sha256::new());
+    fields.text(Some(function));
+    for argument in arguments {
+        fields.text(*argument);
+    }
+    let hash: Hash = fields.0.finalize().into();
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash[..8]);
+    i64::from_be_bytes(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row() -> Content<'static> {
+        Content {
+            org_id: Uuid::from_u128(1),
+            unit: "credit",
+            kind: "usage",
+            amount: -5,
+            quantity: Some(1),
+            metric: Some("ai"),
+            member_id: None,
+            source: None,
+            source_id: None,
+            idempotency_key: Some("k"),
+            request_hash: Some(7),
+            reason: None,
+            actor: None,
+            metadata: "{}",
+            result: None,
+            created_at: 0,
+            offset: 0,
+        }
+    }
+
+    #[test]
+    fn every_column_counts() {
+        let base = content(&row());
+        let variants = [
+            Content { org_id: Uuid::from_u128(2), ..row() },
+            Content { unit: "EUR", ..row() },
+            Content { kind: "expiry", ..row() },
+            Content { amount: -6, ..row() },
+            Content { quantity: None, ..row() },
+            Content { metric: Some("aj"), ..row() },
+            Content { member_id: Some(Uuid::nil()), ..row() },
+            Content { source: Some(""), ..row() },
+            Content { source_id: Some("1"), ..row() },
+            Content { idempotency_key: None, ..row() },
+            Content { request_hash: None, ..row() },
+            Content { reason: Some("r"), ..row() },
+            Content { actor: Some("a"), ..row() },
+            Content { metadata: "{\"a\": 1}", ..row() },
+            Content { result: Some("r"), ..row() },
+            Content { created_at: 1, ..row() },
+            Content { offset: 1, ..row() },
+        ];
+        let mut hashes: Vec<_> = variants.iter().map(content).collect();
+        hashes.push(base);
+        hashes.sort_unstable();
+        hashes.dedup();
+        assert_eq!(hashes.len(), variants.len() + 1);
+
+        let position = Position { entry_id: 1, balance_before: 10, balance_after: 5, grant_id: Some(1) };
+        let links = [
+            link(b"", &base, position),
+            link(&base, &base, position),
+            link(b"", &base, Position { entry_id: 2, ..position }),
+            link(b"", &base, Position { balance_before: 11, ..position }),
+            link(b"", &base, Position { balance_after: 6, ..position }),
+            link(b"", &base, Position { grant_id: None, ..position }),
+        ];
+        for (i, a) in links.iter().enumerate() {
+            assert!(links.iter().skip(i + 1).all(|b| a != b));
+        }
+    }
+
+    #[test]
+    fn neighbouring_columns_do_not_run_together() {
+        let a = Content { source: Some("ab"), source_id: Some("c"), ..row() };
+        let b = Content { source: Some("a"), source_id: Some("bc"), ..row() };
+        assert_ne!(content(&a), content(&b));
+        assert_ne!(fingerprint("f", &[Some("a"), None]), fingerprint("f", &[None, Some("a")]));
+    }
+}

@@ -1,0 +1,53 @@
+//! Booking what time did: the rest of expired grants (breakage), and holds that timed out.
+//!
+//! Nothing depends on it: every read and every burn compares with the clock. It keeps the ledger and the reports current.
+
+use crate::arguments::required;
+use crate::catalog::cache;
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::ledger::store;
+use crate::ledger::wallet::Wallet;
+use crate::raise::or_raise;
+use crate::sql::{self, At};
+use crate::{args, statements};
+use pgrx::prelude::*;
+use uuid::Uuid;
+
+const MOST_WALLETS: i32 = 100_000;
+
+statements! {
+    // Wallets that somebody works on are left to him: he books what is due, or the next run does.
+    DUE(timestamptz, int4) =
+        "select org_id, unit from billing.lanes where fresh_until <= $1
+          order by fresh_until limit $2 for update skip locked";
+}
+
+/// Books expired credit and timed-out holds of at most `max_wallets` wallets; gives the number of wallets it looked after.
+///
+/// For pg_cron: `select cron.schedule('* * * * *', 'select billing.book_expiries()')`. Errors: 22023.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn book_expiries(max_wallets: default!(Option<i32>, 500)) -> i64 {
+    or_raise((|| {
+        let most = required("max_wallets", max_wallets)?;
+        if !(1..=MOST_WALLETS).contains(&most) {
+            return Err(Error::invalid("max_wallets", "must be 1 to 100000"));
+        }
+        let due: Vec<(Uuid, String)> = sql::connect(|db| {
+            cache::require_installed(db)?;
+            let rows = db.write(&DUE, args![At(clock::now()), most]);
+            Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect::<Vec<_>>())
+        })?;
+        // A connection per wallet, so that its memory is free before the next.
+        for (org_id, unit) in &due {
+            sql::connect(|db| -> Result<()> {
+                let Some(lane) = store::lock(db, *org_id, unit) else { return Ok(()) };
+                let mut wallet = Wallet::new(lane, clock::now());
+                store::load(db, &mut wallet, &[])?;
+                store::save(db, std::slice::from_mut(&mut wallet), "{}")
+            })?;
+        }
+        Ok(i64::try_from(due.len()).unwrap_or(i64::MAX))
+    })())
+}

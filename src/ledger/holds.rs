@@ -1,0 +1,523 @@
+//! Two-phase spending (reserve, then capture or release) and payout holds.
+
+use crate::arguments::{optional_uuid, positive, reason, required, required_uuid, unit};
+use crate::catalog::{self, cache};
+use crate::error::{Error, Result};
+use crate::json::Jsonb;
+use crate::ledger::call::{Answer, Call};
+use crate::ledger::consume::Consumption;
+use crate::ledger::store;
+use crate::ledger::wallet::{Facts, Hold, Operation, Part, Wallet};
+use crate::raise::or_raise;
+use crate::sql::{At, Db};
+use crate::time::{Moment, Period};
+use crate::{args, receipt, statements, units};
+use pgrx::datum::{Interval, TimestampWithTimeZone};
+use pgrx::prelude::*;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Longest time that credit may be reserved.
+const LONGEST_TTL: i64 = 366 * 24 * 3600 * 1_000_000;
+
+receipt! {
+    /// Of credit set aside, or given back.
+    #[derive(Serialize, Deserialize)]
+    HoldReceipt as "hold_receipt" {
+        hold_id: i64,
+        credits: i64,
+        expires_at: Option<i64>,
+        balance_after: i64,
+        replayed: bool,
+    }
+}
+impl Answer for HoldReceipt {
+    fn set_replayed(&mut self) {
+        self.replayed = true;
+    }
+}
+
+statements! {
+    NEW_HOLD(uuid, int8, text, text, text, int8, int8, uuid, text, timestamptz, timestamptz) =
+        "insert into billing.holds (org_id, hold_id, unit, kind, metric, quantity, credits, member_id, reason, expires_at,
+                                    created_at)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
+    HOLD(uuid, int8) =
+        "select unit, kind, status, metric, quantity, credits, member_id, expires_at, created_at
+           from billing.holds where org_id = $1 and hold_id = $2";
+    COUNT(uuid, text, timestamptz, int8) =
+        "insert into billing.period_usage as u (org_id, metric, period_start, quantity) values ($1, $2, $3, $4)
+         on conflict (org_id, metric, period_start) do update set quantity = u.quantity + $4
+          where u.quantity <= 9223372036854775807 - $4
+         returning quantity";
+    CHARGED(uuid, text, timestamptz, int8, int8) =
+        "update billing.period_usage set quantity = quantity + $4, credits = credits + $5
+          where org_id = $1 and metric = $2 and period_start = $3";
+}
+
+/// A hold as the table has it.
+struct Stored {
+    unit: String,
+    kind: String,
+    status: String,
+    metric: Option<String>,
+    quantity: Option<i64>,
+    credits: i64,
+    member_id: Option<Uuid>,
+    expires_at: Option<Moment>,
+    created_at: Moment,
+}
+
+fn find(db: &Db, org_id: Uuid, hold_id: i64) -> Result<Stored> {
+    match db.write(&HOLD, args![org_id, hold_id]).first() {
+        Some(row) => Ok(Stored {
+            unit: row.get(0),
+            kind: row.get(1),
+            status: row.get(2),
+            metric: row.opt(3),
+            quantity: row.opt(4),
+            credits: row.get(5),
+            member_id: row.opt(6),
+            expires_at: row.opt(7),
+            created_at: row.get(8),
+        }),
+        None => {
+            store::require_org(db, org_id)?;
+            Err(Error::unknown("unknown_hold", hold_id))
+        }
+    }
+}
+
+impl Stored {
+    /// Refuses a hold that no longer binds credit. Its lane must be locked.
+    fn require_open(&self, hold_id: i64, now: Moment) -> Result<()> {
+        if self.status != "open" {
+            return Err(Error::hold_closed(hold_id, &self.status));
+        }
+        if self.expires_at.is_some_and(|at| at <= now) {
+            return Err(Error::hold_closed(hold_id, "expired"));
+        }
+        Ok(())
+    }
+
+    fn is_payout(&self) -> bool {
+        self.kind == "payout"
+    }
+}
+
+/// The grants that a hold took from, in the recorded order.
+fn parts_of(db: &Db, org_id: Uuid, hold_id: i64) -> Vec<Part> {
+    store::past_operation(db, org_id, hold_id)
+        .into_iter()
+        .filter(|e| e.kind == "hold" || e.kind == "payout_hold")
+        .filter_map(|e| e.grant_id.map(|grant_id| Part { grant_id, credits: e.credits }))
+        .collect()
+}
+
+fn from_hold(hold_id: i64, hold: &Stored) -> Facts {
+    Facts { member_id: hold.member_id, ..Facts::from_source("hold", Some(hold_id.to_string())) }
+}
+
+/// Reserves what `quantity` of a metric costs now, for at most `ttl`.
+///
+/// The credit counts as gone at once; capture charges what was really used, release gives it back, and when the time is over
+/// it is free again by itself. `ttl`: above zero, at most a year. Errors: as `consume_credits`.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn reserve_credits(
+    org_id: Option<pgrx::Uuid>,
+    metric: Option<&str>,
+    quantity: Option<i64>,
+    ttl: default!(Option<Interval>, "'15 minutes'"),
+    idempotency_key: default!(Option<&str>, "NULL"),
+    member_id: default!(Option<pgrx::Uuid>, "NULL"),
+    metadata: default!(Option<Jsonb>, "'{}'"),
+) -> HoldReceipt {
+    or_raise((|| {
+        let org_id = required_uuid("org_id", org_id)?;
+        let metric = required("metric", metric)?;
+        let quantity = positive("quantity", quantity)?;
+        let ttl = required("ttl", ttl)?;
+        let member_id = optional_uuid(member_id);
+        let ttl_text = format!("{}/{}/{}", ttl.months(), ttl.days(), ttl.micros());
+        let arguments = [metric.to_owned(), quantity.to_string(), ttl_text, format!("{member_id:?}")];
+        let arguments: Vec<_> = arguments.iter().map(|a| Some(a.as_str())).collect();
+        let call = Call::new(org_id, "reserve_credits", &arguments, idempotency_key, metadata)?;
+        call.run(
+            |db, now| {
+                let (unit, credits) = catalog::cost(db, metric, quantity, Some(org_id), now)?;
+                store::lock_known(db, org_id, &unit, credits)
+            },
+            |db, wallet| {
+                let now = wallet.now();
+                let expires_at = expiry(now, &ttl)?;
+                let (_, credits) = catalog::cost(db, metric, quantity, Some(org_id), now)?;
+                if !wallet.slice_suffices(credits) {
+                    store::load(db, wallet, &[])?;
+                }
+                store::load_budgets(db, wallet, member_id.into_iter().collect());
+                wallet.check_budget(member_id, credits)?;
+                let parts = wallet.allocate(credits, Some(metric))?;
+                let mut operation = call.operation(Facts {
+                    metric: Some(metric.to_owned()),
+                    quantity: Some(quantity),
+                    member_id,
+                    ..Facts::default()
+                });
+                wallet.take(&mut operation, "hold", &parts)?;
+                wallet.lane.reserved += credits;
+                wallet.lane.holds_due = wallet.lane.holds_due.min(expires_at);
+                wallet.note_member(member_id, 0, credits, Some(now));
+                let hold_id = operation.id();
+                let unit = wallet.lane.unit.clone();
+                db.write(
+                    &NEW_HOLD,
+                    args![
+                        org_id, hold_id, &unit, "usage", metric, quantity, credits, member_id, None::<&str>,
+                        At(expires_at), At(now),
+                    ],
+                );
+                let balance_after = wallet.spendable(Some(metric));
+                let receipt =
+                    HoldReceipt { hold_id, credits, expires_at: Some(expires_at), balance_after, replayed: false };
+                Ok((operation, receipt))
+            },
+        )
+    })())
+}
+
+fn expiry(now: Moment, ttl: &Interval) -> Result<Moment> {
+    let bad = || Error::invalid("ttl", "must be above zero and at most a year");
+    // More than any ttl may be, and far from where adding to the moment would overflow.
+    if ttl.months().abs() > 12 || ttl.days().abs() > 366 || ttl.micros().abs() > LONGEST_TTL {
+        return Err(bad());
+    }
+    let start = TimestampWithTimeZone::try_from(now).map_err(|_| bad())?;
+    let end = Moment::from(start + *ttl);
+    if end <= now || end - now > LONGEST_TTL { Err(bad()) } else { Ok(end) }
+}
+
+/// Charges what a reserved request really used: up to what was reserved, or beyond.
+///
+/// `quantity`: null as reserved. The price is that of the moment of the reservation. What was reserved and not used goes back
+/// to its grants; credit that expired after it was reserved can still be captured. `beyond`, when it costs more than was
+/// reserved: charge burns the difference as a consumption would, refuse is PT409 `capture_exceeds`. Errors: PT409
+/// `hold_closed`; PT404 `unknown_hold`; else as `consume_credits`. A refused capture leaves the hold open.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn capture_credits(
+    org_id: Option<pgrx::Uuid>,
+    hold_id: Option<i64>,
+    quantity: default!(Option<i64>, "NULL"),
+    idempotency_key: default!(Option<&str>, "NULL"),
+    metadata: default!(Option<Jsonb>, "'{}'"),
+    beyond: default!(Option<&str>, "'charge'"),
+) -> Consumption {
+    or_raise((|| {
+        let org_id = required_uuid("org_id", org_id)?;
+        let hold_id = required("hold_id", hold_id)?;
+        let quantity = quantity.map(|q| positive("quantity", Some(q))).transpose()?;
+        let beyond = required("beyond", beyond)?;
+        if beyond != "charge" && beyond != "refuse" {
+            return Err(Error::invalid("beyond", "must be charge or refuse"));
+        }
+        let arguments = [hold_id.to_string(), format!("{quantity:?}"), beyond.to_owned()];
+        let arguments: Vec<_> = arguments.iter().map(|a| Some(a.as_str())).collect();
+        let call = Call::new(org_id, "capture_credits", &arguments, idempotency_key, metadata)?;
+        let mut counted = None;
+        call.run_counting(
+            &mut counted,
+            |db, now, counted| {
+                let hold = find(db, org_id, hold_id)?;
+                *counted = count(db, org_id, &hold, quantity, now)?;
+                store::lock(db, org_id, &hold.unit).ok_or(Error::corrupt("a hold without a wallet"))
+            },
+            |db, wallet, counted| {
+                let hold = find(db, org_id, hold_id)?;
+                hold.require_open(hold_id, wallet.now())?;
+                capture(db, wallet, &call, (hold_id, &hold), quantity, counted.as_ref(), beyond)
+            },
+        )
+    })())
+}
+
+/// A quantity that was counted, with the counter's figure before.
+pub struct Counted {
+    org_id: Uuid,
+    metric: String,
+    period: Moment,
+    quantity: i64,
+    before: i64,
+}
+
+impl Counted {
+    /// Takes it back.
+    pub fn undo(&self, db: &Db) {
+        db.write(&CHARGED, args![self.org_id, &self.metric, At(self.period), -self.quantity, 0_i64]);
+    }
+}
+
+/// Counts a capture where the price asks for it. The counter's lock comes before the lane's.
+fn count(db: &Db, org_id: Uuid, hold: &Stored, quantity: Option<i64>, now: Moment) -> Result<Option<Counted>> {
+    let (Some(metric), Some(quantity)) = (&hold.metric, quantity.or(hold.quantity)) else { return Ok(None) };
+    let known = cache::metric_ever(db, metric)?;
+    let price = cache::price(db, &known, Some(org_id), hold.created_at)?;
+    if price.is_none_or(|p| p.is_linear()) {
+        return Ok(None);
+    }
+    let period = Period::Month.start(now);
+    let rows = db.write(&COUNT, args![org_id, metric, At(period), quantity]);
+    let after: i64 = rows.first().map(|row| row.get(0)).ok_or(catalog::too_large(catalog::price::Overflow))?;
+    Ok(Some(Counted { org_id, metric: metric.clone(), period, quantity, before: after - quantity }))
+}
+
+fn capture(
+    db: &Db,
+    wallet: &mut Wallet,
+    call: &Call,
+    (hold_id, hold): (i64, &Stored),
+    quantity: Option<i64>,
+    counted: Option<&Counted>,
+    beyond: &str,
+) -> Result<(Operation, Consumption)> {
+    let (Some(metric), Some(reserved_quantity), false) = (&hold.metric, hold.quantity, hold.is_payout()) else {
+        return Err(Error::invalid("hold_id", "is a payout hold: use pay_out or release_credits"));
+    };
+    let quantity = quantity.unwrap_or(reserved_quantity);
+    let known = cache::metric_ever(db, metric)?;
+    let price = cache::price(db, &known, Some(call.org_id), hold.created_at)?;
+    let credits = match &price {
+        None => 0,
+        Some(price) => {
+            debug_assert_eq!(price.unit, hold.unit, "{}", units::CREDIT);
+            price.charge(counted.map_or(0, |c| c.before), quantity).map_err(catalog::too_large)?
+        }
+    };
+    if credits > hold.credits && beyond == "refuse" {
+        return Err(Error::capture_exceeds(hold.credits, credits));
+    }
+    let parts = parts_of(db, call.org_id, hold_id);
+    let in_slice = parts.iter().all(|p| p.grant_id == wallet.lane.slice_grant);
+    if !(in_slice && wallet.is_fresh() && wallet.lane.scoped == 0 && wallet.lane.slice_credits >= credits - hold.credits) {
+        let named: Vec<i64> = parts.iter().map(|p| p.grant_id).collect();
+        store::load(db, wallet, &named)?;
+    }
+    store::load_budgets(db, wallet, hold.member_id.into_iter().collect());
+    wallet.check_budget(hold.member_id, credits - hold.credits)?;
+    let balance_before = wallet.spendable(Some(metric));
+    let facts = Facts { metric: Some(metric.clone()), quantity: Some(quantity), ..from_hold(hold_id, hold) };
+    let mut operation = call.operation(facts);
+    wallet.give_back(&mut operation, "release", &parts)?;
+    wallet.lane.reserved -= hold.credits;
+
+    let (mine, excess) = split(&parts, credits);
+    wallet.note_member(hold.member_id, 0, -wallet.still_counted(&plain(hold_id, hold)), None);
+    if excess > 0 {
+        if !mine.is_empty() {
+            wallet.consume(&mut operation, &mine, credits - excess)?;
+        }
+        let rest = wallet
+            .allocate(excess, Some(metric))
+            .map_err(|_| Error::insufficient(credits, hold.credits + wallet.spendable(Some(metric))))?;
+        wallet.consume(&mut operation, &rest, excess)?;
+    } else {
+        wallet.consume(&mut operation, &mine, credits)?;
+    }
+    wallet.bury()?;
+    store::close_hold(db, call.org_id, hold_id, "captured", wallet.now(), operation.id());
+    if let Some(counted) = counted {
+        db.write(&CHARGED, args![call.org_id, metric, At(counted.period), 0_i64, credits]);
+    }
+    let answer = Consumption {
+        operation_id: operation.id(),
+        metric: metric.clone(),
+        quantity,
+        included: 0,
+        credits,
+        balance_before,
+        balance_after: wallet.spendable(Some(metric)),
+        replayed: false,
+    };
+    Ok((operation, answer))
+}
+
+/// The first `credits` of the parts, and what they lack.
+fn split(parts: &[Part], credits: i64) -> (Vec<Part>, i64) {
+    let mut missing = credits;
+    let mut taken = Vec::new();
+    for part in parts {
+        let credits = part.credits.min(missing);
+        if credits > 0 {
+            taken.push(Part { credits, ..*part });
+            missing -= credits;
+        }
+    }
+    (taken, missing)
+}
+
+fn plain(hold_id: i64, hold: &Stored) -> Hold {
+    Hold {
+        hold_id,
+        credits: hold.credits,
+        member_id: hold.member_id,
+        created_at: hold.created_at,
+        parts: Vec::new(),
+    }
+}
+
+/// Gives the credit of an open hold, reserved or locked, back to the grants that it came from.
+///
+/// Errors: PT404 `unknown_hold`; PT409 `hold_closed`.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn release_credits(org_id: Option<pgrx::Uuid>, hold_id: Option<i64>) -> HoldReceipt {
+    or_raise((|| {
+        let org_id = required_uuid("org_id", org_id)?;
+        let hold_id = required("hold_id", hold_id)?;
+        let call = Call::new(org_id, "release_credits", &[], None, None)?;
+        call.run(
+            |db, _| lock_of(db, org_id, hold_id),
+            |db, wallet| {
+                let hold = find(db, org_id, hold_id)?;
+                hold.require_open(hold_id, wallet.now())?;
+                let kind = if hold.is_payout() { "payout_release" } else { "release" };
+                let operation = give_back(db, wallet, &call, (hold_id, &hold), kind)?;
+                if !hold.is_payout() {
+                    store::load_budgets(db, wallet, hold.member_id.into_iter().collect());
+                    let counted = wallet.still_counted(&plain(hold_id, &hold));
+                    wallet.note_member(hold.member_id, 0, -counted, None);
+                }
+                wallet.bury()?;
+                Ok(close(db, wallet, operation, (hold_id, &hold), "released"))
+            },
+        )
+    })())
+}
+
+fn lock_of(db: &Db, org_id: Uuid, hold_id: i64) -> Result<crate::ledger::wallet::Lane> {
+    let hold = find(db, org_id, hold_id)?;
+    store::lock(db, org_id, &hold.unit).ok_or(Error::corrupt("a hold without a wallet"))
+}
+
+fn give_back(
+    db: &Db,
+    wallet: &mut Wallet,
+    call: &Call,
+    (hold_id, hold): (i64, &Stored),
+    kind: &'static str,
+) -> Result<Operation> {
+    let parts = parts_of(db, call.org_id, hold_id);
+    let named: Vec<i64> = parts.iter().map(|p| p.grant_id).collect();
+    store::load(db, wallet, &named)?;
+    let facts = Facts { metric: hold.metric.clone(), quantity: hold.quantity, ..from_hold(hold_id, hold) };
+    let mut operation = call.operation(facts);
+    wallet.give_back(&mut operation, kind, &parts)?;
+    if hold.is_payout() {
+        wallet.lane.locked -= hold.credits;
+    } else {
+        wallet.lane.reserved -= hold.credits;
+    }
+    Ok(operation)
+}
+
+fn close(
+    db: &Db,
+    wallet: &Wallet,
+    operation: Operation,
+    (hold_id, hold): (i64, &Stored),
+    status: &str,
+) -> (Operation, HoldReceipt) {
+    store::close_hold(db, wallet.lane.org_id, hold_id, status, wallet.now(), operation.id());
+    let receipt = HoldReceipt {
+        hold_id,
+        credits: hold.credits,
+        expires_at: hold.expires_at,
+        balance_after: wallet.spendable(hold.metric.as_deref()),
+        replayed: false,
+    };
+    (operation, receipt)
+}
+
+/// Locks credit that is to be paid out, without a time limit.
+///
+/// `amount`: from 1, of general credit. Then `pay_out` or `release_credits`. Errors: PT402 `insufficient_credits`; PT404
+/// `unknown_org`; PT409 `idempotency_conflict`; 22023.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn lock_credits(
+    org_id: Option<pgrx::Uuid>,
+    amount: Option<i64>,
+    reason: Option<&str>,
+    unit: default!(Option<&str>, "'credit'"),
+    idempotency_key: default!(Option<&str>, "NULL"),
+    metadata: default!(Option<Jsonb>, "'{}'"),
+) -> HoldReceipt {
+    or_raise((|| {
+        let org_id = required_uuid("org_id", org_id)?;
+        let amount = positive("amount", amount)?;
+        let reason = self::reason(reason)?;
+        let unit = self::unit(unit)?;
+        let text = amount.to_string();
+        let call =
+            Call::new(org_id, "lock_credits", &[Some(&text), Some(&reason), Some(unit)], idempotency_key, metadata)?;
+        call.run(
+            |db, _| store::lock_known(db, org_id, unit, amount),
+            |db, wallet| {
+                if !wallet.slice_suffices(amount) {
+                    store::load(db, wallet, &[])?;
+                }
+                let parts = wallet.allocate(amount, None)?;
+                let facts = Facts {
+                    reason: Some(reason.clone()),
+                    actor: Some(crate::access::actor()),
+                    ..Facts::default()
+                };
+                let mut operation = call.operation(facts);
+                wallet.take(&mut operation, "payout_hold", &parts)?;
+                wallet.lane.locked += amount;
+                let hold_id = operation.id();
+                db.write(
+                    &NEW_HOLD,
+                    args![
+                        org_id, hold_id, unit, "payout", None::<&str>, None::<i64>, amount, None::<Uuid>, &reason,
+                        None::<At>, At(wallet.now()),
+                    ],
+                );
+                let balance_after = wallet.spendable(None);
+                Ok((operation, HoldReceipt { hold_id, credits: amount, expires_at: None, balance_after, replayed: false }))
+            },
+        )
+    })())
+}
+
+/// Lets locked credit leave: it was paid out.
+///
+/// Errors: PT404 `unknown_hold`; PT409 `hold_closed`, `idempotency_conflict`; 22023 for a usage hold.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn pay_out(
+    org_id: Option<pgrx::Uuid>,
+    hold_id: Option<i64>,
+    idempotency_key: default!(Option<&str>, "NULL"),
+    metadata: default!(Option<Jsonb>, "'{}'"),
+) -> HoldReceipt {
+    or_raise((|| {
+        let org_id = required_uuid("org_id", org_id)?;
+        let hold_id = required("hold_id", hold_id)?;
+        let call = Call::new(org_id, "pay_out", &[Some(&hold_id.to_string())], idempotency_key, metadata)?;
+        call.run(
+            |db, _| lock_of(db, org_id, hold_id),
+            |db, wallet| {
+                let hold = find(db, org_id, hold_id)?;
+                if !hold.is_payout() {
+                    return Err(Error::invalid("hold_id", "is a usage hold: use capture_credits or release_credits"));
+                }
+                hold.require_open(hold_id, wallet.now())?;
+                let mut operation = give_back(db, wallet, &call, (hold_id, &hold), "payout_release")?;
+                let parts = parts_of(db, org_id, hold_id);
+                wallet.take(&mut operation, "payout", &parts)?;
+                Ok(close(db, wallet, operation, (hold_id, &hold), "paid_out"))
+            },
+        )
+    })())
+}

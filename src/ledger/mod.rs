@@ -1,0 +1,17 @@
+//! The one door: all movement of credit goes through here.
+
+pub mod audit;
+pub mod batch;
+pub mod call;
+pub mod chain;
+pub mod consume;
+pub mod expiry;
+pub mod grants;
+pub mod holds;
+pub mod members;
+pub mod refund;
+pub mod store;
+pub mod totals;
+pub mod transfer;
+pub mod verify;
+pub mod wallet;

@@ -1,0 +1,143 @@
+//! Refunds: credit goes back to the very grants that it was burned from.
+
+use crate::arguments::{positive, required, required_uuid};
+use crate::error::{Error, Result};
+use crate::json::Jsonb;
+use crate::ledger::call::{Answer, Call};
+use crate::ledger::store::{self, Past};
+use crate::ledger::wallet::{Facts, Part};
+use crate::raise::or_raise;
+use crate::sql::Db;
+use crate::time::Period;
+use crate::{args, receipt, statements};
+use pgrx::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+receipt! {
+    /// Of a refund.
+    #[derive(Serialize, Deserialize)]
+    RefundReceipt as "refund_receipt" { operation_id: i64, credits: i64, balance_after: i64, replayed: bool }
+}
+impl Answer for RefundReceipt {
+    fn set_replayed(&mut self) {
+        self.replayed = true;
+    }
+    fn set_operation(&mut self, operation_id: i64) {
+        self.operation_id = operation_id;
+    }
+}
+
+statements! {
+    REFUNDED(uuid, text) =
+        "select grant_id, sum(amount)::int8 from billing.entries
+          where org_id = $1 and source_id = $2 and kind = 'refund' and source = 'operation' group by grant_id";
+}
+
+/// What each grant can still get back, in the recorded order. The lane must be locked.
+fn refundable(db: &Db, org_id: Uuid, operation_id: i64, burned: &[Past]) -> Vec<Part> {
+    let mut refunded: BTreeMap<i64, i64> = db
+        .write(&REFUNDED, args![org_id, operation_id.to_string()])
+        .iter()
+        .map(|row| (row.get(0), row.get(1)))
+        .collect();
+    burned
+        .iter()
+        .filter_map(|e| e.grant_id.map(|grant_id| Part { grant_id, credits: e.credits }))
+        .map(|part| {
+            let back = refunded.get_mut(&part.grant_id).map_or(0, |left| {
+                let back = part.credits.min(*left);
+                *left -= back;
+                back
+            });
+            Part { credits: part.credits - back, ..part }
+        })
+        .filter(|part| part.credits > 0)
+        .collect()
+}
+
+/// The first `credits` of what can go back.
+fn first(parts: &[Part], credits: i64) -> Vec<Part> {
+    let mut missing = credits;
+    let mut chosen = Vec::new();
+    for part in parts {
+        let credits = part.credits.min(missing);
+        if credits > 0 {
+            chosen.push(Part { credits, ..*part });
+            missing -= credits;
+        }
+    }
+    chosen
+}
+
+/// Refunds a consumption or capture, whole or in part, to the very grants that it burned, in the recorded order.
+///
+/// `credits`: null for all that was not refunded yet. What goes back to a grant that has expired or was voided meanwhile expires
+/// or is voided at once. The usage stays counted. Errors: PT404 `unknown_operation`; PT409 `refund_exceeds`,
+/// `idempotency_conflict`; 22023.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn refund_credits(
+    org_id: Option<pgrx::Uuid>,
+    operation_id: Option<i64>,
+    credits: default!(Option<i64>, "NULL"),
+    reason: default!(Option<&str>, "NULL"),
+    idempotency_key: default!(Option<&str>, "NULL"),
+    metadata: default!(Option<Jsonb>, "'{}'"),
+) -> RefundReceipt {
+    or_raise((|| {
+        let org_id = required_uuid("org_id", org_id)?;
+        let operation_id = required("operation_id", operation_id)?;
+        let credits = credits.map(|c| positive("credits", Some(c))).transpose()?;
+        let reason = reason.map(|r| crate::arguments::reason(Some(r))).transpose()?;
+        let arguments = [operation_id.to_string(), format!("{credits:?}"), format!("{reason:?}")];
+        let arguments: Vec<_> = arguments.iter().map(|a| Some(a.as_str())).collect();
+        let call = Call::new(org_id, "refund_credits", &arguments, idempotency_key, metadata)?;
+        let burned_by = |db: &Db| -> Result<Vec<Past>> {
+            let all = store::past_operation(db, org_id, operation_id);
+            let burned: Vec<Past> = all.into_iter().filter(|e| e.kind == "usage").collect();
+            if burned.is_empty() {
+                store::require_org(db, org_id)?;
+                return Err(Error::unknown("unknown_operation", operation_id));
+            }
+            Ok(burned)
+        };
+        call.run(
+            |db, _| {
+                let burned = burned_by(db)?;
+                store::lock(db, org_id, &burned[0].unit).ok_or(Error::corrupt("an entry without a wallet"))
+            },
+            |db, wallet| {
+                let burned = burned_by(db)?;
+                let open = refundable(db, org_id, operation_id, &burned);
+                let total: i64 = open.iter().map(|p| p.credits).sum();
+                let credits = credits.unwrap_or(total);
+                if credits > total || total == 0 {
+                    return Err(Error::refund_exceeds(credits, total));
+                }
+                let parts = first(&open, credits);
+                let named: Vec<i64> = parts.iter().map(|p| p.grant_id).collect();
+                store::load(db, wallet, &named)?;
+                let usage = &burned[0];
+                let mut operation = call.operation(Facts {
+                    metric: usage.metric.clone(),
+                    member_id: usage.member_id,
+                    reason: reason.clone(),
+                    actor: Some(crate::access::actor()),
+                    ..Facts::from_source("operation", Some(operation_id.to_string()))
+                });
+                wallet.give_back(&mut operation, "refund", &parts)?;
+                wallet.lane.consumed -= credits;
+                store::load_budgets(db, wallet, usage.member_id.into_iter().collect());
+                let period = usage.member_id.and_then(|m| wallet.budgets.get(&m)).map(|b| b.per);
+                let start = period.unwrap_or(Period::Total).start(wallet.now());
+                let counted = if usage.created_at >= start { credits } else { 0 };
+                wallet.note_member(usage.member_id, -credits, -counted, None);
+                wallet.bury()?;
+                let balance_after = wallet.spendable(usage.metric.as_deref());
+                Ok((operation, RefundReceipt { operation_id: 0, credits, balance_after, replayed: false }))
+            },
+        )
+    })())
+}

@@ -1,0 +1,476 @@
+//! The statements of the ledger: lock a wallet, bring in its grants, write what the rules decided.
+//!
+//! Locks are taken in one order everywhere: counters of a period, then lanes by (org, unit), then members. A row is locked
+//! by the statement that reads it, and every writer of a wallet's grants and holds holds its lane: so the lane's row is the
+//! wallet's lock, under any isolation level.
+
+use crate::error::{Error, Result};
+use crate::ledger::wallet::{Budget, Entry, Hold, Lane, Lot, Part, Wallet};
+use crate::sql::{At, Db, Row};
+use crate::time::{INFINITY, Moment, NEVER_YET, Period};
+use crate::{args, statements};
+use uuid::Uuid;
+
+statements! {
+    LOCK_LANE(uuid, text) =
+        "select org_id, unit, lane, last_entry_id, balance, reserved, locked, purchased, consumed, scoped, future,
+                slice_grant, slice_credits, fresh_until, holds_due, head
+           from billing.lanes where org_id = $1 and unit = $2 and lane = 0 for update";
+    LOCK_LANES(uuids, texts) =
+        "select l.org_id, l.unit, l.lane, l.last_entry_id, l.balance, l.reserved, l.locked, l.purchased, l.consumed,
+                l.scoped, l.future, l.slice_grant, l.slice_credits, l.fresh_until, l.holds_due, l.head
+           from unnest($1, $2) as k (org_id, unit)
+           join billing.lanes l on l.org_id = k.org_id and l.unit = k.unit and l.lane = 0
+          order by l.org_id, l.unit for update of l";
+    READ_LANE(uuid, text) =
+        "select org_id, unit, lane, last_entry_id, balance, reserved, locked, purchased, consumed, scoped, future,
+                slice_grant, slice_credits, fresh_until, holds_due, head
+           from billing.lanes where org_id = $1 and unit = $2 and lane = 0";
+    ORG_EXISTS(uuid) = "select from billing.lanes where org_id = $1 limit 1";
+    CREATE_SETTINGS(uuid, text, timestamptz) =
+        "insert into billing.wallet_settings (org_id, unit, created_at) values ($1, $2, $3) on conflict do nothing";
+    // The slot is the org's next; who loses a race for it finds no row and tries again.
+    CREATE_LANE(uuid, text) =
+        "insert into billing.lanes (org_id, unit, lane, slot, last_entry_id)
+         select $1, $2, 0, s.slot, s.slot::bigint << 40
+           from (select coalesce(max(slot) + 1, 0)::smallint as slot from billing.lanes where org_id = $1) s
+         on conflict do nothing";
+    LOAD_LOTS(uuid, text, int8s) =
+        "select grant_id, amount, remaining, priority, category = 'paid', source, cost_minor, currency, effective_at,
+                expires_at, voided_at is not null, metrics
+           from billing.lots where org_id = $1 and unit = $2 and remaining > 0
+         union all
+         select grant_id, amount, remaining, priority, category = 'paid', source, cost_minor, currency, effective_at,
+                expires_at, voided_at is not null, metrics
+           from billing.lots where org_id = $1 and unit = $2 and remaining = 0 and grant_id = any ($3)";
+    TIMED_OUT_HOLDS(uuid, text, timestamptz) =
+        "select h.hold_id, h.credits, h.member_id, h.created_at, p.grants, p.credits
+           from billing.holds h
+          cross join lateral (
+            select coalesce(array_agg(e.grant_id order by e.entry_id), '{}') as grants,
+                   coalesce(array_agg(e.credits order by e.entry_id), '{}') as credits
+              from (select entry_id, grant_id, -amount as credits from billing.entries
+                     where org_id = h.org_id and entry_id = h.hold_id
+                    union all
+                    select entry_id, grant_id, -amount from billing.entries
+                     where org_id = h.org_id and operation_id = h.hold_id and entry_id <> operation_id) e
+             where e.grant_id is not null) p
+          where h.org_id = $1 and h.unit = $2 and h.status = 'open' and h.kind = 'usage' and h.expires_at <= $3
+          order by h.hold_id";
+    NEXT_HOLD_DUE(uuid, text, timestamptz) =
+        "select min(expires_at) from billing.holds
+          where org_id = $1 and unit = $2 and status = 'open' and kind = 'usage' and expires_at > $3";
+    OPERATION_PARTS(uuid, int8) =
+        "select entry_id, kind, grant_id, -amount, unit, metric, quantity, member_id, created_at from billing.entries
+          where org_id = $1 and entry_id = $2 and operation_id = $2
+         union all
+         select entry_id, kind, grant_id, -amount, unit, metric, quantity, member_id, created_at from billing.entries
+          where org_id = $1 and operation_id = $2 and entry_id <> operation_id
+         order by entry_id";
+    FIND_KEY(uuid, text) =
+        "select entry_id, request_hash, result, kind, metric, quantity, amount, balance_before, balance_after
+           from billing.entries
+          where org_id = $1 and idempotency_key is not null and idempotency_key = $2
+            and hashtextextended(idempotency_key, 0) = hashtextextended($2, 0)
+            and hashtextextended(idempotency_key, 1) = hashtextextended($2, 1)";
+    BUDGETS(uuid, text, uuids) =
+        "select member_id, budget, budget_per, period_start, period_consumed from billing.member_usage
+          where org_id = $1 and unit = $2 and member_id = any ($3) and budget is not null
+          order by member_id for update";
+    SAVE_LANE(uuid, text, int8, int8, int8, int8, int8, int8, int8, int8, int8, int8, timestamptz, timestamptz, bytea) =
+        "update billing.lanes
+            set last_entry_id = $3, balance = $4, reserved = $5, locked = $6, purchased = $7, consumed = $8,
+                scoped = $9, future = $10, slice_grant = $11, slice_credits = $12, fresh_until = $13, holds_due = $14,
+                head = $15
+          where org_id = $1 and unit = $2 and lane = 0";
+    SAVE_LOT(uuid, int8, int8, boolean, timestamptz) =
+        "update billing.lots
+            set remaining = $3, voided_at = case when $4 then coalesce(voided_at, $5) else voided_at end
+          where org_id = $1 and grant_id = $2";
+    NEW_LOT(uuid, int8, int8, int8, int8, timestamptz, timestamptz, timestamptz, int4, text, text, text, text, texts, jsonb) =
+        "insert into billing.lots (org_id, grant_id, amount, remaining, cost_minor, effective_at, expires_at, created_at,
+                                   priority, unit, source, category, currency, metrics, metadata)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)";
+    NEW_ENTRIES(uuids, int8s, int8s, int8s, int8s, int8s, timestamptz, int8s, int8s, int8s, uuids, texts, texts, texts, texts,
+                texts, texts, texts, texts, texts, texts, byteas) =
+        "insert into billing.entries (org_id, operation_id, entry_id, amount, balance_before, balance_after, created_at,
+                                      grant_id, quantity, request_hash, member_id, unit, kind, metric, source, source_id,
+                                      idempotency_key, reason, actor, metadata, result, entry_hash)
+         select org_id, operation_id, entry_id, amount, balance_before, balance_after, $7,
+                grant_id, quantity, request_hash, member_id, unit, kind, metric, source, source_id,
+                idempotency_key, reason, actor, metadata::jsonb, result, entry_hash
+           from unnest($1, $2, $3, $4, $5, $6, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)
+                as e (org_id, operation_id, entry_id, amount, balance_before, balance_after,
+                      grant_id, quantity, request_hash, member_id, unit, kind, metric, source, source_id,
+                      idempotency_key, reason, actor, metadata, result, entry_hash)
+         on conflict (org_id, hashtextextended(idempotency_key, 0), hashtextextended(idempotency_key, 1))
+            where idempotency_key is not null do nothing";
+    CLOSE_HOLD(uuid, int8, text, timestamptz, int8) =
+        "update billing.holds set status = $3, closed_at = $4, closed_by = $5
+          where org_id = $1 and hold_id = $2 and status = 'open'";
+    // Deltas, not values: a member's row can be reached from several lanes.
+    SAVE_MEMBER(uuid, text, uuid, int8, int8, timestamptz, timestamptz, timestamptz, timestamptz) =
+        "insert into billing.member_usage as m
+                (org_id, unit, member_id, consumed, period_consumed, period_start, last_activity_at)
+         values ($1, $2, $3, $4, greatest($5, 0), '-infinity', $6)
+         on conflict (org_id, unit, member_id) do update
+            set consumed = m.consumed + $4,
+                period_consumed = greatest(0, $5 + case when m.period_start =
+                    case m.budget_per when 'day' then $7 when 'month' then $8 else $9 end
+                    then m.period_consumed else 0 end),
+                period_start = case m.budget_per when 'day' then $7 when 'month' then $8 else $9 end,
+                last_activity_at = coalesce(excluded.last_activity_at, m.last_activity_at)";
+}
+
+fn lane(row: &Row) -> Lane {
+    Lane {
+        org_id: row.get(0),
+        unit: row.get(1),
+        lane: row.get(2),
+        last_entry_id: row.get(3),
+        balance: row.get(4),
+        reserved: row.get(5),
+        locked: row.get(6),
+        purchased: row.get(7),
+        consumed: row.get(8),
+        scoped: row.get(9),
+        future: row.get(10),
+        slice_grant: row.get(11),
+        slice_credits: row.get(12),
+        fresh_until: row.get(13),
+        holds_due: row.get(14),
+        head: row.get(15),
+    }
+}
+
+fn lot(row: &Row) -> Lot {
+    let stored: i64 = row.get(2);
+    Lot {
+        grant_id: row.get(0),
+        amount: row.get(1),
+        remaining: stored,
+        stored,
+        priority: row.get(3),
+        paid: row.get(4),
+        source: row.get(5),
+        cost_minor: row.get(6),
+        currency: row.opt(7),
+        effective_at: row.get(8),
+        expires_at: row.opt(9).unwrap_or(INFINITY),
+        voided: row.get(10),
+        stored_voided: row.get(10),
+        metrics: row.opt(11),
+        new: false,
+    }
+}
+
+/// Locks a wallet; None when there is none.
+pub fn lock(db: &Db, org_id: Uuid, unit: &str) -> Option<Lane> {
+    db.write(&LOCK_LANE, args![org_id, unit]).first().as_ref().map(lane)
+}
+
+/// Locks wallets in the one order; those that do not exist are missing from the result.
+pub fn lock_all(db: &Db, wallets: &[(Uuid, String)]) -> Vec<Lane> {
+    let (orgs, units): (Vec<Uuid>, Vec<String>) = wallets.iter().cloned().unzip();
+    db.write(&LOCK_LANES, args![orgs, units]).iter().map(|row| lane(&row)).collect()
+}
+
+/// A wallet without a lock, for reading.
+pub fn peek(db: &Db, org_id: Uuid, unit: &str) -> Option<Lane> {
+    db.read(&READ_LANE, args![org_id, unit]).first().as_ref().map(lane)
+}
+
+/// Whether the org has any wallet.
+pub fn org_exists(db: &Db, org_id: Uuid) -> bool {
+    db.read(&ORG_EXISTS, args![org_id]).count() > 0
+}
+
+/// Refuses an org without any wallet.
+pub fn require_org(db: &Db, org_id: Uuid) -> Result<()> {
+    if org_exists(db, org_id) { Ok(()) } else { Err(Error::unknown("unknown_org", org_id.to_string())) }
+}
+
+/// Locks a wallet and makes it first where there is none: a row that is not there cannot be locked.
+pub fn lock_or_create(db: &Db, org_id: Uuid, unit: &str, now: Moment) -> Result<Lane> {
+    for _ in 0..100 {
+        if let Some(lane) = lock(db, org_id, unit) {
+            return Ok(lane);
+        }
+        db.write(&CREATE_SETTINGS, args![org_id, unit, At(now)]);
+        db.write(&CREATE_LANE, args![org_id, unit]);
+    }
+    Err(Error::contended())
+}
+
+/// Locks a wallet that must exist for the org to have credit in it: an org that is known may lack one in this unit.
+pub fn lock_known(db: &Db, org_id: Uuid, unit: &str, required: i64) -> Result<Lane> {
+    match lock(db, org_id, unit) {
+        Some(lane) => Ok(lane),
+        None => {
+            require_org(db, org_id)?;
+            Err(Error::insufficient(required, 0))
+        }
+    }
+}
+
+/// Brings in the grants (with credit left, or named) and books what time did.
+pub fn load(db: &Db, wallet: &mut Wallet, named: &[i64]) -> Result<()> {
+    load_with(db, wallet, named, true)
+}
+
+/// The same on the caller's snapshot, for functions that only read.
+pub fn load_read_only(db: &Db, wallet: &mut Wallet) -> Result<()> {
+    load_with(db, wallet, &[], false)
+}
+
+fn load_with(db: &Db, wallet: &mut Wallet, named: &[i64], locking: bool) -> Result<()> {
+    let run = |statement, args: &[_]| if locking { db.write(statement, args) } else { db.read(statement, args) };
+    let (org_id, unit, now) = (wallet.lane.org_id, wallet.lane.unit.clone(), wallet.now());
+    let mut holds = Vec::new();
+    let mut next_due = wallet.lane.holds_due;
+    if next_due <= now {
+        holds = run(&TIMED_OUT_HOLDS, args![org_id, &unit, At(now)]).iter().map(|row| timed_out(&row)).collect();
+        let due = run(&NEXT_HOLD_DUE, args![org_id, &unit, At(now)]);
+        next_due = due.first().and_then(|row| row.opt(0)).unwrap_or(INFINITY);
+        if locking {
+            let members: Vec<Uuid> = holds.iter().filter_map(|h: &Hold| h.member_id).collect();
+            load_budgets(db, wallet, members);
+        }
+    }
+    let mut ids = named.to_vec();
+    ids.push(wallet.lane.slice_grant);
+    ids.extend(holds.iter().flat_map(|h| &h.parts).map(|p| p.grant_id));
+    let lots = run(&LOAD_LOTS, args![org_id, &unit, ids]).iter().map(|row| lot(&row)).collect();
+    wallet.load(lots, &holds, next_due)
+}
+
+fn timed_out(row: &Row) -> Hold {
+    let grants: Vec<i64> = row.get(4);
+    let credits: Vec<i64> = row.get(5);
+    let parts = grants.into_iter().zip(credits).map(|(grant_id, credits)| Part { grant_id, credits });
+    Hold {
+        hold_id: row.get(0),
+        credits: row.get(1),
+        member_id: row.opt(2),
+        created_at: row.get(3),
+        parts: parts.collect(),
+    }
+}
+
+/// Brings in the budgets of members, locked.
+pub fn load_budgets(db: &Db, wallet: &mut Wallet, members: Vec<Uuid>) {
+    if members.is_empty() {
+        return;
+    }
+    for row in db.write(&BUDGETS, args![wallet.lane.org_id, &wallet.lane.unit, members]).iter() {
+        let per: String = row.get(2);
+        let budget = Budget {
+            limit: row.get(1),
+            per: Period::parse(&per).unwrap_or(Period::Total),
+            period_start: row.get(3),
+            period_consumed: row.get(4),
+        };
+        wallet.budgets.insert(row.get(0), budget);
+    }
+}
+
+/// An entry of a past operation.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct Past {
+    pub kind: String,
+    pub grant_id: Option<i64>,
+    /// Positive where credit left the balance.
+    pub credits: i64,
+    pub unit: String,
+    pub metric: Option<String>,
+    pub quantity: Option<i64>,
+    pub member_id: Option<Uuid>,
+    pub created_at: Moment,
+}
+
+/// The entries of a past operation, in order.
+pub fn past_operation(db: &Db, org_id: Uuid, operation_id: i64) -> Vec<Past> {
+    db.write(&OPERATION_PARTS, args![org_id, operation_id])
+        .iter()
+        .map(|row| Past {
+            kind: row.get(1),
+            grant_id: row.opt(2),
+            credits: row.get(3),
+            unit: row.get(4),
+            metric: row.opt(5),
+            quantity: row.opt(6),
+            member_id: row.opt(7),
+            created_at: row.get(8),
+        })
+        .collect()
+}
+
+/// What a call with that key did.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct Replay {
+    pub operation_id: i64,
+    pub result: Option<String>,
+    pub metric: Option<String>,
+    pub quantity: Option<i64>,
+    pub amount: i64,
+    pub balance_before: i64,
+    pub balance_after: i64,
+}
+
+/// Looks a key up: None when it is new, an error when it was used for another request.
+pub fn find_replay(db: &Db, org_id: Uuid, request: Option<&(String, i64)>) -> Result<Option<Replay>> {
+    let Some((key, hash)) = request else { return Ok(None) };
+    let rows = db.write(&FIND_KEY, args![org_id, key]);
+    let Some(row) = rows.first() else { return Ok(None) };
+    if row.opt::<i64>(1) != Some(*hash) {
+        return Err(Error::idempotency_conflict(key));
+    }
+    Ok(Some(Replay {
+        operation_id: row.get(0),
+        result: row.opt(2),
+        metric: row.opt(4),
+        quantity: row.opt(5),
+        amount: row.get(6),
+        balance_before: row.get(7),
+        balance_after: row.get(8),
+    }))
+}
+
+/// Writes what the rules decided.
+pub fn save(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Result<()> {
+    for wallet in wallets.iter_mut() {
+        wallet.close();
+    }
+    insert_entries(db, wallets)?;
+    for wallet in wallets.iter() {
+        save_wallet(db, wallet, metadata_of_grants);
+    }
+    Ok(())
+}
+
+fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) {
+    let lane = &wallet.lane;
+    let now = At(wallet.now());
+    if !wallet.entries.is_empty() || wallet.lots.is_some() {
+        db.write(
+            &SAVE_LANE,
+            args![
+                lane.org_id,
+                &lane.unit,
+                lane.last_entry_id,
+                lane.balance,
+                lane.reserved,
+                lane.locked,
+                lane.purchased,
+                lane.consumed,
+                lane.scoped,
+                lane.future,
+                lane.slice_grant,
+                lane.slice_credits,
+                At(lane.fresh_until),
+                At(lane.holds_due),
+                lane.head.as_slice(),
+            ],
+        );
+    }
+    for (lot, stored) in wallet.stored_changes() {
+        if lot.new {
+            db.write(
+                &NEW_LOT,
+                args![
+                    lane.org_id,
+                    lot.grant_id,
+                    lot.amount,
+                    stored,
+                    lot.cost_minor,
+                    At(lot.effective_at),
+                    (lot.expires_at != INFINITY).then_some(At(lot.expires_at)),
+                    now,
+                    lot.priority,
+                    &lane.unit,
+                    &lot.source,
+                    if lot.paid { "paid" } else { "promotional" },
+                    lot.currency.as_deref(),
+                    lot.metrics.clone(),
+                    crate::json::from_text(metadata_of_grants),
+                ],
+            );
+        } else {
+            save_lot(db, wallet, lot, stored);
+        }
+    }
+    for (hold_id, operation_id) in &wallet.expired_holds {
+        close_hold(db, lane.org_id, *hold_id, "expired", wallet.now(), *operation_id);
+    }
+    for (member_id, delta) in &wallet.members {
+        db.write(
+            &SAVE_MEMBER,
+            args![
+                lane.org_id,
+                &lane.unit,
+                *member_id,
+                delta.consumed,
+                delta.period,
+                delta.active_at.map(At),
+                At(Period::Day.start(wallet.now())),
+                At(Period::Month.start(wallet.now())),
+                At(NEVER_YET),
+            ],
+        );
+    }
+}
+
+/// Writes what is left of a grant outside of the slice, and that it was voided.
+pub fn save_lot(db: &Db, wallet: &Wallet, lot: &Lot, stored: i64) {
+    db.write(&SAVE_LOT, args![wallet.lane.org_id, lot.grant_id, stored, lot.voided, At(wallet.now())]);
+}
+
+/// Closes an open hold.
+pub fn close_hold(db: &Db, org_id: Uuid, hold_id: i64, status: &str, now: Moment, operation_id: i64) {
+    db.write(&CLOSE_HOLD, args![org_id, hold_id, status, At(now), operation_id]);
+}
+
+fn insert_entries(db: &Db, wallets: &[Wallet]) -> Result<()> {
+    let all: Vec<(&Wallet, &Entry)> = wallets.iter().flat_map(|w| w.entries.iter().map(move |e| (w, e))).collect();
+    if all.is_empty() {
+        return Ok(());
+    }
+    let numbers = |f: fn(&Entry) -> i64| all.iter().map(|(_, e)| f(e)).collect::<Vec<i64>>();
+    let options = |f: fn(&Entry) -> Option<i64>| all.iter().map(|(_, e)| f(e)).collect::<Vec<_>>();
+    let texts = |f: fn(&Entry) -> Option<String>| all.iter().map(|(_, e)| f(e)).collect::<Vec<_>>();
+    let written = db.write(
+        &NEW_ENTRIES,
+        args![
+            all.iter().map(|(w, _)| w.lane.org_id).collect::<Vec<_>>(),
+            numbers(|e| e.operation_id),
+            numbers(|e| e.position.entry_id),
+            numbers(|e| e.amount),
+            numbers(|e| e.position.balance_before),
+            numbers(|e| e.position.balance_after),
+            At(wallets[0].now()),
+            options(|e| e.position.grant_id),
+            options(|e| e.facts.quantity),
+            options(|e| e.request().map(|r| r.1)),
+            all.iter().map(|(_, e)| e.facts.member_id).collect::<Vec<_>>(),
+            all.iter().map(|(w, _)| w.lane.unit.clone()).collect::<Vec<_>>(),
+            texts(|e| Some(e.kind.to_owned())),
+            texts(|e| e.facts.metric.clone()),
+            texts(|e| e.facts.source.clone()),
+            texts(|e| e.facts.source_id.clone()),
+            texts(|e| e.request().map(|r| r.0.clone())),
+            texts(|e| e.facts.reason.clone()),
+            texts(|e| e.facts.actor.clone()),
+            texts(|e| Some(e.facts.metadata.clone())),
+            texts(|e| e.result.clone()),
+            all.iter().map(|(_, e)| e.hash.to_vec()).collect::<Vec<_>>(),
+        ],
+    );
+    if written.count() < all.len() {
+        // Only a call on another wallet of the org can have taken the key in the meantime: so it is another request.
+        let key = all.iter().find_map(|(_, e)| e.request().map(|r| r.0.clone())).unwrap_or_default();
+        return Err(Error::idempotency_conflict(&key));
+    }
+    Ok(())
+}

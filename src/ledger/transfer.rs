@@ -1,0 +1,132 @@
+//! Credit that moves from one org's wallet to another's.
+
+use crate::arguments::{self, positive, required_uuid, unit};
+use crate::catalog::cache;
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::json::Jsonb;
+use crate::ledger::call::{Answer, Call};
+use crate::ledger::store;
+use crate::ledger::wallet::{Facts, Lot, Operation, Part, Wallet};
+use crate::raise::or_raise;
+use crate::receipt;
+use crate::sql;
+use pgrx::prelude::*;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+receipt! {
+    /// Of a transfer.
+    #[derive(Serialize, Deserialize)]
+    TransferReceipt as "transfer_receipt" {
+        operation_id: i64,
+        amount: i64,
+        from_balance: i64,
+        to_balance: i64,
+        replayed: bool,
+    }
+}
+impl Answer for TransferReceipt {
+    fn set_replayed(&mut self) {
+        self.replayed = true;
+    }
+}
+
+/// What the receiver gets for a part of a grant: as paid, as urgent and as short-lived as it was, at its share of the cost.
+fn received(lot: &Lot, part: Part, now: i64) -> Lot {
+    let share = i128::from(lot.cost_minor) * i128::from(part.credits) / i128::from(lot.amount.max(1));
+    Lot {
+        grant_id: 0,
+        amount: part.credits,
+        remaining: 0,
+        stored: 0,
+        source: "transfer".to_owned(),
+        cost_minor: i64::try_from(share).unwrap_or(lot.cost_minor),
+        effective_at: now,
+        voided: false,
+        stored_voided: false,
+        new: true,
+        ..lot.clone()
+    }
+}
+
+fn transfer(call: &Call, to_org: Uuid, amount: i64, unit: &str) -> Result<TransferReceipt> {
+    let from_org = call.org_id;
+    sql::connect(|db| {
+        cache::require_installed(db)?;
+        if !store::org_exists(db, from_org) {
+            return Err(Error::unknown("unknown_org", from_org.to_string()));
+        }
+        if store::peek(db, to_org, unit).is_none() {
+            store::lock_or_create(db, to_org, unit, clock::now())?;
+        }
+        let lanes = store::lock_all(db, &[(from_org, unit.to_owned()), (to_org, unit.to_owned())]);
+        if let Some(answer) = call.replay(db)? {
+            return Ok(answer);
+        }
+        let now = clock::now();
+        let mut wallets: Vec<Wallet> = lanes.into_iter().map(|lane| Wallet::new(lane, now)).collect();
+        let place = |wallets: &[Wallet], org: Uuid| wallets.iter().position(|w| w.lane.org_id == org);
+        let from = place(&wallets, from_org).ok_or(Error::insufficient(amount, 0))?;
+        let to = place(&wallets, to_org).ok_or_else(Error::contended)?;
+        for wallet in &mut wallets {
+            store::load(db, wallet, &[])?;
+        }
+        let parts = wallets[from].allocate(amount, None)?;
+        let mut arriving = Vec::new();
+        for part in &parts {
+            arriving.push(received(wallets[from].lot(part.grant_id)?, *part, now));
+        }
+        let mut leaving = call.operation(Facts::from_source("transfer", Some(to_org.to_string())));
+        wallets[from].take(&mut leaving, "transfer", &parts)?;
+        let mut arrival = Operation::new(Facts {
+            metadata: call.metadata.clone(),
+            ..Facts::from_source("transfer", Some(from_org.to_string()))
+        });
+        for lot in arriving {
+            wallets[to].grant(&mut arrival, "transfer", lot)?;
+        }
+        let answer = TransferReceipt {
+            operation_id: leaving.id(),
+            amount,
+            from_balance: wallets[from].spendable(None),
+            to_balance: wallets[to].spendable(None),
+            replayed: false,
+        };
+        let value = serde_json::to_value(&answer).map_err(|_| Error::corrupt("an answer cannot be stored"))?;
+        wallets[from].keep_result(&leaving, &value);
+        store::save(db, &mut wallets, &call.metadata)?;
+        Ok(answer)
+    })
+}
+
+/// Moves general credit to another org's wallet of the same unit, which it makes when there is none.
+///
+/// Burns in burn order; the receiver's grants keep category, priority, expiry and their share of the cost. `amount`: from 1.
+/// Errors: PT402 `insufficient_credits`; PT404 `unknown_org` for the giving org; PT409 `idempotency_conflict`; 22023, also for
+/// a transfer to itself.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn transfer_credits(
+    from_org: Option<pgrx::Uuid>,
+    to_org: Option<pgrx::Uuid>,
+    amount: Option<i64>,
+    unit: default!(Option<&str>, "'credit'"),
+    idempotency_key: default!(Option<&str>, "NULL"),
+    metadata: default!(Option<Jsonb>, "'{}'"),
+) -> TransferReceipt {
+    or_raise((|| {
+        let from_org = required_uuid("from_org", from_org)?;
+        let to_org = required_uuid("to_org", to_org)?;
+        let amount = positive("amount", amount)?;
+        let unit = self::unit(unit)?;
+        if from_org == to_org {
+            return Err(Error::invalid("to_org", "must be another org"));
+        }
+        let arguments = [to_org.to_string(), amount.to_string(), unit.to_owned()];
+        let arguments: Vec<_> = arguments.iter().map(|a| Some(a.as_str())).collect();
+        let key = arguments::key(idempotency_key)?;
+        let call = Call::new(from_org, "transfer_credits", &arguments, key, metadata)?;
+        transfer(&call, to_org, amount, unit)
+    })())
+}

@@ -1,0 +1,246 @@
+//! `verify_ledger()`: recomputes every chain and holds wallets, grants, holds and refunds against the sum of their entries.
+//!
+//! The chains are read in order of the primary key, in portions whose memory is given back; the sums are the server's.
+
+use crate::arguments::optional_uuid;
+use crate::catalog::cache;
+use crate::error::Result;
+use crate::ledger::audit::{Row, Stored, Violation, Walk};
+use crate::raise::or_raise;
+use crate::sql::{self, Db, Rows};
+use crate::{args, statements};
+use pgrx::prelude::*;
+use uuid::Uuid;
+
+/// Violations beyond this many are not listed: something is wrong with everything.
+const MOST_VIOLATIONS: usize = 10_000;
+
+statements! {
+    PORTION(uuid, int8, uuid) =
+        "select org_id, operation_id, entry_id, amount, balance_before, balance_after, created_at, grant_id, quantity,
+                request_hash, member_id, unit, kind, metric, source, source_id, idempotency_key, reason, actor,
+                metadata::text, result, entry_hash
+           from billing.entries where (org_id, entry_id) > ($1, $2) and org_id <= $3
+          order by org_id, entry_id limit 5000";
+    LANE(uuid, int8) =
+        "select unit, last_entry_id, balance, reserved, locked, purchased, consumed, head
+           from billing.lanes where org_id = $1 and slot = $2";
+    LANES_WITHOUT_ENTRIES(uuid, uuid) =
+        "select l.org_id, l.unit, 'entries_missing',
+                jsonb_build_object('last_entry_id', l.last_entry_id, 'found', l.slot::int8 << 40)::text
+           from billing.lanes l
+          where l.org_id between $1 and $2
+            and (l.last_entry_id <> l.slot::int8 << 40 or l.balance <> 0 or l.reserved <> 0 or l.locked <> 0
+                 or l.purchased <> 0 or l.consumed <> 0)
+            and not exists (select from billing.entries e where e.org_id = l.org_id
+                               and e.entry_id > l.slot::int8 << 40 and e.entry_id < (l.slot::int8 + 1) << 40)";
+    GRANTS(uuid, uuid) =
+        "with slices as (
+            select org_id, slice_grant as grant_id, sum(slice_credits) as credits from billing.lanes
+             where slice_grant <> 0 and org_id between $1 and $2 group by 1, 2),
+         moved as (
+            select org_id, grant_id, min(unit) as unit, min(unit) <> max(unit) as mixed, sum(amount) as credits,
+                   min(amount) filter (where entry_id = grant_id) as granted
+              from billing.entries where grant_id is not null and org_id between $1 and $2 group by 1, 2),
+         known as (
+            select g.org_id, g.grant_id, g.unit, g.amount, g.remaining + coalesce(s.credits, 0) as remaining
+              from billing.lots g left join slices s using (org_id, grant_id) where g.org_id between $1 and $2)
+         select org_id, coalesce(k.unit, m.unit, '?'),
+                case when k.grant_id is null then 'entry_without_grant' when m.grant_id is null then 'grant_without_entry'
+                     when k.remaining not between 0 and k.amount then 'grant_out_of_range'
+                     else 'grant_mismatch' end,
+                jsonb_build_object('grant_id', grant_id, 'amount', k.amount, 'granted', m.granted,
+                                   'remaining', k.remaining, 'entries', m.credits)::text
+           from known k full join moved m using (org_id, grant_id)
+          where k.grant_id is null or m.grant_id is null or m.mixed or k.unit <> m.unit
+             or k.amount is distinct from m.granted or k.remaining <> m.credits
+             or k.remaining not between 0 and k.amount
+         union all
+         select s.org_id, '?', 'slice_without_grant', jsonb_build_object('grant_id', s.grant_id)::text
+           from slices s where s.credits <> 0
+            and not exists (select from billing.lots g where g.org_id = s.org_id and g.grant_id = s.grant_id)";
+    DERIVED(uuid, uuid) =
+        "select l.org_id, l.unit, 'restricted_mismatch',
+                jsonb_build_object('scoped', sum(l.scoped), 'grants', max(g.scoped))::text
+           from billing.lanes l
+           left join (select org_id, unit, sum(remaining) as scoped from billing.lots
+                       where metrics is not null and remaining > 0 and org_id between $1 and $2 group by 1, 2) g
+             using (org_id, unit)
+          where l.org_id between $1 and $2
+          group by l.org_id, l.unit having sum(l.scoped) <> coalesce(max(g.scoped), 0)";
+    HOLDS(uuid, uuid) =
+        "with held as (
+            select org_id, operation_id as hold_id, min(unit) as unit, -sum(amount) as credits from billing.entries
+             where kind in ('hold', 'payout_hold') and org_id between $1 and $2 group by 1, 2),
+         freed as (
+            select org_id, source_id, sum(amount) as credits from billing.entries
+             where kind in ('release', 'payout_release') and source = 'hold' and org_id between $1 and $2 group by 1, 2),
+         open as (
+            select org_id, unit, sum(credits) filter (where kind = 'usage') as reserved,
+                   sum(credits) filter (where kind = 'payout') as locked
+              from billing.holds where status = 'open' and org_id between $1 and $2 group by 1, 2),
+         rows as (
+            select org_id, unit, sum(reserved) as reserved, sum(locked) as locked from billing.lanes
+             where org_id between $1 and $2 group by 1, 2)
+         select org_id, coalesce(h.unit, e.unit), 'hold_mismatch',
+                jsonb_build_object('hold_id', hold_id, 'status', h.status, 'credits', h.credits, 'held', e.credits,
+                                   'freed', f.credits)::text
+           from (select * from billing.holds where org_id between $1 and $2) h
+           full join held e using (org_id, hold_id)
+           left join freed f on f.org_id = org_id and f.source_id = hold_id::text
+          where h.credits is distinct from e.credits or h.unit <> e.unit
+             or coalesce(f.credits, 0) <> case when h.status = 'open' then 0 else h.credits end
+         union all
+         select org_id, unit, 'holds_mismatch',
+                jsonb_build_object('reserved', r.reserved, 'open_usage_holds', o.reserved,
+                                   'locked', r.locked, 'open_payout_holds', o.locked)::text
+           from rows r full join open o using (org_id, unit)
+          where coalesce(r.reserved, 0) <> coalesce(o.reserved, 0) or coalesce(r.locked, 0) <> coalesce(o.locked, 0)";
+    REFUNDS(uuid, uuid) =
+        "select r.org_id, r.unit, 'refund_exceeds',
+                jsonb_build_object('operation_id', r.operation_id, 'grant_id', r.grant_id, 'refunded', r.credits,
+                                   'burned', b.burned)::text
+           from (select org_id, source_id, grant_id, min(unit) as unit, sum(amount) as credits,
+                        case when source_id ~ '^[0-9]{1,18}$' then source_id::int8 end as operation_id
+                   from billing.entries where kind = 'refund' and source = 'operation' and org_id between $1 and $2
+                  group by 1, 2, 3) r
+          cross join lateral (
+            select coalesce(-sum(amount), 0) as burned
+              from (select amount, grant_id, kind from billing.entries
+                     where org_id = r.org_id and entry_id = r.operation_id
+                    union all
+                    select amount, grant_id, kind from billing.entries
+                     where org_id = r.org_id and operation_id = r.operation_id and entry_id <> operation_id) e
+             where e.kind = 'usage' and e.grant_id = r.grant_id) b
+          where r.credits > b.burned or r.operation_id is null";
+}
+
+fn stored(rows: &Rows) -> impl Iterator<Item = Stored> + '_ {
+    rows.iter().map(|row| Stored {
+        org_id: row.get(0),
+        operation_id: row.get(1),
+        entry_id: row.get(2),
+        amount: row.get(3),
+        balance_before: row.get(4),
+        balance_after: row.get(5),
+        created_at: row.get(6),
+        grant_id: row.opt(7),
+        quantity: row.opt(8),
+        request_hash: row.opt(9),
+        member_id: row.opt(10),
+        unit: row.get(11),
+        kind: row.get(12),
+        metric: row.opt(13),
+        source: row.opt(14),
+        source_id: row.opt(15),
+        idempotency_key: row.opt(16),
+        reason: row.opt(17),
+        actor: row.opt(18),
+        metadata: row.get(19),
+        result: row.opt(20),
+        entry_hash: row.get(21),
+    })
+}
+
+fn balance_row(db: &Db, org_id: Uuid, slot: i64) -> Option<Row> {
+    db.read(&LANE, args![org_id, slot]).first().map(|row| Row {
+        unit: row.get(0),
+        last_entry_id: row.get(1),
+        balance: row.get(2),
+        reserved: row.get(3),
+        locked: row.get(4),
+        purchased: row.get(5),
+        consumed: row.get(6),
+        head: row.get(7),
+    })
+}
+
+/// Walks all chains of the orgs from `first` to `last`.
+fn chains(first: Uuid, last: Uuid, out: &mut Vec<Violation>) {
+    let mut at = (first, i64::MIN);
+    let mut walk: Option<Walk> = None;
+    loop {
+        // A connection per portion: its memory is free before the next.
+        let count = sql::connect(|db| {
+            let rows = db.read(&PORTION, args![at.0, at.1, last]);
+            for entry in stored(&rows) {
+                if !walk.as_ref().is_some_and(|w| w.is_of(&entry)) {
+                    if let Some(done) = walk.take() {
+                        done.finish(out);
+                    }
+                    let row = balance_row(db, entry.org_id, entry.slot());
+                    walk = Some(Walk::new(entry.org_id, entry.slot(), row));
+                }
+                if let Some(walk) = &mut walk {
+                    walk.entry(&entry, out);
+                }
+                at = (entry.org_id, entry.entry_id);
+            }
+            rows.count()
+        });
+        pgrx::check_for_interrupts!();
+        if count == 0 || out.len() >= MOST_VIOLATIONS {
+            break;
+        }
+    }
+    if let Some(done) = walk {
+        done.finish(out);
+    }
+}
+
+fn sums(db: &Db, first: Uuid, last: Uuid, out: &mut Vec<Violation>) {
+    for statement in [&LANES_WITHOUT_ENTRIES, &GRANTS, &DERIVED, &HOLDS, &REFUNDS] {
+        for row in db.read(statement, args![first, last]).iter() {
+            let violation: String = row.get(2);
+            let detail: String = row.get(3);
+            out.push(Violation {
+                org_id: row.get(0),
+                unit: row.get(1),
+                violation: NAMES.into_iter().find(|name| *name == violation).unwrap_or("mismatch"),
+                detail: serde_json::from_str(&detail).unwrap_or_default(),
+            });
+        }
+    }
+}
+
+/// Names that the statements give.
+const NAMES: [&str; 10] = [
+    "entries_missing",
+    "entry_without_grant",
+    "grant_without_entry",
+    "grant_out_of_range",
+    "grant_mismatch",
+    "slice_without_grant",
+    "restricted_mismatch",
+    "hold_mismatch",
+    "holds_mismatch",
+    "refund_exceeds",
+];
+
+/// Proves the ledger of one org, or of all: no row means that it is sound.
+///
+/// Recomputes every hash, and checks that no entry is missing from a chain; that each `balance_after` is `balance_before` plus
+/// amount, and the next entry's `balance_before`; that wallets, grants, reserved and locked credit agree with the sum of their
+/// entries; that no grant is below zero or above its amount; that refunds stay within what was burned. `detail` names the
+/// place. Lists at most about 10,000 violations. Reads one snapshot and blocks nobody.
+#[pg_extern(stable, security_definer, parallel_restricted)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn verify_ledger(
+    org_id: default!(Option<pgrx::Uuid>, "NULL"),
+) -> TableIterator<
+    'static,
+    (name!(org_id, pgrx::Uuid), name!(unit, String), name!(violation, String), name!(detail, pgrx::JsonB)),
+> {
+    let found = or_raise((|| -> Result<Vec<Violation>> {
+        let (first, last) = optional_uuid(org_id).map_or((Uuid::nil(), Uuid::max()), |org| (org, org));
+        let mut out = Vec::new();
+        sql::connect(cache::require_installed)?;
+        chains(first, last, &mut out);
+        sql::connect(|db| sums(db, first, last, &mut out));
+        Ok(out)
+    })());
+    TableIterator::new(found.into_iter().map(|v| {
+        let org_id = pgrx::Uuid::from_bytes(v.org_id.into_bytes());
+        (org_id, v.unit, v.violation.to_owned(), pgrx::JsonB(v.detail))
+    }))
+}

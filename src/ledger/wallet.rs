@@ -1,0 +1,537 @@
+//! The rules of a wallet, without a server: burn order, allocation, expiry, holds, refunds, and the entries they write.
+//!
+//! A `Wallet` is one locked lane with the grants that matter. Methods change it in memory and note entries; the store
+//! writes the outcome. Whatever a method refuses leaves the wallet as it was, so that a batch can go on with it.
+
+use crate::error::{Error, Result};
+use crate::ledger::chain::{self, Content, Hash, Position};
+use crate::time::{INFINITY, Moment, Period};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use uuid::Uuid;
+
+/// The balance row, as the table `lanes` has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Lane {
+    pub org_id: Uuid,
+    pub unit: String,
+    pub lane: i16,
+    pub last_entry_id: i64,
+    pub balance: i64,
+    pub reserved: i64,
+    pub locked: i64,
+    pub purchased: i64,
+    pub consumed: i64,
+    pub scoped: i64,
+    pub future: i64,
+    pub slice_grant: i64,
+    pub slice_credits: i64,
+    pub fresh_until: Moment,
+    pub holds_due: Moment,
+    /// Empty before the first entry.
+    pub head: Vec<u8>,
+}
+
+/// A grant. `remaining` includes the slice that the lane holds; `stored` is what the table says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Lot {
+    pub grant_id: i64,
+    pub amount: i64,
+    pub remaining: i64,
+    pub stored: i64,
+    pub priority: i32,
+    pub paid: bool,
+    pub source: String,
+    pub cost_minor: i64,
+    pub currency: Option<String>,
+    pub effective_at: Moment,
+    /// `INFINITY`: never.
+    pub expires_at: Moment,
+    pub voided: bool,
+    /// What the table says of that.
+    pub stored_voided: bool,
+    /// The only metrics it may be spent on.
+    pub metrics: Option<Vec<String>>,
+    /// Made by this call, to be inserted.
+    pub new: bool,
+}
+
+impl Lot {
+    fn is_live(&self, now: Moment) -> bool {
+        self.remaining > 0 && !self.voided && self.effective_at <= now && now < self.expires_at
+    }
+
+    fn is_dead(&self, now: Moment) -> bool {
+        self.voided || self.expires_at <= now
+    }
+
+    /// May be spent on that metric; without one, on anything.
+    fn applies_to(&self, metric: Option<&str>) -> bool {
+        match (&self.metrics, metric) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(only), Some(metric)) => only.iter().any(|m| m == metric),
+        }
+    }
+
+    /// The one total burn order: scoped before general, priority, expires_at, promotional before paid, effective_at, id.
+    fn burn_order(&self) -> impl Ord + use<> {
+        (self.metrics.is_none(), self.priority, self.expires_at, self.paid, self.effective_at, self.grant_id)
+    }
+}
+
+/// Credit of one grant that an operation burned, held or gave back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Part {
+    pub grant_id: i64,
+    pub credits: i64,
+}
+
+/// What the entries of one operation have in common.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Facts {
+    pub metric: Option<String>,
+    pub quantity: Option<i64>,
+    pub member_id: Option<Uuid>,
+    pub source: Option<String>,
+    pub source_id: Option<String>,
+    pub reason: Option<String>,
+    pub actor: Option<String>,
+    /// As the server prints it.
+    pub metadata: String,
+    /// Idempotency key and fingerprint of the request.
+    pub request: Option<(String, i64)>,
+}
+
+impl Facts {
+    /// Facts that only say where the movement comes from.
+    pub fn from_source(source: &str, source_id: Option<String>) -> Self {
+        Self { source: Some(source.to_owned()), source_id, metadata: "{}".to_owned(), ..Self::default() }
+    }
+}
+
+/// An operation in progress: its id is that of its first entry.
+#[derive(Debug, Clone)]
+pub struct Operation {
+    id: Option<i64>,
+    facts: Rc<Facts>,
+}
+
+impl Operation {
+    /// An operation that has not written anything yet.
+    pub fn new(facts: Facts) -> Self {
+        Self { id: None, facts: Rc::new(facts) }
+    }
+
+    /// The id, once an entry is written.
+    pub fn id(&self) -> i64 {
+        self.id.unwrap_or(0)
+    }
+
+    /// What its entries say.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+}
+
+/// A ledger row to be written.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct Entry {
+    pub kind: &'static str,
+    pub amount: i64,
+    pub operation_id: i64,
+    pub position: Position,
+    pub facts: Rc<Facts>,
+    pub result: Option<String>,
+    pub hash: Hash,
+}
+
+impl Entry {
+    /// Whether it is the first of its operation, which carries the key and the result.
+    pub fn leads(&self) -> bool {
+        self.position.entry_id == self.operation_id
+    }
+
+    /// Key and fingerprint, on the first entry.
+    pub fn request(&self) -> Option<&(String, i64)> {
+        self.facts.request.as_ref().filter(|_| self.leads())
+    }
+}
+
+/// A usage hold whose time is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Hold {
+    pub hold_id: i64,
+    pub credits: i64,
+    pub member_id: Option<Uuid>,
+    pub created_at: Moment,
+    pub parts: Vec<Part>,
+}
+
+/// What changed for a member; see the table `member_usage`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct MemberDelta {
+    pub consumed: i64,
+    pub period: i64,
+    pub active_at: Option<Moment>,
+}
+
+/// A member's budget as stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Budget {
+    pub limit: i64,
+    pub per: Period,
+    pub period_start: Moment,
+    pub period_consumed: i64,
+}
+
+/// A locked lane with what this call knows of its grants.
+#[derive(Debug, Clone)]
+pub struct Wallet {
+    /// The balance row.
+    pub lane: Lane,
+    /// Grants with credit left, and those that the call names; None as long as the slice suffices.
+    pub lots: Option<Vec<Lot>>,
+    /// Rows to write.
+    pub entries: Vec<Entry>,
+    /// Holds that timed out and were booked, with the operation that did it.
+    pub expired_holds: Vec<(i64, i64)>,
+    /// Members that were active.
+    pub members: BTreeMap<Uuid, MemberDelta>,
+    /// Budgets of the members that the call names.
+    pub budgets: BTreeMap<Uuid, Budget>,
+    now: Moment,
+}
+
+impl Wallet {
+    /// A lane that was just locked.
+    pub fn new(lane: Lane, now: Moment) -> Self {
+        Self {
+            lane,
+            lots: None,
+            entries: Vec::new(),
+            expired_holds: Vec::new(),
+            members: BTreeMap::new(),
+            budgets: BTreeMap::new(),
+            now,
+        }
+    }
+
+    /// The moment for which the call was asked.
+    pub fn now(&self) -> Moment {
+        self.now
+    }
+
+    /// The figures of the row hold at this moment.
+    pub fn is_fresh(&self) -> bool {
+        self.now < self.lane.fresh_until
+    }
+
+    /// The row alone can serve a burn of so much general credit.
+    pub fn slice_suffices(&self, credits: i64) -> bool {
+        self.is_fresh() && self.lane.scoped == 0 && self.lane.slice_credits >= credits
+    }
+
+    /// Brings in the grants and books what time did: holds that timed out, grants that expired.
+    pub fn load(&mut self, mut lots: Vec<Lot>, timed_out: &[Hold], next_hold_due: Moment) -> Result<()> {
+        for lot in &mut lots {
+            if lot.grant_id == self.lane.slice_grant {
+                lot.remaining += self.lane.slice_credits;
+            }
+        }
+        lots.sort_by_key(Lot::burn_order);
+        self.lots = Some(lots);
+        self.lane.holds_due = next_hold_due;
+        for hold in timed_out {
+            let mut operation =
+                Operation::new(Facts::from_source("hold", Some(hold.hold_id.to_string())));
+            self.give_back(&mut operation, "release", &hold.parts)?;
+            self.lane.reserved -= hold.credits;
+            self.note_member(hold.member_id, 0, -self.still_counted(hold), None);
+            self.expired_holds.push((hold.hold_id, operation.id()));
+        }
+        self.bury()
+    }
+
+    /// What of a hold counts in the member's current budget period.
+    pub fn still_counted(&self, hold: &Hold) -> i64 {
+        let start = hold.member_id.and_then(|m| self.budgets.get(&m)).map(|b| b.per.start(self.now));
+        if start.is_none_or(|start| hold.created_at >= start) { hold.credits } else { 0 }
+    }
+
+    /// Spendable now, on that metric where credit is scoped to it.
+    pub fn spendable(&self, metric: Option<&str>) -> i64 {
+        match &self.lots {
+            Some(lots) => lots
+                .iter()
+                .filter(|lot| lot.is_live(self.now) && lot.applies_to(metric))
+                .map(|lot| lot.remaining)
+                .sum(),
+            None => self.lane.balance - self.lane.scoped - self.lane.future,
+        }
+    }
+
+    /// Credit for some metrics only, and general credit that is not effective yet.
+    pub fn restricted(&self) -> (i64, i64) {
+        let Some(lots) = &self.lots else { return (self.lane.scoped, self.lane.future) };
+        let sum = |chosen: &dyn Fn(&&Lot) -> bool| lots.iter().filter(chosen).map(|l| l.remaining).sum();
+        (
+            sum(&|l| l.metrics.is_some()),
+            sum(&|l| l.metrics.is_none() && l.effective_at > self.now),
+        )
+    }
+
+    /// The grants that a burn would take from, in burn order, as far as they go.
+    pub fn allocate(&self, credits: i64, metric: Option<&str>) -> Result<Vec<Part>> {
+        let mut missing = credits;
+        let mut parts = Vec::new();
+        if missing == 0 {
+            return Ok(parts);
+        }
+        match &self.lots {
+            None => {
+                if self.lane.slice_credits >= missing {
+                    parts.push(Part { grant_id: self.lane.slice_grant, credits: missing });
+                    missing = 0;
+                }
+            }
+            Some(lots) => {
+                for lot in lots.iter().filter(|l| l.is_live(self.now) && l.applies_to(metric)) {
+                    let credits = lot.remaining.min(missing);
+                    parts.push(Part { grant_id: lot.grant_id, credits });
+                    missing -= credits;
+                    if missing == 0 {
+                        break;
+                    }
+                }
+            }
+        }
+        if missing > 0 {
+            return Err(Error::insufficient(credits, self.spendable(metric)));
+        }
+        Ok(parts)
+    }
+
+    /// Takes credit out, one entry per grant; a burn of nothing still writes one entry.
+    pub fn take(&mut self, operation: &mut Operation, kind: &'static str, parts: &[Part]) -> Result<()> {
+        if parts.is_empty() {
+            return self.post(operation, kind, 0, None);
+        }
+        for part in parts {
+            *self.lot_credits(part.grant_id)? -= part.credits;
+            self.post(operation, kind, -part.credits, Some(part.grant_id))?;
+        }
+        Ok(())
+    }
+
+    /// Puts credit back into the grants that it came from. Those may have died meanwhile: see [`Wallet::bury`].
+    pub fn give_back(&mut self, operation: &mut Operation, kind: &'static str, parts: &[Part]) -> Result<()> {
+        for part in parts {
+            *self.lot_credits(part.grant_id)? += part.credits;
+            self.post(operation, kind, part.credits, Some(part.grant_id))?;
+        }
+        if parts.is_empty() { self.post(operation, kind, 0, None) } else { Ok(()) }
+    }
+
+    /// Books what is left of voided and expired grants, each as an operation of its own.
+    pub fn bury(&mut self) -> Result<()> {
+        let now = self.now;
+        let dead: Vec<_> = self
+            .lots
+            .iter()
+            .flatten()
+            .filter(|lot| lot.remaining > 0 && lot.is_dead(now))
+            .map(|lot| (lot.grant_id, lot.remaining, lot.voided, lot.source.clone()))
+            .collect();
+        for (grant_id, credits, voided, source) in dead {
+            let mut operation = Operation::new(Facts::from_source(&source, None));
+            let kind = if voided { "void" } else { "expiry" };
+            self.take(&mut operation, kind, &[Part { grant_id, credits }])?;
+        }
+        Ok(())
+    }
+
+    /// A new grant; its id is that of its entry.
+    pub fn grant(&mut self, operation: &mut Operation, kind: &'static str, mut lot: Lot) -> Result<i64> {
+        let credits = lot.amount;
+        lot.grant_id = self.lane.last_entry_id + 1;
+        lot.remaining = credits;
+        lot.stored = 0;
+        lot.new = true;
+        let grant_id = lot.grant_id;
+        if kind == "purchase" {
+            self.lane.purchased = checked(self.lane.purchased.checked_add(credits))?;
+        }
+        let lots = self.lots.get_or_insert_default();
+        let place = lots.partition_point(|known| known.burn_order() < lot.burn_order());
+        lots.insert(place, lot);
+        self.post(operation, kind, credits, Some(grant_id))?;
+        Ok(grant_id)
+    }
+
+    /// Burns for usage: consumption counts, for the wallet and the member.
+    pub fn consume(&mut self, operation: &mut Operation, parts: &[Part], budgeted: i64) -> Result<()> {
+        let credits: i64 = parts.iter().map(|p| p.credits).sum();
+        let member = operation.facts.member_id;
+        self.take(operation, "usage", parts)?;
+        self.lane.consumed = checked(self.lane.consumed.checked_add(credits))?;
+        self.note_member(member, credits, budgeted, Some(self.now));
+        Ok(())
+    }
+
+    /// Refuses what a member's budget does not cover.
+    pub fn check_budget(&self, member_id: Option<Uuid>, credits: i64) -> Result<()> {
+        let Some((member_id, budget)) = member_id.and_then(|m| Some((m, self.budgets.get(&m)?))) else {
+            return Ok(());
+        };
+        let stored =
+            if budget.period_start == budget.per.start(self.now) { budget.period_consumed } else { 0 };
+        let noted = self.members.get(&member_id).map_or(0, |d| d.period);
+        let used = (stored + noted).max(0);
+        if credits > 0 && used.saturating_add(credits) > budget.limit {
+            return Err(Error::cap_exceeded(
+                &member_id.to_string(),
+                budget.per.name(),
+                budget.limit,
+                used,
+                credits,
+            ));
+        }
+        Ok(())
+    }
+
+    /// Notes what a member consumed (`consumed`) and what counts in the budget's period (`period`).
+    pub fn note_member(&mut self, member: Option<Uuid>, consumed: i64, period: i64, active_at: Option<Moment>) {
+        if let Some(member) = member {
+            let delta =
+                self.members.entry(member).or_insert(MemberDelta { consumed: 0, period: 0, active_at: None });
+            delta.consumed += consumed;
+            delta.period += period;
+            delta.active_at = active_at.or(delta.active_at);
+        }
+    }
+
+    /// A grant that the call names and that must be loaded.
+    pub fn lot(&mut self, grant_id: i64) -> Result<&mut Lot> {
+        self.lots
+            .iter_mut()
+            .flatten()
+            .find(|lot| lot.grant_id == grant_id)
+            .ok_or(Error::corrupt("an entry names a grant that does not exist"))
+    }
+
+    fn lot_credits(&mut self, grant_id: i64) -> Result<&mut i64> {
+        if self.lots.is_none() && self.lane.slice_grant == grant_id {
+            return Ok(&mut self.lane.slice_credits);
+        }
+        Ok(&mut self.lot(grant_id)?.remaining)
+    }
+
+    fn post(
+        &mut self,
+        operation: &mut Operation,
+        kind: &'static str,
+        amount: i64,
+        grant_id: Option<i64>,
+    ) -> Result<()> {
+        let lane = &mut self.lane;
+        let balance_before = lane.balance;
+        lane.balance = checked(balance_before.checked_add(amount))?;
+        lane.last_entry_id += 1;
+        let entry_id = lane.last_entry_id;
+        self.entries.push(Entry {
+            kind,
+            amount,
+            operation_id: *operation.id.get_or_insert(entry_id),
+            position: Position { entry_id, balance_before, balance_after: lane.balance, grant_id },
+            facts: Rc::clone(&operation.facts),
+            result: None,
+            hash: [0; 32],
+        });
+        Ok(())
+    }
+
+    /// Keeps what the call answers with the first entry of its operation, for a repeated call.
+    pub fn keep_result(&mut self, operation: &Operation, result: &serde_json::Value) {
+        if operation.facts.request.is_some() {
+            let id = operation.id();
+            if let Some(entry) = self.entries.iter_mut().find(|e| e.position.entry_id == id) {
+                entry.result = Some(result.to_string());
+            }
+        }
+    }
+
+    /// Settles the row for the next call: the slice, the derived figures, and the hashes of the new entries.
+    pub fn close(&mut self) {
+        let now = self.now;
+        let restricted = self.restricted();
+        let lane = &mut self.lane;
+        if lane.reserved == 0 {
+            lane.holds_due = INFINITY;
+        }
+        if let Some(lots) = &self.lots {
+            let with_credit = || lots.iter().filter(|l| l.remaining > 0);
+            (lane.scoped, lane.future) = restricted;
+            let turns = with_credit()
+                .map(|l| if l.effective_at > now { l.effective_at } else { l.expires_at })
+                .min()
+                .unwrap_or(INFINITY);
+            lane.fresh_until = turns.min(lane.holds_due);
+            let slice = lots.iter().find(|l| l.metrics.is_none() && l.is_live(now));
+            lane.slice_grant = slice.map_or(0, |l| l.grant_id);
+            lane.slice_credits = slice.map_or(0, |l| l.remaining);
+        } else {
+            lane.fresh_until = lane.fresh_until.min(lane.holds_due);
+        }
+        let mut previous = std::mem::take(&mut lane.head);
+        for entry in &mut self.entries {
+            let request = entry.request().cloned();
+            let facts = &entry.facts;
+            let content = chain::content(&Content {
+                org_id: lane.org_id,
+                unit: &lane.unit,
+                kind: entry.kind,
+                amount: entry.amount,
+                quantity: facts.quantity,
+                metric: facts.metric.as_deref(),
+                member_id: facts.member_id,
+                source: facts.source.as_deref(),
+                source_id: facts.source_id.as_deref(),
+                idempotency_key: request.as_ref().map(|r| r.0.as_str()),
+                request_hash: request.as_ref().map(|r| r.1),
+                reason: facts.reason.as_deref(),
+                actor: facts.actor.as_deref(),
+                metadata: &facts.metadata,
+                result: entry.result.as_deref(),
+                created_at: now,
+                offset: entry.position.entry_id - entry.operation_id,
+            });
+            entry.hash = chain::link(&previous, &content, entry.position);
+            previous.clear();
+            previous.extend_from_slice(&entry.hash);
+        }
+        lane.head = previous;
+    }
+
+    /// What the table is to say of each grant whose stored credit changed, after [`Wallet::close`].
+    pub fn stored_changes(&self) -> Vec<(&Lot, i64)> {
+        self.lots
+            .iter()
+            .flatten()
+            .map(|lot| (lot, if lot.grant_id == self.lane.slice_grant { 0 } else { lot.remaining }))
+            .filter(|(lot, stored)| lot.new || *stored != lot.stored || lot.voided != lot.stored_voided)
+            .collect()
+    }
+}
+
+fn checked(sum: Option<i64>) -> Result<i64> {
+    sum.ok_or_else(|| Error::invalid("amount", "the balance would not fit 63 bits"))
+}

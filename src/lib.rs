@@ -1,0 +1,32 @@
+//! `pg_billing`: a product's whole billing inside its own `PostgreSQL` database.
+//!
+//! Read `docs/DESIGN.md` first. Rules are plain Rust, statements are in the `store` modules, `sql` alone talks to the
+//! server, and functions that SQL calls are thin.
+
+pgrx::pg_module_magic!();
+
+mod access;
+mod arguments;
+mod catalog;
+mod clock;
+mod error;
+mod install;
+mod json;
+mod ledger;
+mod raise;
+mod receipt;
+mod sql;
+mod time;
+mod units;
+
+// The extension's own SQL, in this order around the functions that the modules declare.
+pgrx::extension_sql_file!("../sql/extension/types.sql", name = "types", bootstrap);
+pgrx::extension_sql_file!("../sql/extension/access.sql", name = "access", requires = ["types"]);
+pgrx::extension_sql_file!("../sql/extension/comments.sql", name = "comments", finalize);
+
+/// Called by the server when it loads the library.
+#[pgrx::pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    clock::define_setting();
+    catalog::cache::watch_invalidations();
+}

@@ -1,0 +1,300 @@
+//! The server programming interface: the only file that names it.
+//!
+//! Statements are prepared once per backend and kept. A backend has one thread, so thread-local statics are its globals.
+//! Errors of the server are never caught: they unwind to the function call and roll its statement back.
+
+use crate::time::Moment;
+use pgrx::datum::{FromDatum, IntoDatum};
+use pgrx::pg_sys;
+use std::cell::Cell;
+use std::ffi::CString;
+use uuid::Uuid;
+
+/// A value for or from a statement, with its SQL type.
+pub trait ToSql {
+    /// None is NULL.
+    fn to_sql(self) -> Option<pg_sys::Datum>;
+}
+
+/// A column of a result.
+pub trait FromSql: Sized {
+    /// Reads a column that is not null.
+    ///
+    /// # Safety
+    /// The datum must be of the SQL type that the Rust type stands for.
+    unsafe fn from_sql(datum: pg_sys::Datum) -> Self;
+}
+
+macro_rules! by_pgrx {
+    ($($type:ty),*) => { $(
+        impl ToSql for $type {
+            fn to_sql(self) -> Option<pg_sys::Datum> { self.into_datum() }
+        }
+        impl FromSql for $type {
+            unsafe fn from_sql(datum: pg_sys::Datum) -> Self {
+                // SAFETY: the caller's promise; not null.
+                unsafe { <$type>::from_datum(datum, false).expect("a column that is not null") }
+            }
+        }
+    )* };
+}
+by_pgrx!(i64, i32, i16, bool, String, Vec<u8>, Vec<i64>, Vec<i16>, Vec<bool>, Vec<String>, Vec<Option<String>>, Vec<Option<i64>>);
+
+impl ToSql for &str {
+    fn to_sql(self) -> Option<pg_sys::Datum> {
+        self.into_datum()
+    }
+}
+impl ToSql for &String {
+    fn to_sql(self) -> Option<pg_sys::Datum> {
+        self.as_str().into_datum()
+    }
+}
+impl ToSql for &[u8] {
+    fn to_sql(self) -> Option<pg_sys::Datum> {
+        self.into_datum()
+    }
+}
+impl ToSql for Vec<Vec<u8>> {
+    fn to_sql(self) -> Option<pg_sys::Datum> {
+        self.into_datum()
+    }
+}
+impl ToSql for crate::json::Jsonb {
+    fn to_sql(self) -> Option<pg_sys::Datum> {
+        self.into_datum()
+    }
+}
+impl ToSql for Uuid {
+    fn to_sql(self) -> Option<pg_sys::Datum> {
+        pgrx::Uuid::from_bytes(self.into_bytes()).into_datum()
+    }
+}
+impl FromSql for Uuid {
+    unsafe fn from_sql(datum: pg_sys::Datum) -> Self {
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { pgrx::Uuid::from_datum(datum, false) };
+        Self::from_bytes(*bytes.expect("a column that is not null").as_bytes())
+    }
+}
+impl ToSql for Vec<Uuid> {
+    fn to_sql(self) -> Option<pg_sys::Datum> {
+        let all: Vec<_> = self.into_iter().map(|u| pgrx::Uuid::from_bytes(u.into_bytes())).collect();
+        all.into_datum()
+    }
+}
+impl ToSql for Vec<Option<Uuid>> {
+    fn to_sql(self) -> Option<pg_sys::Datum> {
+        let all: Vec<_> = self.into_iter().map(|u| u.map(|u| pgrx::Uuid::from_bytes(u.into_bytes()))).collect();
+        all.into_datum()
+    }
+}
+/// A moment as `timestamptz`: the same 64 bits that an `i64` would be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct At(pub Moment);
+impl ToSql for At {
+    fn to_sql(self) -> Option<pg_sys::Datum> {
+        self.0.into_datum()
+    }
+}
+impl<T: ToSql> ToSql for Option<T> {
+    fn to_sql(self) -> Option<pg_sys::Datum> {
+        self.and_then(ToSql::to_sql)
+    }
+}
+
+/// A statement and, once it has been used in this backend, its kept plan.
+pub struct Statement {
+    text: &'static str,
+    types: &'static [pg_sys::Oid],
+    plan: Cell<pg_sys::SPIPlanPtr>,
+}
+
+impl Statement {
+    /// See [`statements!`].
+    pub const fn new(text: &'static str, types: &'static [pg_sys::Oid]) -> Self {
+        Self { text, types, plan: Cell::new(std::ptr::null_mut()) }
+    }
+
+    fn plan(&self) -> pg_sys::SPIPlanPtr {
+        if self.plan.get().is_null() {
+            let text = CString::new(self.text).expect("a statement without NUL");
+            let mut types = self.types.to_vec();
+            let count = i32::try_from(types.len()).expect("few parameters");
+            // SAFETY: connected; the plan is moved to permanent memory before it is used.
+            unsafe {
+                let plan = pg_sys::SPI_prepare(text.as_ptr(), count, types.as_mut_ptr());
+                assert!(!plan.is_null(), "statement could not be prepared: {}", self.text);
+                assert_eq!(pg_sys::SPI_keepplan(plan), 0, "statement could not be kept");
+                self.plan.set(plan);
+            }
+        }
+        self.plan.get()
+    }
+}
+
+/// Declares statements: `NAME(uuid, text) = "select …";`
+#[macro_export]
+macro_rules! statements {
+    ($($(#[$doc:meta])* $name:ident($($type:ident),* $(,)?) = $text:expr;)*) => { $(
+        thread_local! {
+            $(#[$doc])*
+            static $name: $crate::sql::Statement =
+                const { $crate::sql::Statement::new($text, &[$($crate::sql::types::$type),*]) };
+        }
+    )* };
+}
+
+/// Names of the types of parameters, as SQL has them.
+#[allow(missing_docs, non_upper_case_globals)]
+pub mod types {
+    use pgrx::pg_sys;
+    pub const uuid: pg_sys::Oid = pg_sys::UUIDOID;
+    pub const text: pg_sys::Oid = pg_sys::TEXTOID;
+    pub const int8: pg_sys::Oid = pg_sys::INT8OID;
+    pub const int4: pg_sys::Oid = pg_sys::INT4OID;
+    pub const boolean: pg_sys::Oid = pg_sys::BOOLOID;
+    pub const bytea: pg_sys::Oid = pg_sys::BYTEAOID;
+    pub const jsonb: pg_sys::Oid = pg_sys::JSONBOID;
+    pub const timestamptz: pg_sys::Oid = pg_sys::TIMESTAMPTZOID;
+    pub const uuids: pg_sys::Oid = pg_sys::UUIDARRAYOID;
+    pub const texts: pg_sys::Oid = pg_sys::TEXTARRAYOID;
+    pub const int8s: pg_sys::Oid = pg_sys::INT8ARRAYOID;
+    pub const int2s: pg_sys::Oid = pg_sys::INT2ARRAYOID;
+    pub const booleans: pg_sys::Oid = pg_sys::BOOLARRAYOID;
+    pub const byteas: pg_sys::Oid = pg_sys::BYTEAARRAYOID;
+}
+
+/// Parameters of a statement.
+#[macro_export]
+macro_rules! args {
+    ($($value:expr),* $(,)?) => { &[$($crate::sql::ToSql::to_sql($value)),*] };
+}
+
+/// An open connection to the server's own interface.
+pub struct Db(());
+
+/// Runs `work` connected; memory that its statements took is freed at the end.
+pub fn connect<R>(work: impl FnOnce(&Db) -> R) -> R {
+    // SAFETY: paired with SPI_finish; when an error unwinds, the end of the transaction cleans up.
+    unsafe {
+        pg_sys::SPI_connect();
+    }
+    let result = work(&Db(()));
+    // SAFETY: connected above.
+    unsafe {
+        pg_sys::SPI_finish();
+    }
+    result
+}
+
+impl Db {
+    /// Runs on the caller's snapshot; takes no lock and no transaction id, so it also works on a standby.
+    pub fn read(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Option<pg_sys::Datum>]) -> Rows {
+        statement.with(|s| Self::execute(s, args, true))
+    }
+
+    /// Runs on a snapshot of its own, so that it sees what others committed before it started.
+    pub fn write(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Option<pg_sys::Datum>]) -> Rows {
+        statement.with(|s| Self::execute(s, args, false))
+    }
+
+    /// Runs a whole script, for install().
+    pub fn script(&self, text: &str) {
+        let text = CString::new(text).expect("a script without NUL");
+        // SAFETY: connected; errors of the server unwind.
+        let status = unsafe { pg_sys::SPI_execute(text.as_ptr(), false, 0) };
+        assert!(status > 0, "a script failed with SPI status {status}");
+    }
+
+    fn execute(statement: &Statement, args: &[Option<pg_sys::Datum>], read_only: bool) -> Rows {
+        assert_eq!(args.len(), statement.types.len(), "parameters of {}", statement.text);
+        let plan = statement.plan();
+        let mut values = [pg_sys::Datum::from(0); 32];
+        let mut nulls = [b' '.cast_signed(); 32];
+        for (i, arg) in args.iter().enumerate() {
+            match arg {
+                Some(datum) => values[i] = *datum,
+                None => nulls[i] = b'n'.cast_signed(),
+            }
+        }
+        // SAFETY: a kept plan with as many parameters of these types; the table of results lives until SPI_finish.
+        unsafe {
+            pg_sys::SPI_tuptable = std::ptr::null_mut();
+            let status = pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), nulls.as_ptr(), read_only, 0);
+            assert!(status > 0, "SPI status {status} of {}", statement.text);
+            Rows { table: pg_sys::SPI_tuptable, processed: pg_sys::SPI_processed }
+        }
+    }
+}
+
+/// The result of a statement.
+pub struct Rows {
+    table: *mut pg_sys::SPITupleTable,
+    processed: u64,
+}
+
+impl Rows {
+    /// Rows returned or touched.
+    pub fn count(&self) -> usize {
+        usize::try_from(self.processed).unwrap_or(usize::MAX)
+    }
+
+    /// The only row, if there is one.
+    pub fn first(&self) -> Option<Row> {
+        (self.count() > 0).then(|| self.row(0))
+    }
+
+    /// All rows.
+    pub fn iter(&self) -> impl Iterator<Item = Row> + '_ {
+        (0..self.count()).map(|i| self.row(i))
+    }
+
+    fn row(&self, index: usize) -> Row {
+        assert!(!self.table.is_null() && index < self.count(), "a row of a result");
+        // SAFETY: the table holds `processed` tuples of that descriptor until SPI_finish or free().
+        unsafe {
+            let descriptor = (*self.table).tupdesc;
+            let count = usize::try_from((*descriptor).natts).unwrap_or(0);
+            let mut columns = Vec::with_capacity(count);
+            let mut nulls = Vec::<bool>::with_capacity(count);
+            pg_sys::heap_deform_tuple(
+                *(*self.table).vals.add(index),
+                descriptor,
+                columns.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+            );
+            columns.set_len(count);
+            nulls.set_len(count);
+            Row { columns, nulls }
+        }
+    }
+
+    /// Gives the memory back before the end of the connection: for results read in portions.
+    pub fn free(self) {
+        if !self.table.is_null() {
+            // SAFETY: made by SPI and not used again: `self` is gone.
+            unsafe { pg_sys::SPI_freetuptable(self.table) }
+        }
+    }
+}
+
+/// A row of a result.
+pub struct Row {
+    columns: Vec<pg_sys::Datum>,
+    nulls: Vec<bool>,
+}
+
+impl Row {
+    /// A column that cannot be null; the first is 0.
+    pub fn get<T: FromSql>(&self, index: usize) -> T {
+        assert!(!self.nulls[index], "column {index} is null");
+        // SAFETY: the statement beside the caller gives that type.
+        unsafe { T::from_sql(self.columns[index]) }
+    }
+
+    /// A column that may be null.
+    pub fn opt<T: FromSql>(&self, index: usize) -> Option<T> {
+        if self.nulls[index] { None } else { Some(self.get(index)) }
+    }
+}

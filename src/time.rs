@@ -1,0 +1,128 @@
+//! Moments and calendar periods, without a server.
+
+use chrono::{DateTime, Datelike, Days, Months, NaiveDate, NaiveTime, Utc};
+use std::str::FromStr;
+
+/// A moment as PostgreSQL keeps it: microseconds since 2000-01-01 UTC, with both infinities at the ends.
+pub type Moment = i64;
+
+/// `'infinity'::timestamptz`
+pub const INFINITY: Moment = i64::MAX;
+/// `'-infinity'::timestamptz`
+pub const NEVER_YET: Moment = i64::MIN;
+
+/// Microseconds from the Unix epoch to PostgreSQL's.
+const EPOCH: i64 = 946_684_800_000_000;
+
+/// Length of a budget period.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Period {
+    /// A day, UTC.
+    Day,
+    /// A calendar month, UTC.
+    Month,
+    /// All of time.
+    Total,
+}
+
+impl Period {
+    /// From its name in SQL.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "day" => Some(Self::Day),
+            "month" => Some(Self::Month),
+            "total" => Some(Self::Total),
+            _ => None,
+        }
+    }
+
+    /// Its name in SQL.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Day => "day",
+            Self::Month => "month",
+            Self::Total => "total",
+        }
+    }
+
+    /// When the period that contains `at` began.
+    pub fn start(self, at: Moment) -> Moment {
+        let Some(date) = date_of(at) else { return NEVER_YET };
+        match self {
+            Self::Day => midnight(date),
+            Self::Month => midnight(date.with_day(1).unwrap_or(date)),
+            Self::Total => NEVER_YET,
+        }
+    }
+
+    /// When the period that contains `at` ends: the first moment of the next one.
+    pub fn end(self, at: Moment) -> Moment {
+        let start = self.start(at);
+        let Some(date) = date_of(start) else { return INFINITY };
+        let next = match self {
+            Self::Day => date.checked_add_days(Days::new(1)),
+            Self::Month => date.checked_add_months(Months::new(1)),
+            Self::Total => None,
+        };
+        next.map_or(INFINITY, midnight)
+    }
+}
+
+fn date_of(at: Moment) -> Option<NaiveDate> {
+    let unix = at.checked_add(EPOCH)?;
+    DateTime::<Utc>::from_timestamp_micros(unix).map(|t| t.date_naive())
+}
+
+fn midnight(date: NaiveDate) -> Moment {
+    date.and_time(NaiveTime::MIN).and_utc().timestamp_micros() - EPOCH
+}
+
+/// ISO 8601 in UTC, for details of errors and stored results.
+pub fn display(at: Moment) -> String {
+    if at == INFINITY {
+        return "infinity".to_owned();
+    }
+    at.checked_add(EPOCH)
+        .and_then(DateTime::<Utc>::from_timestamp_micros)
+        .map_or_else(|| "-infinity".to_owned(), |t| t.to_rfc3339())
+}
+
+/// A date (midnight UTC) or a timestamp with time zone, ISO 8601.
+pub fn parse(text: &str) -> Option<Moment> {
+    let unix = match DateTime::parse_from_rfc3339(text) {
+        Ok(moment) => moment.timestamp_micros(),
+        Err(_) => NaiveDate::from_str(text).ok()?.and_time(NaiveTime::MIN).and_utc().timestamp_micros(),
+    };
+    unix.checked_sub(EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Moment {
+        parse(text).unwrap()
+    }
+
+    #[test]
+    fn months_follow_the_calendar() {
+        let leap_day = at("2024-02-29T23:59:59.999999Z");
+        assert_eq!(Period::Month.start(leap_day), at("2024-02-01T00:00:00Z"));
+        assert_eq!(Period::Month.end(leap_day), at("2024-03-01T00:00:00Z"));
+        assert_eq!(Period::Month.end(at("2024-12-31T12:00:00Z")), at("2025-01-01T00:00:00Z"));
+    }
+
+    #[test]
+    fn a_day_holds_its_first_moment_and_not_the_next_ones() {
+        let midnight = at("1999-12-31T00:00:00Z");
+        assert_eq!(Period::Day.start(midnight), midnight);
+        assert_eq!(Period::Day.start(midnight - 1), at("1999-12-30T00:00:00Z"));
+        assert_eq!(Period::Day.end(midnight), at("2000-01-01T00:00:00Z"));
+    }
+
+    #[test]
+    fn total_has_no_ends() {
+        assert_eq!(Period::Total.start(0), NEVER_YET);
+        assert_eq!(Period::Total.end(0), INFINITY);
+    }
+}

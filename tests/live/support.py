@@ -1,0 +1,311 @@
+"""What the live tests share: a database of their own, calls and refusals, parallel callers, clusters that may be killed.
+
+The server is found by libpq's environment (PGHOST, PGPORT, PGUSER, PGDATABASE). PGBIN is the directory of PostgreSQL's
+programs; PGBILLING_RUNAS is the unix user who may run a server (none: ourselves).
+"""
+
+import json
+import os
+import pathlib
+import pwd
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+import unittest
+import uuid
+
+import psycopg2
+import psycopg2.errors
+import psycopg2.extras
+
+psycopg2.extras.register_uuid()
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PGBIN = os.environ.get("PGBIN", "")
+RUN_AS = os.environ.get("PGBILLING_RUNAS", "")
+Refused = psycopg2.Error
+CATALOG = {"metrics": {"call": {"price": 1}, "page": {"price": 7}, "view": {"price": 0},
+                       "third": {"price": {"steps": [{"credits": 1, "per": 3}]}}}}
+
+
+def connect(database=None, **options):
+    """A connection in autocommit mode; with autocommit=False the caller ends its transactions."""
+    autocommit = options.pop("autocommit", True)
+    connection = psycopg2.connect(dbname=database or os.environ.get("PGDATABASE", "postgres"), **options)
+    connection.autocommit = autocommit
+    return connection
+
+
+def rows(connection, statement, *values):
+    """All rows of a statement, as named tuples."""
+    with connection.cursor(cursor_factory=psycopg2.extras.NamedTupleCursor) as cursor:
+        cursor.execute(statement, values or None)
+        return cursor.fetchall() if cursor.description else []
+
+
+def value(connection, statement, *values):
+    """The only value of a statement."""
+    ((result,),) = rows(connection, statement, *values)
+    return result
+
+
+def adapt(argument):
+    """Python's dictionaries are jsonb; lists are arrays."""
+    return psycopg2.extras.Json(argument) if isinstance(argument, dict) else argument
+
+
+def call(connection, function, *arguments, **named):
+    """select * from billing.function(…): the row that it returns."""
+    places = ["%s"] * len(arguments) + [f"{name} => %s" for name in named]
+    values = [adapt(argument) for argument in [*arguments, *named.values()]]
+    (row,) = rows(connection, f"select * from billing.{function}({', '.join(places)})", *values)
+    return row
+
+
+def total(connection, org, unit="credit", metric=None):
+    """What the org may spend."""
+    return value(connection, "select billing.get_total_credits(%s, %s, %s)", org, unit, metric)
+
+
+def apply_catalog(connection, catalog):
+    """Applies a catalog document and gives what changed."""
+    return rows(connection, "select * from billing.apply_catalog(%s)", psycopg2.extras.Json(catalog))
+
+
+def violations(connection):
+    """What verify_ledger() finds: nothing, if all is well."""
+    return rows(connection, "select * from billing.verify_ledger()")
+
+
+def code_of(error):
+    """SQLSTATE and code of a refusal, as in 'PT402 insufficient_credits'."""
+    detail = error.diag.message_detail or ""
+    return f"{error.pgcode} {json.loads(detail)['code']}" if detail.startswith("{") else str(error.pgcode)
+
+
+def retrying(connection, work):
+    """Runs work() in a transaction of the connection until it is serialized: 40001 is tried again, all else is raised.
+
+    Gives its result and the number of attempts.
+    """
+    for attempt in range(1, 1000):
+        try:
+            result = work()
+            connection.commit()
+            return result, attempt
+        except psycopg2.errors.SerializationFailure:
+            connection.rollback()
+        except Refused:
+            connection.rollback()
+            raise
+    raise AssertionError("never serialized")
+
+
+def together(count, body):
+    """Runs body(i, barrier) in so many threads; gives their results in order, or raises the first exception."""
+    barrier = threading.Barrier(count)
+    results, errors = [None] * count, []
+
+    def run(i):
+        try:
+            results[i] = body(i, barrier)
+        except BaseException as error:  # pylint: disable=broad-except
+            errors.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(300)
+    if any(thread.is_alive() for thread in threads):
+        raise AssertionError("a caller hangs")
+    for error in sorted(errors, key=lambda e: isinstance(e, threading.BrokenBarrierError)):
+        raise error
+    return results
+
+
+def await_condition(condition, seconds, what):
+    """Polls until condition() is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {seconds} s in vain for {what}")
+        time.sleep(0.05)
+
+
+def program(name):
+    """Path of one of PostgreSQL's programs."""
+    return str(pathlib.Path(PGBIN) / name) if PGBIN else name
+
+
+def run(*command, as_server=False, cwd=None):
+    """Runs a program and gives its output; as_server: as the unix user who may run a server."""
+    environment = {name: text for name, text in os.environ.items() if name != "RUST_BACKTRACE"}
+    if as_server and RUN_AS and os.geteuid() == 0:
+        command = ("runuser", "-u", RUN_AS, "--", *command)
+    done = subprocess.run(command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, check=False, timeout=300)
+    if done.returncode:
+        raise AssertionError(f"{' '.join(command)} failed ({done.returncode}):\n{done.stdout}")
+    return done.stdout
+
+
+class LiveTestCase(unittest.TestCase):
+    """A class of tests with a database of its own, in which the extension is installed; self.db is a connection to it."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.roles = []
+        cls.admin = connect()
+        cls.addClassCleanup(cls.admin.close)
+        # Cleanups run in reverse order: roles go when the databases in which they have rights are gone.
+        cls.addClassCleanup(lambda: [rows(cls.admin, f"drop role if exists {role}") for role in cls.roles])
+        cls.database = cls.new_database()
+        cls.db = connect(cls.database)
+        cls.addClassCleanup(cls.db.close)
+        cls.install(cls.db)
+
+    @classmethod
+    def new_database(cls):
+        """An empty database that is dropped at the end."""
+        name = f"billing_{cls.__name__.lower()}_{uuid.uuid4().hex[:8]}"
+        rows(cls.admin, f'create database "{name}" template template0')
+        cls.addClassCleanup(rows, cls.admin, f'drop database if exists "{name}" with (force)')
+        return name
+
+    @classmethod
+    def new_role(cls, connection, level):
+        """A role that has been granted a level; dropped at the end."""
+        name = f"billing_{level}_{uuid.uuid4().hex[:8]}"
+        rows(cls.admin, f"create role {name}")
+        cls.roles.append(name)
+        rows(connection, "select billing.grant_access(%s, %s)", name, level)
+        return name
+
+    @classmethod
+    def install(cls, connection):
+        """The two steps, and a catalog."""
+        rows(connection, "create extension pg_billing")
+        rows(connection, "select billing.install()")
+        apply_catalog(connection, CATALOG)
+
+    def connect(self, **options):
+        """Another connection to the class's database, closed after the test."""
+        connection = connect(self.database, **options)
+        self.addCleanup(connection.close)
+        return connection
+
+    def connections(self, count, **options):
+        """As many connections."""
+        return [self.connect(**options) for _ in range(count)]
+
+    def org(self, *amounts):
+        """A new org with a grant of each amount."""
+        org = uuid.uuid4()
+        for amount in amounts:
+            call(self.db, "grant_credits", org, amount)
+        return org
+
+    def assert_refused(self, expected, function, *arguments, connection=None, **named):
+        """The call is refused with this SQLSTATE and code."""
+        with self.assertRaises(Refused) as caught:
+            call(connection or self.db, function, *arguments, **named)
+        self.assertEqual(code_of(caught.exception), expected)
+
+    def assert_sound(self, connection=None):
+        """verify_ledger() finds nothing."""
+        self.assertEqual(violations(connection or self.db), [])
+
+
+class Cluster:
+    """A PostgreSQL server of its own in a temporary directory, which may be killed."""
+
+    def __init__(self, settings):
+        self.base = pathlib.Path(tempfile.mkdtemp(prefix="pgbilling."))
+        if RUN_AS and os.geteuid() == 0:
+            owner = pwd.getpwnam(RUN_AS)
+            os.chown(self.base, owner.pw_uid, owner.pw_gid)
+        self.data = self.base / "data"
+        self.host, self.port = str(self.base), "5432"
+        run(program("initdb"), "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync",
+            as_server=True, cwd=self.base)
+        settings = {"listen_addresses": "", "unix_socket_directories": self.host, "port": self.port, **settings}
+        with open(self.data / "postgresql.conf", "a", encoding="utf-8") as configuration:
+            configuration.writelines(f"{name} = '{setting}'\n" for name, setting in settings.items())
+
+    def start(self):
+        """Starts the server, with recovery where it was killed, and waits for it."""
+        try:
+            run(program("pg_ctl"), "start", "-w", "-t", "120", "-D", str(self.data), "-l", str(self.base / "log"),
+                as_server=True, cwd=self.base)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log()[-2000:]}") from error
+
+    def connect(self, database="postgres", **options):
+        """A connection to it."""
+        return connect(database, host=self.host, port=self.port, user="postgres", **options)
+
+    def kill(self):
+        """SIGKILL for the postmaster and, at once, for everything that it started."""
+        postmaster = int((self.data / "postmaster.pid").read_text(encoding="ascii").split()[0])
+        # Stopped first, it can neither start nor reap a child while we look for them.
+        os.kill(postmaster, signal.SIGSTOP)
+        killed = [postmaster, *children_of(postmaster)]
+        for process in killed:
+            try:
+                os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        await_condition(lambda: not any(is_running(process) for process in killed), 60, "the end of the killed server")
+        # Where nobody reaps orphans, the dead postmaster stays as a zombie, and a new one would take it for alive.
+        if process_state(postmaster):
+            (self.data / "postmaster.pid").unlink()
+            (self.base / f".s.PGSQL.{self.port}.lock").unlink()
+        return len(killed)
+
+    def log(self):
+        """What the server logged."""
+        return (self.base / "log").read_text(encoding="utf-8", errors="replace")
+
+    def remove(self):
+        """Stops the server, if it runs, and removes everything."""
+        if (self.data / "postmaster.pid").exists():
+            try:
+                run(program("pg_ctl"), "stop", "-m", "immediate", "-D", str(self.data), as_server=True, cwd=self.base)
+            except AssertionError:
+                pass
+        shutil.rmtree(self.base, ignore_errors=True)
+
+
+def process_state(process):
+    """State and parent of a process, as /proc has them; None when it is gone."""
+    try:
+        text = pathlib.Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    state, parent = text.rsplit(")", 1)[1].split()[:2]
+    return state, int(parent)
+
+
+def is_running(process):
+    """Whether it is there and not a zombie."""
+    state = process_state(process)
+    return state is not None and state[0] != "Z"
+
+
+def children_of(parent):
+    """The processes that it started."""
+    processes = [int(path.name) for path in pathlib.Path("/proc").iterdir() if path.name.isdigit()]
+    return [process for process in processes if (process_state(process) or (None, None))[1] == parent]
+
+
+def seeded():
+    """A random generator whose seed is printed, or taken from SEED to repeat a run."""
+    seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(2**32))
+    print(f"SEED={seed}", flush=True)
+    return random.Random(seed), seed

@@ -1,0 +1,52 @@
+-- Credits end at the exact moment, whether or not anything has been booked; the booking comes with the burn that
+-- meets the expired rest, or with book_expiries, which pg_cron calls.
+\set ON_ERROR_ROLLBACK on
+\set SHOW_CONTEXT never
+\pset null '(null)'
+begin;
+set local timezone = 'UTC';
+set local datestyle = 'ISO';
+set local billing.test_clock = '2026-03-01 00:00:00+00';
+\set acme 00000000-0000-4000-8000-000000000001
+\set bolt 00000000-0000-4000-8000-000000000002
+select * from billing.apply_catalog('{"metrics": {"call": {"price": 1}}}');
+select grant_id from billing.grant_credits(:'acme', 10, 'plan', expires_at => '2026-04-01 00:00+00');
+select grant_id from billing.grant_credits(:'acme', 10, 'purchase');
+select grant_id from billing.grant_credits(:'bolt', 10, 'plan', expires_at => '2026-04-01 00:00+00');
+select credits from billing.consume_credits(:'acme', 'call', 4);
+
+set local billing.test_clock = '2026-03-31 23:59:59.999999+00';
+select billing.get_total_credits(:'acme') as acme, billing.get_total_credits(:'bolt') as bolt;
+set local billing.test_clock = '2026-04-01 00:00:00+00';
+select billing.get_total_credits(:'acme') as acme, billing.get_total_credits(:'bolt') as bolt;
+select available from billing.get_wallet(:'acme');
+select org_id, available from billing.wallets order by org_id;
+select * from billing.explain_consumption(:'acme', 'call', 3);
+select * from billing.consume_credits(:'acme', 'call', 11);
+\echo :LAST_ERROR_SQLSTATE
+-- Nothing has been booked so far.
+select count(*) from billing.entries where kind = 'expiry';
+
+-- The burn books the breakage before it takes its own.
+select * from billing.consume_credits(:'acme', 'call', 3);
+select entry_id, operation_id, kind, amount, balance_before, balance_after, grant_id, created_at from billing.entries where org_id = :'acme' order by entry_id;
+
+-- book_expiries does it for wallets that nobody burns from; the second time there is nothing to do.
+select billing.book_expiries();
+select billing.book_expiries();
+select entry_id, kind, amount, balance_before, balance_after, grant_id, created_at from billing.entries where org_id = :'bolt' order by entry_id;
+select org_id, grant_id, remaining from billing.grants order by org_id, grant_id;
+
+-- A few wallets at a time, if one likes.
+select count(*) from generate_series(1, 5) i, billing.grant_credits(('00000000-0000-4000-8000-0000000001' || lpad(i::text, 2, '0'))::uuid, 7, 'bonus', expires_at => '2026-04-02 00:00+00');
+set local billing.test_clock = '2026-04-02 00:00:00+00';
+select billing.book_expiries(2), billing.book_expiries(2), billing.book_expiries(2), billing.book_expiries(2);
+select sum(amount) from billing.entries where kind = 'expiry' and grant_id is not null and org_id not in (:'acme', :'bolt');
+
+-- A grant whose end lies before its beginning, or in the past.
+select * from billing.grant_credits(:'acme', 10, effective_at => '2026-06-01 00:00+00', expires_at => '2026-06-01 00:00+00');
+\echo :LAST_ERROR_SQLSTATE
+select * from billing.grant_credits(:'acme', 10, expires_at => '2026-04-01 23:59+00');
+\echo :LAST_ERROR_SQLSTATE
+select * from billing.verify_ledger();
+rollback;

@@ -1,0 +1,101 @@
+-- The interface that applications call: names, arguments with their types and order, what is optional, what comes back.
+\set QUIET on
+\pset format unaligned
+\pset tuples_only on
+\pset pager off
+\set ON_ERROR_STOP on
+begin;
+set local client_min_messages = warning;
+create extension if not exists pgtap;
+create extension if not exists pg_billing;
+select count(billing.install()) from generate_series(1, 1) \gset
+select no_plan();
+
+create temp table expected (name text, arguments text, required int, result text);
+insert into expected values
+    ('grant_credits', 'org_id uuid, amount bigint, source text, category text, unit text, metrics text[], priority integer, effective_at timestamp with time zone, expires_at timestamp with time zone, cost_minor bigint, currency text, idempotency_key text, metadata jsonb', 2,
+     'grant_id bigint, amount bigint, balance_after bigint, replayed boolean'),
+    ('consume_credits', 'org_id uuid, metric text, quantity bigint, idempotency_key text, member_id uuid, metadata jsonb', 2,
+     'operation_id bigint, metric text, quantity bigint, included bigint, credits bigint, balance_before bigint, balance_after bigint, replayed boolean'),
+    ('consume_credits_batch', 'items jsonb', 1, 'item integer, status text, operation_id bigint, credits bigint, balance_after bigint, detail jsonb'),
+    ('reserve_credits', 'org_id uuid, metric text, quantity bigint, ttl interval, idempotency_key text, member_id uuid, metadata jsonb', 3,
+     'hold_id bigint, credits bigint, expires_at timestamp with time zone, balance_after bigint, replayed boolean'),
+    ('capture_credits', 'org_id uuid, hold_id bigint, quantity bigint, idempotency_key text, metadata jsonb, beyond text', 2,
+     'operation_id bigint, metric text, quantity bigint, included bigint, credits bigint, balance_before bigint, balance_after bigint, replayed boolean'),
+    ('release_credits', 'org_id uuid, hold_id bigint', 2, 'hold_id bigint, credits bigint, expires_at timestamp with time zone, balance_after bigint, replayed boolean'),
+    ('lock_credits', 'org_id uuid, amount bigint, reason text, unit text, idempotency_key text, metadata jsonb', 3,
+     'hold_id bigint, credits bigint, expires_at timestamp with time zone, balance_after bigint, replayed boolean'),
+    ('pay_out', 'org_id uuid, hold_id bigint, idempotency_key text, metadata jsonb', 2,
+     'hold_id bigint, credits bigint, expires_at timestamp with time zone, balance_after bigint, replayed boolean'),
+    ('refund_credits', 'org_id uuid, operation_id bigint, credits bigint, reason text, idempotency_key text, metadata jsonb', 2,
+     'operation_id bigint, credits bigint, balance_after bigint, replayed boolean'),
+    ('adjust_credits', 'org_id uuid, amount bigint, reason text, unit text, idempotency_key text, metadata jsonb', 3, 'grant_id bigint, amount bigint, balance_after bigint, replayed boolean'),
+    ('void_grant', 'org_id uuid, grant_id bigint, reason text, idempotency_key text, metadata jsonb', 3, 'voided bigint, already_spent bigint, balance_after bigint, replayed boolean'),
+    ('transfer_credits', 'from_org uuid, to_org uuid, amount bigint, unit text, idempotency_key text, metadata jsonb', 3,
+     'operation_id bigint, amount bigint, from_balance bigint, to_balance bigint, replayed boolean'),
+    ('get_total_credits', 'org_id uuid, unit text, metric text', 1, 'bigint'),
+    ('get_wallet', 'org_id uuid, unit text', 1, 'org_id uuid, unit text, owner_type text, available bigint, reserved bigint, locked bigint, pending bigint, lifetime_purchased bigint, lifetime_consumed bigint, low_balance_threshold bigint'),
+    ('create_wallet', 'org_id uuid, unit text, owner_type text, low_balance_threshold bigint', 1, 'org_id uuid, unit text, owner_type text, available bigint, reserved bigint, locked bigint, pending bigint, lifetime_purchased bigint, lifetime_consumed bigint, low_balance_threshold bigint'),
+    ('explain_consumption', 'org_id uuid, metric text, quantity bigint', 2, 'grant_id bigint, source text, category text, expires_at timestamp with time zone, credits bigint, remaining_after bigint'),
+    ('verify_ledger', 'org_id uuid', 0, 'org_id uuid, unit text, violation text, detail jsonb'),
+    ('apply_catalog', 'catalog jsonb, dry_run boolean', 1, 'action text, kind text, name text, detail jsonb'),
+    ('export_catalog', '', 0, 'jsonb'),
+    ('calculate_cost', 'metric text, quantity bigint, org_id uuid', 1, 'bigint'),
+    ('calculate_cost', 'items jsonb, org_id uuid', 1, 'bigint'),
+    ('set_member_budget', 'org_id uuid, member_id uuid, credits bigint, per text, unit text', 3, 'void'),
+    ('set_org_price', 'org_id uuid, metric text, price jsonb, effective_at timestamp with time zone', 3, 'void'),
+    ('book_expiries', 'max_wallets integer', 0, 'bigint'),
+    ('grant_access', 'role name, level text', 2, 'void'),
+    ('revoke_access', 'role name', 1, 'void'),
+    ('configure_membership', 'relation regclass, org_column name, user_column name', 3, 'void'),
+    ('my_orgs', '', 0, 'uuid[]'),
+    ('install', '', 0, 'text'),
+    ('clock', '', 0, 'timestamp with time zone');
+
+-- The columns of a result: of a composite type, of a table-returning function, or the plain type. Columns may be added at the end.
+create function pg_temp.result_of(function oid) returns text language sql stable as $$
+    select coalesce(
+        (select string_agg(a.attname || ' ' || format_type(a.atttypid, null), ', ' order by a.attnum)
+            from pg_type t join pg_attribute a on a.attrelid = t.typrelid where t.oid = p.prorettype and t.typtype = 'c' and a.attnum > 0 and not a.attisdropped),
+        (select string_agg(o.name || ' ' || format_type(o.type, null), ', ' order by o.n)
+            from unnest(p.proargnames, p.proallargtypes, p.proargmodes) with ordinality o (name, type, mode, n) where o.mode in ('o', 't')),
+        format_type(p.prorettype, null))
+    from pg_proc p where p.oid = function
+$$;
+create function pg_temp.arguments_of(function oid) returns text language sql stable as $$
+    select coalesce(string_agg(coalesce(p.proargnames[a.n], '') || ' ' || format_type(a.type, null), ', ' order by a.n), '')
+    from pg_proc p, unnest(p.proargtypes) with ordinality a (type, n) where p.oid = function
+$$;
+
+select is((select count(*) from pg_proc p where p.pronamespace = 'billing'::regnamespace and p.proname = e.name and pg_temp.arguments_of(p.oid) = e.arguments), 1::bigint,
+          format('billing.%s(%s)', e.name, e.arguments)) from expected e order by e.name, e.arguments;
+select is((p.pronargs - p.pronargdefaults)::int, e.required, format('required arguments of %s', p.oid::regprocedure)),
+       ok(pg_temp.result_of(p.oid) || ', ' like e.result || ', %', format('result of %s: %s', p.oid::regprocedure, pg_temp.result_of(p.oid)))
+    from expected e join pg_proc p on p.pronamespace = 'billing'::regnamespace and p.proname = e.name and pg_temp.arguments_of(p.oid) = e.arguments order by e.name, e.arguments;
+
+-- NULL for a required argument must reach the function, which refuses it: none is STRICT.
+select is(p.proisstrict, false, format('not strict: %s', p.oid::regprocedure))
+    from expected e join pg_proc p on p.pronamespace = 'billing'::regnamespace and p.proname = e.name where p.pronargs > 0 order by p.oid::regprocedure::text;
+
+-- Columns that applications read.
+select has_column('billing', t.relation, c, format('billing.%s.%s', t.relation, c)) from (values
+    ('entries', 'org_id unit operation_id entry_id kind amount balance_before balance_after grant_id metric quantity member_id source source_id idempotency_key metadata created_at entry_hash'),
+    ('wallets', 'org_id unit owner_type available reserved locked pending lifetime_purchased lifetime_consumed low_balance_threshold'),
+    ('grants', 'org_id grant_id unit source category amount remaining cost_minor currency priority metrics effective_at expires_at voided_at created_at metadata'),
+    ('holds', 'org_id hold_id unit kind metric quantity credits member_id status reason expires_at created_at closed_at'),
+    ('member_usage', 'org_id unit member_id consumed last_activity_at budget budget_per'),
+    ('period_usage', 'org_id metric period_start quantity credits')) t (relation, columns), lateral regexp_split_to_table(t.columns, ' ') c;
+-- Every table of orgs is keyed by the org first, and uses built-in types only.
+select is_empty($$select c.relname from pg_class c where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p')
+    and exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'org_id' and not a.attisdropped)
+    and not exists (select from pg_index i join pg_attribute a on a.attrelid = c.oid and a.attnum = i.indkey[0] where i.indrelid = c.oid and i.indisprimary and a.attname = 'org_id')$$,
+    'org_id is first in every primary key');
+select is_empty($$select i.indexrelid::regclass from pg_class c join pg_index i on i.indrelid = c.oid join pg_attribute o on o.attrelid = c.oid and o.attname = 'org_id'
+    where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p') and i.indisunique and i.indkey[0] <> o.attnum$$, 'and in every unique index');
+select is_empty($$select c.relname, a.attname, t.typname from pg_class c join pg_attribute a on a.attrelid = c.oid join pg_type t on t.oid = a.atttypid
+    where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p') and a.attnum > 0 and not a.attisdropped and t.typnamespace <> 'pg_catalog'::regnamespace$$, 'columns have built-in types');
+select is_empty($$select c.relname from pg_class c join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e'
+    join pg_extension e on e.oid = d.refobjid and d.refclassid = 'pg_extension'::regclass where e.extname = 'pg_billing' and c.relkind in ('r', 'p', 'v')$$, 'tables and views are no members of the extension');
+
+select * from finish();
+rollback;

@@ -1,0 +1,233 @@
+-- Rights: who may read which table, who may execute which function, what row-level security shows to whom, and that
+-- nobody, not even a superuser, changes an entry. The lists below are complete: a table, view or function that is not
+-- in them fails the test until somebody has said who may use it.
+\set QUIET on
+\pset format unaligned
+\pset tuples_only on
+\pset pager off
+\set ON_ERROR_STOP on
+begin;
+set local client_min_messages = warning;
+create extension if not exists pgtap;
+create extension if not exists pg_billing;
+select count(billing.install()) from generate_series(1, 1) \gset
+select no_plan();
+
+-- Roles: one of each level, one that was granted nothing, and the first three again with their rights taken back.
+create role tap_member;
+create role tap_service;
+create role tap_auditor;
+create role tap_stranger;
+create role tap_former;
+select billing.grant_access('tap_member', 'member');
+select billing.grant_access('tap_service', 'service');
+select billing.grant_access('tap_auditor', 'auditor');
+select billing.grant_access('tap_former', 'service');
+select billing.revoke_access('tap_former');
+
+-- ---------------------------------------------------------------- tables and views
+-- Readable by the levels under row-level security, or by nobody.
+create temp table expected_relation (relation text primary key, readable boolean not null);
+insert into expected_relation values
+    ('lanes', true), ('lots', true), ('holds', true), ('entries', true), ('member_usage', true), ('period_usage', true),
+    ('wallet_settings', true), ('metrics', true), ('prices', true), ('org_prices', true),
+    ('wallets', true), ('grants', true), ('operations', true),
+    ('settings', false), ('access', false), ('migrations', false);
+
+create temp view relation as
+    select c.oid, c.relname::text as relation, c.relkind, c.relrowsecurity, c.reloptions
+    from pg_class c where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S');
+
+select bag_eq('select relation from relation', 'select relation from expected_relation',
+              'every table, view and sequence of the schema has a stated expectation');
+
+select is(case when p.privilege in ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES') then has_any_column_privilege(r.role, c.oid, p.privilege)
+               else has_table_privilege(r.role, c.oid, p.privilege) end,
+          p.privilege = 'SELECT' and e.readable and r.level is not null,
+          format('%s: %s on %s', r.role, p.privilege, c.relation))
+    from relation c
+    join expected_relation e using (relation)
+    cross join (values ('tap_member', 'member'), ('tap_service', 'service'), ('tap_auditor', 'auditor'), ('tap_stranger', null), ('tap_former', null), ('public', null)) r (role, level)
+    cross join (values ('SELECT'), ('INSERT'), ('UPDATE'), ('DELETE'), ('TRUNCATE'), ('REFERENCES'), ('TRIGGER')) p (privilege)
+    order by c.relation, r.role, p.privilege;
+
+select is(has_schema_privilege(r.role, 'billing', 'USAGE'), r.granted, format('%s: USAGE on the schema', r.role))
+    from (values ('tap_member', true), ('tap_service', true), ('tap_auditor', true), ('tap_stranger', false), ('tap_former', false), ('public', false)) r (role, granted);
+select is(has_schema_privilege(role, 'billing', 'CREATE'), false, format('%s: CREATE in the schema', role))
+    from unnest(array['tap_member', 'tap_service', 'tap_auditor', 'tap_stranger', 'tap_former', 'public']) role;
+
+select ok(relrowsecurity, format('row-level security is on: %s', relation)) from relation where relkind in ('r', 'p') order by relation;
+select ok('security_invoker=true' = any (reloptions) or 'security_invoker=on' = any (reloptions), format('the view reads with the rights of its reader: %s', relation))
+    from relation where relkind = 'v' order by relation;
+select is_empty($$select tablename from pg_policies where schemaname = 'billing' and tablename in ('settings', 'access')$$,
+                'settings and access have no policy at all');
+select is_empty($$select tablename, policyname, cmd from pg_policies where schemaname = 'billing' and cmd <> 'SELECT'$$, 'policies are for reading only');
+select is_empty($$select relation from relation where relkind = 'S'$$, 'there are no sequences');
+
+-- ---------------------------------------------------------------- functions
+create temp table expected_function (name text, level text);
+insert into expected_function
+    select unnest(array['my_orgs', 'get_total_credits', 'get_wallet', 'explain_consumption', 'calculate_cost', 'clock', 'version']), 'member'
+    union all select unnest(array['verify_ledger', 'export_catalog']), 'auditor'
+    union all select unnest(array['create_wallet', 'grant_credits', 'consume_credits', 'consume_credits_batch', 'reserve_credits', 'capture_credits', 'release_credits',
+                                  'lock_credits', 'pay_out', 'refund_credits', 'adjust_credits', 'void_grant', 'transfer_credits',
+                                  'set_member_budget', 'set_org_price', 'book_expiries', 'apply_catalog']), 'service'
+    union all select unnest(array['install', 'grant_access', 'revoke_access', 'configure_membership']), 'owner';
+create temp view function as
+    select p.oid, p.proname::text as name, p.oid::regprocedure as signature, p.prosecdef, p.proconfig, p.prokind, p.provolatile
+    from pg_proc p where p.pronamespace = 'billing'::regnamespace;
+
+select is_empty('select name from expected_function except select name from function', 'every function of the interface is there');
+select is(has_function_privilege('public', oid, 'EXECUTE'), false, format('PUBLIC may not execute %s', signature)) from function order by signature::text;
+select is(has_function_privilege(role, oid, 'EXECUTE'), false, format('%s may not execute %s', role, signature))
+    from function, unnest(array['tap_stranger', 'tap_former']) role order by role, signature::text;
+select bag_eq(format('select distinct name from function where has_function_privilege(%L, oid, ''EXECUTE'')', role),
+              format('select name from expected_function where level = any (%L)', levels),
+              format('exactly what a %s may execute', role))
+    from (values ('tap_member', '{member}'::text[]), ('tap_auditor', '{member,auditor}'), ('tap_service', '{member,auditor,service}')) x (role, levels);
+-- Overloads stand or fall together.
+select is_empty(format('select name from function group by name having count(distinct has_function_privilege(%L, oid, ''EXECUTE'')) > 1', role),
+                format('all forms of a function have the same right for %s', role)) from unnest(array['tap_member', 'tap_auditor', 'tap_service']) role;
+select is(proconfig, '{"search_path=pg_catalog, billing, pg_temp"}'::text[], format('definer function with a pinned search_path: %s', signature))
+    from function where prosecdef order by signature::text;
+select isnt_empty('select 1 from function where prosecdef', 'there are definer functions');
+select is_empty($$select a.rolname, d.defaclacl from pg_default_acl d join pg_roles a on a.oid = d.defaclrole
+                  where d.defaclacl::text like '%tap\_%'$$, 'default privileges were left alone');
+
+-- ---------------------------------------------------------------- rows
+\set acme 00000000-0000-4000-8000-000000000001
+\set bolt 00000000-0000-4000-8000-000000000002
+\set corp 00000000-0000-4000-8000-000000000003
+\set ann 00000000-0000-4000-8000-0000000000a1
+select count(*) from billing.apply_catalog('{"metrics": {"call": {"price": {"steps": [{"credits": 1, "per": 2}]}}}}') \gset
+-- Three orgs with a row in every tenant table.
+select count(*) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org,
+    lateral billing.create_wallet(org, low_balance_threshold => 5) \gset
+select count(*) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org, lateral billing.grant_credits(org, 100) \gset
+select count(*) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org, lateral billing.consume_credits(org, 'call', 4, member_id => :'ann') \gset
+select count(*) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org, lateral billing.reserve_credits(org, 'call', 4) \gset
+select count(billing.set_org_price(org, 'call', '1')) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org \gset
+
+-- The orgs whose rows a role with some claims sees; or the SQLSTATE.
+create function pg_temp.orgs_seen(role text, claims text, relation text) returns text language plpgsql as $$
+declare seen text;
+begin
+    perform pg_catalog.set_config('request.jwt.claims', claims, true), pg_catalog.set_config('role', role, true);
+    begin
+        execute format('select coalesce(string_agg(distinct right(org_id::text, 1), '','' order by right(org_id::text, 1)), ''none'') from billing.%I', relation) into seen;
+    exception when others then
+        seen := sqlstate;
+    end;
+    perform pg_catalog.set_config('role', 'none', true), pg_catalog.set_config('request.jwt.claims', '', true);
+    return seen;
+end $$;
+create function pg_temp.state_of(role text, claims text, call text) returns text language plpgsql as $$
+declare state text := '00000'; message text; detail text;
+begin
+    perform pg_catalog.set_config('request.jwt.claims', claims, true), pg_catalog.set_config('role', role, true);
+    begin
+        execute call;
+    exception when others then
+        get stacked diagnostics state = returned_sqlstate, detail = pg_exception_detail;
+        if detail like '{%' then state := state || ' ' || coalesce(detail::jsonb ->> 'code', '?'); end if;
+    end;
+    perform pg_catalog.set_config('role', 'none', true), pg_catalog.set_config('request.jwt.claims', '', true);
+    return state;
+end $$;
+
+create temp view tenant_relation as
+    select c.relation from relation c join expected_relation e using (relation)
+    where e.readable and exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'org_id' and not a.attisdropped);
+select is((select string_agg(relation, ' ' order by relation) from tenant_relation),
+          'entries grants holds lanes lots member_usage operations org_prices period_usage wallet_settings wallets', 'the tables and views with rows of orgs');
+create temp table claim (what text, claims text, seen text);
+insert into claim values
+    ('one org in app_metadata.org_ids', '{"sub": "00000000-0000-4000-8000-0000000000a1", "app_metadata": {"org_ids": ["00000000-0000-4000-8000-000000000001"]}}', '1'),
+    ('two orgs in app_metadata.org_ids', '{"app_metadata": {"org_ids": ["00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000003"]}}', '1,3'),
+    ('org_id', '{"org_id": "00000000-0000-4000-8000-000000000002"}', '2'),
+    ('an org that does not exist', '{"org_id": "00000000-0000-4000-8000-00000000dead"}', 'none'),
+    ('empty org_ids', '{"app_metadata": {"org_ids": []}}', 'none'),
+    ('a user of no org', '{"sub": "00000000-0000-4000-8000-0000000000a1"}', 'none'),
+    ('what a user may write about itself', '{"user_metadata": {"org_ids": ["00000000-0000-4000-8000-000000000001"]}}', 'none'),
+    ('an empty object', '{}', 'none'),
+    ('no claims', '', 'none');
+select is(pg_temp.orgs_seen('tap_member', c.claims, t.relation), c.seen, format('a member with %s: %s', c.what, t.relation))
+    from claim c, tenant_relation t order by c.what, t.relation;
+-- Claims that are not what they should be show nothing, by an error or by an empty result.
+select ok(pg_temp.orgs_seen('tap_member', c.claims, 'entries') in ('none', '22P02', '22023', '42501'), format('broken claims: %s', c.claims))
+    from (values ('not json'), ('[]'), ('7'), ('"x"'), ('null'), ('{"org_id": "x"}'), ('{"org_id": 7}'), ('{"app_metadata": []}'), ('{"app_metadata": {"org_ids": "x"}}'), ('{"app_metadata": {"org_ids": [7, null]}}')) c (claims);
+
+select is(pg_temp.orgs_seen('tap_auditor', '', t.relation), '1,2,3', format('an auditor sees every org: %s', t.relation)) from tenant_relation t order by t.relation;
+select is(pg_temp.orgs_seen('tap_service', '', t.relation), '1,2,3', format('a service sees every org: %s', t.relation)) from tenant_relation t order by t.relation;
+select is(pg_temp.orgs_seen('tap_stranger', c.claims, t.relation), '42501', format('a stranger with a claim sees nothing: %s', t.relation))
+    from tenant_relation t, claim c where c.what = 'org_id' order by t.relation;
+select is(pg_temp.orgs_seen('tap_former', '', t.relation), '42501', format('access taken back: %s', t.relation)) from tenant_relation t order by t.relation;
+select is(pg_temp.state_of(r.role, '', format('select * from billing.%I', e.relation)), '42501', format('%s cannot read %s', r.role, e.relation))
+    from expected_relation e, (values ('tap_member'), ('tap_service'), ('tap_auditor')) r (role) where not e.readable order by e.relation, r.role;
+-- Catalog tables have no orgs: each level sees them.
+select is(pg_temp.state_of(r.role, '{"org_id": "00000000-0000-4000-8000-000000000001"}', format('do $d$ begin if not exists (select from billing.%I) then raise sqlstate ''EMPTY''; end if; end $d$', t)), '00000',
+          format('%s sees the catalog: %s', r.role, t))
+    from unnest(array['metrics', 'prices']) t, (values ('tap_member'), ('tap_auditor'), ('tap_service')) r (role);
+
+-- The members of an org may stand in the app's own table.
+create schema tap_app;
+create table tap_app.membership (team uuid, person uuid);
+insert into tap_app.membership values (:'bolt', :'ann'), (:'corp', '00000000-0000-4000-8000-0000000000ff');
+select count(billing.configure_membership('tap_app.membership', 'team', 'person')) from generate_series(1, 1) \gset
+select is(pg_temp.orgs_seen('tap_member', '{"sub": "00000000-0000-4000-8000-0000000000a1"}', t.relation), '2', format('a member by the configured relation: %s', t.relation))
+    from tenant_relation t order by t.relation;
+select is(pg_temp.orgs_seen('tap_member', '{"sub": "00000000-0000-4000-8000-0000000000bb"}', 'entries'), 'none', 'somebody who is not in the relation');
+select is(pg_temp.orgs_seen('tap_member', '{}', 'entries'), 'none', 'nobody in particular');
+delete from tap_app.membership;
+select is(pg_temp.orgs_seen('tap_member', '{"sub": "00000000-0000-4000-8000-0000000000a1"}', 'entries'), 'none', 'a membership that ended');
+
+-- Functions look at the claims as the policies do.
+create temp table own_org_call (call text);
+insert into own_org_call values
+    ('select billing.get_total_credits(%L)'), ('select * from billing.get_wallet(%L)'), ('select * from billing.explain_consumption(%L, ''call'')'),
+    ('select billing.calculate_cost(''call'', 1, %L)'), ('select billing.calculate_cost(''{"call": 1}''::jsonb, %L)');
+select is(pg_temp.state_of('tap_member', '{"org_id": "00000000-0000-4000-8000-000000000001"}', format(call, :'acme')), '00000', 'a member may: ' || call) from own_org_call;
+select is(pg_temp.state_of('tap_member', '{"org_id": "00000000-0000-4000-8000-000000000001"}', format(call, :'bolt')), '42501 not_authorized', 'not of another org: ' || call) from own_org_call;
+select is(pg_temp.state_of('tap_member', '', format(call, :'bolt')), '42501 not_authorized', 'not without claims: ' || call) from own_org_call;
+select is(pg_temp.state_of('tap_member', '{"org_id": "00000000-0000-4000-8000-000000000001"}', format(call, '00000000-0000-4000-8000-00000000dead')), '42501 not_authorized', 'an unknown org is not told from another: ' || call) from own_org_call;
+select is(pg_temp.state_of(r.role, '', format(call, :'bolt')), '00000', r.role || ' may, of every org: ' || call) from own_org_call, (values ('tap_auditor'), ('tap_service')) r (role);
+select is(pg_temp.state_of('tap_stranger', '{"org_id": "00000000-0000-4000-8000-000000000001"}', format(call, :'acme')), '42501', 'a stranger may not: ' || call) from own_org_call;
+-- Claims do not make a service: neither one in the token nor the role in it.
+select is(pg_temp.state_of('tap_member', '{"role": "tap_service", "org_id": "00000000-0000-4000-8000-000000000001"}', format('select * from billing.grant_credits(%L, 5)', :'acme')), '42501', 'a member cannot grant itself credits');
+-- Whoever has the service role may, whatever claims the request carries.
+select is(pg_temp.state_of('tap_service', '{"org_id": "00000000-0000-4000-8000-000000000001"}', format('select * from billing.grant_credits(%L, 5)', :'bolt')), '00000', 'a service may for every org');
+select is(pg_temp.state_of('tap_service', '', format('select billing.grant_access(%L, ''service'')', 'tap_stranger')), '42501', 'a service cannot pass its rights on');
+select is(pg_temp.state_of('tap_service', '', 'select billing.install()'), '42501', 'a service cannot install');
+select is(pg_temp.state_of('tap_auditor', '', 'select * from billing.verify_ledger()'), '00000', 'an auditor may verify');
+-- The test clock is the superuser's.
+select is(pg_temp.state_of(r.role, '', $$set local billing.test_clock = '2020-01-01'$$), '42501', r.role || ' cannot move the clock') from (values ('tap_member'), ('tap_service'), ('tap_auditor'), ('tap_stranger')) r (role);
+
+-- A level can be changed; an unknown level or role is refused.
+select count(billing.grant_access('tap_stranger', 'auditor')) from generate_series(1, 1) \gset
+select is(pg_temp.orgs_seen('tap_stranger', '', 'entries'), '1,2,3', 'a stranger was made an auditor');
+select count(billing.grant_access('tap_stranger', 'member')) from generate_series(1, 1) \gset
+select is(pg_temp.orgs_seen('tap_stranger', '', 'entries'), 'none', 'and then a member only');
+select is(has_function_privilege('tap_stranger', 'billing.verify_ledger(uuid)', 'EXECUTE'), false, 'who may not verify');
+select throws_ok($$select billing.grant_access('tap_stranger', 'king')$$, '22023', null, 'no such level');
+select throws_ok($$select billing.grant_access('tap_nobody', 'member')$$, null, null, 'no such role');
+
+-- ---------------------------------------------------------------- the ledger cannot be changed
+select isnt_empty('select 1 from billing.entries', 'there are entries');
+select throws_ok(statement, null, null, 'a superuser cannot: ' || statement)
+    from unnest(array['update billing.entries set amount = amount + 1', 'update billing.entries set metadata = ''{}'' where false', 'delete from billing.entries', 'delete from billing.entries where false',
+                      'truncate billing.entries', 'truncate billing.entries, billing.lots cascade',
+                      'insert into billing.entries select * from billing.entries where false on conflict do nothing; update billing.entries set entry_id = 0']) statement;
+select is((select count(*) from pg_trigger where tgrelid = 'billing.entries'::regclass and not tgisinternal and tgenabled = 'D'), 0::bigint, 'no guard is switched off');
+
+-- ---------------------------------------------------------------- comments
+select ok(obj_description('billing'::regnamespace, 'pg_namespace') is not null, 'the schema has a comment');
+select ok(obj_description(oid, 'pg_class') is not null, format('has a comment: %s', relation)) from relation order by relation;
+select ok(obj_description(oid, 'pg_proc') is not null, format('has a comment: %s', signature)) from function order by signature::text;
+select ok(obj_description(t.oid, 'pg_type') is not null, format('has a comment: type %s', t.typname))
+    from pg_type t left join pg_class c on c.oid = t.typrelid
+    where t.typnamespace = 'billing'::regnamespace and (c.relkind = 'c' or t.typtype in ('e', 'd', 'r')) order by t.typname;
+select is_empty($$select c.relation, a.attname from relation c join pg_attribute a on a.attrelid = c.oid
+                  where a.attnum > 0 and not a.attisdropped and c.relkind in ('r', 'p') and col_description(a.attrelid, a.attnum) is null$$, 'every column of a table has a comment');
+
+select * from finish();
+rollback;
