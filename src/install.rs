@@ -2,7 +2,7 @@
 
 use crate::catalog::cache;
 use crate::raise::or_raise;
-use crate::sql::{self, Db};
+use crate::sql::{self, Rows, Statement};
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 
@@ -30,7 +30,11 @@ create table if not exists billing.migrations (
     name text not null,
     applied_at timestamptz not null default clock_timestamp()
 );
-comment on table billing.migrations is 'The migrations that install() has applied.';";
+comment on table billing.migrations is 'The migrations that install() has applied.';
+comment on column billing.migrations.version is 'Its number.';
+comment on column billing.migrations.name is 'What it brought.';
+comment on column billing.migrations.applied_at is 'When install() applied it.';
+comment on schema billing is 'Billing by the extension pg_billing: wallets, grants, ledger, catalog.';";
 
 statements! {
     APPLIED() = "select coalesce(max(version), 0)::int8 from billing.migrations";
@@ -45,9 +49,9 @@ receipt! {
     VersionStatus as "version_status" { library: String, tables_needed: i64, tables_installed: i64 }
 }
 
-fn applied(db: &Db) -> i64 {
-    let there = db.read(&TABLES_THERE, &[]).first().is_some_and(|row| row.get(0));
-    if there { db.read(&APPLIED, &[]).first().map_or(0, |row| row.get(0)) } else { 0 }
+fn applied(run: impl Fn(&'static std::thread::LocalKey<Statement>) -> Rows) -> i64 {
+    let there = run(&TABLES_THERE).first().is_some_and(|row| row.get(0));
+    if there { run(&APPLIED).first().map_or(0, |row| row.get(0)) } else { 0 }
 }
 
 /// Creates the tables of pg_billing, or migrates them after ALTER EXTENSION … UPDATE; says what it did.
@@ -58,7 +62,8 @@ fn applied(db: &Db) -> i64 {
 fn install() -> String {
     or_raise(sql::connect(|db| {
         db.write(&TAKE_TURNS, &[]);
-        let before = applied(db);
+        // On a snapshot of its own: another install may have committed while this one waited for its turn.
+        let before = applied(|statement| db.write(statement, &[]));
         if before > LATEST {
             return Err(crate::error::Error::not_installed(before, LATEST));
         }
@@ -89,6 +94,6 @@ fn version() -> VersionStatus {
     VersionStatus {
         library: env!("CARGO_PKG_VERSION").to_owned(),
         tables_needed: LATEST,
-        tables_installed: sql::connect(applied),
+        tables_installed: sql::connect(|db| applied(|statement| db.read(statement, &[]))),
     }
 }

@@ -2,11 +2,14 @@
 
 use crate::error::{Error, Result};
 use pgrx::pg_sys;
-use std::ffi::CString;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::PgSqlErrorCode;
+use std::cell::{Cell, UnsafeCell};
 
 /// Gives the value to the server, or raises the error.
 ///
-/// `ThrowErrorData` rather than pgrx's error report, because `PgSqlErrorCode` is a closed set without our PTnnn codes.
+/// pgrx reports errors with a `PgSqlErrorCode`, a closed set without our PTnnn codes, and turns every other code that comes
+/// by into XX000. So the code is put into the report by a callback, in the moment when the server finishes it.
 pub fn or_raise<T>(result: Result<T>) -> T {
     match result {
         Ok(value) => value,
@@ -14,19 +17,47 @@ pub fn or_raise<T>(result: Result<T>) -> T {
     }
 }
 
-fn raise(error: &Error) -> ! {
-    let text = |s: &str| CString::new(s).unwrap_or_default().into_raw();
-    let mut report = pg_sys::ErrorData {
-        elevel: pg_sys::PGERROR.cast_signed(),
-        sqlerrcode: encode_sqlstate(*error.sqlstate),
-        message: text(error.message),
-        detail: text(&error.detail_json().to_string()),
-        hint: error.hint.map_or(std::ptr::null_mut(), text),
-        ..Default::default()
+unsafe extern "C-unwind" {
+    // pgrx does not bind it. elog.h: sets the SQLSTATE of the report in progress.
+    fn errcode(sqlstate: core::ffi::c_int) -> core::ffi::c_int;
+}
+
+thread_local! {
+    // What the next error of ours is to carry: set right before it is raised.
+    static SQLSTATE: Cell<i32> = const { Cell::new(0) };
+    // The server resets its stack of callbacks once the error is reported, so one for the backend's life suffices.
+    static CALLBACK: UnsafeCell<pg_sys::ErrorContextCallback> = const {
+        UnsafeCell::new(pg_sys::ErrorContextCallback {
+            previous: std::ptr::null_mut(),
+            callback: Some(set_sqlstate),
+            arg: std::ptr::null_mut(),
+        })
     };
-    // SAFETY: the strings are NUL-terminated and outlive the call, which copies them. It does not return.
-    unsafe { pg_sys::ThrowErrorData(&raw mut report) };
-    unreachable!("ThrowErrorData with level ERROR does not return")
+}
+
+fn raise(error: &Error) -> ! {
+    SQLSTATE.set(encode_sqlstate(*error.sqlstate));
+    CALLBACK.with(|callback| {
+        let callback = callback.get();
+        // SAFETY: a backend has one thread, and the callback lives as long as it.
+        unsafe {
+            if pg_sys::error_context_stack != callback {
+                (*callback).previous = pg_sys::error_context_stack;
+                pg_sys::error_context_stack = callback;
+            }
+        }
+    });
+    let mut report = ErrorReport::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.message, "pg_billing")
+        .set_detail(error.detail_json().to_string());
+    if let Some(hint) = error.hint {
+        report = report.set_hint(hint);
+    }
+    std::panic::panic_any(report)
+}
+
+unsafe extern "C-unwind" fn set_sqlstate(_: *mut core::ffi::c_void) {
+    // SAFETY: the server calls this while it finishes the report, where errcode() may be called.
+    unsafe { errcode(SQLSTATE.get()) };
 }
 
 /// Six bits per character, as `MAKE_SQLSTATE` of elog.h packs them.

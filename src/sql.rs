@@ -160,8 +160,6 @@ pub mod types {
     pub const uuids: pg_sys::Oid = pg_sys::UUIDARRAYOID;
     pub const texts: pg_sys::Oid = pg_sys::TEXTARRAYOID;
     pub const int8s: pg_sys::Oid = pg_sys::INT8ARRAYOID;
-    pub const int2s: pg_sys::Oid = pg_sys::INT2ARRAYOID;
-    pub const booleans: pg_sys::Oid = pg_sys::BOOLARRAYOID;
     pub const byteas: pg_sys::Oid = pg_sys::BYTEAARRAYOID;
 }
 
@@ -252,7 +250,7 @@ impl Rows {
 
     fn row(&self, index: usize) -> Row {
         assert!(!self.table.is_null() && index < self.count(), "a row of a result");
-        // SAFETY: the table holds `processed` tuples of that descriptor until SPI_finish or free().
+        // SAFETY: the table holds `processed` tuples of that descriptor until SPI_finish.
         unsafe {
             let descriptor = (*self.table).tupdesc;
             let count = usize::try_from((*descriptor).natts).unwrap_or(0);
@@ -267,14 +265,6 @@ impl Rows {
             columns.set_len(count);
             nulls.set_len(count);
             Row { columns, nulls }
-        }
-    }
-
-    /// Gives the memory back before the end of the connection: for results read in portions.
-    pub fn free(self) {
-        if !self.table.is_null() {
-            // SAFETY: made by SPI and not used again: `self` is gone.
-            unsafe { pg_sys::SPI_freetuptable(self.table) }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Moments and calendar periods, without a server.
 
-use chrono::{DateTime, Datelike, Days, Months, NaiveDate, NaiveTime, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, NaiveTime, Utc};
 use std::str::FromStr;
 
 /// A moment as PostgreSQL keeps it: microseconds since 2000-01-01 UTC, with both infinities at the ends.
@@ -54,18 +54,6 @@ impl Period {
             Self::Total => NEVER_YET,
         }
     }
-
-    /// When the period that contains `at` ends: the first moment of the next one.
-    pub fn end(self, at: Moment) -> Moment {
-        let start = self.start(at);
-        let Some(date) = date_of(start) else { return INFINITY };
-        let next = match self {
-            Self::Day => date.checked_add_days(Days::new(1)),
-            Self::Month => date.checked_add_months(Months::new(1)),
-            Self::Total => None,
-        };
-        next.map_or(INFINITY, midnight)
-    }
 }
 
 fn date_of(at: Moment) -> Option<NaiveDate> {
@@ -108,8 +96,7 @@ mod tests {
     fn months_follow_the_calendar() {
         let leap_day = at("2024-02-29T23:59:59.999999Z");
         assert_eq!(Period::Month.start(leap_day), at("2024-02-01T00:00:00Z"));
-        assert_eq!(Period::Month.end(leap_day), at("2024-03-01T00:00:00Z"));
-        assert_eq!(Period::Month.end(at("2024-12-31T12:00:00Z")), at("2025-01-01T00:00:00Z"));
+        assert_eq!(Period::Month.start(at("2024-12-31T12:00:00Z")), at("2024-12-01T00:00:00Z"));
     }
 
     #[test]
@@ -117,12 +104,10 @@ mod tests {
         let midnight = at("1999-12-31T00:00:00Z");
         assert_eq!(Period::Day.start(midnight), midnight);
         assert_eq!(Period::Day.start(midnight - 1), at("1999-12-30T00:00:00Z"));
-        assert_eq!(Period::Day.end(midnight), at("2000-01-01T00:00:00Z"));
     }
 
     #[test]
     fn total_has_no_ends() {
         assert_eq!(Period::Total.start(0), NEVER_YET);
-        assert_eq!(Period::Total.end(0), INFINITY);
     }
 }

@@ -1,1 +1,72 @@
+-- A comment on every function, and nothing for PUBLIC. Units: amounts and credits are whole units of the wallet (credits,
+-- or minor units of a currency); quantities are whole units of the metric.
+
+comment on function billing.grant_credits is
+'Grants credit; makes the wallet when it is the first. source: purchase, plan, bonus, gift_card, voucher, refund, adjustment or transfer; category: paid or promotional (by default paid for purchase, transfer, refund); metrics: the only ones it may be spent on; lower priority burns first; expires_at null: never; cost_minor and currency: what was paid. Errors: 22023, PT404 unknown_metric, PT409 idempotency_conflict.';
+comment on function billing.create_wallet is
+'Makes a wallet, or changes its owner_type (user, community, organization) and low_balance_threshold. Errors: 22023.';
+comment on function billing.consume_credits is
+'Charges an org for a quantity of a metric in the caller''s transaction. The same idempotency_key (1 to 255 bytes) with the same arguments charges nothing and gives the first result again. Errors: PT402 insufficient_credits, PT404 unknown_org or unknown_metric, PT409 idempotency_conflict, PT429 cap_exceeded, 22023.';
+comment on function billing.consume_credits_batch is
+'Charges up to 10,000 consumptions [{"org_id", "metric", "quantity", "idempotency_key", "member_id", "metadata"}, …], each with an outcome of its own: ok, replayed, insufficient_credits, cap_exceeded or invalid; detail says why. item counts from 1. Errors: 22023.';
+comment on function billing.reserve_credits is
+'Sets aside what a quantity of a metric costs, for at most ttl (up to a year); the credit is gone at once and free again by itself when the time is over. Errors: as consume_credits.';
+comment on function billing.capture_credits is
+'Charges what a reserved request really used, at the price of the moment of the reservation; quantity null: as reserved. The rest goes back to its grants. beyond: charge burns what exceeds the hold, refuse is PT409 capture_exceeds. Errors: PT404 unknown_hold, PT409 hold_closed, else as consume_credits; a refused capture leaves the hold open.';
+comment on function billing.release_credits is
+'Gives the credit of an open hold, reserved or locked, back to its grants. Errors: PT404 unknown_hold, PT409 hold_closed.';
+comment on function billing.lock_credits is
+'Locks general credit that is to be paid out, without a time limit; then pay_out or release_credits. Errors: PT402 insufficient_credits, PT404 unknown_org, PT409 idempotency_conflict, 22023.';
+comment on function billing.pay_out is
+'Lets locked credit leave: it was paid out. Errors: PT404 unknown_hold, PT409 hold_closed or idempotency_conflict, 22023.';
+comment on function billing.refund_credits is
+'Gives credit of a consumption or capture back to the very grants that it burned, in the recorded order; credits null: all that was not refunded yet. The usage stays counted. Errors: PT404 unknown_operation, PT409 refund_exceeds or idempotency_conflict, 22023.';
+comment on function billing.adjust_credits is
+'Corrects a balance by hand, up (a promotional grant that never expires) or down (burns general credit); reason and actor are recorded. Errors: PT402 insufficient_credits, PT404 unknown_org, PT409 idempotency_conflict, 22023.';
+comment on function billing.void_grant is
+'Takes back what is left of a grant and reports what was already spent or is reserved; credit of it that comes back later is voided at once. Errors: PT404 unknown_grant, PT409 idempotency_conflict, 22023.';
+comment on function billing.transfer_credits is
+'Moves general credit to another org''s wallet of the same unit, making it if need be; category, priority, expiry and share of the cost go along. Errors: PT402 insufficient_credits, PT404 unknown_org (the giver), PT409 idempotency_conflict, 22023.';
+comment on function billing.set_member_budget is
+'Limits what a member of a wallet may consume per day, month (calendar, UTC) or in total; credits null takes the limit away. Errors: PT404 unknown_org, 22023.';
+comment on function billing.book_expiries is
+'Books the rest of expired grants and the holds that timed out, of at most max_wallets wallets; gives the number of wallets looked after. For pg_cron; balances are right without it. Errors: 22023.';
+
+comment on function billing.get_total_credits is
+'What the org can spend now, in constant time; with metric: on that metric, credit scoped to it included. 0 for an org without a wallet in that unit. Errors: 42501 not_authorized, PT404 unknown_metric, 22023.';
+comment on function billing.get_wallet is
+'A wallet at this moment: see the type wallet_status. Errors: PT404 unknown_org, 42501 not_authorized, 22023.';
+comment on function billing.explain_consumption is
+'A dry run: which grants a consumption would burn, in order, and what each would have left; no row when it is free. Errors: as consume_credits would refuse it, 42501 not_authorized.';
+comment on function billing.verify_ledger is
+'Proves the ledger of one org, or of all: hash chains, balances, grants, holds and refunds. No row: sound.';
+
+comment on function billing.apply_catalog is
+'Makes the catalog what the document says ({"metrics": {name: {"unit", "aggregation", "category", "tier", "price"}}}) and tells what that changes; with dry_run, only tells. Metrics that a present section does not name are retired. Errors: 22023 invalid_catalog with every fault and its path.';
+comment on function billing.export_catalog is
+'The catalog as a document, with the prices in force: applying it again changes nothing.';
+comment on function billing.set_org_price is
+'Gives an org its own price for a metric, from effective_at or now on; price null: back to the list price. Errors: PT404 unknown_metric, 22023.';
+comment on function billing.calculate_cost(text, bigint, uuid) is
+'What a quantity of a metric costs; with org_id at its own price and after what it used in this period. Errors: PT404 unknown_metric, 42501 not_authorized, 22023.';
+comment on function billing.calculate_cost(jsonb, uuid) is
+'What a request of several metrics costs: {"query": 1, "tool": 2}. Cast a literal to jsonb. Errors: PT404 unknown_metric, 42501 not_authorized, 22023.';
+
+comment on function billing.clock is
+'Billing time: the wall clock, or the setting billing.test_clock (superuser only).';
+comment on function billing.install is
+'Creates the tables, or migrates them after ALTER EXTENSION UPDATE; says what it did. Running it again changes nothing.';
+comment on function billing.version is
+'Version of the library, and of the tables that it needs and finds.';
+comment on function billing.my_orgs is
+'Orgs of the caller, from request.jwt.claims: app_metadata.org_ids, org_id, and the configured membership relation for sub.';
+comment on function billing.configure_membership is
+'Names the relation that tells which user (the claim sub) belongs to which org. For the owner of the database.';
+comment on function billing.grant_access is
+'Gives a role a level: member (reads its own orgs), service (calls everything), auditor (reads everything). For the owner of the database.';
+comment on function billing.revoke_access is
+'Takes everything in the schema billing from a role. For the owner of the database.';
+comment on function billing.routines_of is
+'What a level may execute.';
+
 revoke all on all routines in schema billing from public;

@@ -12,6 +12,11 @@ create table billing.wallet_settings (
     primary key (org_id, unit)
 );
 comment on table billing.wallet_settings is 'One row per wallet: who owns it and when it counts as low. Balances are in lanes; read both through the view wallets.';
+comment on column billing.wallet_settings.org_id is 'The billed customer.';
+comment on column billing.wallet_settings.unit is 'credit, or an ISO 4217 currency (minor units).';
+comment on column billing.wallet_settings.owner_type is 'user, community or organization.';
+comment on column billing.wallet_settings.low_balance_threshold is 'The wallet counts as low below this; null: never.';
+comment on column billing.wallet_settings.created_at is 'When the wallet was made.';
 
 -- The row that every consumption updates. Room on the page keeps those updates HOT, so no index but the
 -- keys and fresh_until (which only the slow path changes) may be put on it.
@@ -50,6 +55,11 @@ comment on column billing.lanes.slice_credits is 'Credit of slice_grant that thi
 comment on column billing.lanes.fresh_until is 'The figures of the row describe the wallet up to this moment, when a grant expires or becomes effective or a hold times out.';
 comment on column billing.lanes.holds_due is 'No open usage hold times out before this moment.';
 comment on column billing.lanes.head is 'entry_hash of the newest entry; empty before the first.';
+comment on column billing.lanes.org_id is 'The billed customer.';
+comment on column billing.lanes.unit is 'Unit of the wallet.';
+comment on column billing.lanes.lane is 'Number of the lane within the wallet.';
+comment on column billing.lanes.purchased is 'Credit that purchases ever brought in.';
+comment on column billing.lanes.consumed is 'Credit that usage ever burned, less refunds.';
 
 create table billing.lots (
     org_id uuid not null,
@@ -76,6 +86,19 @@ comment on table billing.lots is 'Grants of credit as stored; read them through 
 comment on column billing.lots.remaining is 'What is left outside of lanes.slice_credits.';
 comment on column billing.lots.cost_minor is 'What the customer paid for the whole grant, in minor units of currency.';
 comment on column billing.lots.metrics is 'The only metrics this credit may be spent on; null: any.';
+comment on column billing.lots.org_id is 'The billed customer.';
+comment on column billing.lots.grant_id is 'Entry id of the grants own entry.';
+comment on column billing.lots.amount is 'Credit granted.';
+comment on column billing.lots.effective_at is 'From when it can be spent.';
+comment on column billing.lots.expires_at is 'Until when; null: for ever.';
+comment on column billing.lots.voided_at is 'When it was voided.';
+comment on column billing.lots.created_at is 'When it was granted.';
+comment on column billing.lots.priority is 'Lower burns first.';
+comment on column billing.lots.unit is 'Unit of the wallet.';
+comment on column billing.lots.source is 'purchase, plan, bonus, gift_card, voucher, refund, adjustment or transfer.';
+comment on column billing.lots.category is 'paid or promotional.';
+comment on column billing.lots.currency is 'Currency of cost_minor.';
+comment on column billing.lots.metadata is 'What the caller noted.';
 
 create table billing.holds (
     org_id uuid not null,
@@ -100,6 +123,18 @@ create index holds_open on billing.holds (org_id, unit, expires_at) where status
 comment on table billing.holds is 'Credit set aside: usage holds (reserve, then capture or release) and payout holds. An open usage hold whose expires_at has passed no longer binds credit, also before it is booked as expired.';
 comment on column billing.holds.hold_id is 'Id of the operation that made the hold; its entries tell which grants it took.';
 comment on column billing.holds.closed_by is 'Operation that closed the hold.';
+comment on column billing.holds.org_id is 'The billed customer.';
+comment on column billing.holds.credits is 'Credit set aside.';
+comment on column billing.holds.quantity is 'Quantity of the metric that was reserved.';
+comment on column billing.holds.member_id is 'Who in the org it is for.';
+comment on column billing.holds.expires_at is 'When a usage hold times out.';
+comment on column billing.holds.created_at is 'When it was made.';
+comment on column billing.holds.closed_at is 'When it was closed.';
+comment on column billing.holds.unit is 'Unit of the wallet.';
+comment on column billing.holds.kind is 'usage or payout.';
+comment on column billing.holds.status is 'open, captured, released, expired or paid_out.';
+comment on column billing.holds.metric is 'What was reserved.';
+comment on column billing.holds.reason is 'Why credit was locked.';
 
 -- No CHECK constraints here on purpose: entries are written by one module and proved by verify_ledger(),
 -- which must also be able to show a row that somebody bent with the guards switched off.
@@ -145,6 +180,19 @@ comment on column billing.entries.source is 'What the movement stems from: the s
 comment on column billing.entries.actor is 'Who asked for it, on corrections: the JWT subject, else the database role.';
 comment on column billing.entries.result is 'What the call answered, where its entries alone do not tell; given again to a repeated call.';
 comment on column billing.entries.entry_hash is 'SHA-256 over the previous hash of the lane and every column of the row (docs/DESIGN.md, The chain).';
+comment on column billing.entries.org_id is 'The billed customer.';
+comment on column billing.entries.entry_id is 'Number in the chain of its lane.';
+comment on column billing.entries.balance_after is 'Balance of the lane after the entry.';
+comment on column billing.entries.created_at is 'Billing time of the call.';
+comment on column billing.entries.quantity is 'Quantity of the metric.';
+comment on column billing.entries.member_id is 'Who in the org it was for.';
+comment on column billing.entries.unit is 'Unit of the wallet.';
+comment on column billing.entries.kind is 'usage, hold, release, refund, void, expiry, adjustment, payout_hold, payout_release, payout, transfer, or the source of a grant.';
+comment on column billing.entries.metric is 'What was used.';
+comment on column billing.entries.source_id is 'Id of the source.';
+comment on column billing.entries.idempotency_key is 'Key of the call, on its first entry.';
+comment on column billing.entries.reason is 'Why, on corrections.';
+comment on column billing.entries.metadata is 'What the caller noted.';
 
 create table billing.member_usage (
     org_id uuid not null,
@@ -162,6 +210,13 @@ create table billing.member_usage (
 comment on table billing.member_usage is 'Credit consumed per member of a wallet, with the last activity and an optional budget.';
 comment on column billing.member_usage.consumed is 'Credit that consumptions naming the member have burned, ever.';
 comment on column billing.member_usage.period_consumed is 'Credit consumed and reserved in the budget''s current period.';
+comment on column billing.member_usage.org_id is 'The billed customer.';
+comment on column billing.member_usage.unit is 'Unit of the wallet.';
+comment on column billing.member_usage.member_id is 'A member of the org.';
+comment on column billing.member_usage.period_start is 'When the budgets current period began.';
+comment on column billing.member_usage.last_activity_at is 'Last consumption or reservation.';
+comment on column billing.member_usage.budget is 'Most credit per period; null: no limit.';
+comment on column billing.member_usage.budget_per is 'day, month or total.';
 
 create table billing.period_usage (
     org_id uuid not null,
@@ -172,3 +227,8 @@ create table billing.period_usage (
     primary key (org_id, metric, period_start)
 ) with (fillfactor = 50);
 comment on table billing.period_usage is 'Cumulated quantity of a metric in a calendar month (UTC), for metrics whose price depends on it.';
+comment on column billing.period_usage.org_id is 'The billed customer.';
+comment on column billing.period_usage.metric is 'What was used.';
+comment on column billing.period_usage.period_start is 'First moment of the month.';
+comment on column billing.period_usage.quantity is 'Used so far.';
+comment on column billing.period_usage.credits is 'Charged so far.';

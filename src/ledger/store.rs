@@ -61,10 +61,10 @@ statements! {
         "select min(expires_at) from billing.holds
           where org_id = $1 and unit = $2 and status = 'open' and kind = 'usage' and expires_at > $3";
     OPERATION_PARTS(uuid, int8) =
-        "select entry_id, kind, grant_id, -amount, unit, metric, quantity, member_id, created_at from billing.entries
+        "select entry_id, kind, grant_id, -amount, unit, metric, member_id, created_at from billing.entries
           where org_id = $1 and entry_id = $2 and operation_id = $2
          union all
-         select entry_id, kind, grant_id, -amount, unit, metric, quantity, member_id, created_at from billing.entries
+         select entry_id, kind, grant_id, -amount, unit, metric, member_id, created_at from billing.entries
           where org_id = $1 and operation_id = $2 and entry_id <> operation_id
          order by entry_id";
     FIND_KEY(uuid, text) =
@@ -284,7 +284,6 @@ pub struct Past {
     pub credits: i64,
     pub unit: String,
     pub metric: Option<String>,
-    pub quantity: Option<i64>,
     pub member_id: Option<Uuid>,
     pub created_at: Moment,
 }
@@ -299,9 +298,8 @@ pub fn past_operation(db: &Db, org_id: Uuid, operation_id: i64) -> Vec<Past> {
             credits: row.get(3),
             unit: row.get(4),
             metric: row.opt(5),
-            quantity: row.opt(6),
-            member_id: row.opt(7),
-            created_at: row.get(8),
+            member_id: row.opt(6),
+            created_at: row.get(7),
         })
         .collect()
 }

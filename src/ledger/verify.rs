@@ -82,13 +82,14 @@ statements! {
          rows as (
             select org_id, unit, sum(reserved) as reserved, sum(locked) as locked from billing.lanes
              where org_id between $1 and $2 group by 1, 2)
-         select org_id, coalesce(h.unit, e.unit), 'hold_mismatch',
-                jsonb_build_object('hold_id', hold_id, 'status', h.status, 'credits', h.credits, 'held', e.credits,
+         select h.org_id, coalesce(h.unit, h.held_unit), 'hold_mismatch',
+                jsonb_build_object('hold_id', h.hold_id, 'status', h.status, 'credits', h.credits, 'held', h.held,
                                    'freed', f.credits)::text
-           from (select * from billing.holds where org_id between $1 and $2) h
-           full join held e using (org_id, hold_id)
-           left join freed f on f.org_id = org_id and f.source_id = hold_id::text
-          where h.credits is distinct from e.credits or h.unit <> e.unit
+           from (select org_id, hold_id, h.status, h.credits, h.unit, e.credits as held, e.unit as held_unit
+                   from (select * from billing.holds where org_id between $1 and $2) h
+                   full join held e using (org_id, hold_id)) h
+           left join freed f on f.org_id = h.org_id and f.source_id = h.hold_id::text
+          where h.credits is distinct from h.held or h.unit <> h.held_unit
              or coalesce(f.credits, 0) <> case when h.status = 'open' then 0 else h.credits end
          union all
          select org_id, unit, 'holds_mismatch',

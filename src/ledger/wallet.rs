@@ -131,11 +131,6 @@ impl Operation {
     pub fn id(&self) -> i64 {
         self.id.unwrap_or(0)
     }
-
-    /// What its entries say.
-    pub fn facts(&self) -> &Facts {
-        &self.facts
-    }
 }
 
 /// A ledger row to be written.

@@ -147,20 +147,20 @@ reset role;
 reset search_path;
 set local search_path = public, pg_catalog;
 
-select is(:'comparison', 'EVIL0', 'a comparison in the session springs the trap');
-select is(:'function', 'EVIL0', 'so does now()');
+select is(:'comparison'::text, 'EVIL0'::text, 'a comparison in the session springs the trap');
+select is(:'function'::text, 'EVIL0'::text, 'so does now()');
 select is(:shadowed, 0, 'and a table without its schema is the hostile one');
 select is(array[:'use_credits', :'third_credits', :'capture_credits', :'release_credits', :'paid_credits', :'refund_credits', :'adjust_amount', :'transfer_amount'],
           array['14', '2', '4', '6', '3', '4', '5', '6'], 'the calls did what they do');
-select is(:'again_replayed', 't', 'the replay found its operation');
-select is(:'batch_status', 'ok', 'so did the batch');
+select is(:'again_replayed'::text, 't'::text, 'the replay found its operation');
+select is(:'batch_status'::text, 'ok'::text, 'so did the batch');
 -- 100 - 4 (of the first use; 10 came from scoped credit) - 2 - 4 - 3 - 6 are 81, which the void took: the adjustment is left.
 select is(array[:total, :void_voided], array[5, 81], 'total and void');
 select is(:violations, 0, 'the ledger is sound');
 select cmp_ok(:entries_seen, '>', 10, 'the service reads the real entries');
 select cmp_ok(:wallets_seen, '>=', 2, 'and the real wallets');
 select cmp_ok(:grants_seen, '>=', 4, 'and the real grants');
-select is(:'mine', '{00000000-0000-4000-8000-000000000002}', 'the member has its org');
+select is(:'mine'::text, '{00000000-0000-4000-8000-000000000002}'::text, 'the member has its org');
 select is(:my_total::bigint, :bolt_total::bigint, 'and its total');
 select is(:my_entries::bigint, (select count(*) from billing.entries where org_id = :'bolt'), 'and its entries');
 
