@@ -53,9 +53,7 @@ fn may_execute(function: pg_sys::Oid, role: pg_sys::Oid) -> bool {
 #[cfg(feature = "pg15")]
 fn may_execute(function: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     // SAFETY: look-ups in the system caches.
-    unsafe {
-        pg_sys::pg_proc_aclcheck(function, role, pg_sys::ACL_EXECUTE.into()) == pg_sys::AclResult::ACLCHECK_OK
-    }
+    unsafe { pg_sys::pg_proc_aclcheck(function, role, pg_sys::ACL_EXECUTE) == pg_sys::AclResult::ACLCHECK_OK }
 }
 
 /// Who acts, for the record: the JWT subject where there is one, else the role of the session.
@@ -64,11 +62,7 @@ pub fn actor() -> String {
         // SAFETY: gives a palloc'ed name of an existing role.
         unsafe {
             let name = pg_sys::GetUserNameFromId(pg_sys::GetOuterUserId(), true);
-            if name.is_null() {
-                String::new()
-            } else {
-                std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned()
-            }
+            if name.is_null() { String::new() } else { std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned() }
         }
     })
 }

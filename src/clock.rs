@@ -59,11 +59,7 @@ fn parse(text: &CStr) -> Moment {
     let parsed = unsafe {
         pgrx::direct_function_call::<i64>(
             pg_sys::timestamptz_in,
-            &[
-                Some(pg_sys::Datum::from(text.as_ptr())),
-                Some(pg_sys::Datum::from(0)),
-                Some(pg_sys::Datum::from(-1)),
-            ],
+            &[Some(pg_sys::Datum::from(text.as_ptr())), Some(pg_sys::Datum::from(0)), Some(pg_sys::Datum::from(-1))],
         )
     };
     match parsed {

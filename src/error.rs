@@ -12,7 +12,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Error {
     /// Five characters, see the constructors.
-    pub sqlstate: &'static [u8; 5],
+    pub sqlstate: [u8; 5],
     /// Machine-readable name, `code` of the detail.
     pub code: &'static str,
     /// Constant, ASCII.
@@ -24,7 +24,7 @@ pub struct Error {
 }
 
 impl Error {
-    fn new(sqlstate: &'static [u8; 5], code: &'static str, message: &'static str) -> Self {
+    fn new(sqlstate: [u8; 5], code: &'static str, message: &'static str) -> Self {
         Self { sqlstate, code, message, detail: Map::new(), hint: None }
     }
 
@@ -53,19 +53,17 @@ impl Error {
 
     /// An argument that cannot be: NULL where a value is needed, zero, negative, too long, overflow…
     pub fn invalid(argument: &str, fault: &str) -> Self {
-        Self::new(b"22023", "invalid_argument", "invalid argument")
-            .with("argument", argument)
-            .with("fault", fault)
+        Self::new(*b"22023", "invalid_argument", "invalid argument").with("argument", argument).with("fault", fault)
     }
 
     /// A catalog document or price with faults, each with its path.
     pub fn invalid_catalog(faults: Vec<Value>) -> Self {
-        Self::new(b"22023", "invalid_catalog", "invalid catalog").with("faults", faults)
+        Self::new(*b"22023", "invalid_catalog", "invalid catalog").with("faults", faults)
     }
 
     /// Not enough credit: what the call needs and what there is.
     pub fn insufficient(required: i64, available: i64) -> Self {
-        Self::new(b"PT402", "insufficient_credits", "insufficient credits")
+        Self::new(*b"PT402", "insufficient_credits", "insufficient credits")
             .with("required", required)
             .with("available", available)
     }
@@ -81,44 +79,38 @@ impl Error {
             _ => "not found",
         };
         let name = code.strip_prefix("unknown_").unwrap_or(code);
-        Self::new(b"PT404", code, message).with(name, id)
+        Self::new(*b"PT404", code, message).with(name, id)
     }
 
     /// The key was used for another request.
     pub fn idempotency_conflict(key: &str) -> Self {
-        Self::new(
-            b"PT409",
-            "idempotency_conflict",
-            "idempotency key was used for another request",
-        )
-        .with("idempotency_key", key)
-        .hint("Give every request a key of its own; repeat a request with exactly the same arguments.")
+        Self::new(*b"PT409", "idempotency_conflict", "idempotency key was used for another request")
+            .with("idempotency_key", key)
+            .hint("Give every request a key of its own; repeat a request with exactly the same arguments.")
     }
 
     /// The hold was captured, released, or has timed out.
     pub fn hold_closed(hold_id: i64, status: &str) -> Self {
-        Self::new(b"PT409", "hold_closed", "hold is closed")
-            .with("hold_id", hold_id)
-            .with("status", status)
+        Self::new(*b"PT409", "hold_closed", "hold is closed").with("hold_id", hold_id).with("status", status)
     }
 
     /// A capture beyond what was reserved, where the caller does not want that.
     pub fn capture_exceeds(reserved: i64, required: i64) -> Self {
-        Self::new(b"PT409", "capture_exceeds", "capture exceeds the hold")
+        Self::new(*b"PT409", "capture_exceeds", "capture exceeds the hold")
             .with("reserved", reserved)
             .with("required", required)
     }
 
     /// More than the operation burned, less what went back already.
     pub fn refund_exceeds(requested: i64, refundable: i64) -> Self {
-        Self::new(b"PT409", "refund_exceeds", "refund exceeds what was burned")
+        Self::new(*b"PT409", "refund_exceeds", "refund exceeds what was burned")
             .with("requested", requested)
             .with("refundable", refundable)
     }
 
     /// A member's budget does not cover it.
     pub fn cap_exceeded(member_id: &str, per: &str, limit: i64, used: i64, required: i64) -> Self {
-        Self::new(b"PT429", "cap_exceeded", "cap exceeded")
+        Self::new(*b"PT429", "cap_exceeded", "cap exceeded")
             .with("member_id", member_id)
             .with("per", per)
             .with("limit", limit)
@@ -128,12 +120,12 @@ impl Error {
 
     /// The caller may not see or do that.
     pub fn not_authorized(org_id: &str) -> Self {
-        Self::new(b"42501", "not_authorized", "not authorized for this org").with("org_id", org_id)
+        Self::new(*b"42501", "not_authorized", "not authorized for this org").with("org_id", org_id)
     }
 
     /// The tables are missing, or older or newer than the library.
     pub fn not_installed(tables: i64, library: i64) -> Self {
-        Self::new(b"55000", "not_installed", "the tables of pg_billing do not fit its library")
+        Self::new(*b"55000", "not_installed", "the tables of pg_billing do not fit its library")
             .with("tables_version", tables)
             .with("library_version", library)
             .hint("Run: select billing.install();")
@@ -141,12 +133,12 @@ impl Error {
 
     /// Somebody else was faster, again and again; a retry of the transaction helps.
     pub fn contended() -> Self {
-        Self::new(b"40001", "contended", "could not serialize access, try again")
+        Self::new(*b"40001", "contended", "could not serialize access, try again")
     }
 
     /// Something that the engine never leaves behind: the tables were changed by other hands.
     pub fn corrupt(what: &'static str) -> Self {
-        Self::new(b"XX001", "corrupt_ledger", "the ledger is inconsistent")
+        Self::new(*b"XX001", "corrupt_ledger", "the ledger is inconsistent")
             .with("what", what)
             .hint("Run: select * from billing.verify_ledger();")
     }
@@ -159,10 +151,7 @@ mod tests {
     #[test]
     fn detail_leads_with_the_code() {
         let error = Error::insufficient(30, 12);
-        assert_eq!(
-            error.detail_json().to_string(),
-            r#"{"available":12,"code":"insufficient_credits","required":30}"#
-        );
+        assert_eq!(error.detail_json().to_string(), r#"{"available":12,"code":"insufficient_credits","required":30}"#);
         assert!(error.message.is_ascii());
     }
 }

@@ -59,9 +59,8 @@ impl Jsonb {
 pub fn from_text(text: &str) -> Jsonb {
     let text = std::ffi::CString::new(text).unwrap_or_default();
     // SAFETY: jsonb_in takes a NUL-terminated string and raises an error for what is no JSON.
-    let datum = unsafe {
-        pgrx::direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(pg_sys::Datum::from(text.as_ptr()))])
-    };
+    let datum =
+        unsafe { pgrx::direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(pg_sys::Datum::from(text.as_ptr()))]) };
     Jsonb(datum.expect("jsonb_in gives no null"))
 }
 

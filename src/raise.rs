@@ -36,7 +36,7 @@ thread_local! {
 }
 
 fn raise(error: &Error) -> ! {
-    SQLSTATE.set(encode_sqlstate(*error.sqlstate));
+    SQLSTATE.set(encode_sqlstate(error.sqlstate));
     CALLBACK.with(|callback| {
         let callback = callback.get();
         // SAFETY: a backend has one thread, and the callback lives as long as it.
@@ -62,11 +62,7 @@ unsafe extern "C-unwind" fn set_sqlstate(_: *mut core::ffi::c_void) {
 
 /// Six bits per character, as `MAKE_SQLSTATE` of elog.h packs them.
 fn encode_sqlstate(state: [u8; 5]) -> i32 {
-    state
-        .iter()
-        .enumerate()
-        .map(|(i, c)| i32::from((c.wrapping_sub(b'0')) & 0x3F) << (6 * i))
-        .sum()
+    state.iter().enumerate().map(|(i, c)| i32::from((c.wrapping_sub(b'0')) & 0x3F) << (6 * i)).sum()
 }
 
 #[cfg(test)]

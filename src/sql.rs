@@ -38,7 +38,20 @@ macro_rules! by_pgrx {
         }
     )* };
 }
-by_pgrx!(i64, i32, i16, bool, String, Vec<u8>, Vec<i64>, Vec<i16>, Vec<bool>, Vec<String>, Vec<Option<String>>, Vec<Option<i64>>);
+by_pgrx!(
+    i64,
+    i32,
+    i16,
+    bool,
+    String,
+    Vec<u8>,
+    Vec<i64>,
+    Vec<i16>,
+    Vec<bool>,
+    Vec<String>,
+    Vec<Option<String>>,
+    Vec<Option<i64>>
+);
 
 impl ToSql for &str {
     fn to_sql(self) -> Option<pg_sys::Datum> {
@@ -186,6 +199,8 @@ pub fn connect<R>(work: impl FnOnce(&Db) -> R) -> R {
     result
 }
 
+// `self` is the proof that there is a connection.
+#[allow(clippy::unused_self)]
 impl Db {
     /// Runs on the caller's snapshot; takes no lock and no transaction id, so it also works on a standby.
     pub fn read(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Option<pg_sys::Datum>]) -> Rows {

@@ -12,9 +12,7 @@ pub fn is_unit(unit: &str) -> bool {
 
 /// An ISO 4217 code, in capitals.
 pub fn is_currency(code: &str) -> bool {
-    code.len() == 3
-        && code.bytes().all(|b| b.is_ascii_uppercase())
-        && iso_currency::Currency::from_str(code).is_ok()
+    code.len() == 3 && code.bytes().all(|b| b.is_ascii_uppercase()) && iso_currency::Currency::from_str(code).is_ok()
 }
 
 #[cfg(test)]

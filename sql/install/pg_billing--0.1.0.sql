@@ -668,6 +668,16 @@ comment on function billing.revoke_access is
 comment on function billing.routines_of is
 'What a level may execute.';
 
-revoke all on all routines in schema billing from public;
+-- Only the members: on others, a REVOKE in an extension's script is taken for part of the extension by pg_dump.
+do $$
+declare
+    member regprocedure;
+begin
+    for member in select d.objid from pg_catalog.pg_depend d join pg_catalog.pg_extension e on e.oid = d.refobjid
+                   where d.classid = 'pg_catalog.pg_proc'::regclass and d.refclassid = 'pg_catalog.pg_extension'::regclass
+                     and d.deptype = 'e' and e.extname = 'pg_billing' loop
+        execute pg_catalog.format('revoke all on routine %s from public', member);
+    end loop;
+end $$;
 /* </end connected objects> */
 

@@ -17,7 +17,7 @@ begin
             execute format($policy$
                 create policy own_orgs on billing.%I for select using (
                     org_id = any ((select billing.my_orgs())::uuid[])
-                    or (select has_function_privilege('billing.verify_ledger(uuid)', 'execute')))$policy$, tenant);
+                    or (select has_function_privilege('billing.verify_ledger(pg_catalog.uuid)', 'execute')))$policy$, tenant);
         end if;
     end loop;
     foreach name in array array['metrics', 'prices'] loop

@@ -16,6 +16,9 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use uuid::Uuid;
 
+/// Versions of a price with the moment from which each holds, in order of time. None: free.
+type Versions = Vec<(Moment, Option<Rc<Price>>)>;
+
 /// A metric and the versions of its list price.
 #[derive(Debug)]
 #[allow(missing_docs)]
@@ -26,8 +29,7 @@ pub struct Metric {
     pub category: Option<String>,
     pub tier: String,
     pub retired: bool,
-    /// In order of time.
-    pub versions: Vec<(Moment, Option<Rc<Price>>)>,
+    pub versions: Versions,
     /// Some org has a price of its own for it.
     pub negotiated: bool,
 }
@@ -46,6 +48,8 @@ struct Known {
 thread_local! {
     static KNOWN: RefCell<Option<Rc<Known>>> = const { RefCell::new(None) };
     static RELATION: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::Oid::INVALID) };
+    // Counts invalidations: one that comes while the catalog is being loaded must not be lost.
+    static INVALIDATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
 statements! {
@@ -69,8 +73,10 @@ pub fn watch_invalidations() {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn forget(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
-    if relation == pg_sys::Oid::INVALID || relation == RELATION.get() {
-        // Not while it is being loaded or read: then the borrow is short and no invalidation is taken inside.
+    let ours = RELATION.get();
+    if relation == pg_sys::Oid::INVALID || relation == ours || ours == pg_sys::Oid::INVALID {
+        INVALIDATIONS.set(INVALIDATIONS.get().wrapping_add(1));
+        // Borrows are short and take no invalidation inside.
         KNOWN.with(|known| known.try_borrow_mut().map(|mut k| k.take()).ok());
     }
 }
@@ -88,6 +94,17 @@ fn known(db: &Db) -> Result<Rc<Known>> {
     if let Some(known) = KNOWN.with_borrow(Clone::clone) {
         return Ok(known);
     }
+    loop {
+        let before = INVALIDATIONS.get();
+        let loaded = Rc::new(load_newest(db)?);
+        if INVALIDATIONS.get() == before {
+            KNOWN.with_borrow_mut(|known| *known = Some(Rc::clone(&loaded)));
+            return Ok(loaded);
+        }
+    }
+}
+
+fn load_newest(db: &Db) -> Result<Known> {
     // The newest snapshot, also in a repeatable-read transaction: what is kept must not be older than the invalidation
     // that asked for it.
     // SAFETY: pushed and popped as a pair; an error unwinds to the end of the transaction, which pops it.
@@ -95,9 +112,7 @@ fn known(db: &Db) -> Result<Rc<Known>> {
     let loaded = load(db);
     // SAFETY: see above.
     unsafe { pg_sys::PopActiveSnapshot() };
-    let loaded = Rc::new(loaded?);
-    KNOWN.with_borrow_mut(|known| *known = Some(Rc::clone(&loaded)));
-    Ok(loaded)
+    loaded
 }
 
 fn load(db: &Db) -> Result<Known> {
@@ -111,7 +126,7 @@ fn load(db: &Db) -> Result<Known> {
         return Err(Error::not_installed(version, install::LATEST));
     }
     RELATION.set(pg_sys::Oid::from(u32::try_from(metrics).unwrap_or(0)));
-    let mut versions: HashMap<String, Vec<(Moment, Option<Rc<Price>>)>> = HashMap::new();
+    let mut versions: HashMap<String, Versions> = HashMap::new();
     for row in db.read(&PRICES, &[]).iter() {
         let price = stored_price(&row.get::<String>(2))?;
         versions.entry(row.get(0)).or_default().push((row.get(1), price));
@@ -135,7 +150,8 @@ fn load(db: &Db) -> Result<Known> {
 }
 
 fn stored_price(text: &str) -> Result<Option<Rc<Price>>> {
-    let price: Option<Price> = serde_json::from_str(text).map_err(|_| Error::corrupt("a stored price cannot be read"))?;
+    let price: Option<Price> =
+        serde_json::from_str(text).map_err(|_| Error::corrupt("a stored price cannot be read"))?;
     Ok(price.map(Rc::new))
 }
 

@@ -163,6 +163,8 @@ fn parse_price_at(faults: &mut Faults, path: &str, value: &Value) -> (Option<Pri
                     .iter()
                     .enumerate()
                     .map(|(i, step)| parse_step(faults, &format!("{path}.steps[{i}]"), step))
+                    .collect::<Vec<_>>()
+                    .into_iter()
                     .collect::<Option<Vec<_>>>(),
                 (None, Some(_)) => {
                     let mut flat = object.clone();
@@ -175,9 +177,7 @@ fn parse_price_at(faults: &mut Faults, path: &str, value: &Value) -> (Option<Pri
                 }
             }
         }
-        Value::Number(_) => {
-            faults.whole(path, value, 0).map(|credits| vec![Step { up_to: None, credits, per: 1 }])
-        }
+        Value::Number(_) => faults.whole(path, value, 0).map(|credits| vec![Step { up_to: None, credits, per: 1 }]),
         _ => {
             faults.add(path, "must be a whole number or an object");
             None
@@ -289,7 +289,13 @@ pub fn diff(wanted: &BTreeMap<String, MetricSpec>, current: &BTreeMap<String, Cu
     for (name, spec) in wanted {
         match current.get(name) {
             None => {
-                changes.push(Change { action: "create", name: name.clone(), detail: spec.to_json(), new_price: true, known: false });
+                changes.push(Change {
+                    action: "create",
+                    name: name.clone(),
+                    detail: spec.to_json(),
+                    new_price: true,
+                    known: false,
+                });
             }
             Some(known) => {
                 let new_price = match spec.effective_at {
@@ -297,7 +303,13 @@ pub fn diff(wanted: &BTreeMap<String, MetricSpec>, current: &BTreeMap<String, Cu
                     None => known.spec.price != spec.price,
                 };
                 if known.retired {
-                    changes.push(Change { action: "create", name: name.clone(), detail: spec.to_json(), new_price, known: true });
+                    changes.push(Change {
+                        action: "create",
+                        name: name.clone(),
+                        detail: spec.to_json(),
+                        new_price,
+                        known: true,
+                    });
                     continue;
                 }
                 let mut from = known.spec.to_json();
@@ -322,7 +334,13 @@ pub fn diff(wanted: &BTreeMap<String, MetricSpec>, current: &BTreeMap<String, Cu
     }
     for (name, known) in current {
         if !known.retired && !wanted.contains_key(name) {
-            changes.push(Change { action: "retire", name: name.clone(), detail: known.spec.to_json(), new_price: false, known: true });
+            changes.push(Change {
+                action: "retire",
+                name: name.clone(),
+                detail: known.spec.to_json(),
+                new_price: false,
+                known: true,
+            });
         }
     }
     changes
@@ -345,11 +363,7 @@ mod tests {
     use super::*;
 
     fn paths(document: &Value) -> Vec<String> {
-        Document::parse(document)
-            .unwrap_err()
-            .iter()
-            .map(|f| f["path"].as_str().unwrap().to_owned())
-            .collect()
+        Document::parse(document).unwrap_err().iter().map(|f| f["path"].as_str().unwrap().to_owned()).collect()
     }
 
     #[test]

@@ -42,8 +42,7 @@ statements! {
 
 fn current(db: &Db, now: Moment) -> Result<BTreeMap<String, Current>> {
     let all = cache::all_metrics(db)?.into_iter().map(|metric| {
-        let versions: Vec<_> =
-            metric.versions.iter().map(|(at, price)| (*at, price.as_deref().cloned())).collect();
+        let versions: Vec<_> = metric.versions.iter().map(|(at, price)| (*at, price.as_deref().cloned())).collect();
         // A price that has only a future is shown with its date.
         let (effective_at, price) = match versions.iter().rev().find(|(at, _)| *at <= now) {
             Some((_, price)) => (None, price.clone()),
@@ -89,14 +88,7 @@ fn store(db: &Db, change: &Change, spec: Option<&MetricSpec>, now: Moment) {
     };
     db.write(
         &SAVE_METRIC,
-        args![
-            &change.name,
-            spec.unit.as_deref(),
-            &spec.aggregation,
-            spec.category.as_deref(),
-            &spec.tier,
-            At(now)
-        ],
+        args![&change.name, spec.unit.as_deref(), &spec.aggregation, spec.category.as_deref(), &spec.tier, At(now)],
     );
     if change.new_price {
         // The first version of a price holds from the beginning of time.
@@ -122,19 +114,15 @@ fn stored(price: Option<&Price>) -> Jsonb {
 fn apply_catalog(
     catalog: Option<Jsonb>,
     dry_run: default!(Option<bool>, false),
-) -> TableIterator<
-    'static,
-    (name!(action, String), name!(kind, String), name!(name, String), name!(detail, pgrx::JsonB)),
-> {
+) -> TableIterator<'static, (name!(action, String), name!(kind, String), name!(name, String), name!(detail, pgrx::JsonB))>
+{
     let changes = or_raise(
         required("catalog", catalog)
             .and_then(|c| Ok((c, required("dry_run", dry_run)?)))
             .and_then(|(catalog, dry_run)| apply(&catalog.value(), dry_run)),
     );
     TableIterator::new(
-        changes
-            .into_iter()
-            .map(|c| (c.action.to_owned(), "metric".to_owned(), c.name, pgrx::JsonB(c.detail))),
+        changes.into_iter().map(|c| (c.action.to_owned(), "metric".to_owned(), c.name, pgrx::JsonB(c.detail))),
     )
 }
 

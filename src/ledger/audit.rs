@@ -101,7 +101,7 @@ pub struct Violation {
 pub struct Walk {
     org_id: Uuid,
     slot: i64,
-    row: Option<Row>,
+    unit: Option<String>,
     last_id: i64,
     balance: i64,
     hash: Vec<u8>,
@@ -112,12 +112,12 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// Before the first entry of a lane. `row` is its balance row, if there is one.
-    pub fn new(org_id: Uuid, slot: i64, row: Option<Row>) -> Self {
+    /// Before the first entry of a lane. `unit` is that of its balance row, if there is one.
+    pub fn new(org_id: Uuid, slot: i64, unit: Option<String>) -> Self {
         Self {
             org_id,
             slot,
-            row,
+            unit,
             last_id: slot << SLOT_BITS,
             balance: 0,
             hash: Vec::new(),
@@ -156,10 +156,10 @@ impl Walk {
         if e.entry_hash != e.hash(&self.hash) {
             self.note(out, &e.unit, "hash_mismatch", json!({"entry_id": id}));
         }
-        match &self.row {
+        match &self.unit {
             None => self.note(out, &e.unit, "entry_without_wallet", json!({"entry_id": id})),
-            Some(row) if row.unit != e.unit => {
-                self.note(out, &e.unit, "unit_mismatch", json!({"entry_id": id, "wallet": row.unit}));
+            Some(unit) if *unit != e.unit => {
+                self.note(out, &e.unit, "unit_mismatch", json!({"entry_id": id, "wallet": unit}));
             }
             Some(_) => {}
         }
@@ -178,9 +178,9 @@ impl Walk {
         self.hash.clone_from(&e.entry_hash);
     }
 
-    /// After the last entry of the lane.
-    pub fn finish(&self, out: &mut Vec<Violation>) {
-        let Some(row) = &self.row else { return };
+    /// After the last entry of the lane, held against its balance row.
+    pub fn finish(&self, row: Option<&Row>, out: &mut Vec<Violation>) {
+        let Some(row) = row else { return };
         let unit = row.unit.as_str();
         if row.last_entry_id != self.last_id {
             let detail = json!({"last_entry_id": row.last_entry_id, "found": self.last_id});
@@ -252,20 +252,20 @@ mod tests {
         (vec![a, b, c], row)
     }
 
-    fn audit(entries: &[Stored], row: Row) -> Vec<&'static str> {
+    fn audit(entries: &[Stored], row: &Row) -> Vec<&'static str> {
         let mut out = Vec::new();
-        let mut walk = Walk::new(Uuid::from_u128(7), 0, Some(row));
+        let mut walk = Walk::new(Uuid::from_u128(7), 0, Some(row.unit.clone()));
         for e in entries {
             walk.entry(e, &mut out);
         }
-        walk.finish(&mut out);
+        walk.finish(Some(row), &mut out);
         out.iter().map(|v| v.violation).collect()
     }
 
     #[test]
     fn a_sound_chain_has_no_violation() {
         let (entries, row) = sound();
-        assert!(audit(&entries, row).is_empty());
+        assert!(audit(&entries, &row).is_empty());
     }
 
     #[test]
@@ -299,7 +299,7 @@ mod tests {
             for position in 0..3 {
                 let (mut entries, row) = sound();
                 change(&mut entries[position]);
-                assert!(!audit(&entries, row).is_empty(), "change {i} of entry {position}");
+                assert!(!audit(&entries, &row).is_empty(), "change {i} of entry {position}");
             }
         }
     }
@@ -309,9 +309,9 @@ mod tests {
         for gone in 0..3 {
             let (mut entries, row) = sound();
             entries.remove(gone);
-            assert!(!audit(&entries, row).is_empty());
+            assert!(!audit(&entries, &row).is_empty());
         }
         let (_, row) = sound();
-        assert!(audit(&[], row).contains(&"entries_missing"));
+        assert!(audit(&[], &row).contains(&"entries_missing"));
     }
 }

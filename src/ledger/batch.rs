@@ -343,6 +343,7 @@ fn parse_item(row: &Row) -> Result<Item> {
 /// `cap_exceeded` | invalid; `detail` says why. Errors: 22023 when `items` is no array.
 #[pg_extern(volatile, security_definer)]
 #[search_path(pg_catalog, billing, pg_temp)]
+#[allow(clippy::type_complexity)]
 fn consume_credits_batch(
     items: Option<Jsonb>,
 ) -> TableIterator<
@@ -368,7 +369,7 @@ fn consume_credits_batch(
             (item, status.to_owned(), Some(done.operation_id), Some(done.credits), Some(done.balance_after), None)
         }
         Err(error) => {
-            let status = match error.sqlstate {
+            let status = match &error.sqlstate {
                 b"PT402" => "insufficient_credits",
                 b"PT429" => "cap_exceeded",
                 _ => "invalid",

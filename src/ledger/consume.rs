@@ -271,8 +271,18 @@ fn write(db: &Db, request: &Request<'_>, unit: &str, credits: i64, now: Moment, 
             db.write(
                 &WRITE,
                 args![
-                    request.org_id, burned.entry_id, credits, burned.balance, At(now), grant, request.quantity,
-                    request.member_id, unit, request.metric, metadata, burned.head.as_slice(),
+                    request.org_id,
+                    burned.entry_id,
+                    credits,
+                    burned.balance,
+                    At(now),
+                    grant,
+                    request.quantity,
+                    request.member_id,
+                    unit,
+                    request.metric,
+                    metadata,
+                    burned.head.as_slice(),
                 ],
             );
             true
@@ -281,9 +291,20 @@ fn write(db: &Db, request: &Request<'_>, unit: &str, credits: i64, now: Moment, 
             let rows = db.write(
                 &WRITE_KEYED,
                 args![
-                    request.org_id, burned.entry_id, credits, burned.balance, At(now), grant, request.quantity,
-                    request.member_id, unit, request.metric, metadata, burned.head.as_slice(),
-                    request.fingerprint(), key,
+                    request.org_id,
+                    burned.entry_id,
+                    credits,
+                    burned.balance,
+                    At(now),
+                    grant,
+                    request.quantity,
+                    request.member_id,
+                    unit,
+                    request.metric,
+                    metadata,
+                    burned.head.as_slice(),
+                    request.fingerprint(),
+                    key,
                 ],
             );
             rows.count() == 1
@@ -294,10 +315,8 @@ fn write(db: &Db, request: &Request<'_>, unit: &str, credits: i64, now: Moment, 
 fn spend_budget(db: &Db, request: &Request<'_>, unit: &str, credits: i64, now: Moment) -> Result<()> {
     let Some(member_id) = request.member_id else { return Ok(()) };
     let (day, month) = (At(Period::Day.start(now)), At(Period::Month.start(now)));
-    let rows = db.write(
-        &SPEND_BUDGET,
-        args![request.org_id, unit, member_id, credits, At(now), day, month, At(NEVER_YET)],
-    );
+    let rows =
+        db.write(&SPEND_BUDGET, args![request.org_id, unit, member_id, credits, At(now), day, month, At(NEVER_YET)]);
     if rows.count() == 1 {
         return Ok(());
     }

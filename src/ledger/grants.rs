@@ -18,8 +18,7 @@ use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
 
-const SOURCES: [&str; 8] =
-    ["purchase", "plan", "bonus", "gift_card", "voucher", "refund", "adjustment", "transfer"];
+const SOURCES: [&str; 8] = ["purchase", "plan", "bonus", "gift_card", "voucher", "refund", "adjustment", "transfer"];
 const MOST_METRICS: usize = 100;
 
 receipt! {
@@ -114,7 +113,10 @@ fn grant_credits(
         let amount = positive("amount", amount)?;
         let source = required("source", source)?;
         let kind = kind_of(source).ok_or_else(|| {
-            Error::invalid("source", "must be purchase, plan, bonus, gift_card, voucher, refund, adjustment or transfer")
+            Error::invalid(
+                "source",
+                "must be purchase, plan, bonus, gift_card, voucher, refund, adjustment or transfer",
+            )
         })?;
         let paid = match category {
             None => matches!(source, "purchase" | "transfer" | "refund"),
@@ -142,7 +144,16 @@ fn grant_credits(
             _ => {}
         }
         let text = serde_json::json!([
-            amount, source, paid, unit, metrics, priority, effective_at, expires_at, cost_minor, currency
+            amount,
+            source,
+            paid,
+            unit,
+            metrics,
+            priority,
+            effective_at,
+            expires_at,
+            cost_minor,
+            currency
         ]);
         let call = Call::new(org_id, "grant_credits", &[Some(&text.to_string())], idempotency_key, metadata)?;
         call.run(
@@ -239,7 +250,11 @@ fn void_grant(
                 let already_spent = lot.amount - lot.remaining;
                 let scope = lot.metrics.as_ref().and_then(|m| m.first()).cloned();
                 lot.voided = true;
-                let facts = Facts { reason: Some(reason), actor: Some(actor()), ..Facts::from_source("grant", Some(grant_id.to_string())) };
+                let facts = Facts {
+                    reason: Some(reason),
+                    actor: Some(actor()),
+                    ..Facts::from_source("grant", Some(grant_id.to_string()))
+                };
                 let mut operation = call.operation(facts);
                 let parts: Vec<_> = (voided > 0)
                     .then_some(crate::ledger::wallet::Part { grant_id, credits: voided })
@@ -285,11 +300,19 @@ fn adjust_credits(
         call.run(
             |db, now| {
                 store::require_org(db, org_id)?;
-                if amount > 0 { store::lock_or_create(db, org_id, unit, now) } else { store::lock_known(db, org_id, unit, needed) }
+                if amount > 0 {
+                    store::lock_or_create(db, org_id, unit, now)
+                } else {
+                    store::lock_known(db, org_id, unit, needed)
+                }
             },
             |db, wallet| {
                 store::load(db, wallet, &[])?;
-                let facts = Facts { reason: Some(reason.clone()), actor: Some(actor()), ..Facts::from_source("adjustment", None) };
+                let facts = Facts {
+                    reason: Some(reason.clone()),
+                    actor: Some(actor()),
+                    ..Facts::from_source("adjustment", None)
+                };
                 let mut operation = call.operation(facts);
                 let grant_id = if amount > 0 {
                     Some(wallet.grant(&mut operation, "adjustment", adjustment(wallet, amount))?)
@@ -298,8 +321,7 @@ fn adjust_credits(
                     wallet.take(&mut operation, "adjustment", &parts)?;
                     None
                 };
-                let receipt =
-                    GrantReceipt { grant_id, amount, balance_after: wallet.spendable(None), replayed: false };
+                let receipt = GrantReceipt { grant_id, amount, balance_after: wallet.spendable(None), replayed: false };
                 Ok((operation, receipt))
             },
         )
@@ -320,7 +342,7 @@ fn adjustment(wallet: &Wallet, amount: i64) -> Lot {
         effective_at: wallet.now(),
         expires_at: INFINITY,
         voided: false,
-                    stored_voided: false,
+        stored_voided: false,
         metrics: None,
         new: true,
     }

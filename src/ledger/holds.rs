@@ -173,8 +173,17 @@ fn reserve_credits(
                 db.write(
                     &NEW_HOLD,
                     args![
-                        org_id, hold_id, &unit, "usage", metric, quantity, credits, member_id, None::<&str>,
-                        At(expires_at), At(now),
+                        org_id,
+                        hold_id,
+                        &unit,
+                        "usage",
+                        metric,
+                        quantity,
+                        credits,
+                        member_id,
+                        None::<&str>,
+                        At(expires_at),
+                        At(now),
                     ],
                 );
                 let balance_after = wallet.spendable(Some(metric));
@@ -298,7 +307,11 @@ fn capture(
     }
     let parts = parts_of(db, call.org_id, hold_id);
     let in_slice = parts.iter().all(|p| p.grant_id == wallet.lane.slice_grant);
-    if !(in_slice && wallet.is_fresh() && wallet.lane.scoped == 0 && wallet.lane.slice_credits >= credits - hold.credits) {
+    if !(in_slice
+        && wallet.is_fresh()
+        && wallet.lane.scoped == 0
+        && wallet.lane.slice_credits >= credits - hold.credits)
+    {
         let named: Vec<i64> = parts.iter().map(|p| p.grant_id).collect();
         store::load(db, wallet, &named)?;
     }
@@ -356,13 +369,7 @@ fn split(parts: &[Part], credits: i64) -> (Vec<Part>, i64) {
 }
 
 fn plain(hold_id: i64, hold: &Stored) -> Hold {
-    Hold {
-        hold_id,
-        credits: hold.credits,
-        member_id: hold.member_id,
-        created_at: hold.created_at,
-        parts: Vec::new(),
-    }
+    Hold { hold_id, credits: hold.credits, member_id: hold.member_id, created_at: hold.created_at, parts: Vec::new() }
 }
 
 /// Gives the credit of an open hold, reserved or locked, back to the grants that it came from.
@@ -467,11 +474,8 @@ fn lock_credits(
                     store::load(db, wallet, &[])?;
                 }
                 let parts = wallet.allocate(amount, None)?;
-                let facts = Facts {
-                    reason: Some(reason.clone()),
-                    actor: Some(crate::access::actor()),
-                    ..Facts::default()
-                };
+                let facts =
+                    Facts { reason: Some(reason.clone()), actor: Some(crate::access::actor()), ..Facts::default() };
                 let mut operation = call.operation(facts);
                 wallet.take(&mut operation, "payout_hold", &parts)?;
                 wallet.lane.locked += amount;
@@ -479,12 +483,24 @@ fn lock_credits(
                 db.write(
                     &NEW_HOLD,
                     args![
-                        org_id, hold_id, unit, "payout", None::<&str>, None::<i64>, amount, None::<Uuid>, &reason,
-                        None::<At>, At(wallet.now()),
+                        org_id,
+                        hold_id,
+                        unit,
+                        "payout",
+                        None::<&str>,
+                        None::<i64>,
+                        amount,
+                        None::<Uuid>,
+                        &reason,
+                        None::<At>,
+                        At(wallet.now()),
                     ],
                 );
                 let balance_after = wallet.spendable(None);
-                Ok((operation, HoldReceipt { hold_id, credits: amount, expires_at: None, balance_after, replayed: false }))
+                Ok((
+                    operation,
+                    HoldReceipt { hold_id, credits: amount, expires_at: None, balance_after, replayed: false },
+                ))
             },
         )
     })())

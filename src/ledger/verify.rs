@@ -59,15 +59,20 @@ statements! {
          select s.org_id, '?', 'slice_without_grant', jsonb_build_object('grant_id', s.grant_id)::text
            from slices s where s.credits <> 0
             and not exists (select from billing.lots g where g.org_id = s.org_id and g.grant_id = s.grant_id)";
+    // What was not effective when the row was written last is effective from fresh_until on, or later.
     DERIVED(uuid, uuid) =
-        "select l.org_id, l.unit, 'restricted_mismatch',
-                jsonb_build_object('scoped', sum(l.scoped), 'grants', max(g.scoped))::text
-           from billing.lanes l
-           left join (select org_id, unit, sum(remaining) as scoped from billing.lots
-                       where metrics is not null and remaining > 0 and org_id between $1 and $2 group by 1, 2) g
-             using (org_id, unit)
-          where l.org_id between $1 and $2
-          group by l.org_id, l.unit having sum(l.scoped) <> coalesce(max(g.scoped), 0)";
+        "with wallets as (
+            select org_id, unit, sum(scoped) as scoped, sum(future) as future, min(fresh_until) as fresh_until
+              from billing.lanes where org_id between $1 and $2 group by 1, 2),
+         restricted as (
+            select g.org_id, g.unit, sum(g.remaining) filter (where g.metrics is not null) as scoped,
+                   sum(g.remaining) filter (where g.metrics is null and g.effective_at >= w.fresh_until) as future
+              from billing.lots g join wallets w using (org_id, unit) where g.remaining > 0 group by 1, 2)
+         select w.org_id, w.unit, 'restricted_mismatch',
+                jsonb_build_object('scoped', w.scoped, 'scoped_grants', coalesce(r.scoped, 0),
+                                   'future', w.future, 'future_grants', coalesce(r.future, 0))::text
+           from wallets w left join restricted r using (org_id, unit)
+          where w.scoped <> coalesce(r.scoped, 0) or w.future <> coalesce(r.future, 0)";
     HOLDS(uuid, uuid) =
         "with held as (
             select org_id, operation_id as hold_id, min(unit) as unit, -sum(amount) as credits from billing.entries
@@ -159,20 +164,21 @@ fn balance_row(db: &Db, org_id: Uuid, slot: i64) -> Option<Row> {
 /// Walks all chains of the orgs from `first` to `last`.
 fn chains(first: Uuid, last: Uuid, out: &mut Vec<Violation>) {
     let mut at = (first, i64::MIN);
-    let mut walk: Option<Walk> = None;
+    let mut walk: Option<(Walk, Option<Row>)> = None;
     loop {
         // A connection per portion: its memory is free before the next.
         let count = sql::connect(|db| {
             let rows = db.read(&PORTION, args![at.0, at.1, last]);
             for entry in stored(&rows) {
-                if !walk.as_ref().is_some_and(|w| w.is_of(&entry)) {
-                    if let Some(done) = walk.take() {
-                        done.finish(out);
+                if !walk.as_ref().is_some_and(|(w, _)| w.is_of(&entry)) {
+                    if let Some((done, row)) = walk.take() {
+                        done.finish(row.as_ref(), out);
                     }
                     let row = balance_row(db, entry.org_id, entry.slot());
-                    walk = Some(Walk::new(entry.org_id, entry.slot(), row));
+                    let unit = row.as_ref().map(|r| r.unit.clone());
+                    walk = Some((Walk::new(entry.org_id, entry.slot(), unit), row));
                 }
-                if let Some(walk) = &mut walk {
+                if let Some((walk, _)) = &mut walk {
                     walk.entry(&entry, out);
                 }
                 at = (entry.org_id, entry.entry_id);
@@ -184,8 +190,8 @@ fn chains(first: Uuid, last: Uuid, out: &mut Vec<Violation>) {
             break;
         }
     }
-    if let Some(done) = walk {
-        done.finish(out);
+    if let Some((done, row)) = walk {
+        done.finish(row.as_ref(), out);
     }
 }
 

@@ -35,7 +35,7 @@ pub struct Lane {
 
 /// A grant. `remaining` includes the slice that the lane holds; `stored` is what the table says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)]
+#[allow(missing_docs, clippy::struct_excessive_bools)]
 pub struct Lot {
     pub grant_id: i64,
     pub amount: i64,
@@ -246,8 +246,7 @@ impl Wallet {
         self.lots = Some(lots);
         self.lane.holds_due = next_hold_due;
         for hold in timed_out {
-            let mut operation =
-                Operation::new(Facts::from_source("hold", Some(hold.hold_id.to_string())));
+            let mut operation = Operation::new(Facts::from_source("hold", Some(hold.hold_id.to_string())));
             self.give_back(&mut operation, "release", &hold.parts)?;
             self.lane.reserved -= hold.credits;
             self.note_member(hold.member_id, 0, -self.still_counted(hold), None);
@@ -265,11 +264,9 @@ impl Wallet {
     /// Spendable now, on that metric where credit is scoped to it.
     pub fn spendable(&self, metric: Option<&str>) -> i64 {
         match &self.lots {
-            Some(lots) => lots
-                .iter()
-                .filter(|lot| lot.is_live(self.now) && lot.applies_to(metric))
-                .map(|lot| lot.remaining)
-                .sum(),
+            Some(lots) => {
+                lots.iter().filter(|lot| lot.is_live(self.now) && lot.applies_to(metric)).map(|lot| lot.remaining).sum()
+            }
             None => self.lane.balance - self.lane.scoped - self.lane.future,
         }
     }
@@ -278,10 +275,7 @@ impl Wallet {
     pub fn restricted(&self) -> (i64, i64) {
         let Some(lots) = &self.lots else { return (self.lane.scoped, self.lane.future) };
         let sum = |chosen: &dyn Fn(&&Lot) -> bool| lots.iter().filter(chosen).map(|l| l.remaining).sum();
-        (
-            sum(&|l| l.metrics.is_some()),
-            sum(&|l| l.metrics.is_none() && l.effective_at > self.now),
-        )
+        (sum(&|l| l.metrics.is_some()), sum(&|l| l.metrics.is_none() && l.effective_at > self.now))
     }
 
     /// The grants that a burn would take from, in burn order, as far as they go.
@@ -387,18 +381,11 @@ impl Wallet {
         let Some((member_id, budget)) = member_id.and_then(|m| Some((m, self.budgets.get(&m)?))) else {
             return Ok(());
         };
-        let stored =
-            if budget.period_start == budget.per.start(self.now) { budget.period_consumed } else { 0 };
+        let stored = if budget.period_start == budget.per.start(self.now) { budget.period_consumed } else { 0 };
         let noted = self.members.get(&member_id).map_or(0, |d| d.period);
         let used = (stored + noted).max(0);
         if credits > 0 && used.saturating_add(credits) > budget.limit {
-            return Err(Error::cap_exceeded(
-                &member_id.to_string(),
-                budget.per.name(),
-                budget.limit,
-                used,
-                credits,
-            ));
+            return Err(Error::cap_exceeded(&member_id.to_string(), budget.per.name(), budget.limit, used, credits));
         }
         Ok(())
     }
@@ -406,8 +393,7 @@ impl Wallet {
     /// Notes what a member consumed (`consumed`) and what counts in the budget's period (`period`).
     pub fn note_member(&mut self, member: Option<Uuid>, consumed: i64, period: i64, active_at: Option<Moment>) {
         if let Some(member) = member {
-            let delta =
-                self.members.entry(member).or_insert(MemberDelta { consumed: 0, period: 0, active_at: None });
+            let delta = self.members.entry(member).or_insert(MemberDelta { consumed: 0, period: 0, active_at: None });
             delta.consumed += consumed;
             delta.period += period;
             delta.active_at = active_at.or(delta.active_at);
@@ -530,3 +516,7 @@ impl Wallet {
 fn checked(sum: Option<i64>) -> Result<i64> {
     sum.ok_or_else(|| Error::invalid("amount", "the balance would not fit 63 bits"))
 }
+
+#[cfg(test)]
+#[path = "wallet_tests.rs"]
+mod tests;

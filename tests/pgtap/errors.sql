@@ -44,7 +44,6 @@ insert into refusal (call, state, code, fields) values
     ('reserve_credits(%3$L, ''call'', 1)', 'PT404', 'unknown_org', '{}'),
     ('lock_credits(%3$L, 1, ''payout'')', 'PT404', 'unknown_org', '{}'),
     ('adjust_credits(%3$L, 1, ''gift'')', 'PT404', 'unknown_org', '{}'),
-    ('transfer_credits(%1$L, %3$L, 1)', 'PT404', 'unknown_org', '{}'),
     ('transfer_credits(%3$L, %1$L, 1)', 'PT404', 'unknown_org', '{}'),
     ('get_wallet(%3$L)', 'PT404', 'unknown_org', '{}'),
     ('explain_consumption(%3$L, ''call'')', 'PT404', 'unknown_org', '{}'),

@@ -69,8 +69,9 @@ $$;
 
 select is((select count(*) from pg_proc p where p.pronamespace = 'billing'::regnamespace and p.proname = e.name and pg_temp.arguments_of(p.oid) = e.arguments), 1::bigint,
           format('billing.%s(%s)', e.name, e.arguments)) from expected e order by e.name, e.arguments;
-select is((p.pronargs - p.pronargdefaults)::int, e.required, format('required arguments of %s', p.oid::regprocedure)),
-       ok(pg_temp.result_of(p.oid) || ', ' like e.result || ', %', format('result of %s: %s', p.oid::regprocedure, pg_temp.result_of(p.oid)))
+select unnest(array[
+        is((p.pronargs - p.pronargdefaults)::int, e.required, format('required arguments of %s', p.oid::regprocedure)),
+        ok(pg_temp.result_of(p.oid) || ', ' like e.result || ', %', format('result of %s: %s', p.oid::regprocedure, pg_temp.result_of(p.oid)))])
     from expected e join pg_proc p on p.pronamespace = 'billing'::regnamespace and p.proname = e.name and pg_temp.arguments_of(p.oid) = e.arguments order by e.name, e.arguments;
 
 -- NULL for a required argument must reach the function, which refuses it: none is STRICT.

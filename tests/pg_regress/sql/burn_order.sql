@@ -51,7 +51,7 @@ select * from billing.consume_credits(:'acme', 'page', 15);
 select grant_id from billing.grant_credits(:'bolt', 3, 'purchase');
 select grant_id from billing.grant_credits(:'bolt', 3, 'bonus');
 select grant_id from billing.grant_credits(:'bolt', 3, 'bonus', expires_at => '2026-06-01 00:00+00');
-select credits, balance_after from generate_series(1, 8), billing.consume_credits(:'bolt', 'call');
+select credits, balance_after from generate_series(1, 8) i, billing.consume_credits(:'bolt', 'call', metadata => jsonb_build_object('i', i));
 -- A better grant that arrives in between goes first from then on.
 select grant_id from billing.grant_credits(:'bolt', 3, 'bonus', priority => 1);
 select credits, balance_after from billing.consume_credits(:'bolt', 'call', 2);

@@ -1,0 +1,321 @@
+//! The rules against an obvious model: random histories, stored and loaded again between the calls as the tables would.
+
+use super::*;
+use crate::ledger::audit::{Row, Stored, Walk};
+use proptest::prelude::*;
+
+const HOUR: i64 = 3_600_000_000;
+
+fn empty_lane() -> Lane {
+    Lane {
+        org_id: Uuid::from_u128(1),
+        unit: "credit".into(),
+        lane: 0,
+        last_entry_id: 0,
+        balance: 0,
+        reserved: 0,
+        locked: 0,
+        purchased: 0,
+        consumed: 0,
+        scoped: 0,
+        future: 0,
+        slice_grant: 0,
+        slice_credits: 0,
+        fresh_until: INFINITY,
+        holds_due: INFINITY,
+        head: Vec::new(),
+    }
+}
+
+fn lot(amount: i64) -> Lot {
+    Lot {
+        grant_id: 0,
+        amount,
+        remaining: 0,
+        stored: 0,
+        priority: 50,
+        paid: false,
+        source: "bonus".into(),
+        cost_minor: 0,
+        currency: None,
+        effective_at: 0,
+        expires_at: INFINITY,
+        voided: false,
+        stored_voided: false,
+        metrics: None,
+        new: true,
+    }
+}
+
+fn plain() -> Operation {
+    Operation::new(Facts { metadata: "{}".into(), ..Facts::default() })
+}
+
+/// What the tables hold between two calls.
+struct Tables {
+    lane: Lane,
+    lots: Vec<Lot>,
+    holds: Vec<(Hold, Moment)>,
+    walk: Walk,
+    violations: Vec<crate::ledger::audit::Violation>,
+}
+
+impl Tables {
+    fn new() -> Self {
+        let walk = Walk::new(Uuid::from_u128(1), 0, Some("credit".into()));
+        Self { lane: empty_lane(), lots: Vec::new(), holds: Vec::new(), walk, violations: Vec::new() }
+    }
+
+    /// A call: lock, load if need be, work, save. A refusal saves nothing.
+    fn call(&mut self, now: Moment, load: bool, work: impl FnOnce(&mut Wallet) -> Result<()>) -> Result<()> {
+        let mut wallet = Wallet::new(self.lane.clone(), now);
+        if load || !wallet.is_fresh() {
+            self.load(&mut wallet)?;
+        }
+        work(&mut wallet)?;
+        wallet.close();
+        for entry in &wallet.entries {
+            self.walk.entry(&as_stored(&wallet, entry), &mut self.violations);
+        }
+        for (changed, stored) in wallet.stored_changes() {
+            let row = Lot { remaining: stored, stored, new: false, stored_voided: changed.voided, ..changed.clone() };
+            match self.lots.iter_mut().find(|l| l.grant_id == row.grant_id) {
+                Some(known) => *known = row,
+                None => self.lots.push(row),
+            }
+        }
+        self.holds.retain(|(h, _)| !wallet.expired_holds.iter().any(|(id, _)| *id == h.hold_id));
+        self.lane = wallet.lane;
+        Ok(())
+    }
+
+    fn load(&self, wallet: &mut Wallet) -> Result<()> {
+        let now = wallet.now();
+        let timed_out: Vec<Hold> = self.holds.iter().filter(|(_, due)| *due <= now).map(|(h, _)| h.clone()).collect();
+        let next = self.holds.iter().map(|(_, due)| *due).filter(|due| *due > now).min().unwrap_or(INFINITY);
+        wallet.load(self.lots.clone(), &timed_out, next)
+    }
+
+    /// Obviously spendable: every grant with its slice, looked at one by one, and what timed-out holds give back.
+    fn obvious_total(&self, now: Moment) -> i64 {
+        let live = |l: &&Lot| !l.voided && l.effective_at <= now && now < l.expires_at && l.metrics.is_none();
+        let back = |id| -> i64 {
+            self.holds
+                .iter()
+                .filter(|(_, due)| *due <= now)
+                .flat_map(|(h, _)| &h.parts)
+                .filter(|p| p.grant_id == id)
+                .map(|p| p.credits)
+                .sum()
+        };
+        let slice = |id| if id == self.lane.slice_grant { self.lane.slice_credits } else { 0 };
+        self.lots.iter().filter(live).map(|l| l.remaining + slice(l.grant_id) + back(l.grant_id)).sum()
+    }
+
+    fn total(&self, now: Moment) -> i64 {
+        let mut wallet = Wallet::new(self.lane.clone(), now);
+        if !wallet.is_fresh() {
+            self.load(&mut wallet).unwrap();
+        }
+        wallet.spendable(None)
+    }
+
+    fn check(&self, now: Moment) {
+        assert_eq!(self.violations, []);
+        assert_eq!(self.total(now), self.obvious_total(now));
+        let in_grants: i64 = self.lots.iter().map(|l| l.remaining).sum();
+        assert_eq!(in_grants + self.lane.slice_credits, self.lane.balance);
+        assert!(self.lots.iter().all(|l| (0..=l.amount).contains(&l.remaining)));
+        let held: i64 = self.holds.iter().map(|(h, _)| h.credits).sum();
+        assert_eq!(held, self.lane.reserved);
+        let mut out = Vec::new();
+        self.walk.finish(Some(&row(&self.lane)), &mut out);
+        assert_eq!(out, []);
+    }
+}
+
+fn row(lane: &Lane) -> Row {
+    Row {
+        unit: lane.unit.clone(),
+        last_entry_id: lane.last_entry_id,
+        balance: lane.balance,
+        reserved: lane.reserved,
+        locked: lane.locked,
+        purchased: lane.purchased,
+        consumed: lane.consumed,
+        head: lane.head.clone(),
+    }
+}
+
+fn as_stored(wallet: &Wallet, e: &Entry) -> Stored {
+    Stored {
+        org_id: wallet.lane.org_id,
+        operation_id: e.operation_id,
+        entry_id: e.position.entry_id,
+        amount: e.amount,
+        balance_before: e.position.balance_before,
+        balance_after: e.position.balance_after,
+        created_at: wallet.now(),
+        grant_id: e.position.grant_id,
+        quantity: e.facts.quantity,
+        request_hash: e.request().map(|r| r.1),
+        member_id: e.facts.member_id,
+        unit: wallet.lane.unit.clone(),
+        kind: e.kind.to_owned(),
+        metric: e.facts.metric.clone(),
+        source: e.facts.source.clone(),
+        source_id: e.facts.source_id.clone(),
+        idempotency_key: e.request().map(|r| r.0.clone()),
+        reason: e.facts.reason.clone(),
+        actor: e.facts.actor.clone(),
+        metadata: e.facts.metadata.clone(),
+        result: e.result.clone(),
+        entry_hash: e.hash.to_vec(),
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Grant { amount: i64, priority: i32, paid: bool, starts_in: i64, lasts: Option<i64>, scoped: bool },
+    Consume { credits: i64, by_slice: bool },
+    Hold { credits: i64, hours: i64 },
+    Release { which: usize },
+    Void { which: usize },
+    Wait { hours: i64 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (1..100i64, 0..3i32, any::<bool>(), 0..4i64, proptest::option::of(1..30i64), proptest::bool::weighted(0.2))
+            .prop_map(|(amount, priority, paid, starts_in, lasts, scoped)| Step::Grant {
+                amount,
+                priority,
+                paid,
+                starts_in,
+                lasts,
+                scoped
+            }),
+        (0..60i64, any::<bool>()).prop_map(|(credits, by_slice)| Step::Consume { credits, by_slice }),
+        (0..60i64, 1..6i64).prop_map(|(credits, hours)| Step::Hold { credits, hours }),
+        (0..5usize).prop_map(|which| Step::Release { which }),
+        (0..9usize).prop_map(|which| Step::Void { which }),
+        (0..9i64).prop_map(|hours| Step::Wait { hours }),
+    ]
+}
+
+fn play(tables: &mut Tables, now: &mut Moment, step: &Step) {
+    match step.clone() {
+        Step::Wait { hours } => *now += hours * HOUR,
+        Step::Grant { amount, priority, paid, starts_in, lasts, scoped } => {
+            let effective_at = *now + starts_in * HOUR;
+            let expires_at = lasts.map_or(INFINITY, |hours| effective_at + hours * HOUR);
+            let metrics = scoped.then(|| vec!["other".to_owned()]);
+            let lot = Lot { priority, paid, effective_at, expires_at, metrics, ..lot(amount) };
+            tables.call(*now, true, |w| w.grant(&mut plain(), "bonus", lot).map(drop)).unwrap();
+        }
+        Step::Consume { credits, by_slice } => {
+            let total = tables.obvious_total(*now);
+            let direct = by_slice && Wallet::new(tables.lane.clone(), *now).slice_suffices(credits);
+            let done = tables.call(*now, !direct, |w| {
+                let parts = w.allocate(credits, None)?;
+                w.consume(&mut plain(), &parts, credits)
+            });
+            assert_eq!(done.is_ok(), credits <= total, "{credits} of {total}");
+        }
+        Step::Hold { credits, hours } => {
+            let due = *now + hours * HOUR;
+            let mut made = None;
+            let done = tables.call(*now, true, |w| {
+                let parts = w.allocate(credits, None)?;
+                let mut operation = plain();
+                w.take(&mut operation, "hold", &parts)?;
+                w.lane.reserved += credits;
+                w.lane.holds_due = w.lane.holds_due.min(due);
+                made = Some(Hold { hold_id: operation.id(), credits, member_id: None, created_at: w.now(), parts });
+                Ok(())
+            });
+            if done.is_ok() {
+                tables.holds.extend(made.map(|hold| (hold, due)));
+            }
+        }
+        Step::Release { which } => {
+            let Some((hold, due)) = tables.holds.get(which).cloned() else { return };
+            if due <= *now {
+                return;
+            }
+            tables
+                .call(*now, true, |w| {
+                    w.give_back(&mut plain(), "release", &hold.parts)?;
+                    w.lane.reserved -= hold.credits;
+                    w.bury()
+                })
+                .unwrap();
+            tables.holds.retain(|(h, _)| h.hold_id != hold.hold_id);
+        }
+        Step::Void { which } => {
+            let Some(grant_id) = tables.lots.get(which).map(|l| l.grant_id) else { return };
+            tables
+                .call(*now, true, |w| {
+                    w.lot(grant_id)?.voided = true;
+                    w.bury()
+                })
+                .unwrap();
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    #[test]
+    fn random_histories_keep_every_invariant(steps in proptest::collection::vec(step(), 1..40)) {
+        let mut tables = Tables::new();
+        let mut now = 0;
+        for step in &steps {
+            play(&mut tables, &mut now, step);
+            tables.check(now);
+        }
+    }
+}
+
+#[test]
+fn burn_order_is_total_and_as_promised() {
+    let base = Lot { grant_id: 9, remaining: 1, ..lot(1) };
+    let order = [
+        Lot { metrics: Some(vec!["m".into()]), priority: 99, ..base.clone() },
+        Lot { priority: 1, expires_at: INFINITY, paid: true, ..base.clone() },
+        Lot { expires_at: 10, paid: true, ..base.clone() },
+        Lot { expires_at: 20, paid: false, effective_at: 5, ..base.clone() },
+        Lot { expires_at: 20, paid: true, effective_at: 1, ..base.clone() },
+        Lot { paid: false, effective_at: 1, ..base.clone() },
+        Lot { paid: false, effective_at: 2, ..base.clone() },
+        Lot { paid: false, effective_at: 2, grant_id: 10, ..base.clone() },
+        Lot { paid: true, effective_at: 0, ..base.clone() },
+        Lot { priority: 51, ..base },
+    ];
+    for pair in order.windows(2) {
+        assert!(pair[0].burn_order() < pair[1].burn_order(), "{pair:?}");
+    }
+}
+
+#[test]
+fn a_budget_counts_its_period_only() {
+    let mut wallet = Wallet::new(empty_lane(), Period::Day.start(0) + HOUR);
+    let member = Uuid::from_u128(5);
+    let budget = Budget { limit: 10, per: Period::Day, period_start: Period::Day.start(0), period_consumed: 8 };
+    wallet.budgets.insert(member, budget);
+    assert!(wallet.check_budget(Some(member), 2).is_ok());
+    assert_eq!(wallet.check_budget(Some(member), 3).unwrap_err().code, "cap_exceeded");
+    wallet.note_member(Some(member), 2, 2, None);
+    assert!(wallet.check_budget(Some(member), 1).is_err());
+    let mut tomorrow = Wallet::new(empty_lane(), 25 * HOUR);
+    tomorrow.budgets.insert(member, budget);
+    assert!(tomorrow.check_budget(Some(member), 10).is_ok());
+    assert!(tomorrow.check_budget(Some(Uuid::from_u128(6)), 1000).is_ok());
+}
+
+#[test]
+fn a_balance_beyond_63_bits_is_refused() {
+    let mut wallet = Wallet::new(empty_lane(), 0);
+    wallet.grant(&mut plain(), "bonus", lot(i64::MAX)).unwrap();
+    assert_eq!(wallet.grant(&mut plain(), "bonus", lot(1)).unwrap_err().sqlstate, *b"22023");
+}
