@@ -41,7 +41,7 @@ GRANT = """select grant_id, balance_after, replayed
 RESERVE = """select hold_id, credits, expires_at, balance_after, replayed
                from billing.reserve_credits(%s, %s, %s, ttl => %s, idempotency_key => %s, member_id => %s)"""
 CAPTURE = """select operation_id, credits, balance_after, replayed
-               from billing.capture_credits(%s, %s, quantity => %s, idempotency_key => %s, member_id => %s, metadata => %s)"""
+               from billing.capture_credits(%s, %s, quantity => %s, idempotency_key => %s, metadata => %s)"""
 
 Request = collections.namedtuple("Request", "number org_id member_id arrived_at context generated")
 
@@ -311,7 +311,7 @@ def capture(conn, request, hold_id):
 
 def run_capture(cur, request, hold_id):
     cur.execute(CAPTURE, (request.org_id, hold_id, request.context + request.generated, f"request-{request.number}-capture",
-                          request.member_id, json.dumps({"request": request.number})))
+                          json.dumps({"request": request.number})))
     return cur.fetchone()
 
 
