@@ -32,7 +32,8 @@ select E'\n### ' || p.proname || case
            else '' end
        || E'\n\n```sql\nbilling.' || p.proname || '('
        || case when p.pronargs > 0 then E'\n    ' else '' end
-       || replace(regexp_replace(pg_get_function_arguments(p.oid), ', (?=[a-z_]+ [a-z])', E',\n    ', 'g'), 'DEFAULT', 'default')
+       || replace(regexp_replace(regexp_replace(pg_get_function_arguments(p.oid), ', (?=[a-z_]+ [a-z])', E',\n    ', 'g'),
+                                 '::[a-z ]+(\[\])?', '', 'g'), 'DEFAULT', 'default')
        || case when p.pronargs > 0 then E'\n' else '' end
        || ') → '
        || replace(regexp_replace(pg_get_function_result(p.oid), '^TABLE', 'setof '), 'SETOF', 'setof')
