@@ -7,11 +7,12 @@ use crate::error::{Error, Result};
 use crate::sql::Db;
 use crate::{args, statements};
 use pgrx::pg_sys;
+use std::cell::Cell;
 use uuid::Uuid;
 
 statements! {
     IS_MINE(uuid) = "select $1 = any (billing.my_orgs())";
-    READS_ALL(text) = "select to_regprocedure($1)::oid::int8";
+    VERIFY_LEDGER_OID() = "select 'billing.verify_ledger(uuid)'::regprocedure::oid::int8";
 }
 
 /// Refuses an org that the caller may not see.
@@ -36,9 +37,26 @@ fn reads_every_org(db: &Db, role: pg_sys::Oid) -> bool {
     if unsafe { pg_sys::superuser_arg(role) } {
         return true;
     }
-    let rows = db.read(&READS_ALL, args!["billing.verify_ledger(uuid)"]);
-    let function = rows.first().and_then(|row| row.opt::<i64>(0)).and_then(|oid| u32::try_from(oid).ok());
-    function.is_some_and(|function| may_execute(pg_sys::Oid::from(function), role))
+    may_execute(verify_ledger(db), role)
+}
+
+thread_local! {
+    static VERIFY_LEDGER: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::Oid::INVALID) };
+}
+
+/// The function's oid, kept until the extension is dropped and made again.
+fn verify_ledger(db: &Db) -> pg_sys::Oid {
+    let known = VERIFY_LEDGER.get();
+    let cache = pg_sys::SysCacheIdentifier::PROCOID.cast_signed();
+    let none = pg_sys::Datum::from(0);
+    // SAFETY: a look-up in the cache of functions.
+    if known != pg_sys::Oid::INVALID && unsafe { pg_sys::SearchSysCacheExists(cache, known.into(), none, none, none) } {
+        return known;
+    }
+    let found = db.read(&VERIFY_LEDGER_OID, &[]).first().map_or(0, |row| row.get::<i64>(0));
+    let found = pg_sys::Oid::from(u32::try_from(found).unwrap_or(0));
+    VERIFY_LEDGER.set(found);
+    found
 }
 
 #[cfg(any(feature = "pg16", feature = "pg17", feature = "pg18"))]

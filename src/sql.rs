@@ -136,7 +136,9 @@ impl Statement {
             let count = i32::try_from(types.len()).expect("few parameters");
             // SAFETY: connected; the plan is moved to permanent memory before it is used.
             unsafe {
-                let plan = pg_sys::SPI_prepare(text.as_ptr(), count, types.as_mut_ptr());
+                // A generic plan from the first call on: every statement goes by keys, whatever the values.
+                let options = pg_sys::CURSOR_OPT_GENERIC_PLAN.cast_signed();
+                let plan = pg_sys::SPI_prepare_cursor(text.as_ptr(), count, types.as_mut_ptr(), options);
                 assert!(!plan.is_null(), "statement could not be prepared: {}", self.text);
                 assert_eq!(pg_sys::SPI_keepplan(plan), 0, "statement could not be kept");
                 self.plan.set(plan);

@@ -65,7 +65,7 @@ begin
     on conflict (name) do update set value = excluded.value;
 end $$;
 
--- One list of what each level may execute; services may call all but the administration.
+-- One list of what each level may execute; services may call all but the administration and the insides.
 create function billing.routines_of(level text) returns setof regprocedure
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
@@ -77,7 +77,8 @@ create function billing.routines_of(level text) returns setof regprocedure
      where e.extname = 'pg_billing'
        and case level
            when 'service' then
-               p.proname <> all ('{install,grant_access,revoke_access,configure_membership,routines_of}')
+               p.proname <> all ('{install,grant_access,revoke_access,configure_membership,routines_of,
+                                   chain_link}')
            when 'auditor' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
                                   verify_ledger,export_catalog}')
@@ -107,7 +108,7 @@ begin
         execute format('grant execute on function %s to %I', routine, role);
     end loop;
     foreach readable in array array['wallets', 'grants', 'operations', 'entries', 'holds', 'lanes', 'lots',
-        'wallet_settings', 'member_usage', 'period_usage', 'metrics', 'prices', 'org_prices'] loop
+        'wallet_settings', 'refunds', 'member_usage', 'period_usage', 'metrics', 'prices', 'org_prices'] loop
         execute format('grant select on billing.%I to %I', readable, role);
     end loop;
     insert into billing.access (role_name, level) values (role, grant_access.level)

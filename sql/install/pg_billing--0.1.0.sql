@@ -115,7 +115,7 @@ begin
     on conflict (name) do update set value = excluded.value;
 end $$;
 
--- One list of what each level may execute; services may call all but the administration.
+-- One list of what each level may execute; services may call all but the administration and the insides.
 create function billing.routines_of(level text) returns setof regprocedure
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
@@ -127,7 +127,8 @@ create function billing.routines_of(level text) returns setof regprocedure
      where e.extname = 'pg_billing'
        and case level
            when 'service' then
-               p.proname <> all ('{install,grant_access,revoke_access,configure_membership,routines_of}')
+               p.proname <> all ('{install,grant_access,revoke_access,configure_membership,routines_of,
+                                   chain_link}')
            when 'auditor' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
                                   verify_ledger,export_catalog}')
@@ -157,7 +158,7 @@ begin
         execute format('grant execute on function %s to %I', routine, role);
     end loop;
     foreach readable in array array['wallets', 'grants', 'operations', 'entries', 'holds', 'lanes', 'lots',
-        'wallet_settings', 'member_usage', 'period_usage', 'metrics', 'prices', 'org_prices'] loop
+        'wallet_settings', 'refunds', 'member_usage', 'period_usage', 'metrics', 'prices', 'org_prices'] loop
         execute format('grant select on billing.%I to %I', readable, role);
     end loop;
     insert into billing.access (role_name, level) values (role, grant_access.level)
@@ -270,6 +271,22 @@ VOLATILE SECURITY DEFINER
 SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'capture_credits_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/ledger/consume.rs
+-- pg_billing::ledger::consume::chain_link
+CREATE  FUNCTION "chain_link"(
+	"previous" bytea, /* & [u8] */
+	"content" bytea, /* & [u8] */
+	"entry_id" bigint, /* i64 */
+	"balance_before" bigint, /* i64 */
+	"balance_after" bigint, /* i64 */
+	"grant_id" bigint /* i64 */
+) RETURNS bytea /* Vec < u8 > */
+IMMUTABLE STRICT PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'chain_link_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -665,6 +682,8 @@ comment on function billing.grant_access is
 'Gives a role a level: member (reads its own orgs), service (calls everything), auditor (reads everything). For the owner of the database.';
 comment on function billing.revoke_access is
 'Takes everything in the schema billing from a role. For the owner of the database.';
+comment on function billing.chain_link is
+'The hash of an entry from the one before it and its own content (docs/DESIGN.md, The chain).';
 comment on function billing.routines_of is
 'What a level may execute.';
 

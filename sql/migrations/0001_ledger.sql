@@ -23,23 +23,25 @@ comment on column billing.wallet_settings.created_at is 'When the wallet was mad
 create table billing.lanes (
     org_id uuid not null,
     unit text collate "C" not null,
-    lane smallint not null default 0 check (lane >= 0),
-    slot smallint not null check (slot >= 0),
+    lane smallint not null default 0,
+    slot smallint not null,
     last_entry_id bigint not null,
-    balance bigint not null default 0 check (balance >= 0),
-    reserved bigint not null default 0 check (reserved >= 0),
-    locked bigint not null default 0 check (locked >= 0),
+    balance bigint not null default 0,
+    reserved bigint not null default 0,
+    locked bigint not null default 0,
     purchased bigint not null default 0,
     consumed bigint not null default 0,
-    scoped bigint not null default 0 check (scoped >= 0),
-    future bigint not null default 0 check (future >= 0),
+    scoped bigint not null default 0,
+    future bigint not null default 0,
     slice_grant bigint not null default 0,
-    slice_credits bigint not null default 0 check (slice_credits >= 0),
+    slice_credits bigint not null default 0,
     fresh_until timestamptz not null default 'infinity',
     holds_due timestamptz not null default 'infinity',
     head bytea not null default '',
     primary key (org_id, unit, lane),
-    unique (org_id, slot)
+    unique (org_id, slot),
+    -- One constraint, not one per column: the server parses each anew for every UPDATE.
+    check (least(balance, slice_credits, reserved, locked) >= 0)
 ) with (fillfactor = 50);
 create index lanes_fresh_until on billing.lanes (fresh_until) where fresh_until < 'infinity';
 comment on table billing.lanes is 'The balance rows: a wallet has one or more lanes, each with its own hash chain of entries.';
@@ -66,6 +68,7 @@ create table billing.lots (
     grant_id bigint not null,
     amount bigint not null check (amount > 0),
     remaining bigint not null check (remaining between 0 and amount),
+    written_off bigint not null default 0 check (written_off >= 0),
     cost_minor bigint not null default 0 check (cost_minor >= 0),
     effective_at timestamptz not null,
     expires_at timestamptz,
@@ -84,6 +87,7 @@ create table billing.lots (
 create index lots_live on billing.lots (org_id, unit) where remaining > 0;
 comment on table billing.lots is 'Grants of credit as stored; read them through the view grants, which adds the slice that a lane holds.';
 comment on column billing.lots.remaining is 'What is left outside of lanes.slice_credits.';
+comment on column billing.lots.written_off is 'What of it expired or was voided.';
 comment on column billing.lots.cost_minor is 'What the customer paid for the whole grant, in minor units of currency.';
 comment on column billing.lots.metrics is 'The only metrics this credit may be spent on; null: any.';
 comment on column billing.lots.org_id is 'The billed customer.';
@@ -110,6 +114,7 @@ create table billing.holds (
     created_at timestamptz not null,
     closed_at timestamptz,
     closed_by bigint,
+    parts integer not null check (parts > 0),
     unit text collate "C" not null,
     kind text not null check (kind in ('usage', 'payout')),
     status text not null default 'open' check (status in ('open', 'captured', 'released', 'expired', 'paid_out')),
@@ -122,6 +127,7 @@ create table billing.holds (
 create index holds_open on billing.holds (org_id, unit, expires_at) where status = 'open';
 comment on table billing.holds is 'Credit set aside: usage holds (reserve, then capture or release) and payout holds. An open usage hold whose expires_at has passed no longer binds credit, also before it is booked as expired.';
 comment on column billing.holds.hold_id is 'Id of the operation that made the hold; its entries tell which grants it took.';
+comment on column billing.holds.parts is 'Number of entries of the operation that made the hold: one per grant that it took from.';
 comment on column billing.holds.closed_by is 'Operation that closed the hold.';
 comment on column billing.holds.org_id is 'The billed customer.';
 comment on column billing.holds.credits is 'Credit set aside.';
@@ -150,6 +156,7 @@ create table billing.entries (
     quantity bigint,
     request_hash bigint,
     member_id uuid,
+    request_id uuid,
     unit text collate "C" not null,
     kind text collate "C" not null,
     metric text collate "C",
@@ -161,21 +168,18 @@ create table billing.entries (
     metadata jsonb not null default '{}',
     result text,
     entry_hash bytea not null,
-    primary key (org_id, entry_id)
+    primary key (org_id, entry_id) with (fillfactor = 100)
 );
--- Two 64-bit hashes instead of the text keep the index narrow whatever keys an application uses;
--- the key itself is compared when a row is found.
-create unique index entries_idempotency_key on billing.entries
-    (org_id, hashtextextended(idempotency_key, 0), hashtextextended(idempotency_key, 1)) where idempotency_key is not null;
--- Only entries after an operation's first need to be found by it: the first has the operation's id as its own.
-create index entries_of_operation on billing.entries (org_id, operation_id) where entry_id <> operation_id;
-create index entries_refunds on billing.entries (org_id, source_id) where kind = 'refund' and source = 'operation';
+-- No other index, and no expression or predicate: the server prepares those anew for every INSERT. The entries of an
+-- operation are found by number: they follow each other in the chain.
+create unique index entries_request on billing.entries (org_id, request_id);
 comment on table billing.entries is 'The ledger: one immutable row per movement of credit, chained by hash within its lane.';
 comment on column billing.entries.operation_id is 'The call that wrote the entry: the entry_id of its first entry.';
 comment on column billing.entries.amount is 'Signed, as the balance sees it.';
 comment on column billing.entries.balance_before is 'Balance of the lane (of the wallet, as long as it has one lane) before the entry.';
 comment on column billing.entries.grant_id is 'The grant that was credited or burned; null for usage that cost nothing.';
-comment on column billing.entries.request_hash is 'Fingerprint of the request, where it came with an idempotency key.';
+comment on column billing.entries.request_id is 'First half of the SHA-256 of the idempotency key: what makes it unique, in a narrow index whatever keys an application uses.';
+comment on column billing.entries.request_hash is 'Fingerprint of the request, where it came with an idempotency key and the columns do not tell all of it.';
 comment on column billing.entries.source is 'What the movement stems from: the source of a grant; hold, operation or transfer with its id in source_id.';
 comment on column billing.entries.actor is 'Who asked for it, on corrections: the JWT subject, else the database role.';
 comment on column billing.entries.result is 'What the call answered, where its entries alone do not tell; given again to a repeated call.';
@@ -193,6 +197,19 @@ comment on column billing.entries.source_id is 'Id of the source.';
 comment on column billing.entries.idempotency_key is 'Key of the call, on its first entry.';
 comment on column billing.entries.reason is 'Why, on corrections.';
 comment on column billing.entries.metadata is 'What the caller noted.';
+
+create table billing.refunds (
+    org_id uuid not null,
+    operation_id bigint not null,
+    grant_id bigint not null,
+    credits bigint not null check (credits > 0),
+    primary key (org_id, operation_id, grant_id)
+);
+comment on table billing.refunds is 'What was refunded so far of each consumption, per grant that it burned.';
+comment on column billing.refunds.org_id is 'The billed customer.';
+comment on column billing.refunds.operation_id is 'The consumption.';
+comment on column billing.refunds.grant_id is 'The grant that got it back.';
+comment on column billing.refunds.credits is 'Credit refunded.';
 
 create table billing.member_usage (
     org_id uuid not null,

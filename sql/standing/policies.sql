@@ -10,7 +10,7 @@ begin
                  where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p') and not c.relrowsecurity loop
         execute format('alter table billing.%I enable row level security', name);
     end loop;
-    foreach tenant in array array['wallet_settings', 'lanes', 'lots', 'holds', 'entries', 'member_usage', 'period_usage',
+    foreach tenant in array array['wallet_settings', 'lanes', 'lots', 'holds', 'entries', 'refunds', 'member_usage', 'period_usage',
                                   'org_prices'] loop
         if not exists (select from pg_catalog.pg_policy
                         where polrelid = format('billing.%I', tenant)::regclass and polname = 'own_orgs') then

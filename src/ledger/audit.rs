@@ -29,6 +29,7 @@ pub struct Stored {
     pub source: Option<String>,
     pub source_id: Option<String>,
     pub idempotency_key: Option<String>,
+    pub request_id: Option<Uuid>,
     pub reason: Option<String>,
     pub actor: Option<String>,
     pub metadata: String,
@@ -153,6 +154,9 @@ impl Walk {
             });
             self.note(out, &e.unit, "balance_mismatch", detail);
         }
+        if e.request_id != e.idempotency_key.as_deref().map(chain::request_id) {
+            self.note(out, &e.unit, "key_mismatch", json!({"entry_id": id, "idempotency_key": e.idempotency_key}));
+        }
         if e.entry_hash != e.hash(&self.hash) {
             self.note(out, &e.unit, "hash_mismatch", json!({"entry_id": id}));
         }
@@ -225,6 +229,7 @@ mod tests {
             source: Some("purchase".into()),
             source_id: Some("x".into()),
             idempotency_key: Some("k".into()),
+            request_id: Some(chain::request_id("k")),
             reason: Some("r".into()),
             actor: Some("a".into()),
             metadata: "{}".into(),
@@ -271,7 +276,8 @@ mod tests {
     #[test]
     fn a_change_of_any_column_shows_up() {
         type Change = fn(&mut Stored);
-        let changes: [Change; 22] = [
+        let changes: [Change; 23] = [
+            |e| e.request_id = None,
             |e| e.org_id = Uuid::from_u128(8),
             |e| e.operation_id -= 1,
             |e| e.entry_id += 1,

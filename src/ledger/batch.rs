@@ -6,9 +6,11 @@ use crate::catalog::{self, cache};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::json::Jsonb;
+use crate::ledger::call::to_json;
+use crate::ledger::chain;
 use crate::ledger::consume::{self, Consumption};
 use crate::ledger::store::{self, Replay};
-use crate::ledger::wallet::{Facts, Operation, Wallet};
+use crate::ledger::wallet::{Facts, Operation, Request, Wallet};
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db, Row};
 use crate::time::{Moment, Period};
@@ -32,13 +34,11 @@ statements! {
     KNOWN_ORGS(uuids) =
         "select k.org_id from unnest($1) k (org_id)
           where exists (select from billing.lanes l where l.org_id = k.org_id)";
-    FIND_KEYS(uuids, texts) =
-        "select k.org_id, k.key, e.entry_id, e.request_hash, e.result, e.metric, e.quantity, e.amount, e.balance_before,
-                e.balance_after
-           from unnest($1, $2) k (org_id, key)
-           join billing.entries e on e.org_id = k.org_id and e.idempotency_key is not null and e.idempotency_key = k.key
-            and hashtextextended(e.idempotency_key, 0) = hashtextextended(k.key, 0)
-            and hashtextextended(e.idempotency_key, 1) = hashtextextended(k.key, 1)";
+    FIND_REQUESTS(uuids, uuids) =
+        "select e.org_id, e.idempotency_key, e.entry_id, e.request_hash, e.result, e.kind, e.metric, e.quantity, e.amount,
+                e.balance_before, e.balance_after, e.member_id, e.metadata::text
+           from unnest($1, $2) k (org_id, request_id)
+           join billing.entries e on e.org_id = k.org_id and e.request_id = k.request_id";
     MAKE_COUNTERS(uuids, texts, timestamptz) =
         "insert into billing.period_usage (org_id, metric, period_start)
          select k.org_id, k.metric, $3 from unnest($1, $2) k (org_id, metric) order by k.org_id, k.metric
@@ -54,14 +54,13 @@ statements! {
 }
 
 /// A consumption to be made.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Item {
     pub org_id: Uuid,
     pub metric: String,
     pub quantity: i64,
-    /// Key and fingerprint.
-    pub request: Option<(String, i64)>,
+    pub key: Option<String>,
     pub member_id: Option<Uuid>,
     /// As the server prints it.
     pub metadata: String,
@@ -94,7 +93,7 @@ struct Locked {
     wallets: BTreeMap<(Uuid, String), Wallet>,
     counters: BTreeMap<(Uuid, String), Counter>,
     period: Moment,
-    replays: HashMap<(Uuid, String), (Option<i64>, Replay)>,
+    replays: HashMap<(Uuid, String), Replay>,
 }
 
 /// Makes the one consumption, or gives its refusal.
@@ -109,29 +108,27 @@ fn consume_all(db: &Db, items: Vec<Result<Item>>) -> Result<Vec<Result<Consumpti
     let known = known_orgs(db, items.iter().flatten().map(|i| i.org_id).collect());
     let items: Vec<Result<Priced>> = items.into_iter().map(|item| priced(db, item?, &known, now)).collect();
     let mut locked = lock(db, &items, now);
-    let mut done: HashMap<(Uuid, String), (i64, Consumption)> = HashMap::new();
+    let mut done: HashMap<(Uuid, String), (Item, Consumption)> = HashMap::new();
     let outcomes = items
         .into_iter()
         .map(|item| {
             let item = item?;
-            let key = item.item.request.as_ref().map(|(key, hash)| ((item.item.org_id, key.clone()), *hash));
-            if let Some((key, hash)) = &key {
-                if let Some((stored, replay)) = locked.replays.get(key) {
-                    if *stored != Some(*hash) {
-                        return Err(Error::idempotency_conflict(&key.1));
-                    }
-                    return consume::replayed(replay.clone());
+            let name = item.item.key.as_ref().map(|key| (item.item.org_id, key.clone()));
+            if let Some(name) = &name {
+                if let Some(replay) = locked.replays.get(name) {
+                    return consume::replayed(replay.clone(), &item.item);
                 }
-                if let Some((earlier, answer)) = done.get(key) {
-                    if earlier != hash {
-                        return Err(Error::idempotency_conflict(&key.1));
-                    }
-                    return Ok(Consumption { replayed: true, ..answer.clone() });
+                if let Some((earlier, answer)) = done.get(name) {
+                    return if *earlier == item.item {
+                        Ok(Consumption { replayed: true, ..answer.clone() })
+                    } else {
+                        Err(Error::idempotency_conflict(&name.1))
+                    };
                 }
             }
             let answer = consume(db, &mut locked, &item)?;
-            if let Some((key, hash)) = key {
-                done.insert(key, (hash, answer.clone()));
+            if let Some(name) = name {
+                done.insert(name, (item.item, answer.clone()));
             }
             Ok(answer)
         })
@@ -156,6 +153,12 @@ fn priced(db: &Db, item: Item, known: &BTreeSet<Uuid>, now: Moment) -> Result<Pr
 
 fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Locked {
     let valid = || items.iter().flatten();
+    let names: BTreeSet<_> = valid().map(|p| (p.item.org_id, p.unit().to_owned())).collect();
+    let names: Vec<_> = names.into_iter().collect();
+    let lanes = match names.as_slice() {
+        [(org_id, unit)] => store::lock(db, *org_id, unit).into_iter().collect(),
+        _ => store::lock_all(db, &names),
+    };
     let period = Period::Month.start(now);
     let counted: BTreeSet<_> =
         valid().filter(|p| p.is_counted()).map(|p| (p.item.org_id, p.item.metric.clone())).collect();
@@ -167,12 +170,6 @@ fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Locked {
             counters.insert((row.get(0), row.get(1)), Counter { quantity: row.get(2), charged: 0 });
         }
     }
-    let names: BTreeSet<_> = valid().map(|p| (p.item.org_id, p.unit().to_owned())).collect();
-    let names: Vec<_> = names.into_iter().collect();
-    let lanes = match names.as_slice() {
-        [(org_id, unit)] => store::lock(db, *org_id, unit).into_iter().collect(),
-        _ => store::lock_all(db, &names),
-    };
     let now = clock::now();
     let mut wallets: BTreeMap<_, _> =
         lanes.into_iter().map(|lane| ((lane.org_id, lane.unit.clone()), Wallet::new(lane, now))).collect();
@@ -187,27 +184,15 @@ fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Locked {
             store::load_budgets(db, wallet, members);
         }
     }
-    let (orgs, keys): (Vec<Uuid>, Vec<String>) =
-        valid().filter_map(|p| p.item.request.as_ref().map(|r| (p.item.org_id, r.0.clone()))).unzip();
-    let replays = if keys.is_empty() {
+    let (orgs, requests): (Vec<Uuid>, Vec<Uuid>) =
+        valid().filter_map(|p| p.item.key.as_ref().map(|key| (p.item.org_id, chain::request_id(key)))).unzip();
+    let replays = if requests.is_empty() {
         HashMap::new()
     } else {
-        db.write(&FIND_KEYS, args![orgs, keys]).iter().map(|row| found(&row)).collect()
+        let found = db.write(&FIND_REQUESTS, args![orgs, requests]);
+        found.iter().map(|row| ((row.get(0), row.get(1)), store::replay(&row, 2))).collect()
     };
     Locked { wallets, counters, period, replays }
-}
-
-fn found(row: &Row) -> ((Uuid, String), (Option<i64>, Replay)) {
-    let replay = Replay {
-        operation_id: row.get(2),
-        result: row.opt(4),
-        metric: row.opt(5),
-        quantity: row.opt(6),
-        amount: row.get(7),
-        balance_before: row.get(8),
-        balance_after: row.get(9),
-    };
-    ((row.get(0), row.get(1)), (row.opt(3), replay))
 }
 
 fn consume(db: &Db, locked: &mut Locked, priced: &Priced) -> Result<Consumption> {
@@ -234,7 +219,7 @@ fn consume(db: &Db, locked: &mut Locked, priced: &Priced) -> Result<Consumption>
         quantity: Some(item.quantity),
         member_id: item.member_id,
         metadata: item.metadata.clone(),
-        request: item.request.clone(),
+        request: item.key.clone().map(|key| Request { key, hash: None }),
         ..Facts::default()
     });
     let lane_before = wallet.lane.balance;
@@ -251,8 +236,7 @@ fn consume(db: &Db, locked: &mut Locked, priced: &Priced) -> Result<Consumption>
     };
     // One entry with the wallet's own balances tells the answer by itself.
     if parts.len() > 1 || answer.balance_before != lane_before {
-        let value = serde_json::to_value(&answer).map_err(|_| Error::corrupt("an answer cannot be stored"))?;
-        wallet.keep_result(&operation, &value);
+        wallet.keep_result(&operation, &to_json(&answer)?);
     }
     if let Some(counter) = counter {
         counter.quantity += item.quantity;
@@ -324,15 +308,7 @@ fn parse_item(row: &Row) -> Result<Item> {
     let member_id = uuid("member_id", 6)?;
     let key: Option<String> = row.opt(5);
     arguments::key(key.as_deref())?;
-    let hash = consume::fingerprint(&metric, quantity, member_id, &metadata);
-    Ok(Item {
-        org_id: arguments::required("org_id", uuid("org_id", 1)?)?,
-        request: key.map(|key| (key, hash)),
-        metric,
-        quantity,
-        member_id,
-        metadata,
-    })
+    Ok(Item { org_id: arguments::required("org_id", uuid("org_id", 1)?)?, key, metric, quantity, member_id, metadata })
 }
 
 /// Charges many consumptions in one call, each with an outcome of its own: a refused item changes nothing and does not stop

@@ -6,9 +6,8 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::json::Jsonb;
 use crate::ledger::chain::fingerprint;
-use crate::ledger::holds::Counted;
 use crate::ledger::store;
-use crate::ledger::wallet::{Facts, Lane, Operation, Wallet};
+use crate::ledger::wallet::{Facts, Lane, Operation, Request, Wallet};
 use crate::sql::{self, Db};
 use crate::time::Moment;
 use serde::Serialize;
@@ -20,7 +19,7 @@ pub struct Call {
     /// Whose.
     pub org_id: Uuid,
     /// Key and fingerprint.
-    pub request: Option<(String, i64)>,
+    pub request: Option<Request>,
     /// As the server prints it.
     pub metadata: String,
 }
@@ -38,7 +37,7 @@ impl Call {
         let request = arguments::key(key)?.map(|key| {
             let mut all = arguments.to_vec();
             all.push(Some(&metadata));
-            (key.to_owned(), fingerprint(function, &all))
+            Request { key: key.to_owned(), hash: Some(fingerprint(function, &all)) }
         });
         Ok(Self { org_id, request, metadata })
     }
@@ -57,42 +56,32 @@ impl Call {
         lock: impl FnOnce(&Db, Moment) -> Result<Lane>,
         work: impl FnOnce(&Db, &mut Wallet) -> Result<(Operation, R)>,
     ) -> Result<R> {
-        self.run_counting(&mut None, |db, now, _| lock(db, now), |db, wallet, _| work(db, wallet))
-    }
-
-    /// The same for a call that counts usage before it locks: the count is taken back when the call turns out a repeated one.
-    pub fn run_counting<R: Serialize + DeserializeOwned + Answer>(
-        &self,
-        counted: &mut Option<Counted>,
-        lock: impl FnOnce(&Db, Moment, &mut Option<Counted>) -> Result<Lane>,
-        work: impl FnOnce(&Db, &mut Wallet, &Option<Counted>) -> Result<(Operation, R)>,
-    ) -> Result<R> {
         sql::connect(|db| {
             cache::require_installed(db)?;
-            let lane = match lock(db, clock::now(), counted) {
+            let lane = match lock(db, clock::now()) {
                 Ok(lane) => lane,
-                // What was refused for want of a wallet may still be a repeated call.
+                // What was refused before there was a lock may still be a repeated call.
                 Err(error) => return self.replay(db)?.ok_or(error),
             };
             if let Some(answer) = self.replay(db)? {
-                if let Some(counted) = counted {
-                    counted.undo(db);
-                }
                 return Ok(answer);
             }
             let mut wallet = Wallet::new(lane, clock::now());
-            let (operation, mut answer) = work(db, &mut wallet, counted)?;
+            let (operation, mut answer) = work(db, &mut wallet)?;
             answer.set_operation(operation.id());
-            let value = serde_json::to_value(&answer).map_err(|_| Error::corrupt("an answer cannot be stored"))?;
-            wallet.keep_result(&operation, &value);
+            wallet.keep_result(&operation, &to_json(&answer)?);
             store::save(db, std::slice::from_mut(&mut wallet), &self.metadata)?;
             Ok(answer)
         })
     }
 
-    /// The first answer, marked, when the key was used before.
+    /// The first answer, marked, when the key was used before; an error when that was for another request.
     pub fn replay<R: DeserializeOwned + Answer>(&self, db: &Db) -> Result<Option<R>> {
-        let Some(found) = store::find_replay(db, self.org_id, self.request.as_ref())? else { return Ok(None) };
+        let Some(request) = &self.request else { return Ok(None) };
+        let Some(found) = store::find_replay(db, self.org_id, &request.key) else { return Ok(None) };
+        if found.request_hash != request.hash {
+            return Err(Error::idempotency_conflict(&request.key));
+        }
         let mut answer: R = found
             .result
             .and_then(|text| serde_json::from_str(&text).ok())
@@ -100,6 +89,11 @@ impl Call {
         answer.set_replayed();
         Ok(Some(answer))
     }
+}
+
+/// An answer as it is stored.
+pub fn to_json<R: Serialize>(answer: &R) -> Result<serde_json::Value> {
+    serde_json::to_value(answer).map_err(|_| Error::corrupt("an answer cannot be stored"))
 }
 
 /// A receipt that can be given again.

@@ -110,6 +110,14 @@ pub fn link(previous: &[u8], content: &Hash, position: Position) -> Hash {
     hash.finalize().into()
 }
 
+/// What makes an idempotency key unique: the first half of its SHA-256.
+pub fn request_id(key: &str) -> Uuid {
+    let hash: Hash = Sha256::digest(key.as_bytes()).into();
+    let mut first = [0; 16];
+    first.copy_from_slice(&hash[..16]);
+    Uuid::from_bytes(first)
+}
+
 /// Fingerprint of a request: the function and its arguments as text, in order.
 pub fn fingerprint(function: &str, arguments: &[Option<&str>]) -> i64 {
     let mut fields = Fields(Sha256::new());

@@ -11,11 +11,12 @@ use crate::error::{Error, Result};
 use crate::json::Jsonb;
 use crate::ledger::batch::{self, Item};
 use crate::ledger::call::Answer;
-use crate::ledger::chain::{self, Content, Hash};
+use crate::ledger::chain::{self, Content, Hash, Position};
+use crate::ledger::counters::Counted;
 use crate::ledger::store::{self, Replay};
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db};
-use crate::time::{Moment, NEVER_YET, Period};
+use crate::time::{INFINITY, Moment, NEVER_YET, Period};
 use crate::{args, receipt, statements, units};
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -45,15 +46,15 @@ impl Answer for Consumption {
 }
 
 statements! {
-    // The hash must agree with chain::link. `scoped = 0 and future = 0` makes the balance of the row the spendable total.
+    // `scoped = 0 and future = 0` makes the balance of the row the spendable total.
     BURN(uuid, text, int8, bytea, timestamptz) =
         "update billing.lanes
             set balance = balance - $3,
                 slice_credits = slice_credits - $3,
                 consumed = consumed + $3,
                 last_entry_id = last_entry_id + 1,
-                head = sha256(head || $4 || int8send(last_entry_id + 1) || int8send(balance) || int8send(balance - $3)
-                              || int8send(case when $3 = 0 then 0 else slice_grant end))
+                head = billing.chain_link(head, $4, last_entry_id + 1, balance, balance - $3,
+                                          case when $3 = 0 then 0 else slice_grant end)
           where org_id = $1 and unit = $2 and lane = 0
             and slice_credits >= $3 and fresh_until > $5 and scoped = 0 and future = 0
          returning last_entry_id, balance, slice_grant, head, fresh_until";
@@ -70,24 +71,12 @@ statements! {
         "insert into billing.entries (org_id, operation_id, entry_id, amount, balance_before, balance_after, created_at,
                                       grant_id, quantity, member_id, unit, kind, metric, metadata, entry_hash)
          values ($1, $2, $2, - $3, $4 + $3, $4, $5, $6, $7, $8, $9, 'usage', $10, $11, $12)";
-    WRITE_KEYED(uuid, int8, int8, int8, timestamptz, int8, int8, uuid, text, text, jsonb, bytea, int8, text) =
+    WRITE_KEYED(uuid, int8, int8, int8, timestamptz, int8, int8, uuid, text, text, jsonb, bytea, uuid, text) =
         "insert into billing.entries (org_id, operation_id, entry_id, amount, balance_before, balance_after, created_at,
                                       grant_id, quantity, member_id, unit, kind, metric, metadata, entry_hash,
-                                      request_hash, idempotency_key)
+                                      request_id, idempotency_key)
          values ($1, $2, $2, - $3, $4 + $3, $4, $5, $6, $7, $8, $9, 'usage', $10, $11, $12, $13, $14)
-         on conflict (org_id, hashtextextended(idempotency_key, 0), hashtextextended(idempotency_key, 1))
-            where idempotency_key is not null do nothing";
-    COUNT(uuid, text, timestamptz, int8) =
-        "insert into billing.period_usage as u (org_id, metric, period_start, quantity) values ($1, $2, $3, $4)
-         on conflict (org_id, metric, period_start) do update set quantity = u.quantity + $4
-          where u.quantity <= 9223372036854775807 - $4
-         returning quantity";
-    CHARGED(uuid, text, timestamptz, int8) =
-        "update billing.period_usage set credits = credits + $4
-          where org_id = $1 and metric = $2 and period_start = $3";
-    UNCOUNT(uuid, text, timestamptz, int8) =
-        "update billing.period_usage set quantity = quantity - $4
-          where org_id = $1 and metric = $2 and period_start = $3";
+         on conflict (org_id, request_id) do nothing";
     SPEND_BUDGET(uuid, text, uuid, int8, timestamptz, timestamptz, timestamptz, timestamptz) =
         "insert into billing.member_usage as m
                 (org_id, unit, member_id, consumed, period_consumed, period_start, last_activity_at)
@@ -106,7 +95,7 @@ statements! {
 }
 
 /// A consumption that was asked for.
-struct Request<'a> {
+struct Asked<'a> {
     org_id: Uuid,
     metric: &'a str,
     quantity: i64,
@@ -117,40 +106,43 @@ struct Request<'a> {
     metadata_text: String,
 }
 
-impl Request<'_> {
-    fn fingerprint(&self) -> i64 {
-        fingerprint(self.metric, self.quantity, self.member_id, &self.metadata_text)
+impl Asked<'_> {
+    fn item(&self) -> Item {
+        Item {
+            org_id: self.org_id,
+            metric: self.metric.to_owned(),
+            quantity: self.quantity,
+            key: self.key.map(str::to_owned),
+            member_id: self.member_id,
+            metadata: self.metadata_text.clone(),
+        }
     }
 }
 
-/// Fingerprint of a consumption, single or in a batch.
-pub fn fingerprint(metric: &str, quantity: i64, member_id: Option<Uuid>, metadata: &str) -> i64 {
-    let member = member_id.map(|m| m.to_string());
-    chain::fingerprint(
-        "consume_credits",
-        &[Some(metric), Some(&quantity.to_string()), member.as_deref(), Some(metadata)],
-    )
-}
-
-/// The answer that a repeated call gets.
-pub fn replayed(found: Replay) -> Result<Consumption> {
+/// The answer that a repeated consumption gets; an error when the key was used for another request.
+pub fn replayed(found: Replay, item: &Item) -> Result<Consumption> {
+    // A consumption leaves no fingerprint: its entry has all its arguments.
+    let same = found.request_hash.is_none()
+        && found.kind == "usage"
+        && found.metric.as_deref() == Some(item.metric.as_str())
+        && found.quantity == Some(item.quantity)
+        && found.member_id == item.member_id
+        && found.metadata == item.metadata;
+    if !same {
+        return Err(Error::idempotency_conflict(item.key.as_deref().unwrap_or_default()));
+    }
     let stored = found.result.as_deref().and_then(|text| serde_json::from_str::<Consumption>(text).ok());
-    let mut answer = match (stored, found.metric, found.quantity) {
-        (Some(stored), _, _) => stored,
-        (None, Some(metric), Some(quantity)) => Consumption {
-            operation_id: found.operation_id,
-            metric,
-            quantity,
-            included: 0,
-            credits: -found.amount,
-            balance_before: found.balance_before,
-            balance_after: found.balance_after,
-            replayed: true,
-        },
-        _ => return Err(Error::corrupt("a consumption without metric and quantity")),
-    };
-    answer.replayed = true;
-    Ok(answer)
+    let answer = stored.unwrap_or_else(|| Consumption {
+        operation_id: found.operation_id,
+        metric: item.metric.clone(),
+        quantity: item.quantity,
+        included: 0,
+        credits: -found.amount,
+        balance_before: found.balance_before,
+        balance_after: found.balance_after,
+        replayed: true,
+    });
+    Ok(Consumption { replayed: true, ..answer })
 }
 
 /// What the UPDATE of the lane gave.
@@ -162,56 +154,59 @@ struct Burned {
     fresh_until: Moment,
 }
 
-fn consume(request: &Request<'_>) -> Result<Consumption> {
+fn consume(asked: &Asked<'_>) -> Result<Consumption> {
     sql::connect(|db| {
-        let metric = cache::metric(db, request.metric)?;
+        let metric = match cache::metric(db, asked.metric) {
+            Ok(metric) => metric,
+            // A call from before the metric was retired can still be repeated.
+            Err(error) => return replay(db, asked)?.ok_or(error),
+        };
         let now = clock::now();
-        let price = cache::price(db, &metric, Some(request.org_id), now)?;
+        let price = cache::price(db, &metric, Some(asked.org_id), now)?;
         let unit = price.as_ref().map_or(units::CREDIT, |p| p.unit.as_str());
-        let period = At(Period::Month.start(now));
-        // Counting first takes the lock of the counter, so that the price follows from what was used before.
-        let counted = price.as_ref().is_some_and(|p| !p.is_linear());
-        let credits = match &price {
-            None => 0,
-            Some(price) if counted => {
-                store::require_org(db, request.org_id)?;
-                let rows = db.write(&COUNT, args![request.org_id, request.metric, period, request.quantity]);
-                let after: i64 =
-                    rows.first().map(|row| row.get(0)).ok_or(catalog::too_large(catalog::price::Overflow))?;
-                price.charge(after - request.quantity, request.quantity).map_err(catalog::too_large)?
+        let counted = match &price {
+            Some(price) if !price.is_linear() => {
+                if store::lock(db, asked.org_id, unit).is_none() {
+                    return batch::consume_one(db, asked.item());
+                }
+                Some(Counted::new(db, asked.org_id, asked.metric, price, asked.quantity, now)?)
             }
-            Some(price) => price.charge(0, request.quantity).map_err(catalog::too_large)?,
+            _ => None,
         };
-        let uncount = || {
-            if counted {
-                db.write(&UNCOUNT, args![request.org_id, request.metric, period, request.quantity]);
+        let credits = match (&price, &counted) {
+            (None, _) => 0,
+            (_, Some(counted)) => counted.credits,
+            (Some(price), None) => price.charge(0, asked.quantity).map_err(catalog::too_large)?,
+        };
+        let take_back = |burned: bool| {
+            if burned {
+                db.write(&UNBURN, args![asked.org_id, unit, credits]);
+            }
+            if let Some(counted) = &counted {
+                counted.undo(db);
             }
         };
-        let Some(burned) = burn(db, request, unit, credits, now) else {
-            uncount();
-            return batch::consume_one(db, slow_item(request));
+        let Some(burned) = burn(db, asked, unit, credits, now) else {
+            take_back(false);
+            return batch::consume_one(db, asked.item());
         };
         // The wait for the lock may have outlasted the figures of the row.
-        if burned.fresh_until <= clock::now() {
-            db.write(&UNBURN, args![request.org_id, unit, credits]);
-            uncount();
-            return batch::consume_one(db, slow_item(request));
+        if burned.fresh_until != INFINITY && burned.fresh_until <= clock::now() {
+            take_back(true);
+            return batch::consume_one(db, asked.item());
         }
-        if !write(db, request, unit, credits, now, &burned) {
-            db.write(&UNBURN, args![request.org_id, unit, credits]);
-            uncount();
-            let asked = request.key.map(|key| (key.to_owned(), request.fingerprint()));
-            let found = store::find_replay(db, request.org_id, asked.as_ref())?;
-            return replayed(found.ok_or_else(Error::contended)?);
+        if !write(db, asked, unit, credits, now, &burned) {
+            take_back(true);
+            return replay(db, asked)?.ok_or_else(Error::contended);
         }
-        if counted && credits > 0 {
-            db.write(&CHARGED, args![request.org_id, request.metric, period, credits]);
+        if let Some(counted) = &counted {
+            counted.charged(db);
         }
-        spend_budget(db, request, unit, credits, now)?;
+        spend_budget(db, asked, unit, credits, now)?;
         Ok(Consumption {
             operation_id: burned.entry_id,
-            metric: request.metric.to_owned(),
-            quantity: request.quantity,
+            metric: asked.metric.to_owned(),
+            quantity: asked.quantity,
             included: 0,
             credits,
             balance_before: burned.balance + credits,
@@ -221,38 +216,32 @@ fn consume(request: &Request<'_>) -> Result<Consumption> {
     })
 }
 
-fn slow_item(request: &Request<'_>) -> Item {
-    Item {
-        org_id: request.org_id,
-        metric: request.metric.to_owned(),
-        quantity: request.quantity,
-        request: request.key.map(|key| (key.to_owned(), request.fingerprint())),
-        member_id: request.member_id,
-        metadata: request.metadata_text.clone(),
-    }
+fn replay(db: &Db, asked: &Asked<'_>) -> Result<Option<Consumption>> {
+    let found = asked.key.and_then(|key| store::find_replay(db, asked.org_id, key));
+    found.map(|found| replayed(found, &asked.item())).transpose()
 }
 
-fn burn(db: &Db, request: &Request<'_>, unit: &str, credits: i64, now: Moment) -> Option<Burned> {
+fn burn(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment) -> Option<Burned> {
     let content: Hash = chain::content(&Content {
-        org_id: request.org_id,
+        org_id: asked.org_id,
         unit,
         kind: "usage",
         amount: -credits,
-        quantity: Some(request.quantity),
-        metric: Some(request.metric),
-        member_id: request.member_id,
+        quantity: Some(asked.quantity),
+        metric: Some(asked.metric),
+        member_id: asked.member_id,
         source: None,
         source_id: None,
-        idempotency_key: request.key,
-        request_hash: request.key.map(|_| request.fingerprint()),
+        idempotency_key: asked.key,
+        request_hash: None,
         reason: None,
         actor: None,
-        metadata: &request.metadata_text,
+        metadata: &asked.metadata_text,
         result: None,
         created_at: now,
         offset: 0,
     });
-    let rows = db.write(&BURN, args![request.org_id, unit, credits, content.as_slice(), At(now)]);
+    let rows = db.write(&BURN, args![asked.org_id, unit, credits, content.as_slice(), At(now)]);
     rows.first().map(|row| Burned {
         entry_id: row.get(0),
         balance: row.get(1),
@@ -263,24 +252,24 @@ fn burn(db: &Db, request: &Request<'_>, unit: &str, credits: i64, now: Moment) -
 }
 
 /// Writes the entry; false when the key is taken.
-fn write(db: &Db, request: &Request<'_>, unit: &str, credits: i64, now: Moment, burned: &Burned) -> bool {
+fn write(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment, burned: &Burned) -> bool {
     let grant = (credits > 0).then_some(burned.slice_grant);
-    let metadata = request.metadata.unwrap_or_else(|| crate::json::from_text("{}"));
-    match request.key {
+    let metadata = asked.metadata.unwrap_or_else(|| crate::json::from_text("{}"));
+    match asked.key {
         None => {
             db.write(
                 &WRITE,
                 args![
-                    request.org_id,
+                    asked.org_id,
                     burned.entry_id,
                     credits,
                     burned.balance,
                     At(now),
                     grant,
-                    request.quantity,
-                    request.member_id,
+                    asked.quantity,
+                    asked.member_id,
                     unit,
-                    request.metric,
+                    asked.metric,
                     metadata,
                     burned.head.as_slice(),
                 ],
@@ -291,19 +280,19 @@ fn write(db: &Db, request: &Request<'_>, unit: &str, credits: i64, now: Moment, 
             let rows = db.write(
                 &WRITE_KEYED,
                 args![
-                    request.org_id,
+                    asked.org_id,
                     burned.entry_id,
                     credits,
                     burned.balance,
                     At(now),
                     grant,
-                    request.quantity,
-                    request.member_id,
+                    asked.quantity,
+                    asked.member_id,
                     unit,
-                    request.metric,
+                    asked.metric,
                     metadata,
                     burned.head.as_slice(),
-                    request.fingerprint(),
+                    chain::request_id(key),
                     key,
                 ],
             );
@@ -312,20 +301,35 @@ fn write(db: &Db, request: &Request<'_>, unit: &str, credits: i64, now: Moment, 
     }
 }
 
-fn spend_budget(db: &Db, request: &Request<'_>, unit: &str, credits: i64, now: Moment) -> Result<()> {
-    let Some(member_id) = request.member_id else { return Ok(()) };
+fn spend_budget(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment) -> Result<()> {
+    let Some(member_id) = asked.member_id else { return Ok(()) };
     let (day, month) = (At(Period::Day.start(now)), At(Period::Month.start(now)));
     let rows =
-        db.write(&SPEND_BUDGET, args![request.org_id, unit, member_id, credits, At(now), day, month, At(NEVER_YET)]);
+        db.write(&SPEND_BUDGET, args![asked.org_id, unit, member_id, credits, At(now), day, month, At(NEVER_YET)]);
     if rows.count() == 1 {
         return Ok(());
     }
     // Refused: the rules say why. What was written so far goes with the error.
-    let lane = store::lock(db, request.org_id, unit).ok_or_else(Error::contended)?;
+    let lane = store::lock(db, asked.org_id, unit).ok_or_else(Error::contended)?;
     let mut wallet = crate::ledger::wallet::Wallet::new(lane, now);
     store::load_budgets(db, &mut wallet, vec![member_id]);
     wallet.check_budget(Some(member_id), credits)?;
     Err(Error::contended())
+}
+
+/// The hash of an entry, for the UPDATE that advances the head of a lane: `chain::link` for SQL. A grant of 0 is none.
+#[pg_extern(immutable, parallel_safe)]
+fn chain_link(
+    previous: &[u8],
+    content: &[u8],
+    entry_id: i64,
+    balance_before: i64,
+    balance_after: i64,
+    grant_id: i64,
+) -> Vec<u8> {
+    let content = or_raise(Hash::try_from(content).map_err(|_| Error::invalid("content", "must have 32 bytes")));
+    let grant_id = (grant_id != 0).then_some(grant_id);
+    chain::link(previous, &content, Position { entry_id, balance_before, balance_after, grant_id }).to_vec()
 }
 
 /// Charges an org for `quantity` of a metric, in the caller's transaction: counts the usage, prices it, and burns the credit.
@@ -346,7 +350,7 @@ fn consume_credits(
 ) -> Consumption {
     or_raise((|| {
         let metadata = arguments::metadata(metadata)?;
-        consume(&Request {
+        consume(&Asked {
             org_id: required_uuid("org_id", org_id)?,
             metric: required("metric", metric)?,
             quantity: positive("quantity", quantity)?,

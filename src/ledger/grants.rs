@@ -9,7 +9,7 @@ use crate::json::Jsonb;
 use crate::ledger::call::{Answer, Call};
 use crate::ledger::store;
 use crate::ledger::totals::{WalletStatus, wallet_status};
-use crate::ledger::wallet::{Facts, Lot, Wallet};
+use crate::ledger::wallet::{Facts, Lot, Part, Wallet};
 use crate::raise::or_raise;
 use crate::sql;
 use crate::time::{INFINITY, Moment, NEVER_YET};
@@ -173,18 +173,17 @@ fn grant_credits(
                     grant_id: 0,
                     amount,
                     remaining: 0,
-                    stored: 0,
                     priority,
                     paid,
+                    written_off: 0,
                     source: source.to_owned(),
                     cost_minor,
                     currency: currency.map(str::to_owned),
                     effective_at,
                     expires_at,
                     voided: false,
-                    stored_voided: false,
                     metrics: metrics.clone(),
-                    new: true,
+                    saved: None,
                 };
                 let mut operation = call.operation(Facts::from_source(source, None));
                 let grant_id = wallet.grant(&mut operation, kind, lot)?;
@@ -247,7 +246,7 @@ fn void_grant(
                 store::load(db, wallet, &[grant_id])?;
                 let lot = wallet.lot(grant_id)?;
                 let voided = lot.remaining;
-                let already_spent = lot.amount - lot.remaining;
+                let already_spent = lot.amount - lot.remaining - lot.written_off;
                 let scope = lot.metrics.as_ref().and_then(|m| m.first()).cloned();
                 lot.voided = true;
                 let facts = Facts {
@@ -256,11 +255,7 @@ fn void_grant(
                     ..Facts::from_source("grant", Some(grant_id.to_string()))
                 };
                 let mut operation = call.operation(facts);
-                let parts: Vec<_> = (voided > 0)
-                    .then_some(crate::ledger::wallet::Part { grant_id, credits: voided })
-                    .into_iter()
-                    .collect();
-                wallet.take(&mut operation, "void", &parts)?;
+                wallet.write_off(&mut operation, "void", Part { grant_id, credits: voided })?;
                 let receipt = VoidReceipt {
                     voided,
                     already_spent,
@@ -333,17 +328,16 @@ fn adjustment(wallet: &Wallet, amount: i64) -> Lot {
         grant_id: 0,
         amount,
         remaining: 0,
-        stored: 0,
         priority: 50,
         paid: false,
+        written_off: 0,
         source: "adjustment".to_owned(),
         cost_minor: 0,
         currency: None,
         effective_at: wallet.now(),
         expires_at: INFINITY,
         voided: false,
-        stored_voided: false,
         metrics: None,
-        new: true,
+        saved: None,
     }
 }

@@ -6,12 +6,13 @@ use crate::error::{Error, Result};
 use crate::json::Jsonb;
 use crate::ledger::call::{Answer, Call};
 use crate::ledger::consume::Consumption;
+use crate::ledger::counters::Counted;
 use crate::ledger::store;
-use crate::ledger::wallet::{Facts, Hold, Operation, Part, Wallet};
+use crate::ledger::wallet::{Facts, Hold, Operation, Part, Wallet, split};
 use crate::raise::or_raise;
 use crate::sql::{At, Db};
-use crate::time::{Moment, Period};
-use crate::{args, receipt, statements, units};
+use crate::time::Moment;
+use crate::{args, receipt, statements};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -38,21 +39,13 @@ impl Answer for HoldReceipt {
 }
 
 statements! {
-    NEW_HOLD(uuid, int8, text, text, text, int8, int8, uuid, text, timestamptz, timestamptz) =
+    NEW_HOLD(uuid, int8, text, text, text, int8, int8, uuid, text, timestamptz, timestamptz, int4) =
         "insert into billing.holds (org_id, hold_id, unit, kind, metric, quantity, credits, member_id, reason, expires_at,
-                                    created_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
+                                    created_at, parts)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
     HOLD(uuid, int8) =
         "select unit, kind, status, metric, quantity, credits, member_id, expires_at, created_at
            from billing.holds where org_id = $1 and hold_id = $2";
-    COUNT(uuid, text, timestamptz, int8) =
-        "insert into billing.period_usage as u (org_id, metric, period_start, quantity) values ($1, $2, $3, $4)
-         on conflict (org_id, metric, period_start) do update set quantity = u.quantity + $4
-          where u.quantity <= 9223372036854775807 - $4
-         returning quantity";
-    CHARGED(uuid, text, timestamptz, int8, int8) =
-        "update billing.period_usage set quantity = quantity + $4, credits = credits + $5
-          where org_id = $1 and metric = $2 and period_start = $3";
 }
 
 /// A hold as the table has it.
@@ -103,6 +96,11 @@ impl Stored {
     fn is_payout(&self) -> bool {
         self.kind == "payout"
     }
+}
+
+/// How many entries took that: one per grant, and one for nothing.
+fn entries_of(parts: &[Part]) -> i32 {
+    i32::try_from(parts.len()).unwrap_or(i32::MAX).max(1)
 }
 
 /// The grants that a hold took from, in the recorded order.
@@ -184,6 +182,7 @@ fn reserve_credits(
                         None::<&str>,
                         At(expires_at),
                         At(now),
+                        entries_of(&parts),
                     ],
                 );
                 let balance_after = wallet.spendable(Some(metric));
@@ -233,51 +232,15 @@ fn capture_credits(
         let arguments = [hold_id.to_string(), format!("{quantity:?}"), beyond.to_owned()];
         let arguments: Vec<_> = arguments.iter().map(|a| Some(a.as_str())).collect();
         let call = Call::new(org_id, "capture_credits", &arguments, idempotency_key, metadata)?;
-        let mut counted = None;
-        call.run_counting(
-            &mut counted,
-            |db, now, counted| {
-                let hold = find(db, org_id, hold_id)?;
-                *counted = count(db, org_id, &hold, quantity, now)?;
-                store::lock(db, org_id, &hold.unit).ok_or(Error::corrupt("a hold without a wallet"))
-            },
-            |db, wallet, counted| {
+        call.run(
+            |db, _| lock_of(db, org_id, hold_id),
+            |db, wallet| {
                 let hold = find(db, org_id, hold_id)?;
                 hold.require_open(hold_id, wallet.now())?;
-                capture(db, wallet, &call, (hold_id, &hold), quantity, counted.as_ref(), beyond)
+                capture(db, wallet, &call, (hold_id, &hold), quantity, beyond)
             },
         )
     })())
-}
-
-/// A quantity that was counted, with the counter's figure before.
-pub struct Counted {
-    org_id: Uuid,
-    metric: String,
-    period: Moment,
-    quantity: i64,
-    before: i64,
-}
-
-impl Counted {
-    /// Takes it back.
-    pub fn undo(&self, db: &Db) {
-        db.write(&CHARGED, args![self.org_id, &self.metric, At(self.period), -self.quantity, 0_i64]);
-    }
-}
-
-/// Counts a capture where the price asks for it. The counter's lock comes before the lane's.
-fn count(db: &Db, org_id: Uuid, hold: &Stored, quantity: Option<i64>, now: Moment) -> Result<Option<Counted>> {
-    let (Some(metric), Some(quantity)) = (&hold.metric, quantity.or(hold.quantity)) else { return Ok(None) };
-    let known = cache::metric_ever(db, metric)?;
-    let price = cache::price(db, &known, Some(org_id), hold.created_at)?;
-    if price.is_none_or(|p| p.is_linear()) {
-        return Ok(None);
-    }
-    let period = Period::Month.start(now);
-    let rows = db.write(&COUNT, args![org_id, metric, At(period), quantity]);
-    let after: i64 = rows.first().map(|row| row.get(0)).ok_or(catalog::too_large(catalog::price::Overflow))?;
-    Ok(Some(Counted { org_id, metric: metric.clone(), period, quantity, before: after - quantity }))
 }
 
 fn capture(
@@ -286,7 +249,6 @@ fn capture(
     call: &Call,
     (hold_id, hold): (i64, &Stored),
     quantity: Option<i64>,
-    counted: Option<&Counted>,
     beyond: &str,
 ) -> Result<(Operation, Consumption)> {
     let (Some(metric), Some(reserved_quantity), false) = (&hold.metric, hold.quantity, hold.is_payout()) else {
@@ -295,12 +257,16 @@ fn capture(
     let quantity = quantity.unwrap_or(reserved_quantity);
     let known = cache::metric_ever(db, metric)?;
     let price = cache::price(db, &known, Some(call.org_id), hold.created_at)?;
-    let credits = match &price {
-        None => 0,
-        Some(price) => {
-            debug_assert_eq!(price.unit, hold.unit, "{}", units::CREDIT);
-            price.charge(counted.map_or(0, |c| c.before), quantity).map_err(catalog::too_large)?
+    let counted = match &price {
+        Some(price) if !price.is_linear() => {
+            Some(Counted::new(db, call.org_id, metric, price, quantity, wallet.now())?)
         }
+        _ => None,
+    };
+    let credits = match (&price, &counted) {
+        (None, _) => 0,
+        (_, Some(counted)) => counted.credits,
+        (Some(price), None) => price.charge(0, quantity).map_err(catalog::too_large)?,
     };
     if credits > hold.credits && beyond == "refuse" {
         return Err(Error::capture_exceeds(hold.credits, credits));
@@ -339,7 +305,7 @@ fn capture(
     wallet.bury()?;
     store::close_hold(db, call.org_id, hold_id, "captured", wallet.now(), operation.id());
     if let Some(counted) = counted {
-        db.write(&CHARGED, args![call.org_id, metric, At(counted.period), 0_i64, credits]);
+        counted.charged(db);
     }
     let answer = Consumption {
         operation_id: operation.id(),
@@ -352,20 +318,6 @@ fn capture(
         replayed: false,
     };
     Ok((operation, answer))
-}
-
-/// The first `credits` of the parts, and what they lack.
-fn split(parts: &[Part], credits: i64) -> (Vec<Part>, i64) {
-    let mut missing = credits;
-    let mut taken = Vec::new();
-    for part in parts {
-        let credits = part.credits.min(missing);
-        if credits > 0 {
-            taken.push(Part { credits, ..*part });
-            missing -= credits;
-        }
-    }
-    (taken, missing)
 }
 
 fn plain(hold_id: i64, hold: &Stored) -> Hold {
@@ -494,6 +446,7 @@ fn lock_credits(
                         &reason,
                         None::<At>,
                         At(wallet.now()),
+                        entries_of(&parts),
                     ],
                 );
                 let balance_after = wallet.spendable(None);

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::json::Jsonb;
 use crate::ledger::call::{Answer, Call};
 use crate::ledger::store::{self, Past};
-use crate::ledger::wallet::{Facts, Part};
+use crate::ledger::wallet::{Facts, Part, split};
 use crate::raise::or_raise;
 use crate::sql::Db;
 use crate::time::Period;
@@ -30,18 +30,17 @@ impl Answer for RefundReceipt {
 }
 
 statements! {
-    REFUNDED(uuid, text) =
-        "select grant_id, sum(amount)::int8 from billing.entries
-          where org_id = $1 and source_id = $2 and kind = 'refund' and source = 'operation' group by grant_id";
+    REFUNDED(uuid, int8) =
+        "select grant_id, credits from billing.refunds where org_id = $1 and operation_id = $2";
+    NOTE(uuid, int8, int8, int8) =
+        "insert into billing.refunds as r (org_id, operation_id, grant_id, credits) values ($1, $2, $3, $4)
+         on conflict (org_id, operation_id, grant_id) do update set credits = r.credits + $4";
 }
 
 /// What each grant can still get back, in the recorded order. The lane must be locked.
 fn refundable(db: &Db, org_id: Uuid, operation_id: i64, burned: &[Past]) -> Vec<Part> {
-    let mut refunded: BTreeMap<i64, i64> = db
-        .write(&REFUNDED, args![org_id, operation_id.to_string()])
-        .iter()
-        .map(|row| (row.get(0), row.get(1)))
-        .collect();
+    let mut refunded: BTreeMap<i64, i64> =
+        db.write(&REFUNDED, args![org_id, operation_id]).iter().map(|row| (row.get(0), row.get(1))).collect();
     burned
         .iter()
         .filter_map(|e| e.grant_id.map(|grant_id| Part { grant_id, credits: e.credits }))
@@ -55,20 +54,6 @@ fn refundable(db: &Db, org_id: Uuid, operation_id: i64, burned: &[Past]) -> Vec<
         })
         .filter(|part| part.credits > 0)
         .collect()
-}
-
-/// The first `credits` of what can go back.
-fn first(parts: &[Part], credits: i64) -> Vec<Part> {
-    let mut missing = credits;
-    let mut chosen = Vec::new();
-    for part in parts {
-        let credits = part.credits.min(missing);
-        if credits > 0 {
-            chosen.push(Part { credits, ..*part });
-            missing -= credits;
-        }
-    }
-    chosen
 }
 
 /// Refunds a consumption or capture, whole or in part, to the very grants that it burned, in the recorded order.
@@ -116,7 +101,7 @@ fn refund_credits(
                 if credits > total || total == 0 {
                     return Err(Error::refund_exceeds(credits, total));
                 }
-                let parts = first(&open, credits);
+                let (parts, _) = split(&open, credits);
                 let named: Vec<i64> = parts.iter().map(|p| p.grant_id).collect();
                 store::load(db, wallet, &named)?;
                 let usage = &burned[0];
@@ -128,6 +113,9 @@ fn refund_credits(
                     ..Facts::from_source("operation", Some(operation_id.to_string()))
                 });
                 wallet.give_back(&mut operation, "refund", &parts)?;
+                for part in &parts {
+                    db.write(&NOTE, args![org_id, operation_id, part.grant_id, part.credits]);
+                }
                 wallet.lane.consumed -= credits;
                 store::load_budgets(db, wallet, usage.member_id.into_iter().collect());
                 let period = usage.member_id.and_then(|m| wallet.budgets.get(&m)).map(|b| b.per);

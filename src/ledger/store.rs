@@ -1,11 +1,12 @@
 //! The statements of the ledger: lock a wallet, bring in its grants, write what the rules decided.
 //!
-//! Locks are taken in one order everywhere: counters of a period, then lanes by (org, unit), then members. A row is locked
+//! Locks are taken in one order everywhere: lanes by (org, unit), then counters of a period, then members. A row is locked
 //! by the statement that reads it, and every writer of a wallet's grants and holds holds its lane: so the lane's row is the
 //! wallet's lock, under any isolation level.
 
 use crate::error::{Error, Result};
-use crate::ledger::wallet::{Budget, Entry, Hold, Lane, Lot, Part, Wallet};
+use crate::ledger::chain;
+use crate::ledger::wallet::{Budget, Entry, Hold, Lane, Lot, Part, Saved, Wallet};
 use crate::sql::{At, Db, Row};
 use crate::time::{INFINITY, Moment, NEVER_YET, Period};
 use crate::{args, statements};
@@ -36,11 +37,11 @@ statements! {
            from (select coalesce(max(slot) + 1, 0)::smallint as slot from billing.lanes where org_id = $1) s
          on conflict do nothing";
     LOAD_LOTS(uuid, text, int8s) =
-        "select grant_id, amount, remaining, priority, category = 'paid', source, cost_minor, currency, effective_at,
+        "select grant_id, amount, remaining, priority, category = 'paid', written_off, source, cost_minor, currency, effective_at,
                 expires_at, voided_at is not null, metrics
            from billing.lots where org_id = $1 and unit = $2 and remaining > 0
          union all
-         select grant_id, amount, remaining, priority, category = 'paid', source, cost_minor, currency, effective_at,
+         select grant_id, amount, remaining, priority, category = 'paid', written_off, source, cost_minor, currency, effective_at,
                 expires_at, voided_at is not null, metrics
            from billing.lots where org_id = $1 and unit = $2 and remaining = 0 and grant_id = any ($3)";
     TIMED_OUT_HOLDS(uuid, text, timestamptz) =
@@ -50,29 +51,21 @@ statements! {
             select coalesce(array_agg(e.grant_id order by e.entry_id), '{}') as grants,
                    coalesce(array_agg(e.credits order by e.entry_id), '{}') as credits
               from (select entry_id, grant_id, -amount as credits from billing.entries
-                     where org_id = h.org_id and entry_id = h.hold_id
-                    union all
-                    select entry_id, grant_id, -amount from billing.entries
-                     where org_id = h.org_id and operation_id = h.hold_id and entry_id <> operation_id) e
+                     where org_id = h.org_id and entry_id between h.hold_id and h.hold_id + h.parts - 1) e
              where e.grant_id is not null) p
           where h.org_id = $1 and h.unit = $2 and h.status = 'open' and h.kind = 'usage' and h.expires_at <= $3
           order by h.hold_id";
     NEXT_HOLD_DUE(uuid, text, timestamptz) =
         "select min(expires_at) from billing.holds
           where org_id = $1 and unit = $2 and status = 'open' and kind = 'usage' and expires_at > $3";
-    OPERATION_PARTS(uuid, int8) =
-        "select entry_id, kind, grant_id, -amount, unit, metric, member_id, created_at from billing.entries
-          where org_id = $1 and entry_id = $2 and operation_id = $2
-         union all
-         select entry_id, kind, grant_id, -amount, unit, metric, member_id, created_at from billing.entries
-          where org_id = $1 and operation_id = $2 and entry_id <> operation_id
-         order by entry_id";
-    FIND_KEY(uuid, text) =
-        "select entry_id, request_hash, result, kind, metric, quantity, amount, balance_before, balance_after
-           from billing.entries
-          where org_id = $1 and idempotency_key is not null and idempotency_key = $2
-            and hashtextextended(idempotency_key, 0) = hashtextextended($2, 0)
-            and hashtextextended(idempotency_key, 1) = hashtextextended($2, 1)";
+    // The entries of an operation follow each other in the chain of its lane.
+    OPERATION(uuid, int8, int8) =
+        "select operation_id, kind, grant_id, -amount, unit, metric, member_id, created_at from billing.entries
+          where org_id = $1 and entry_id >= $2 order by entry_id limit $3";
+    FIND_REQUEST(uuid, uuid) =
+        "select entry_id, request_hash, result, kind, metric, quantity, amount, balance_before, balance_after,
+                member_id, metadata::text
+           from billing.entries where org_id = $1 and request_id = $2";
     BUDGETS(uuid, text, uuids) =
         "select member_id, budget, budget_per, period_start, period_consumed from billing.member_usage
           where org_id = $1 and unit = $2 and member_id = any ($3) and budget is not null
@@ -83,28 +76,27 @@ statements! {
                 scoped = $9, future = $10, slice_grant = $11, slice_credits = $12, fresh_until = $13, holds_due = $14,
                 head = $15
           where org_id = $1 and unit = $2 and lane = 0";
-    SAVE_LOT(uuid, int8, int8, boolean, timestamptz) =
+    SAVE_LOT(uuid, int8, int8, boolean, timestamptz, int8) =
         "update billing.lots
-            set remaining = $3, voided_at = case when $4 then coalesce(voided_at, $5) else voided_at end
+            set remaining = $3, written_off = $6, voided_at = case when $4 then coalesce(voided_at, $5) else voided_at end
           where org_id = $1 and grant_id = $2";
     NEW_LOT(uuid, int8, int8, int8, int8, timestamptz, timestamptz, timestamptz, int4, text, text, text, text, texts, jsonb) =
         "insert into billing.lots (org_id, grant_id, amount, remaining, cost_minor, effective_at, expires_at, created_at,
                                    priority, unit, source, category, currency, metrics, metadata)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)";
     NEW_ENTRIES(uuids, int8s, int8s, int8s, int8s, int8s, timestamptz, int8s, int8s, int8s, uuids, texts, texts, texts, texts,
-                texts, texts, texts, texts, texts, texts, byteas) =
+                texts, texts, texts, texts, texts, texts, byteas, uuids) =
         "insert into billing.entries (org_id, operation_id, entry_id, amount, balance_before, balance_after, created_at,
                                       grant_id, quantity, request_hash, member_id, unit, kind, metric, source, source_id,
-                                      idempotency_key, reason, actor, metadata, result, entry_hash)
+                                      idempotency_key, reason, actor, metadata, result, entry_hash, request_id)
          select org_id, operation_id, entry_id, amount, balance_before, balance_after, $7,
                 grant_id, quantity, request_hash, member_id, unit, kind, metric, source, source_id,
-                idempotency_key, reason, actor, metadata::jsonb, result, entry_hash
-           from unnest($1, $2, $3, $4, $5, $6, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)
+                idempotency_key, reason, actor, metadata::jsonb, result, entry_hash, request_id
+           from unnest($1, $2, $3, $4, $5, $6, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)
                 as e (org_id, operation_id, entry_id, amount, balance_before, balance_after,
                       grant_id, quantity, request_hash, member_id, unit, kind, metric, source, source_id,
-                      idempotency_key, reason, actor, metadata, result, entry_hash)
-         on conflict (org_id, hashtextextended(idempotency_key, 0), hashtextextended(idempotency_key, 1))
-            where idempotency_key is not null do nothing";
+                      idempotency_key, reason, actor, metadata, result, entry_hash, request_id)
+         on conflict (org_id, request_id) do nothing";
     CLOSE_HOLD(uuid, int8, text, timestamptz, int8) =
         "update billing.holds set status = $3, closed_at = $4, closed_by = $5
           where org_id = $1 and hold_id = $2 and status = 'open'";
@@ -144,23 +136,22 @@ fn lane(row: &Row) -> Lane {
 }
 
 fn lot(row: &Row) -> Lot {
-    let stored: i64 = row.get(2);
+    let saved = Saved { remaining: row.get(2), written_off: row.get(5), voided: row.get(11) };
     Lot {
         grant_id: row.get(0),
         amount: row.get(1),
-        remaining: stored,
-        stored,
+        remaining: saved.remaining,
         priority: row.get(3),
         paid: row.get(4),
-        source: row.get(5),
-        cost_minor: row.get(6),
-        currency: row.opt(7),
-        effective_at: row.get(8),
-        expires_at: row.opt(9).unwrap_or(INFINITY),
-        voided: row.get(10),
-        stored_voided: row.get(10),
-        metrics: row.opt(11),
-        new: false,
+        written_off: saved.written_off,
+        source: row.get(6),
+        cost_minor: row.get(7),
+        currency: row.opt(8),
+        effective_at: row.get(9),
+        expires_at: row.opt(10).unwrap_or(INFINITY),
+        voided: saved.voided,
+        metrics: row.opt(12),
+        saved: Some(saved),
     }
 }
 
@@ -288,52 +279,68 @@ pub struct Past {
     pub created_at: Moment,
 }
 
-/// The entries of a past operation, in order.
+/// The entries of a past operation, in order; none when there is no such operation.
 pub fn past_operation(db: &Db, org_id: Uuid, operation_id: i64) -> Vec<Past> {
-    db.write(&OPERATION_PARTS, args![org_id, operation_id])
-        .iter()
-        .map(|row| Past {
-            kind: row.get(1),
-            grant_id: row.opt(2),
-            credits: row.get(3),
-            unit: row.get(4),
-            metric: row.opt(5),
-            member_id: row.opt(6),
-            created_at: row.get(7),
-        })
-        .collect()
+    let mut limit = 16;
+    loop {
+        let rows = db.write(&OPERATION, args![org_id, operation_id, limit]);
+        let entries: Vec<Past> = rows.iter().take_while(|row| row.get::<i64>(0) == operation_id).map(past).collect();
+        if i64::try_from(entries.len()).unwrap_or(i64::MAX) < limit {
+            return entries;
+        }
+        limit *= 16;
+    }
 }
 
-/// What a call with that key did.
+fn past(row: Row) -> Past {
+    Past {
+        kind: row.get(1),
+        grant_id: row.opt(2),
+        credits: row.get(3),
+        unit: row.get(4),
+        metric: row.opt(5),
+        member_id: row.opt(6),
+        created_at: row.get(7),
+    }
+}
+
+/// The first entry of the operation that took a key.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub struct Replay {
     pub operation_id: i64,
+    pub request_hash: Option<i64>,
     pub result: Option<String>,
+    pub kind: String,
     pub metric: Option<String>,
     pub quantity: Option<i64>,
     pub amount: i64,
     pub balance_before: i64,
     pub balance_after: i64,
+    pub member_id: Option<Uuid>,
+    pub metadata: String,
 }
 
-/// Looks a key up: None when it is new, an error when it was used for another request.
-pub fn find_replay(db: &Db, org_id: Uuid, request: Option<&(String, i64)>) -> Result<Option<Replay>> {
-    let Some((key, hash)) = request else { return Ok(None) };
-    let rows = db.write(&FIND_KEY, args![org_id, key]);
-    let Some(row) = rows.first() else { return Ok(None) };
-    if row.opt::<i64>(1) != Some(*hash) {
-        return Err(Error::idempotency_conflict(key));
+/// Reads a replay from a row whose columns, from `at` on, are those of FIND_REQUEST.
+pub fn replay(row: &Row, at: usize) -> Replay {
+    Replay {
+        operation_id: row.get(at),
+        request_hash: row.opt(at + 1),
+        result: row.opt(at + 2),
+        kind: row.get(at + 3),
+        metric: row.opt(at + 4),
+        quantity: row.opt(at + 5),
+        amount: row.get(at + 6),
+        balance_before: row.get(at + 7),
+        balance_after: row.get(at + 8),
+        member_id: row.opt(at + 9),
+        metadata: row.get(at + 10),
     }
-    Ok(Some(Replay {
-        operation_id: row.get(0),
-        result: row.opt(2),
-        metric: row.opt(4),
-        quantity: row.opt(5),
-        amount: row.get(6),
-        balance_before: row.get(7),
-        balance_after: row.get(8),
-    }))
+}
+
+/// Looks a key up.
+pub fn find_replay(db: &Db, org_id: Uuid, key: &str) -> Option<Replay> {
+    db.write(&FIND_REQUEST, args![org_id, chain::request_id(key)]).first().map(|row| replay(&row, 0))
 }
 
 /// Writes what the rules decided.
@@ -373,15 +380,15 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) {
             ],
         );
     }
-    for (lot, stored) in wallet.stored_changes() {
-        if lot.new {
+    for (lot, saved) in wallet.lots_to_save() {
+        if lot.saved.is_none() {
             db.write(
                 &NEW_LOT,
                 args![
                     lane.org_id,
                     lot.grant_id,
                     lot.amount,
-                    stored,
+                    saved.remaining,
                     lot.cost_minor,
                     At(lot.effective_at),
                     (lot.expires_at != INFINITY).then_some(At(lot.expires_at)),
@@ -396,7 +403,10 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) {
                 ],
             );
         } else {
-            save_lot(db, wallet, lot, stored);
+            db.write(
+                &SAVE_LOT,
+                args![lane.org_id, lot.grant_id, saved.remaining, saved.voided, now, saved.written_off],
+            );
         }
     }
     for (hold_id, operation_id) in &wallet.expired_holds {
@@ -418,11 +428,6 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) {
             ],
         );
     }
-}
-
-/// Writes what is left of a grant outside of the slice, and that it was voided.
-pub fn save_lot(db: &Db, wallet: &Wallet, lot: &Lot, stored: i64) {
-    db.write(&SAVE_LOT, args![wallet.lane.org_id, lot.grant_id, stored, lot.voided, At(wallet.now())]);
 }
 
 /// Closes an open hold.
@@ -450,24 +455,25 @@ fn insert_entries(db: &Db, wallets: &[Wallet]) -> Result<()> {
             At(wallets[0].now()),
             options(|e| e.position.grant_id),
             options(|e| e.facts.quantity),
-            options(|e| e.request().map(|r| r.1)),
+            options(|e| e.request().and_then(|r| r.hash)),
             all.iter().map(|(_, e)| e.facts.member_id).collect::<Vec<_>>(),
             all.iter().map(|(w, _)| w.lane.unit.clone()).collect::<Vec<_>>(),
             texts(|e| Some(e.kind.to_owned())),
             texts(|e| e.facts.metric.clone()),
             texts(|e| e.facts.source.clone()),
             texts(|e| e.facts.source_id.clone()),
-            texts(|e| e.request().map(|r| r.0.clone())),
+            texts(|e| e.request().map(|r| r.key.clone())),
             texts(|e| e.facts.reason.clone()),
             texts(|e| e.facts.actor.clone()),
             texts(|e| Some(e.facts.metadata.clone())),
             texts(|e| e.result.clone()),
             all.iter().map(|(_, e)| e.hash.to_vec()).collect::<Vec<_>>(),
+            all.iter().map(|(_, e)| e.request().map(|r| chain::request_id(&r.key))).collect::<Vec<_>>(),
         ],
     );
     if written.count() < all.len() {
         // Only a call on another wallet of the org can have taken the key in the meantime: so it is another request.
-        let key = all.iter().find_map(|(_, e)| e.request().map(|r| r.0.clone())).unwrap_or_default();
+        let key = all.iter().find_map(|(_, e)| e.request().map(|r| r.key.clone())).unwrap_or_default();
         return Err(Error::idempotency_conflict(&key));
     }
     Ok(())

@@ -9,7 +9,7 @@ use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
 use crate::raise::or_raise;
 use crate::sql::{self, Db};
-use crate::time::INFINITY;
+use crate::time::{INFINITY, Moment};
 use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
@@ -35,6 +35,9 @@ receipt! {
 }
 
 statements! {
+    TOTAL(uuid, text) =
+        "select balance - scoped - future, scoped, fresh_until from billing.lanes
+          where org_id = $1 and unit = $2 and lane = 0";
     SETTINGS(uuid, text) =
         "select owner_type, low_balance_threshold, created_at from billing.wallet_settings where org_id = $1 and unit = $2";
 }
@@ -105,12 +108,13 @@ fn get_total_credits(
             if let Some(metric) = metric {
                 cache::metric(db, metric)?;
             }
-            let Some(lane) = store::peek(db, org_id, unit) else { return Ok(0) };
-            let mut wallet = Wallet::new(lane, clock::now());
-            if !wallet.is_fresh() || (metric.is_some() && wallet.lane.scoped > 0) {
-                store::load_read_only(db, &mut wallet)?;
+            let rows = db.read(&TOTAL, args![org_id, unit]);
+            let Some(row) = rows.first() else { return Ok(0) };
+            let (general, scoped, fresh_until) = (row.get(0), row.get::<i64>(1), row.get::<Moment>(2));
+            if (metric.is_none() || scoped == 0) && (fresh_until == INFINITY || clock::now() < fresh_until) {
+                return Ok(general);
             }
-            Ok(wallet.spendable(metric))
+            Ok(current(db, org_id, unit, true)?.map_or(0, |wallet| wallet.spendable(metric)))
         })
     })())
 }

@@ -5,7 +5,7 @@ use crate::catalog::cache;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::json::Jsonb;
-use crate::ledger::call::{Answer, Call};
+use crate::ledger::call::{Answer, Call, to_json};
 use crate::ledger::store;
 use crate::ledger::wallet::{Facts, Lot, Operation, Part, Wallet};
 use crate::raise::or_raise;
@@ -39,13 +39,12 @@ fn received(lot: &Lot, part: Part, now: i64) -> Lot {
         grant_id: 0,
         amount: part.credits,
         remaining: 0,
-        stored: 0,
+        written_off: 0,
         source: "transfer".to_owned(),
         cost_minor: i64::try_from(share).unwrap_or(lot.cost_minor),
         effective_at: now,
         voided: false,
-        stored_voided: false,
-        new: true,
+        saved: None,
         ..lot.clone()
     }
 }
@@ -93,8 +92,7 @@ fn transfer(call: &Call, to_org: Uuid, amount: i64, unit: &str) -> Result<Transf
             to_balance: wallets[to].spendable(None),
             replayed: false,
         };
-        let value = serde_json::to_value(&answer).map_err(|_| Error::corrupt("an answer cannot be stored"))?;
-        wallets[from].keep_result(&leaving, &value);
+        wallets[from].keep_result(&leaving, &to_json(&answer)?);
         store::save(db, &mut wallets, &call.metadata)?;
         Ok(answer)
     })

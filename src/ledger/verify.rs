@@ -19,7 +19,7 @@ statements! {
     PORTION(uuid, int8, uuid) =
         "select org_id, operation_id, entry_id, amount, balance_before, balance_after, created_at, grant_id, quantity,
                 request_hash, member_id, unit, kind, metric, source, source_id, idempotency_key, reason, actor,
-                metadata::text, result, entry_hash
+                metadata::text, result, entry_hash, request_id
            from billing.entries where (org_id, entry_id) > ($1, $2) and org_id <= $3
           order by org_id, entry_id limit 5000";
     LANE(uuid, int8) =
@@ -103,22 +103,33 @@ statements! {
            from rows r full join open o using (org_id, unit)
           where coalesce(r.reserved, 0) <> coalesce(o.reserved, 0) or coalesce(r.locked, 0) <> coalesce(o.locked, 0)";
     REFUNDS(uuid, uuid) =
-        "select r.org_id, r.unit, 'refund_exceeds',
-                jsonb_build_object('operation_id', r.operation_id, 'grant_id', r.grant_id, 'refunded', r.credits,
-                                   'burned', b.burned)::text
-           from (select org_id, source_id, grant_id, min(unit) as unit, sum(amount) as credits,
-                        case when source_id ~ '^[0-9]{1,18}$' then source_id::int8 end as operation_id
-                   from billing.entries where kind = 'refund' and source = 'operation' and org_id between $1 and $2
-                  group by 1, 2, 3) r
-          cross join lateral (
-            select coalesce(-sum(amount), 0) as burned
-              from (select amount, grant_id, kind from billing.entries
-                     where org_id = r.org_id and entry_id = r.operation_id
-                    union all
-                    select amount, grant_id, kind from billing.entries
-                     where org_id = r.org_id and operation_id = r.operation_id and entry_id <> operation_id) e
-             where e.kind = 'usage' and e.grant_id = r.grant_id) b
-          where r.credits > b.burned or r.operation_id is null";
+        "with refunded as (
+            select org_id, source_id, grant_id, min(unit) as unit, sum(amount) as credits from billing.entries
+             where kind = 'refund' and source = 'operation' and org_id between $1 and $2 group by 1, 2, 3),
+         noted as (
+            select org_id, operation_id::text as source_id, grant_id, credits from billing.refunds
+             where org_id between $1 and $2),
+         burned as (
+            select e.org_id, e.operation_id::text as source_id, e.grant_id, -sum(e.amount) as credits
+              from billing.entries e
+             where e.kind = 'usage' and e.org_id between $1 and $2
+               and (e.org_id, e.operation_id::text) in (select org_id, source_id from refunded)
+             group by 1, 2, 3)
+         select org_id, coalesce(r.unit, '?'),
+                case when r.credits > coalesce(b.credits, 0) then 'refund_exceeds' else 'refund_mismatch' end,
+                jsonb_build_object('operation_id', source_id, 'grant_id', grant_id, 'refunded', r.credits,
+                                   'noted', n.credits, 'burned', b.credits)::text
+           from refunded r full join noted n using (org_id, source_id, grant_id)
+           left join burned b using (org_id, source_id, grant_id)
+          where r.credits is distinct from n.credits or r.credits > coalesce(b.credits, 0)";
+    WRITTEN_OFF(uuid, uuid) =
+        "select org_id, g.unit, 'written_off_mismatch',
+                jsonb_build_object('grant_id', grant_id, 'written_off', g.written_off, 'entries', e.credits)::text
+           from (select * from billing.lots where org_id between $1 and $2) g
+           left join (select org_id, grant_id, -sum(amount) as credits from billing.entries
+                       where kind in ('expiry', 'void') and org_id between $1 and $2 group by 1, 2) e
+             using (org_id, grant_id)
+          where g.written_off <> coalesce(e.credits, 0)";
 }
 
 fn stored(rows: &Rows) -> impl Iterator<Item = Stored> + '_ {
@@ -145,6 +156,7 @@ fn stored(rows: &Rows) -> impl Iterator<Item = Stored> + '_ {
         metadata: row.get(19),
         result: row.opt(20),
         entry_hash: row.get(21),
+        request_id: row.opt(22),
     })
 }
 
@@ -196,7 +208,7 @@ fn chains(first: Uuid, last: Uuid, out: &mut Vec<Violation>) {
 }
 
 fn sums(db: &Db, first: Uuid, last: Uuid, out: &mut Vec<Violation>) {
-    for statement in [&LANES_WITHOUT_ENTRIES, &GRANTS, &DERIVED, &HOLDS, &REFUNDS] {
+    for statement in [&LANES_WITHOUT_ENTRIES, &GRANTS, &DERIVED, &HOLDS, &REFUNDS, &WRITTEN_OFF] {
         for row in db.read(statement, args![first, last]).iter() {
             let violation: String = row.get(2);
             let detail: String = row.get(3);
@@ -211,7 +223,7 @@ fn sums(db: &Db, first: Uuid, last: Uuid, out: &mut Vec<Violation>) {
 }
 
 /// Names that the statements give.
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 12] = [
     "entries_missing",
     "entry_without_grant",
     "grant_without_entry",
@@ -222,6 +234,8 @@ const NAMES: [&str; 10] = [
     "hold_mismatch",
     "holds_mismatch",
     "refund_exceeds",
+    "refund_mismatch",
+    "written_off_mismatch",
 ];
 
 /// Proves the ledger of one org, or of all: no row means that it is sound.

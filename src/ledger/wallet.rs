@@ -33,16 +33,26 @@ pub struct Lane {
     pub head: Vec<u8>,
 }
 
-/// A grant. `remaining` includes the slice that the lane holds; `stored` is what the table says.
+/// What the table says of a grant where it can change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Saved {
+    pub remaining: i64,
+    pub written_off: i64,
+    pub voided: bool,
+}
+
+/// A grant. `remaining` includes the slice that the lane holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, clippy::struct_excessive_bools)]
+#[allow(missing_docs)]
 pub struct Lot {
     pub grant_id: i64,
     pub amount: i64,
     pub remaining: i64,
-    pub stored: i64,
     pub priority: i32,
     pub paid: bool,
+    /// Expired or voided.
+    pub written_off: i64,
     pub source: String,
     pub cost_minor: i64,
     pub currency: Option<String>,
@@ -50,12 +60,10 @@ pub struct Lot {
     /// `INFINITY`: never.
     pub expires_at: Moment,
     pub voided: bool,
-    /// What the table says of that.
-    pub stored_voided: bool,
     /// The only metrics it may be spent on.
     pub metrics: Option<Vec<String>>,
-    /// Made by this call, to be inserted.
-    pub new: bool,
+    /// As stored; None: made by this call.
+    pub saved: Option<Saved>,
 }
 
 impl Lot {
@@ -90,6 +98,15 @@ pub struct Part {
     pub credits: i64,
 }
 
+/// The idempotency key of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// As the caller gave it.
+    pub key: String,
+    /// Fingerprint of all arguments; None where the entry's own columns tell them: for consumptions.
+    pub hash: Option<i64>,
+}
+
 /// What the entries of one operation have in common.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -103,8 +120,8 @@ pub struct Facts {
     pub actor: Option<String>,
     /// As the server prints it.
     pub metadata: String,
-    /// Idempotency key and fingerprint of the request.
-    pub request: Option<(String, i64)>,
+    /// Of a call that came with an idempotency key.
+    pub request: Option<Request>,
 }
 
 impl Facts {
@@ -152,8 +169,8 @@ impl Entry {
         self.position.entry_id == self.operation_id
     }
 
-    /// Key and fingerprint, on the first entry.
-    pub fn request(&self) -> Option<&(String, i64)> {
+    /// The key, on the first entry.
+    pub fn request(&self) -> Option<&Request> {
         self.facts.request.as_ref().filter(|_| self.leads())
     }
 }
@@ -343,9 +360,16 @@ impl Wallet {
         for (grant_id, credits, voided, source) in dead {
             let mut operation = Operation::new(Facts::from_source(&source, None));
             let kind = if voided { "void" } else { "expiry" };
-            self.take(&mut operation, kind, &[Part { grant_id, credits }])?;
+            self.write_off(&mut operation, kind, Part { grant_id, credits })?;
         }
         Ok(())
+    }
+
+    /// Takes out what a dead grant still held.
+    pub fn write_off(&mut self, operation: &mut Operation, kind: &'static str, part: Part) -> Result<()> {
+        self.lot(part.grant_id)?.written_off += part.credits;
+        let parts = if part.credits > 0 { std::slice::from_ref(&part) } else { &[] };
+        self.take(operation, kind, parts)
     }
 
     /// A new grant; its id is that of its entry.
@@ -353,8 +377,7 @@ impl Wallet {
         let credits = lot.amount;
         lot.grant_id = self.lane.last_entry_id + 1;
         lot.remaining = credits;
-        lot.stored = 0;
-        lot.new = true;
+        lot.saved = None;
         let grant_id = lot.grant_id;
         if kind == "purchase" {
             self.lane.purchased = checked(self.lane.purchased.checked_add(credits))?;
@@ -486,8 +509,8 @@ impl Wallet {
                 member_id: facts.member_id,
                 source: facts.source.as_deref(),
                 source_id: facts.source_id.as_deref(),
-                idempotency_key: request.as_ref().map(|r| r.0.as_str()),
-                request_hash: request.as_ref().map(|r| r.1),
+                idempotency_key: request.as_ref().map(|r| r.key.as_str()),
+                request_hash: request.as_ref().and_then(|r| r.hash),
                 reason: facts.reason.as_deref(),
                 actor: facts.actor.as_deref(),
                 metadata: &facts.metadata,
@@ -502,15 +525,33 @@ impl Wallet {
         lane.head = previous;
     }
 
-    /// What the table is to say of each grant whose stored credit changed, after [`Wallet::close`].
-    pub fn stored_changes(&self) -> Vec<(&Lot, i64)> {
+    /// What the table is to say of each grant where that changed, after [`Wallet::close`].
+    pub fn lots_to_save(&self) -> Vec<(&Lot, Saved)> {
+        let in_slice = |lot: &Lot| lot.grant_id == self.lane.slice_grant;
         self.lots
             .iter()
             .flatten()
-            .map(|lot| (lot, if lot.grant_id == self.lane.slice_grant { 0 } else { lot.remaining }))
-            .filter(|(lot, stored)| lot.new || *stored != lot.stored || lot.voided != lot.stored_voided)
+            .map(|lot| {
+                let remaining = if in_slice(lot) { 0 } else { lot.remaining };
+                (lot, Saved { remaining, written_off: lot.written_off, voided: lot.voided })
+            })
+            .filter(|(lot, saved)| lot.saved != Some(*saved))
             .collect()
     }
+}
+
+/// The first `credits` of the parts, and what they lack.
+pub fn split(parts: &[Part], credits: i64) -> (Vec<Part>, i64) {
+    let mut missing = credits;
+    let mut taken = Vec::new();
+    for part in parts {
+        let credits = part.credits.min(missing);
+        if credits > 0 {
+            taken.push(Part { credits, ..*part });
+            missing -= credits;
+        }
+    }
+    (taken, missing)
 }
 
 fn checked(sum: Option<i64>) -> Result<i64> {

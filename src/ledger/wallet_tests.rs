@@ -32,18 +32,17 @@ fn lot(amount: i64) -> Lot {
         grant_id: 0,
         amount,
         remaining: 0,
-        stored: 0,
         priority: 50,
         paid: false,
+        written_off: 0,
         source: "bonus".into(),
         cost_minor: 0,
         currency: None,
         effective_at: 0,
         expires_at: INFINITY,
         voided: false,
-        stored_voided: false,
         metrics: None,
-        new: true,
+        saved: None,
     }
 }
 
@@ -77,8 +76,8 @@ impl Tables {
         for entry in &wallet.entries {
             self.walk.entry(&as_stored(&wallet, entry), &mut self.violations);
         }
-        for (changed, stored) in wallet.stored_changes() {
-            let row = Lot { remaining: stored, stored, new: false, stored_voided: changed.voided, ..changed.clone() };
+        for (changed, saved) in wallet.lots_to_save() {
+            let row = Lot { remaining: saved.remaining, saved: Some(saved), ..changed.clone() };
             match self.lots.iter_mut().find(|l| l.grant_id == row.grant_id) {
                 Some(known) => *known = row,
                 None => self.lots.push(row),
@@ -158,14 +157,15 @@ fn as_stored(wallet: &Wallet, e: &Entry) -> Stored {
         created_at: wallet.now(),
         grant_id: e.position.grant_id,
         quantity: e.facts.quantity,
-        request_hash: e.request().map(|r| r.1),
+        request_hash: e.request().and_then(|r| r.hash),
         member_id: e.facts.member_id,
         unit: wallet.lane.unit.clone(),
         kind: e.kind.to_owned(),
         metric: e.facts.metric.clone(),
         source: e.facts.source.clone(),
         source_id: e.facts.source_id.clone(),
-        idempotency_key: e.request().map(|r| r.0.clone()),
+        idempotency_key: e.request().map(|r| r.key.clone()),
+        request_id: e.request().map(|r| crate::ledger::chain::request_id(&r.key)),
         reason: e.facts.reason.clone(),
         actor: e.facts.actor.clone(),
         metadata: e.facts.metadata.clone(),

@@ -29,7 +29,7 @@ select billing.revoke_access('tap_former');
 -- Readable by the levels under row-level security, or by nobody.
 create temp table expected_relation (relation text primary key, readable boolean not null);
 insert into expected_relation values
-    ('lanes', true), ('lots', true), ('holds', true), ('entries', true), ('member_usage', true), ('period_usage', true),
+    ('lanes', true), ('lots', true), ('holds', true), ('entries', true), ('member_usage', true), ('period_usage', true), ('refunds', true),
     ('wallet_settings', true), ('metrics', true), ('prices', true), ('org_prices', true),
     ('wallets', true), ('grants', true), ('operations', true),
     ('settings', false), ('access', false), ('migrations', false);
@@ -104,7 +104,7 @@ select count(*) from billing.apply_catalog('{"metrics": {"call": {"price": {"ste
 select count(*) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org,
     lateral billing.create_wallet(org, low_balance_threshold => 5) \gset
 select count(*) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org, lateral billing.grant_credits(org, 100) \gset
-select count(*) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org, lateral billing.consume_credits(org, 'call', 4, member_id => :'ann') \gset
+select count(*) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org, lateral billing.consume_credits(org, 'call', 4, member_id => :'ann') used, lateral billing.refund_credits(org, used.operation_id, 1) \gset
 select count(*) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org, lateral billing.reserve_credits(org, 'call', 4) \gset
 select count(billing.set_org_price(org, 'call', '1')) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org \gset
 
@@ -139,7 +139,7 @@ create temp view tenant_relation as
     select c.relation from relation c join expected_relation e using (relation)
     where e.readable and exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'org_id' and not a.attisdropped);
 select is((select string_agg(relation, ' ' order by relation) from tenant_relation),
-          'entries grants holds lanes lots member_usage operations org_prices period_usage wallet_settings wallets', 'the tables and views with rows of orgs');
+          'entries grants holds lanes lots member_usage operations org_prices period_usage refunds wallet_settings wallets', 'the tables and views with rows of orgs');
 create temp table claim (what text, claims text, seen text);
 insert into claim values
     ('one org in app_metadata.org_ids', '{"sub": "00000000-0000-4000-8000-0000000000a1", "app_metadata": {"org_ids": ["00000000-0000-4000-8000-000000000001"]}}', '1'),
