@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 statements! {
     IS_MINE(uuid) = "select $1 = any (billing.my_orgs())";
-    VERIFY_LEDGER_OID() = "select 'billing.verify_ledger(uuid)'::regprocedure::oid::int8";
+    VERIFY_LEDGER_OID(text) = "select to_regprocedure($1)::oid::int8";
 }
 
 /// Refuses an org that the caller may not see.
@@ -53,7 +53,8 @@ fn verify_ledger(db: &Db) -> pg_sys::Oid {
     if known != pg_sys::Oid::INVALID && unsafe { pg_sys::SearchSysCacheExists(cache, known.into(), none, none, none) } {
         return known;
     }
-    let found = db.read(&VERIFY_LEDGER_OID, &[]).first().map_or(0, |row| row.get::<i64>(0));
+    let found = db.read(&VERIFY_LEDGER_OID, args!["billing.verify_ledger(uuid)"]);
+    let found = found.first().and_then(|row| row.opt::<i64>(0)).unwrap_or(0);
     let found = pg_sys::Oid::from(u32::try_from(found).unwrap_or(0));
     VERIFY_LEDGER.set(found);
     found

@@ -6,15 +6,9 @@ use crate::time::Moment;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::prelude::*;
-use std::cell::RefCell;
 use std::ffi::{CStr, CString};
 
 static TEST_CLOCK: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
-
-thread_local! {
-    // A backend has one thread; the text is parsed again only when it or the time zone changes.
-    static PARSED: RefCell<Option<(CString, Moment)>> = const { RefCell::new(None) };
-}
 
 /// Registers `billing.test_clock`.
 pub fn define_setting() {
@@ -71,21 +65,15 @@ fn parse(text: &CStr) -> Moment {
 /// Billing time at this very moment: not the start of the transaction, so that it is right after a wait for a lock.
 pub fn now() -> Moment {
     match TEST_CLOCK.get() {
-        Some(text) if !text.is_empty() => PARSED.with_borrow_mut(|parsed| match parsed {
-            Some((known, at)) if *known == text => *at,
-            _ => {
-                let at = parse(&text);
-                *parsed = Some((text, at));
-                at
-            }
-        }),
+        // Parsed at each use: without an offset it means the time zone that the session has now.
+        Some(text) if !text.is_empty() => parse(&text),
         // SAFETY: reads the clock.
         _ => unsafe { pg_sys::GetCurrentTimestamp() },
     }
 }
 
 /// Billing time: the wall clock at the moment of the call, or `billing.test_clock` where a superuser has set it.
-#[pg_extern(volatile, parallel_restricted)]
+#[pg_extern(volatile)]
 fn clock() -> TimestampWithTimeZone {
     // A moment that the server or its parser gave is in range.
     TimestampWithTimeZone::try_from(now()).unwrap_or_else(|_| TimestampWithTimeZone::positive_infinity())

@@ -70,6 +70,10 @@ impl Error {
 
     /// No such org, metric, hold, operation or grant.
     pub fn unknown(code: &'static str, id: impl Into<Value>) -> Self {
+        let id = match id.into() {
+            Value::String(long) if long.len() > 200 => Value::from(long.chars().take(64).collect::<String>()),
+            id => id,
+        };
         let message = match code {
             "unknown_org" => "unknown org",
             "unknown_metric" => "unknown metric",
@@ -129,6 +133,11 @@ impl Error {
             .with("tables_version", tables)
             .with("library_version", library)
             .hint("Run: select billing.install();")
+    }
+
+    /// Texts could not be kept as they are.
+    pub fn encoding() -> Self {
+        Self::new(*b"0A000", "unsupported_encoding", "pg_billing needs a database with the encoding UTF8")
     }
 
     /// Somebody else was faster, again and again; a retry of the transaction helps.

@@ -1,6 +1,7 @@
 //! `billing.install()`: creates or migrates the tables from the migrations that are compiled in.
 
 use crate::catalog::cache;
+use crate::error::Error;
 use crate::raise::or_raise;
 use crate::sql::{self, Rows, Statement};
 use crate::{args, receipt, statements};
@@ -57,15 +58,20 @@ fn applied(run: impl Fn(&'static std::thread::LocalKey<Statement>) -> Rows) -> i
 /// Creates the tables of pg_billing, or migrates them after ALTER EXTENSION … UPDATE; says what it did.
 ///
 /// Running it again changes nothing. Needs the rights of the schema's owner. Errors: 55000 `not_installed` when the
-/// tables are newer than the library.
+/// tables are newer than the library; 0A000 `unsupported_encoding` in a database that is not UTF8.
 #[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn install() -> String {
     or_raise(sql::connect(|db| {
+        // SAFETY: reads a global.
+        if unsafe { pg_sys::GetDatabaseEncoding() } != pg_sys::pg_enc::PG_UTF8.cast_signed() {
+            return Err(Error::encoding());
+        }
         db.write(&TAKE_TURNS, &[]);
         // On a snapshot of its own: another install may have committed while this one waited for its turn.
         let before = applied(|statement| db.write(statement, &[]));
         if before > LATEST {
-            return Err(crate::error::Error::not_installed(before, LATEST));
+            return Err(Error::not_installed(before, LATEST));
         }
         if before == 0 {
             db.script(BOOKKEEPING);
@@ -88,7 +94,7 @@ fn install() -> String {
 }
 
 /// The version of the library, and the versions of the tables that it needs and finds (0: none).
-#[pg_extern(stable, security_definer, parallel_restricted)]
+#[pg_extern(stable, security_definer)]
 #[search_path(pg_catalog, billing, pg_temp)]
 fn version() -> VersionStatus {
     VersionStatus {

@@ -14,7 +14,9 @@ pub struct Jsonb(pg_sys::Datum);
 
 // Layout of JsonbContainer.header, jsonb.h
 const COUNT_MASK: u32 = 0x0FFF_FFFF;
+const IS_SCALAR: u32 = 0x1000_0000;
 const IS_OBJECT: u32 = 0x2000_0000;
+const IS_ARRAY: u32 = 0x4000_0000;
 
 impl Jsonb {
     fn header(self) -> u32 {
@@ -49,9 +51,14 @@ impl Jsonb {
         }
     }
 
-    /// Parsed.
-    pub fn value(self) -> serde_json::Value {
-        serde_json::from_str(&self.text()).unwrap_or_default()
+    /// `[…]`
+    pub fn is_array(self) -> bool {
+        self.header() & (IS_ARRAY | IS_SCALAR) == IS_ARRAY
+    }
+
+    /// Parsed; None for numbers and depths beyond what serde_json reads.
+    pub fn value(self) -> Option<serde_json::Value> {
+        serde_json::from_str(&self.text()).ok()
     }
 }
 

@@ -14,6 +14,10 @@ pub const NEVER_YET: Moment = i64::MIN;
 /// Microseconds from the Unix epoch to PostgreSQL's.
 const EPOCH: i64 = 946_684_800_000_000;
 
+/// 0001-01-01 and the end of 9999, in microseconds of the Unix epoch.
+const FIRST: i64 = -62_135_596_800_000_000;
+const LAST: i64 = 253_402_300_799_999_999;
+
 /// Length of a budget period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Period {
@@ -81,7 +85,8 @@ pub fn parse(text: &str) -> Option<Moment> {
         Ok(moment) => moment.timestamp_micros(),
         Err(_) => NaiveDate::from_str(text).ok()?.and_time(NaiveTime::MIN).and_utc().timestamp_micros(),
     };
-    unix.checked_sub(EPOCH)
+    // Years that every reader of a timestamp can show.
+    (FIRST..=LAST).contains(&unix).then(|| unix - EPOCH)
 }
 
 #[cfg(test)]

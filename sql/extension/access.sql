@@ -2,18 +2,24 @@
 -- install() makes later.
 
 create function billing.my_orgs() returns uuid[]
-    language plpgsql stable security definer parallel restricted
+    language plpgsql stable security definer
     set search_path = pg_catalog, billing, pg_temp as $$
 declare
-    claims jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
+    text_of_claims text := nullif(current_setting('request.jwt.claims', true), '');
+    claims jsonb;
     candidates text[];
     membership jsonb;
     relation regclass;
     joined uuid[];
 begin
-    if claims is null then
+    if text_of_claims is null then
         return '{}';
     end if;
+    begin
+        claims := text_of_claims::jsonb;
+    exception when data_exception then
+        return '{}'; -- who has no readable claims has no orgs
+    end;
     candidates := array[claims ->> 'org_id', claims -> 'app_metadata' ->> 'org_id'];
     if jsonb_typeof(claims -> 'app_metadata' -> 'org_ids') = 'array' then
         candidates := candidates || array(select jsonb_array_elements_text(claims -> 'app_metadata' -> 'org_ids'));
@@ -25,17 +31,17 @@ begin
             execute format('select array_agg(%I::uuid) from %s where %I = $1::%s',
                            membership ->> 'org_column', relation, membership ->> 'user_column', membership ->> 'user_type')
                into joined using claims ->> 'sub';
-        exception when invalid_text_representation then
+        exception when data_exception then
             joined := null; -- a subject that cannot be a user of that relation
         end;
     end if;
-    return coalesce(array(
+    return array(
         select distinct org from (
             select c::uuid as org from unnest(candidates) c
              where c ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
             union all
             select unnest(joined)) as found
-         where org is not null), '{}');
+         where org is not null);
 end $$;
 
 create function billing.configure_membership(relation regclass, org_column name, user_column name) returns void

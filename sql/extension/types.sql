@@ -1,3 +1,13 @@
+-- A schema that somebody else made could hold traps for the functions that run with the owner's rights.
+do $$
+begin
+    if exists (select from pg_catalog.pg_namespace n join pg_catalog.pg_roles o on o.oid = n.nspowner
+                where n.nspname = 'billing' and n.nspowner <> current_user::pg_catalog.regrole and not o.rolsuper) then
+        raise exception using errcode = '42501', message = 'the schema billing belongs to another role',
+            hint = 'Let its owner be the role that creates the extension: alter schema billing owner to …';
+    end if;
+end $$;
+
 -- What the functions answer. Columns may be added at the end, never changed.
 
 create type billing.grant_receipt as (grant_id bigint, amount bigint, balance_after bigint, replayed boolean);

@@ -9,6 +9,16 @@ The ordering of items is not stable, it is driven by a dependency graph.
 /* <begin connected objects> */
 -- src/lib.rs
 -- bootstrap
+-- A schema that somebody else made could hold traps for the functions that run with the owner's rights.
+do $$
+begin
+    if exists (select from pg_catalog.pg_namespace n join pg_catalog.pg_roles o on o.oid = n.nspowner
+                where n.nspname = 'billing' and n.nspowner <> current_user::pg_catalog.regrole and not o.rolsuper) then
+        raise exception using errcode = '42501', message = 'the schema billing belongs to another role',
+            hint = 'Let its owner be the role that creates the extension: alter schema billing owner to …';
+    end if;
+end $$;
+
 -- What the functions answer. Columns may be added at the end, never changed.
 
 create type billing.grant_receipt as (grant_id bigint, amount bigint, balance_after bigint, replayed boolean);
@@ -52,18 +62,24 @@ comment on type billing.version_status is 'Version of the library, and of the ta
 -- install() makes later.
 
 create function billing.my_orgs() returns uuid[]
-    language plpgsql stable security definer parallel restricted
+    language plpgsql stable security definer
     set search_path = pg_catalog, billing, pg_temp as $$
 declare
-    claims jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
+    text_of_claims text := nullif(current_setting('request.jwt.claims', true), '');
+    claims jsonb;
     candidates text[];
     membership jsonb;
     relation regclass;
     joined uuid[];
 begin
-    if claims is null then
+    if text_of_claims is null then
         return '{}';
     end if;
+    begin
+        claims := text_of_claims::jsonb;
+    exception when data_exception then
+        return '{}'; -- who has no readable claims has no orgs
+    end;
     candidates := array[claims ->> 'org_id', claims -> 'app_metadata' ->> 'org_id'];
     if jsonb_typeof(claims -> 'app_metadata' -> 'org_ids') = 'array' then
         candidates := candidates || array(select jsonb_array_elements_text(claims -> 'app_metadata' -> 'org_ids'));
@@ -75,17 +91,17 @@ begin
             execute format('select array_agg(%I::uuid) from %s where %I = $1::%s',
                            membership ->> 'org_column', relation, membership ->> 'user_column', membership ->> 'user_type')
                into joined using claims ->> 'sub';
-        exception when invalid_text_representation then
+        exception when data_exception then
             joined := null; -- a subject that cannot be a user of that relation
         end;
     end if;
-    return coalesce(array(
+    return array(
         select distinct org from (
             select c::uuid as org from unnest(candidates) c
              where c ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
             union all
             select unnest(joined)) as found
-         where org is not null), '{}');
+         where org is not null);
 end $$;
 
 create function billing.configure_membership(relation regclass, org_column name, user_column name) returns void
@@ -237,7 +253,7 @@ CREATE  FUNCTION "calculate_cost"(
 	"quantity" bigint DEFAULT 1, /* Option < i64 > */
 	"org_id" uuid DEFAULT NULL /* Option < pgrx :: Uuid > */
 ) RETURNS bigint /* i64 */
-STABLE SECURITY DEFINER PARALLEL RESTRICTED
+STABLE SECURITY DEFINER
 SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'calculate_cost_wrapper';
@@ -250,7 +266,7 @@ CREATE  FUNCTION "calculate_cost"(
 	"items" jsonb, /* Option < Jsonb > */
 	"org_id" uuid DEFAULT NULL /* Option < pgrx :: Uuid > */
 ) RETURNS bigint /* i64 */
-STABLE SECURITY DEFINER PARALLEL RESTRICTED 
+STABLE SECURITY DEFINER 
 SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'calculate_cost_of_items_wrapper';
@@ -293,7 +309,7 @@ AS 'MODULE_PATHNAME', 'chain_link_wrapper';
 -- src/clock.rs
 -- pg_billing::clock::clock
 CREATE  FUNCTION "clock"() RETURNS timestamp with time zone /* TimestampWithTimeZone */
-STRICT VOLATILE PARALLEL RESTRICTED
+STRICT VOLATILE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'clock_wrapper';
 /* </end connected objects> */
@@ -340,7 +356,7 @@ AS 'MODULE_PATHNAME', 'consume_credits_batch_wrapper';
 CREATE  FUNCTION "create_wallet"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"unit" TEXT DEFAULT 'credit', /* Option < & str > */
-	"owner_type" TEXT DEFAULT 'organization', /* Option < & str > */
+	"owner_type" TEXT DEFAULT NULL, /* Option < & str > */
 	"low_balance_threshold" bigint DEFAULT NULL /* Option < i64 > */
 ) RETURNS wallet_status /* WalletStatus */
 VOLATILE SECURITY DEFINER
@@ -364,7 +380,7 @@ CREATE  FUNCTION "explain_consumption"(
 	"credits" bigint,  /* i64 */
 	"remaining_after" bigint  /* i64 */
 )
-STABLE SECURITY DEFINER PARALLEL RESTRICTED
+STABLE SECURITY DEFINER
 SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'explain_consumption_wrapper';
@@ -374,7 +390,7 @@ AS 'MODULE_PATHNAME', 'explain_consumption_wrapper';
 -- src/catalog/mod.rs
 -- pg_billing::catalog::export_catalog
 CREATE  FUNCTION "export_catalog"() RETURNS jsonb /* pgrx :: JsonB */
-STRICT STABLE SECURITY DEFINER PARALLEL RESTRICTED
+STRICT STABLE SECURITY DEFINER
 SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'export_catalog_wrapper';
@@ -388,7 +404,7 @@ CREATE  FUNCTION "get_total_credits"(
 	"unit" TEXT DEFAULT 'credit', /* Option < & str > */
 	"metric" TEXT DEFAULT NULL /* Option < & str > */
 ) RETURNS bigint /* i64 */
-STABLE SECURITY DEFINER PARALLEL RESTRICTED
+STABLE SECURITY DEFINER
 SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'get_total_credits_wrapper';
@@ -401,7 +417,7 @@ CREATE  FUNCTION "get_wallet"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"unit" TEXT DEFAULT 'credit' /* Option < & str > */
 ) RETURNS wallet_status /* WalletStatus */
-STABLE SECURITY DEFINER PARALLEL RESTRICTED
+STABLE SECURITY DEFINER
 SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'get_wallet_wrapper';
@@ -436,6 +452,7 @@ AS 'MODULE_PATHNAME', 'grant_credits_wrapper';
 -- pg_billing::install::install
 CREATE  FUNCTION "install"() RETURNS TEXT /* String */
 STRICT VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'install_wrapper';
 /* </end connected objects> */
@@ -579,7 +596,7 @@ CREATE  FUNCTION "verify_ledger"(
 	"violation" TEXT,  /* String */
 	"detail" jsonb  /* pgrx :: JsonB */
 )
-STABLE SECURITY DEFINER PARALLEL RESTRICTED
+STABLE SECURITY DEFINER
 SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'verify_ledger_wrapper';
@@ -589,7 +606,7 @@ AS 'MODULE_PATHNAME', 'verify_ledger_wrapper';
 -- src/install.rs
 -- pg_billing::install::version
 CREATE  FUNCTION "version"() RETURNS version_status /* VersionStatus */
-STRICT STABLE SECURITY DEFINER PARALLEL RESTRICTED
+STRICT STABLE SECURITY DEFINER
 SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'version_wrapper';
@@ -620,7 +637,7 @@ AS 'MODULE_PATHNAME', 'void_grant_wrapper';
 comment on function billing.grant_credits is
 'Grants credit; makes the wallet when it is the first. source: purchase, plan, bonus, gift_card, voucher, refund, adjustment or transfer; category: paid or promotional (by default paid for purchase, transfer, refund); metrics: the only ones it may be spent on; lower priority burns first; expires_at null: never; cost_minor and currency: what was paid. Errors: 22023, PT404 unknown_metric, PT409 idempotency_conflict.';
 comment on function billing.create_wallet is
-'Makes a wallet, or changes its owner_type (user, community, organization) and low_balance_threshold. Errors: 22023.';
+'Makes a wallet, or changes its owner_type (user, community, organization) and low_balance_threshold (0: never low); null leaves as it is. Errors: 22023.';
 comment on function billing.consume_credits is
 'Charges an org for a quantity of a metric in the caller''s transaction. The same idempotency_key (1 to 255 bytes) with the same arguments charges nothing and gives the first result again. Errors: PT402 insufficient_credits, PT404 unknown_org or unknown_metric, PT409 idempotency_conflict, PT429 cap_exceeded, 22023.';
 comment on function billing.consume_credits_batch is

@@ -36,6 +36,7 @@ create table billing.org_prices (
     price jsonb,
     primary key (org_id, metric, effective_at)
 );
+create index org_prices_metric on billing.org_prices (metric);
 comment on table billing.org_prices is 'Prices of single orgs, in versions like the list price; a null price returns to the list price.';
 comment on column billing.org_prices.org_id is 'The billed customer.';
 comment on column billing.org_prices.metric is 'What is priced.';

@@ -18,5 +18,7 @@ create trigger lots_stay before delete or truncate on billing.lots
     for each statement execute function billing.refuse_change();
 create trigger holds_stay before delete or truncate on billing.holds
     for each statement execute function billing.refuse_change();
+create trigger refunds_stay before delete or truncate on billing.refunds
+    for each statement execute function billing.refuse_change();
 create trigger wallet_settings_stay before delete or truncate on billing.wallet_settings
     for each statement execute function billing.refuse_change();

@@ -8,22 +8,22 @@ declare
 begin
     for name in select c.relname from pg_catalog.pg_class c
                  where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p') and not c.relrowsecurity loop
-        execute format('alter table billing.%I enable row level security', name);
+        execute pg_catalog.format('alter table billing.%I enable row level security', name);
     end loop;
     foreach tenant in array array['wallet_settings', 'lanes', 'lots', 'holds', 'entries', 'refunds', 'member_usage', 'period_usage',
                                   'org_prices'] loop
         if not exists (select from pg_catalog.pg_policy
-                        where polrelid = format('billing.%I', tenant)::regclass and polname = 'own_orgs') then
-            execute format($policy$
+                        where polrelid = pg_catalog.format('billing.%I', tenant)::regclass and polname = 'own_orgs') then
+            execute pg_catalog.format($policy$
                 create policy own_orgs on billing.%I for select using (
                     org_id = any ((select billing.my_orgs())::uuid[])
-                    or (select has_function_privilege('billing.verify_ledger(pg_catalog.uuid)', 'execute')))$policy$, tenant);
+                    or (select pg_catalog.has_function_privilege('billing.verify_ledger(pg_catalog.uuid)', 'execute')))$policy$, tenant);
         end if;
     end loop;
     foreach name in array array['metrics', 'prices'] loop
         if not exists (select from pg_catalog.pg_policy
-                        where polrelid = format('billing.%I', name)::regclass and polname = 'list_prices') then
-            execute format('create policy list_prices on billing.%I for select using (true)', name);
+                        where polrelid = pg_catalog.format('billing.%I', name)::regclass and polname = 'list_prices') then
+            execute pg_catalog.format('create policy list_prices on billing.%I for select using (true)', name);
         end if;
     end loop;
 end $$;

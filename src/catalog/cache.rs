@@ -168,11 +168,6 @@ pub fn metric(db: &Db, name: &str) -> Result<Rc<Metric>> {
     }
 }
 
-/// A metric that the catalog has or had: what was reserved on a metric can be captured after it was retired.
-pub fn metric_ever(db: &Db, name: &str) -> Result<Rc<Metric>> {
-    known(db)?.metrics.get(name).cloned().ok_or_else(|| Error::unknown("unknown_metric", name))
-}
-
 /// All metrics, retired ones too.
 pub fn all_metrics(db: &Db) -> Result<Vec<Rc<Metric>>> {
     Ok(known(db)?.metrics.values().cloned().collect())

@@ -1,7 +1,7 @@
 //! The catalog document: parsing with every fault listed, and what applying it would change.
 
 use crate::catalog::price::{Price, Step};
-use crate::time::Moment;
+use crate::time::{Moment, NEVER_YET};
 use crate::units;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -266,10 +266,8 @@ pub struct Change {
     pub name: String,
     /// What it becomes, or per changed key what it was and becomes.
     pub detail: Value,
-    /// A new version of the price is to be stored.
-    pub new_price: bool,
-    /// The catalog had it before, perhaps retired.
-    pub known: bool,
+    /// From when a new version of its price is to hold; None: no new version.
+    pub new_price: Option<Moment>,
 }
 
 /// What the catalog holds of a metric now.
@@ -283,64 +281,52 @@ pub struct Current {
     pub retired: bool,
 }
 
+/// From when the price of a document must be stored to hold as it says; None when it does so already.
+fn new_price(spec: &MetricSpec, known: Option<&Current>, now: Moment) -> Option<Moment> {
+    let Some(known) = known else {
+        // The first version of a price holds from the beginning of time.
+        return Some(spec.effective_at.unwrap_or(NEVER_YET));
+    };
+    let in_force = known.versions.iter().rev().find(|(from, _)| *from <= now);
+    match spec.effective_at {
+        Some(at) if at > now => (!known.versions.contains(&(at, spec.price.clone()))).then_some(at),
+        wanted => match in_force {
+            Some((_, price)) if *price == spec.price => None,
+            // A date before the price that holds now would change nothing.
+            Some((from, _)) => Some(wanted.filter(|at| at > from).unwrap_or(now)),
+            None => Some(wanted.unwrap_or(now)),
+        },
+    }
+}
+
 /// Compares the metrics of a document with the catalog.
-pub fn diff(wanted: &BTreeMap<String, MetricSpec>, current: &BTreeMap<String, Current>) -> Vec<Change> {
+pub fn diff(wanted: &BTreeMap<String, MetricSpec>, current: &BTreeMap<String, Current>, now: Moment) -> Vec<Change> {
     let mut changes = Vec::new();
     for (name, spec) in wanted {
-        match current.get(name) {
-            None => {
-                changes.push(Change {
-                    action: "create",
-                    name: name.clone(),
-                    detail: spec.to_json(),
-                    new_price: true,
-                    known: false,
-                });
-            }
-            Some(known) => {
-                let new_price = match spec.effective_at {
-                    Some(at) => !known.versions.contains(&(at, spec.price.clone())),
-                    None => known.spec.price != spec.price,
-                };
-                if known.retired {
-                    changes.push(Change {
-                        action: "create",
-                        name: name.clone(),
-                        detail: spec.to_json(),
-                        new_price,
-                        known: true,
-                    });
-                    continue;
-                }
+        let known = current.get(name);
+        let new_price = new_price(spec, known, now);
+        let change = |action, detail| Change { action, name: name.clone(), detail, new_price };
+        match known {
+            Some(known) if !known.retired => {
                 let mut from = known.spec.to_json();
                 let mut to = spec.to_json();
-                if !new_price {
+                if new_price.is_none() {
                     // The same price, though perhaps written with the date from which it holds anyway.
                     for side in [&mut from, &mut to] {
                         side.as_object_mut().map(|o| o.remove("price"));
                     }
                 }
-                if from != to || new_price {
-                    changes.push(Change {
-                        action: "update",
-                        name: name.clone(),
-                        detail: differences(&from, &to),
-                        new_price,
-                        known: true,
-                    });
+                if from != to || new_price.is_some() {
+                    changes.push(change("update", differences(&from, &to)));
                 }
             }
+            _ => changes.push(change("create", spec.to_json())),
         }
     }
     for (name, known) in current {
         if !known.retired && !wanted.contains_key(name) {
-            changes.push(Change {
-                action: "retire",
-                name: name.clone(),
-                detail: known.spec.to_json(),
-                new_price: false,
-                known: true,
-            });
+            let detail = known.spec.to_json();
+            changes.push(Change { action: "retire", name: name.clone(), detail, new_price: None });
         }
     }
     changes
@@ -419,7 +405,11 @@ mod tests {
             versions: vec![(at, spec.price.clone())],
             retired: false,
         };
-        let wanted = BTreeMap::from([("m".to_owned(), spec)]);
-        assert_eq!(diff(&wanted, &BTreeMap::from([("m".to_owned(), current)])), []);
+        let wanted = BTreeMap::from([("m".to_owned(), spec.clone())]);
+        assert_eq!(diff(&wanted, &BTreeMap::from([("m".to_owned(), current.clone())]), at - 1), []);
+        // After it was superseded, the same document brings it back from now on.
+        let superseded = Current { versions: vec![(at, spec.price.clone()), (at + 5, None)], ..current };
+        let changes = diff(&wanted, &BTreeMap::from([("m".to_owned(), superseded)]), at + 9);
+        assert_eq!(changes[0].new_price, Some(at + 9));
     }
 }

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::json::Jsonb;
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db};
-use crate::time::{Moment, NEVER_YET, Period};
+use crate::time::{Moment, Period};
 use crate::{args, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
@@ -70,7 +70,7 @@ fn apply(catalog: &Value, dry_run: bool) -> Result<Vec<Change>> {
             db.write(&LOCK_CATALOG, &[]);
         }
         let Some(wanted) = document.metrics else { return Ok(Vec::new()) };
-        let changes = document::diff(&wanted, &current(db, now)?);
+        let changes = document::diff(&wanted, &current(db, now)?, now);
         if !dry_run && !changes.is_empty() {
             for change in &changes {
                 store(db, change, wanted.get(&change.name), now);
@@ -79,6 +79,11 @@ fn apply(catalog: &Value, dry_run: bool) -> Result<Vec<Change>> {
         }
         Ok(changes)
     })
+}
+
+/// A document of ours, parsed.
+fn readable(argument: &str, value: Jsonb) -> Result<Value> {
+    value.value().ok_or_else(|| Error::invalid(argument, "holds a number or a depth that is out of range"))
 }
 
 fn store(db: &Db, change: &Change, spec: Option<&MetricSpec>, now: Moment) {
@@ -90,10 +95,7 @@ fn store(db: &Db, change: &Change, spec: Option<&MetricSpec>, now: Moment) {
         &SAVE_METRIC,
         args![&change.name, spec.unit.as_deref(), &spec.aggregation, spec.category.as_deref(), &spec.tier, At(now)],
     );
-    if change.new_price {
-        // The first version of a price holds from the beginning of time.
-        let first = !change.known;
-        let from = spec.effective_at.unwrap_or(if first { NEVER_YET } else { now });
+    if let Some(from) = change.new_price {
         db.write(&SAVE_PRICE, args![&change.name, At(from), stored(spec.price.as_ref())]);
     }
 }
@@ -119,7 +121,7 @@ fn apply_catalog(
     let changes = or_raise(
         required("catalog", catalog)
             .and_then(|c| Ok((c, required("dry_run", dry_run)?)))
-            .and_then(|(catalog, dry_run)| apply(&catalog.value(), dry_run)),
+            .and_then(|(catalog, dry_run)| apply(&readable("catalog", catalog)?, dry_run)),
     );
     TableIterator::new(
         changes.into_iter().map(|c| (c.action.to_owned(), "metric".to_owned(), c.name, pgrx::JsonB(c.detail))),
@@ -127,7 +129,7 @@ fn apply_catalog(
 }
 
 /// The catalog as a document: applying it again changes nothing. Prices are those in force now.
-#[pg_extern(stable, security_definer, parallel_restricted)]
+#[pg_extern(stable, security_definer)]
 #[search_path(pg_catalog, billing, pg_temp)]
 fn export_catalog() -> pgrx::JsonB {
     let all = or_raise(sql::connect(|db| current(db, clock::now())));
@@ -151,16 +153,19 @@ fn set_org_price(
         let org_id = required_uuid("org_id", org_id)?;
         let metric = required("metric", metric)?;
         let (price, dated) = match price {
-            Some(value) => document::parse_price(&value.value()).map_err(Error::invalid_catalog)?,
+            Some(value) => document::parse_price(&readable("price", value)?).map_err(Error::invalid_catalog)?,
             None => (None, None),
         };
         let given = effective_at.map(Moment::from).or(dated);
         sql::connect(|db| {
-            cache::metric(db, metric)?;
+            let known = cache::metric(db, metric)?;
             let from = given.unwrap_or_else(clock::now);
             let value = price.as_ref().map(|p| stored(Some(p)));
             db.write(&SAVE_ORG_PRICE, args![org_id, metric, At(from), value]);
-            cache::invalidate(db);
+            // The first such price of a metric makes every backend look for them from then on.
+            if !known.negotiated {
+                cache::invalidate(db);
+            }
             Ok(())
         })
     })());
@@ -182,7 +187,7 @@ pub fn cost(db: &Db, metric: &str, quantity: i64, org_id: Option<Uuid>, now: Mom
 
 /// What the org used of a metric in the current period, where its price asks for it.
 pub fn used(db: &Db, org_id: Uuid, metric: &str, now: Moment) -> i64 {
-    let rows = db.read(&USED, args![org_id, metric, At(Period::Month.start(now))]);
+    let rows = db.write(&USED, args![org_id, metric, At(Period::Month.start(now))]);
     rows.first().map_or(0, |row| row.get(0))
 }
 
@@ -195,7 +200,7 @@ pub fn too_large(_: Overflow) -> Error {
 ///
 /// With `org_id`: at the org's own price, and after what it used in this period. Errors: PT404 `unknown_metric`;
 /// 22023 for a quantity below 1, or a price beyond 63 bits.
-#[pg_extern(stable, security_definer, parallel_restricted)]
+#[pg_extern(stable, security_definer)]
 #[search_path(pg_catalog, billing, pg_temp)]
 fn calculate_cost(
     metric: Option<&str>,
@@ -212,11 +217,11 @@ fn calculate_cost(
 /// What a request made of several metrics costs: `{"query": 1, "tool": 2}`.
 ///
 /// Errors: as for one metric; 22023 also when the prices are in different units.
-#[pg_extern(stable, security_definer, parallel_restricted, name = "calculate_cost")]
+#[pg_extern(stable, security_definer, name = "calculate_cost")]
 #[search_path(pg_catalog, billing, pg_temp)]
 fn calculate_cost_of_items(items: Option<Jsonb>, org_id: default!(Option<pgrx::Uuid>, "NULL")) -> i64 {
     or_raise((|| {
-        let items = required("items", items)?.value();
+        let items = readable("items", required("items", items)?)?;
         let items = items.as_object().ok_or(Error::invalid("items", "must be an object of metrics and quantities"))?;
         let items = items
             .iter()

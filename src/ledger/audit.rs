@@ -35,6 +35,8 @@ pub struct Stored {
     pub metadata: String,
     pub result: Option<String>,
     pub entry_hash: Vec<u8>,
+    /// Of the grant that the entry made, as its table has them.
+    pub terms: Option<Hash>,
 }
 
 impl Stored {
@@ -62,6 +64,7 @@ impl Stored {
             result: self.result.as_deref(),
             created_at: self.created_at,
             offset: self.entry_id.wrapping_sub(self.operation_id),
+            terms: self.terms,
         });
         let position = Position {
             entry_id: self.entry_id,
@@ -235,6 +238,7 @@ mod tests {
             metadata: "{}".into(),
             result: Some("{}".into()),
             entry_hash: Vec::new(),
+            terms: None,
         };
         e.entry_hash = e.hash(previous).to_vec();
         e
@@ -276,7 +280,8 @@ mod tests {
     #[test]
     fn a_change_of_any_column_shows_up() {
         type Change = fn(&mut Stored);
-        let changes: [Change; 23] = [
+        let changes: [Change; 24] = [
+            |e| e.terms = Some([0; 32]),
             |e| e.request_id = None,
             |e| e.org_id = Uuid::from_u128(8),
             |e| e.operation_id -= 1,

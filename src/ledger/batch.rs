@@ -10,7 +10,7 @@ use crate::ledger::call::to_json;
 use crate::ledger::chain;
 use crate::ledger::consume::{self, Consumption};
 use crate::ledger::store::{self, Replay};
-use crate::ledger::wallet::{Facts, Operation, Request, Wallet};
+use crate::ledger::wallet::{Facts, Lane, Operation, Request, Wallet};
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db, Row};
 use crate::time::{Moment, Period};
@@ -66,19 +66,23 @@ pub struct Item {
     pub metadata: String,
 }
 
-/// An item with what its metric costs.
+/// An item with what its metric costs, or why it cannot be priced: it may be a repeated one all the same.
 struct Priced {
     item: Item,
-    price: Option<Rc<Price>>,
+    price: Result<Option<Rc<Price>>>,
 }
 
 impl Priced {
+    fn price(&self) -> Option<&Price> {
+        self.price.as_ref().ok()?.as_deref()
+    }
+
     fn unit(&self) -> &str {
-        self.price.as_ref().map_or(units::CREDIT, |p| p.unit.as_str())
+        self.price().map_or(units::CREDIT, |p| p.unit.as_str())
     }
 
     fn is_counted(&self) -> bool {
-        self.price.as_ref().is_some_and(|p| !p.is_linear())
+        self.price().is_some_and(|p| !p.is_linear())
     }
 }
 
@@ -106,7 +110,8 @@ fn consume_all(db: &Db, items: Vec<Result<Item>>) -> Result<Vec<Result<Consumpti
     cache::require_installed(db)?;
     let now = clock::now();
     let known = known_orgs(db, items.iter().flatten().map(|i| i.org_id).collect());
-    let items: Vec<Result<Priced>> = items.into_iter().map(|item| priced(db, item?, &known, now)).collect();
+    let items: Vec<Result<Priced>> =
+        items.into_iter().map(|item| item.map(|item| priced(db, item, &known, now))).collect();
     let mut locked = lock(db, &items, now);
     let mut done: HashMap<(Uuid, String), (Item, Consumption)> = HashMap::new();
     let outcomes = items
@@ -142,23 +147,37 @@ fn known_orgs(db: &Db, orgs: BTreeSet<Uuid>) -> BTreeSet<Uuid> {
     db.write(&KNOWN_ORGS, args![orgs]).iter().map(|row| row.get(0)).collect()
 }
 
-fn priced(db: &Db, item: Item, known: &BTreeSet<Uuid>, now: Moment) -> Result<Priced> {
-    let metric = cache::metric(db, &item.metric)?;
-    if !known.contains(&item.org_id) {
-        return Err(Error::unknown("unknown_org", item.org_id.to_string()));
+fn priced(db: &Db, item: Item, known: &BTreeSet<Uuid>, now: Moment) -> Priced {
+    let price = cache::metric(db, &item.metric).and_then(|metric| {
+        if !known.contains(&item.org_id) {
+            return Err(Error::unknown("unknown_org", item.org_id.to_string()));
+        }
+        cache::price(db, &metric, Some(item.org_id), now)
+    });
+    Priced { item, price }
+}
+
+fn lock_lanes(db: &Db, names: &[(Uuid, String)]) -> Vec<Lane> {
+    match names {
+        [(org_id, unit)] => store::lock(db, *org_id, unit).into_iter().collect(),
+        _ => store::lock_all(db, names),
     }
-    let price = cache::price(db, &metric, Some(item.org_id), now)?;
-    Ok(Priced { item, price })
 }
 
 fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Locked {
-    let valid = || items.iter().flatten();
+    let valid = || items.iter().flatten().filter(|p| p.price.is_ok());
     let names: BTreeSet<_> = valid().map(|p| (p.item.org_id, p.unit().to_owned())).collect();
     let names: Vec<_> = names.into_iter().collect();
-    let lanes = match names.as_slice() {
-        [(org_id, unit)] => store::lock(db, *org_id, unit).into_iter().collect(),
-        _ => store::lock_all(db, &names),
-    };
+    let mut lanes = lock_lanes(db, &names);
+    // What is free is noted in the credit wallet, which an org with a currency alone may lack.
+    let is_free = |org_id| valid().any(|p| p.item.org_id == org_id && p.price().is_none());
+    let is_there = |lanes: &[Lane], org_id| lanes.iter().any(|l| l.org_id == org_id && l.unit == units::CREDIT);
+    let missing: Vec<Uuid> =
+        names.iter().map(|name| name.0).filter(|org_id| !is_there(&lanes, *org_id) && is_free(*org_id)).collect();
+    if !missing.is_empty() {
+        missing.into_iter().for_each(|org_id| store::create(db, org_id, units::CREDIT, now));
+        lanes = lock_lanes(db, &names);
+    }
     let period = Period::Month.start(now);
     let counted: BTreeSet<_> =
         valid().filter(|p| p.is_counted()).map(|p| (p.item.org_id, p.item.metric.clone())).collect();
@@ -184,8 +203,9 @@ fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Locked {
             store::load_budgets(db, wallet, members);
         }
     }
+    let keyed = items.iter().flatten();
     let (orgs, requests): (Vec<Uuid>, Vec<Uuid>) =
-        valid().filter_map(|p| p.item.key.as_ref().map(|key| (p.item.org_id, chain::request_id(key)))).unzip();
+        keyed.filter_map(|p| p.item.key.as_ref().map(|key| (p.item.org_id, chain::request_id(key)))).unzip();
     let replays = if requests.is_empty() {
         HashMap::new()
     } else {
@@ -199,7 +219,7 @@ fn consume(db: &Db, locked: &mut Locked, priced: &Priced) -> Result<Consumption>
     let item = &priced.item;
     let counter = locked.counters.get_mut(&(item.org_id, item.metric.clone()));
     let used = counter.as_ref().map_or(0, |c| c.quantity);
-    let credits = match &priced.price {
+    let credits = match priced.price.clone()? {
         None => 0,
         Some(price) => price.charge(used, item.quantity).map_err(catalog::too_large)?,
     };
@@ -268,7 +288,7 @@ fn save(db: &Db, locked: Locked) -> Result<()> {
 }
 
 fn parse(db: &Db, items: Jsonb) -> Result<Vec<Result<Item>>> {
-    if !items.value().is_array() {
+    if !items.is_array() {
         return Err(Error::invalid("items", "must be an array"));
     }
     let rows = db.read(&PARSE, args![items]);

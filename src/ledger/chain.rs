@@ -35,6 +35,8 @@ pub struct Content<'a> {
     pub created_at: Moment,
     /// `entry_id − operation_id`: 0 for the first entry of an operation.
     pub offset: i64,
+    /// Of the grant that the entry made.
+    pub terms: Option<Hash>,
 }
 
 /// Feeds values to a hash so that no two lists of values look alike: a presence byte, the length, the bytes.
@@ -85,6 +87,7 @@ pub fn content(row: &Content<'_>) -> Hash {
     fields.text(row.result);
     fields.number(Some(row.created_at));
     fields.number(Some(row.offset));
+    fields.bytes(row.terms.as_ref().map(<[u8; 32]>::as_slice));
     fields.0.finalize().into()
 }
 
@@ -108,6 +111,35 @@ pub fn link(previous: &[u8], content: &Hash, position: Position) -> Hash {
     hash.update(position.balance_after.to_be_bytes());
     hash.update(position.grant_id.unwrap_or(0).to_be_bytes());
     hash.finalize().into()
+}
+
+/// The terms of a grant, which its entry's hash covers: they stand in another table and must not be bent either.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct Terms<'a> {
+    pub paid: bool,
+    pub priority: i32,
+    pub effective_at: Moment,
+    pub expires_at: Moment,
+    pub cost_minor: i64,
+    pub currency: Option<&'a str>,
+    pub metrics: Option<&'a [String]>,
+}
+
+/// Hash of the terms of a grant.
+pub fn terms(terms: &Terms<'_>) -> Hash {
+    let mut fields = Fields(Sha256::new());
+    fields.number(Some(i64::from(terms.paid)));
+    fields.number(Some(i64::from(terms.priority)));
+    fields.number(Some(terms.effective_at));
+    fields.number(Some(terms.expires_at));
+    fields.number(Some(terms.cost_minor));
+    fields.text(terms.currency);
+    fields.number(terms.metrics.map(|m| i64::try_from(m.len()).unwrap_or(i64::MAX)));
+    for metric in terms.metrics.into_iter().flatten() {
+        fields.text(Some(metric));
+    }
+    fields.0.finalize().into()
 }
 
 /// What makes an idempotency key unique: the first half of its SHA-256.
@@ -154,6 +186,7 @@ mod tests {
             result: None,
             created_at: 0,
             offset: 0,
+            terms: None,
         }
     }
 
@@ -178,6 +211,7 @@ mod tests {
             Content { result: Some("r"), ..row() },
             Content { created_at: 1, ..row() },
             Content { offset: 1, ..row() },
+            Content { terms: Some([0; 32]), ..row() },
         ];
         let mut hashes: Vec<_> = variants.iter().map(content).collect();
         hashes.push(base);

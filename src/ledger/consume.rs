@@ -12,11 +12,12 @@ use crate::json::Jsonb;
 use crate::ledger::batch::{self, Item};
 use crate::ledger::call::Answer;
 use crate::ledger::chain::{self, Content, Hash, Position};
-use crate::ledger::counters::Counted;
+use crate::ledger::counters::Counter;
 use crate::ledger::store::{self, Replay};
+use crate::ledger::wallet::{MemberDelta, Wallet};
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db};
-use crate::time::{INFINITY, Moment, NEVER_YET, Period};
+use crate::time::{INFINITY, Moment};
 use crate::{args, receipt, statements, units};
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -56,8 +57,9 @@ statements! {
                 head = billing.chain_link(head, $4, last_entry_id + 1, balance, balance - $3,
                                           case when $3 = 0 then 0 else slice_grant end)
           where org_id = $1 and unit = $2 and lane = 0
-            and slice_credits >= $3 and fresh_until > $5 and scoped = 0 and future = 0
-         returning last_entry_id, balance, slice_grant, head, fresh_until";
+            and slice_credits >= $3 and fresh_until > $5 and holds_due > $5 and scoped = 0 and future = 0
+            and consumed <= 9223372036854775807 - $3
+         returning last_entry_id, balance, slice_grant, head, least(fresh_until, holds_due)";
     UNBURN(uuid, text, int8) =
         "update billing.lanes l
             set balance = balance + $3,
@@ -77,21 +79,6 @@ statements! {
                                       request_id, idempotency_key)
          values ($1, $2, $2, - $3, $4 + $3, $4, $5, $6, $7, $8, $9, 'usage', $10, $11, $12, $13, $14)
          on conflict (org_id, request_id) do nothing";
-    SPEND_BUDGET(uuid, text, uuid, int8, timestamptz, timestamptz, timestamptz, timestamptz) =
-        "insert into billing.member_usage as m
-                (org_id, unit, member_id, consumed, period_consumed, period_start, last_activity_at)
-         values ($1, $2, $3, $4, $4, '-infinity', $5)
-         on conflict (org_id, unit, member_id) do update
-            set consumed = m.consumed + $4,
-                period_consumed = $4 + case when m.period_start =
-                    case m.budget_per when 'day' then $6 when 'month' then $7 else $8 end
-                    then m.period_consumed else 0 end,
-                period_start = case m.budget_per when 'day' then $6 when 'month' then $7 else $8 end,
-                last_activity_at = $5
-          where m.budget is null or $4 = 0
-             or $4 + case when m.period_start = case m.budget_per when 'day' then $6 when 'month' then $7 else $8 end
-                     then m.period_consumed else 0 end <= m.budget
-         returning true";
 }
 
 /// A consumption that was asked for.
@@ -154,65 +141,72 @@ struct Burned {
     fresh_until: Moment,
 }
 
+/// What a consumption costs now. The counter is locked where the price asks for one.
+struct Plan {
+    now: Moment,
+    unit: String,
+    credits: i64,
+    counter: Option<Counter>,
+}
+
 fn consume(asked: &Asked<'_>) -> Result<Consumption> {
-    sql::connect(|db| {
-        let metric = match cache::metric(db, asked.metric) {
-            Ok(metric) => metric,
-            // A call from before the metric was retired can still be repeated.
-            Err(error) => return replay(db, asked)?.ok_or(error),
-        };
-        let now = clock::now();
-        let price = cache::price(db, &metric, Some(asked.org_id), now)?;
-        let unit = price.as_ref().map_or(units::CREDIT, |p| p.unit.as_str());
-        let counted = match &price {
-            Some(price) if !price.is_linear() => {
-                if store::lock(db, asked.org_id, unit).is_none() {
-                    return batch::consume_one(db, asked.item());
-                }
-                Some(Counted::new(db, asked.org_id, asked.metric, price, asked.quantity, now)?)
-            }
-            _ => None,
-        };
-        let credits = match (&price, &counted) {
-            (None, _) => 0,
-            (_, Some(counted)) => counted.credits,
-            (Some(price), None) => price.charge(0, asked.quantity).map_err(catalog::too_large)?,
-        };
-        let take_back = |burned: bool| {
-            if burned {
-                db.write(&UNBURN, args![asked.org_id, unit, credits]);
-            }
-            if let Some(counted) = &counted {
-                counted.undo(db);
-            }
-        };
-        let Some(burned) = burn(db, asked, unit, credits, now) else {
-            take_back(false);
-            return batch::consume_one(db, asked.item());
-        };
-        // The wait for the lock may have outlasted the figures of the row.
-        if burned.fresh_until != INFINITY && burned.fresh_until <= clock::now() {
-            take_back(true);
-            return batch::consume_one(db, asked.item());
+    sql::connect(|db| match plan(db, asked) {
+        Ok(Some(plan)) => charge(db, asked, &plan),
+        Ok(None) => batch::consume_one(db, asked.item()),
+        // Whatever would be refused now: a call that was made before has its answer.
+        Err(error) => replay(db, asked)?.ok_or(error),
+    })
+}
+
+/// None where there is no wallet to lock.
+fn plan(db: &Db, asked: &Asked<'_>) -> Result<Option<Plan>> {
+    let metric = cache::metric(db, asked.metric)?;
+    let mut now = clock::now();
+    let Some(price) = cache::price(db, &metric, Some(asked.org_id), now)? else {
+        return Ok(Some(Plan { now, unit: units::CREDIT.to_owned(), credits: 0, counter: None }));
+    };
+    let unit = price.unit.clone();
+    let counter = if price.is_linear() {
+        None
+    } else {
+        if store::lock(db, asked.org_id, &unit).is_none() {
+            return Ok(None);
         }
-        if !write(db, asked, unit, credits, now, &burned) {
-            take_back(true);
-            return replay(db, asked)?.ok_or_else(Error::contended);
-        }
-        if let Some(counted) = &counted {
-            counted.charged(db);
-        }
-        spend_budget(db, asked, unit, credits, now)?;
-        Ok(Consumption {
-            operation_id: burned.entry_id,
-            metric: asked.metric.to_owned(),
-            quantity: asked.quantity,
-            included: 0,
-            credits,
-            balance_before: burned.balance + credits,
-            balance_after: burned.balance,
-            replayed: false,
-        })
+        now = clock::now();
+        Some(Counter::lock(db, asked.org_id, asked.metric, now))
+    };
+    let used = counter.as_ref().map_or(0, |c| c.quantity);
+    let credits = price.charge(used, asked.quantity).map_err(catalog::too_large)?;
+    Ok(Some(Plan { now, unit, credits, counter }))
+}
+
+fn charge(db: &Db, asked: &Asked<'_>, plan: &Plan) -> Result<Consumption> {
+    let (now, unit, credits) = (plan.now, plan.unit.as_str(), plan.credits);
+    let Some(burned) = burn(db, asked, unit, credits, now) else {
+        return batch::consume_one(db, asked.item());
+    };
+    // The wait for the lock may have outlasted the figures of the row.
+    if burned.fresh_until != INFINITY && burned.fresh_until <= clock::now() {
+        db.write(&UNBURN, args![asked.org_id, unit, credits]);
+        return batch::consume_one(db, asked.item());
+    }
+    if !write(db, asked, unit, credits, now, &burned) {
+        db.write(&UNBURN, args![asked.org_id, unit, credits]);
+        return replay(db, asked)?.ok_or_else(Error::contended);
+    }
+    if let Some(counter) = &plan.counter {
+        counter.add(db, asked.quantity, credits);
+    }
+    spend_budget(db, asked, unit, credits, now);
+    Ok(Consumption {
+        operation_id: burned.entry_id,
+        metric: asked.metric.to_owned(),
+        quantity: asked.quantity,
+        included: 0,
+        credits,
+        balance_before: burned.balance + credits,
+        balance_after: burned.balance,
+        replayed: false,
     })
 }
 
@@ -240,6 +234,7 @@ fn burn(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment) -> Op
         result: None,
         created_at: now,
         offset: 0,
+        terms: None,
     });
     let rows = db.write(&BURN, args![asked.org_id, unit, credits, content.as_slice(), At(now)]);
     rows.first().map(|row| Burned {
@@ -301,17 +296,18 @@ fn write(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment, burn
     }
 }
 
-fn spend_budget(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment) -> Result<()> {
-    let Some(member_id) = asked.member_id else { return Ok(()) };
-    let (day, month) = (At(Period::Day.start(now)), At(Period::Month.start(now)));
-    let rows =
-        db.write(&SPEND_BUDGET, args![asked.org_id, unit, member_id, credits, At(now), day, month, At(NEVER_YET)]);
-    if rows.count() == 1 {
-        return Ok(());
+fn spend_budget(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment) {
+    let Some(member_id) = asked.member_id else { return };
+    let delta = MemberDelta { consumed: credits, period: credits, active_at: Some(now) };
+    if !store::save_member(db, asked.org_id, unit, member_id, &delta, now, true) {
+        // The rules say why. What was written so far goes with the error: so it must be raised, not returned.
+        or_raise(refusal(db, asked, unit, member_id, credits, now));
     }
-    // Refused: the rules say why. What was written so far goes with the error.
+}
+
+fn refusal(db: &Db, asked: &Asked<'_>, unit: &str, member_id: Uuid, credits: i64, now: Moment) -> Result<()> {
     let lane = store::lock(db, asked.org_id, unit).ok_or_else(Error::contended)?;
-    let mut wallet = crate::ledger::wallet::Wallet::new(lane, now);
+    let mut wallet = Wallet::new(lane, now);
     store::load_budgets(db, &mut wallet, vec![member_id]);
     wallet.check_budget(Some(member_id), credits)?;
     Err(Error::contended())

@@ -17,10 +17,11 @@ use uuid::Uuid;
 const MOST_WALLETS: i32 = 100_000;
 
 statements! {
-    // Wallets that somebody works on are left to him: he books what is due, or the next run does.
     DUE(timestamptz, int4) =
         "select org_id, unit from billing.lanes where fresh_until <= $1
-          order by fresh_until limit $2 for update skip locked";
+         union
+         select org_id, unit from billing.holds where status = 'open' and expires_at <= $1
+          limit $2";
 }
 
 /// Books expired credit and timed-out holds of at most `max_wallets` wallets; gives the number of wallets it looked after.
@@ -39,15 +40,18 @@ fn book_expiries(max_wallets: default!(Option<i32>, 500)) -> i64 {
             let rows = db.write(&DUE, args![At(clock::now()), most]);
             Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect::<Vec<_>>())
         })?;
+        let mut done = 0;
         // A connection per wallet, so that its memory is free before the next.
         for (org_id, unit) in &due {
-            sql::connect(|db| -> Result<()> {
-                let Some(lane) = store::lock(db, *org_id, unit) else { return Ok(()) };
+            done += sql::connect(|db| -> Result<i64> {
+                // A wallet that somebody works on is left to him: he books what is due, or the next run does.
+                let Some(lane) = store::lock_if_free(db, *org_id, unit) else { return Ok(0) };
                 let mut wallet = Wallet::new(lane, clock::now());
                 store::load(db, &mut wallet, &[])?;
-                store::save(db, std::slice::from_mut(&mut wallet), "{}")
+                store::save(db, std::slice::from_mut(&mut wallet), "{}")?;
+                Ok(1)
             })?;
         }
-        Ok(i64::try_from(due.len()).unwrap_or(i64::MAX))
+        Ok(done)
     })())
 }

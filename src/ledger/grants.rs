@@ -44,7 +44,9 @@ impl Answer for VoidReceipt {
 
 statements! {
     SAVE_SETTINGS(uuid, text, text, int8) =
-        "update billing.wallet_settings set owner_type = $3, low_balance_threshold = $4 where org_id = $1 and unit = $2";
+        "update billing.wallet_settings
+            set owner_type = coalesce($3, owner_type), low_balance_threshold = coalesce($4, low_balance_threshold)
+          where org_id = $1 and unit = $2";
     UNIT_OF_GRANT(uuid, int8) = "select unit from billing.lots where org_id = $1 and grant_id = $2";
 }
 
@@ -55,21 +57,20 @@ fn kind_of(source: &str) -> Option<&'static str> {
 
 /// Makes a wallet, or changes who owns it and when it counts as low.
 ///
-/// `owner_type`: user | community | organization. `low_balance_threshold`: in the wallet's unit, null for none. A grant makes
-/// the wallet by itself; call this for another owner or a threshold. Errors: 22023.
+/// `owner_type`: user | community | organization (at first). `low_balance_threshold`: in the wallet's unit, 0 for never. Null
+/// leaves as it is. A grant makes the wallet by itself; call this for another owner or a threshold. Errors: 22023.
 #[pg_extern(volatile, security_definer)]
 #[search_path(pg_catalog, billing, pg_temp)]
 fn create_wallet(
     org_id: Option<pgrx::Uuid>,
     unit: default!(Option<&str>, "'credit'"),
-    owner_type: default!(Option<&str>, "'organization'"),
+    owner_type: default!(Option<&str>, "NULL"),
     low_balance_threshold: default!(Option<i64>, "NULL"),
 ) -> WalletStatus {
     or_raise((|| {
         let org_id = required_uuid("org_id", org_id)?;
         let unit = self::unit(unit)?;
-        let owner_type = required("owner_type", owner_type)?;
-        if !["user", "community", "organization"].contains(&owner_type) {
+        if owner_type.is_some_and(|known| !["user", "community", "organization"].contains(&known)) {
             return Err(Error::invalid("owner_type", "must be user, community or organization"));
         }
         if low_balance_threshold.is_some_and(|t| t < 0) {

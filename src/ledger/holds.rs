@@ -1,25 +1,30 @@
 //! Two-phase spending (reserve, then capture or release) and payout holds.
 
 use crate::arguments::{optional_uuid, positive, reason, required, required_uuid, unit};
+use crate::catalog::price::Price;
 use crate::catalog::{self, cache};
 use crate::error::{Error, Result};
 use crate::json::Jsonb;
 use crate::ledger::call::{Answer, Call};
 use crate::ledger::consume::Consumption;
-use crate::ledger::counters::Counted;
+use crate::ledger::counters::Counter;
 use crate::ledger::store;
 use crate::ledger::wallet::{Facts, Hold, Operation, Part, Wallet, split};
 use crate::raise::or_raise;
 use crate::sql::{At, Db};
 use crate::time::Moment;
-use crate::{args, receipt, statements};
+use crate::{args, receipt, statements, units};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use uuid::Uuid;
 
 /// Longest time that credit may be reserved.
 const LONGEST_TTL: i64 = 366 * 24 * 3600 * 1_000_000;
+
+/// The year 9999 and some: nothing is reserved where adding a time might leave the calendar.
+const END_OF_TIME: Moment = 252_455_616_000_000_000;
 
 receipt! {
     /// Of credit set aside, or given back.
@@ -39,12 +44,12 @@ impl Answer for HoldReceipt {
 }
 
 statements! {
-    NEW_HOLD(uuid, int8, text, text, text, int8, int8, uuid, text, timestamptz, timestamptz, int4) =
+    NEW_HOLD(uuid, int8, text, text, text, int8, int8, uuid, text, timestamptz, timestamptz, int4, text) =
         "insert into billing.holds (org_id, hold_id, unit, kind, metric, quantity, credits, member_id, reason, expires_at,
-                                    created_at, parts)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+                                    created_at, parts, price)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::jsonb)";
     HOLD(uuid, int8) =
-        "select unit, kind, status, metric, quantity, credits, member_id, expires_at, created_at
+        "select unit, kind, status, metric, quantity, credits, member_id, expires_at, created_at, price::text
            from billing.holds where org_id = $1 and hold_id = $2";
 }
 
@@ -59,6 +64,8 @@ struct Stored {
     member_id: Option<Uuid>,
     expires_at: Option<Moment>,
     created_at: Moment,
+    /// None: free.
+    price: Option<Price>,
 }
 
 fn find(db: &Db, org_id: Uuid, hold_id: i64) -> Result<Stored> {
@@ -73,6 +80,12 @@ fn find(db: &Db, org_id: Uuid, hold_id: i64) -> Result<Stored> {
             member_id: row.opt(6),
             expires_at: row.opt(7),
             created_at: row.get(8),
+            price: row
+                .opt::<String>(9)
+                .map(|text| {
+                    serde_json::from_str(&text).map_err(|_| Error::corrupt("the price of a hold cannot be read"))
+                })
+                .transpose()?,
         }),
         None => {
             store::require_org(db, org_id)?;
@@ -141,15 +154,22 @@ fn reserve_credits(
         let arguments = [metric.to_owned(), quantity.to_string(), ttl_text, format!("{member_id:?}")];
         let arguments: Vec<_> = arguments.iter().map(|a| Some(a.as_str())).collect();
         let call = Call::new(org_id, "reserve_credits", &arguments, idempotency_key, metadata)?;
+        let price = RefCell::new(None);
         call.run(
             |db, now| {
-                let (unit, credits) = catalog::cost(db, metric, quantity, Some(org_id), now)?;
-                store::lock_known(db, org_id, &unit, credits)
+                let known = cache::metric(db, metric)?;
+                let found = cache::price(db, &known, Some(org_id), now)?;
+                let unit = found.as_ref().map_or(units::CREDIT, |p| p.unit.as_str());
+                let credits = charge(db, org_id, metric, quantity, found.as_deref(), now)?;
+                let lane = store::lock_known(db, org_id, unit, credits);
+                *price.borrow_mut() = found;
+                lane
             },
             |db, wallet| {
                 let now = wallet.now();
                 let expires_at = expiry(now, &ttl)?;
-                let (_, credits) = catalog::cost(db, metric, quantity, Some(org_id), now)?;
+                let price = price.take();
+                let credits = charge(db, org_id, metric, quantity, price.as_deref(), now)?;
                 if !wallet.slice_suffices(credits) {
                     store::load(db, wallet, &[])?;
                 }
@@ -183,6 +203,7 @@ fn reserve_credits(
                         At(expires_at),
                         At(now),
                         entries_of(&parts),
+                        price.as_deref().and_then(|p| serde_json::to_string(p).ok()),
                     ],
                 );
                 let balance_after = wallet.spendable(Some(metric));
@@ -194,10 +215,21 @@ fn reserve_credits(
     })())
 }
 
+/// What a quantity costs at a price, after what was used in the period.
+fn charge(db: &Db, org_id: Uuid, metric: &str, quantity: i64, price: Option<&Price>, now: Moment) -> Result<i64> {
+    let Some(price) = price else { return Ok(0) };
+    let used = if price.is_linear() { 0 } else { catalog::used(db, org_id, metric, now) };
+    price.charge(used, quantity).map_err(catalog::too_large)
+}
+
 fn expiry(now: Moment, ttl: &Interval) -> Result<Moment> {
     let bad = || Error::invalid("ttl", "must be above zero and at most a year");
     // More than any ttl may be, and far from where adding to the moment would overflow.
-    if ttl.months().abs() > 12 || ttl.days().abs() > 366 || ttl.micros().abs() > LONGEST_TTL {
+    if ttl.months().unsigned_abs() > 12
+        || ttl.days().unsigned_abs() > 366
+        || ttl.micros().unsigned_abs() > LONGEST_TTL.unsigned_abs()
+        || now > END_OF_TIME
+    {
         return Err(bad());
     }
     let start = TimestampWithTimeZone::try_from(now).map_err(|_| bad())?;
@@ -255,18 +287,15 @@ fn capture(
         return Err(Error::invalid("hold_id", "is a payout hold: use pay_out or release_credits"));
     };
     let quantity = quantity.unwrap_or(reserved_quantity);
-    let known = cache::metric_ever(db, metric)?;
-    let price = cache::price(db, &known, Some(call.org_id), hold.created_at)?;
-    let counted = match &price {
-        Some(price) if !price.is_linear() => {
-            Some(Counted::new(db, call.org_id, metric, price, quantity, wallet.now())?)
-        }
-        _ => None,
-    };
-    let credits = match (&price, &counted) {
-        (None, _) => 0,
-        (_, Some(counted)) => counted.credits,
-        (Some(price), None) => price.charge(0, quantity).map_err(catalog::too_large)?,
+    let counter = hold
+        .price
+        .as_ref()
+        .filter(|price| !price.is_linear())
+        .map(|_| Counter::lock(db, call.org_id, metric, wallet.now()));
+    let used = counter.as_ref().map_or(0, |c| c.quantity);
+    let credits = match &hold.price {
+        None => 0,
+        Some(price) => price.charge(used, quantity).map_err(catalog::too_large)?,
     };
     if credits > hold.credits && beyond == "refuse" {
         return Err(Error::capture_exceeds(hold.credits, credits));
@@ -282,7 +311,9 @@ fn capture(
         store::load(db, wallet, &named)?;
     }
     store::load_budgets(db, wallet, hold.member_id.into_iter().collect());
-    wallet.check_budget(hold.member_id, credits - hold.credits)?;
+    // What of the hold counted in an earlier period is no part of this one's budget.
+    let counted = wallet.still_counted(&plain(hold_id, hold));
+    wallet.check_budget(hold.member_id, credits - counted)?;
     let balance_before = wallet.spendable(Some(metric));
     let facts = Facts { metric: Some(metric.clone()), quantity: Some(quantity), ..from_hold(hold_id, hold) };
     let mut operation = call.operation(facts);
@@ -290,7 +321,7 @@ fn capture(
     wallet.lane.reserved -= hold.credits;
 
     let (mine, excess) = split(&parts, credits);
-    wallet.note_member(hold.member_id, 0, -wallet.still_counted(&plain(hold_id, hold)), None);
+    wallet.note_member(hold.member_id, 0, -counted, None);
     if excess > 0 {
         if !mine.is_empty() {
             wallet.consume(&mut operation, &mine, credits - excess)?;
@@ -304,8 +335,8 @@ fn capture(
     }
     wallet.bury()?;
     store::close_hold(db, call.org_id, hold_id, "captured", wallet.now(), operation.id());
-    if let Some(counted) = counted {
-        counted.charged(db);
+    if let Some(counter) = counter {
+        counter.add(db, quantity, credits);
     }
     let answer = Consumption {
         operation_id: operation.id(),
@@ -447,6 +478,7 @@ fn lock_credits(
                         None::<At>,
                         At(wallet.now()),
                         entries_of(&parts),
+                        None::<&str>,
                     ],
                 );
                 let balance_after = wallet.spendable(None);

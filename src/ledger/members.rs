@@ -12,19 +12,25 @@ use crate::{args, statements};
 use pgrx::prelude::*;
 
 statements! {
-    // What was consumed and is reserved in the current period counts from the start.
+    // What was used (and not refunded) and is reserved in the current period counts from the start.
     SET_BUDGET(uuid, text, uuid, int8, text, timestamptz) =
         "insert into billing.member_usage as m (org_id, unit, member_id, budget, budget_per, period_start, period_consumed)
          select $1, $2, $3, $4, $5, $6,
-                greatest(0, coalesce((select -sum(amount) from billing.entries
-                           where org_id = $1 and unit = $2 and member_id = $3 and created_at >= $6
-                             and (kind = 'usage' or kind = 'refund' and source = 'operation')), 0)
-                + coalesce((select sum(credits) from billing.holds
-                             where org_id = $1 and unit = $2 and member_id = $3 and status = 'open'
-                               and created_at >= $6), 0))::bigint
+                (coalesce((select -sum(e.amount) from billing.entries e
+                            where e.org_id = $1 and e.unit = $2 and e.member_id = $3 and e.created_at >= $6
+                              and e.kind = 'usage'), 0)
+                 - coalesce((select sum(r.credits) from billing.refunds r
+                             join billing.entries e on e.org_id = r.org_id and e.entry_id = r.operation_id
+                            where r.org_id = $1 and e.unit = $2 and e.member_id = $3 and e.created_at >= $6), 0)
+                 + coalesce((select sum(h.credits) from billing.holds h
+                             where h.org_id = $1 and h.unit = $2 and h.member_id = $3 and h.status = 'open'
+                               and h.created_at >= $6), 0))::bigint
          on conflict (org_id, unit, member_id) do update
             set budget = excluded.budget, budget_per = excluded.budget_per, period_start = excluded.period_start,
                 period_consumed = excluded.period_consumed";
+    CLEAR_BUDGET(uuid, text, uuid) =
+        "update billing.member_usage set budget = null, budget_per = null
+          where org_id = $1 and unit = $2 and member_id = $3";
 }
 
 /// Limits what a member of a wallet may consume per day, month (calendar, UTC) or in total; null takes the limit away.
@@ -52,10 +58,12 @@ fn set_member_budget(
         sql::connect(|db| {
             cache::require_installed(db)?;
             store::lock(db, org_id, unit).ok_or_else(|| Error::unknown("unknown_org", org_id.to_string()))?;
-            // Without a budget the figures are kept as those of all time.
-            let (per, period) = if credits.is_some() { (Some(per), period) } else { (None, Period::Total) };
-            let start = At(period.start(clock::now()));
-            db.write(&SET_BUDGET, args![org_id, unit, member_id, credits, per, start]);
+            if credits.is_some() {
+                let start = At(period.start(clock::now()));
+                db.write(&SET_BUDGET, args![org_id, unit, member_id, credits, per, start]);
+            } else {
+                db.write(&CLEAR_BUDGET, args![org_id, unit, member_id]);
+            }
             Ok(())
         })
     })());

@@ -6,9 +6,9 @@
 
 use crate::error::{Error, Result};
 use crate::ledger::chain;
-use crate::ledger::wallet::{Budget, Entry, Hold, Lane, Lot, Part, Saved, Wallet};
+use crate::ledger::wallet::{Budget, Entry, Hold, Lane, Lot, MemberDelta, Part, Saved, Wallet};
 use crate::sql::{At, Db, Row};
-use crate::time::{INFINITY, Moment, NEVER_YET, Period};
+use crate::time::{INFINITY, Moment, Period};
 use crate::{args, statements};
 use uuid::Uuid;
 
@@ -17,6 +17,10 @@ statements! {
         "select org_id, unit, lane, last_entry_id, balance, reserved, locked, purchased, consumed, scoped, future,
                 slice_grant, slice_credits, fresh_until, holds_due, head
            from billing.lanes where org_id = $1 and unit = $2 and lane = 0 for update";
+    LOCK_IF_FREE(uuid, text) =
+        "select org_id, unit, lane, last_entry_id, balance, reserved, locked, purchased, consumed, scoped, future,
+                slice_grant, slice_credits, fresh_until, holds_due, head
+           from billing.lanes where org_id = $1 and unit = $2 and lane = 0 for update skip locked";
     LOCK_LANES(uuids, texts) =
         "select l.org_id, l.unit, l.lane, l.last_entry_id, l.balance, l.reserved, l.locked, l.purchased, l.consumed,
                 l.scoped, l.future, l.slice_grant, l.slice_credits, l.fresh_until, l.holds_due, l.head
@@ -100,18 +104,25 @@ statements! {
     CLOSE_HOLD(uuid, int8, text, timestamptz, int8) =
         "update billing.holds set status = $3, closed_at = $4, closed_by = $5
           where org_id = $1 and hold_id = $2 and status = 'open'";
-    // Deltas, not values: a member's row can be reached from several lanes.
-    SAVE_MEMBER(uuid, text, uuid, int8, int8, timestamptz, timestamptz, timestamptz, timestamptz) =
+    // Deltas, not values: a member's row can be reached from several lanes. A period begins with the first call of it; one
+    // that was earlier and comes later counts in the newer period. Gives no row when the budget does not suffice.
+    SAVE_MEMBER(uuid, text, uuid, int8, int8, timestamptz, timestamptz, timestamptz, boolean) =
         "insert into billing.member_usage as m
                 (org_id, unit, member_id, consumed, period_consumed, period_start, last_activity_at)
          values ($1, $2, $3, $4, greatest($5, 0), '-infinity', $6)
          on conflict (org_id, unit, member_id) do update
             set consumed = m.consumed + $4,
-                period_consumed = greatest(0, $5 + case when m.period_start =
-                    case m.budget_per when 'day' then $7 when 'month' then $8 else $9 end
-                    then m.period_consumed else 0 end),
-                period_start = case m.budget_per when 'day' then $7 when 'month' then $8 else $9 end,
-                last_activity_at = coalesce(excluded.last_activity_at, m.last_activity_at)";
+                period_consumed = greatest(0, $5 + case
+                    when m.period_start < case m.budget_per when 'day' then $7 when 'month' then $8 else '-infinity' end
+                    then 0 else m.period_consumed end),
+                period_start = greatest(m.period_start,
+                    case m.budget_per when 'day' then $7 when 'month' then $8 else '-infinity' end),
+                last_activity_at = greatest(m.last_activity_at, $6)
+          where not $9 or m.budget is null or $5 <= 0
+             or $5 + case
+                    when m.period_start < case m.budget_per when 'day' then $7 when 'month' then $8 else '-infinity' end
+                    then 0 else m.period_consumed end <= m.budget
+         returning true";
 }
 
 fn lane(row: &Row) -> Lane {
@@ -160,6 +171,11 @@ pub fn lock(db: &Db, org_id: Uuid, unit: &str) -> Option<Lane> {
     db.write(&LOCK_LANE, args![org_id, unit]).first().as_ref().map(lane)
 }
 
+/// Locks a wallet unless somebody else has.
+pub fn lock_if_free(db: &Db, org_id: Uuid, unit: &str) -> Option<Lane> {
+    db.write(&LOCK_IF_FREE, args![org_id, unit]).first().as_ref().map(lane)
+}
+
 /// Locks wallets in the one order; those that do not exist are missing from the result.
 pub fn lock_all(db: &Db, wallets: &[(Uuid, String)]) -> Vec<Lane> {
     let (orgs, units): (Vec<Uuid>, Vec<String>) = wallets.iter().cloned().unzip();
@@ -171,8 +187,19 @@ pub fn peek(db: &Db, org_id: Uuid, unit: &str) -> Option<Lane> {
     db.read(&READ_LANE, args![org_id, unit]).first().as_ref().map(lane)
 }
 
-/// Whether the org has any wallet.
+/// Makes a wallet where there is none.
+pub fn create(db: &Db, org_id: Uuid, unit: &str, now: Moment) {
+    db.write(&CREATE_SETTINGS, args![org_id, unit, At(now)]);
+    db.write(&CREATE_LANE, args![org_id, unit]);
+}
+
+/// Whether the org has any wallet, as of this very moment.
 pub fn org_exists(db: &Db, org_id: Uuid) -> bool {
+    db.write(&ORG_EXISTS, args![org_id]).count() > 0
+}
+
+/// The same on the caller's snapshot, for functions that only read.
+pub fn org_was_known(db: &Db, org_id: Uuid) -> bool {
     db.read(&ORG_EXISTS, args![org_id]).count() > 0
 }
 
@@ -187,8 +214,7 @@ pub fn lock_or_create(db: &Db, org_id: Uuid, unit: &str, now: Moment) -> Result<
         if let Some(lane) = lock(db, org_id, unit) {
             return Ok(lane);
         }
-        db.write(&CREATE_SETTINGS, args![org_id, unit, At(now)]);
-        db.write(&CREATE_LANE, args![org_id, unit]);
+        create(db, org_id, unit, now);
     }
     Err(Error::contended())
 }
@@ -413,21 +439,25 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) {
         close_hold(db, lane.org_id, *hold_id, "expired", wallet.now(), *operation_id);
     }
     for (member_id, delta) in &wallet.members {
-        db.write(
-            &SAVE_MEMBER,
-            args![
-                lane.org_id,
-                &lane.unit,
-                *member_id,
-                delta.consumed,
-                delta.period,
-                delta.active_at.map(At),
-                At(Period::Day.start(wallet.now())),
-                At(Period::Month.start(wallet.now())),
-                At(NEVER_YET),
-            ],
-        );
+        // The rules have checked the budget, with the row locked.
+        save_member(db, lane.org_id, &lane.unit, *member_id, delta, wallet.now(), false);
     }
+}
+
+/// Adds to a member's figures; false when his budget is to be kept and does not suffice.
+pub fn save_member(
+    db: &Db,
+    org_id: Uuid,
+    unit: &str,
+    member_id: Uuid,
+    delta: &MemberDelta,
+    now: Moment,
+    keep_budget: bool,
+) -> bool {
+    let (day, month) = (At(Period::Day.start(now)), At(Period::Month.start(now)));
+    let active_at = delta.active_at.map(At);
+    let arguments = args![org_id, unit, member_id, delta.consumed, delta.period, active_at, day, month, keep_budget];
+    db.write(&SAVE_MEMBER, arguments).count() == 1
 }
 
 /// Closes an open hold.

@@ -36,7 +36,7 @@ receipt! {
 
 statements! {
     TOTAL(uuid, text) =
-        "select balance - scoped - future, scoped, fresh_until from billing.lanes
+        "select balance - scoped - future, scoped, least(fresh_until, holds_due) from billing.lanes
           where org_id = $1 and unit = $2 and lane = 0";
     SETTINGS(uuid, text) =
         "select owner_type, low_balance_threshold, created_at from billing.wallet_settings where org_id = $1 and unit = $2";
@@ -92,7 +92,7 @@ pub fn wallet_status(db: &Db, org_id: Uuid, unit: &str, locked: bool) -> Result<
 ///
 /// Takes the same time however long the history. An org without a wallet in that unit has 0. Errors: 42501 for an org that
 /// is not the caller's; PT404 `unknown_metric`; 22023.
-#[pg_extern(stable, security_definer, parallel_restricted)]
+#[pg_extern(stable, security_definer)]
 #[search_path(pg_catalog, billing, pg_temp)]
 fn get_total_credits(
     org_id: Option<pgrx::Uuid>,
@@ -123,7 +123,7 @@ fn get_total_credits(
 ///
 /// `available` is general credit that can be spent now; `scoped` is for some metrics only; `future` is not effective yet.
 /// Errors: PT404 `unknown_org` when the org has no wallet in that unit; 42501; 22023.
-#[pg_extern(stable, security_definer, parallel_restricted)]
+#[pg_extern(stable, security_definer)]
 #[search_path(pg_catalog, billing, pg_temp)]
 fn get_wallet(org_id: Option<pgrx::Uuid>, unit: default!(Option<&str>, "'credit'")) -> WalletStatus {
     or_raise((|| {
@@ -140,7 +140,7 @@ fn get_wallet(org_id: Option<pgrx::Uuid>, unit: default!(Option<&str>, "'credit'
 /// A dry run: which grants a consumption would burn, in order, and what each would have left.
 ///
 /// No row when it costs nothing. Errors: as `consume_credits` would refuse it; 42501.
-#[pg_extern(stable, security_definer, parallel_restricted)]
+#[pg_extern(stable, security_definer)]
 #[search_path(pg_catalog, billing, pg_temp)]
 #[allow(clippy::type_complexity)]
 fn explain_consumption(
@@ -167,7 +167,9 @@ fn explain_consumption(
             access::authorize(db, org_id)?;
             let (unit, credits) = catalog::cost(db, metric, quantity, Some(org_id), clock::now())?;
             let Some(mut wallet) = current(db, org_id, &unit, true)? else {
-                store::require_org(db, org_id)?;
+                if !store::org_was_known(db, org_id) {
+                    return Err(Error::unknown("unknown_org", org_id.to_string()));
+                }
                 return if credits == 0 { Ok(Vec::new()) } else { Err(Error::insufficient(credits, 0)) };
             };
             let parts = wallet.allocate(credits, Some(metric))?;

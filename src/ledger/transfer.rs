@@ -34,7 +34,10 @@ impl Answer for TransferReceipt {
 
 /// What the receiver gets for a part of a grant: as paid, as urgent and as short-lived as it was, at its share of the cost.
 fn received(lot: &Lot, part: Part, now: i64) -> Lot {
-    let share = i128::from(lot.cost_minor) * i128::from(part.credits) / i128::from(lot.amount.max(1));
+    // Shares are cut from the whole, one after the other, so that together they are the whole.
+    let share_until =
+        |left: i64| i128::from(lot.cost_minor) * i128::from(lot.amount - left) / i128::from(lot.amount.max(1));
+    let share = share_until(lot.remaining - part.credits) - share_until(lot.remaining);
     Lot {
         grant_id: 0,
         amount: part.credits,
@@ -56,10 +59,13 @@ fn transfer(call: &Call, to_org: Uuid, amount: i64, unit: &str) -> Result<Transf
         if !store::org_exists(db, from_org) {
             return Err(Error::unknown("unknown_org", from_org.to_string()));
         }
-        if store::peek(db, to_org, unit).is_none() {
-            store::lock_or_create(db, to_org, unit, clock::now())?;
+        // Both in the one order; a missing wallet is made first and then locked with the other.
+        let names = [(from_org, unit.to_owned()), (to_org, unit.to_owned())];
+        let mut lanes = store::lock_all(db, &names);
+        if !lanes.iter().any(|lane| lane.org_id == to_org) {
+            store::create(db, to_org, unit, clock::now());
+            lanes = store::lock_all(db, &names);
         }
-        let lanes = store::lock_all(db, &[(from_org, unit.to_owned()), (to_org, unit.to_owned())]);
         if let Some(answer) = call.replay(db)? {
             return Ok(answer);
         }

@@ -5,9 +5,11 @@
 use crate::arguments::optional_uuid;
 use crate::catalog::cache;
 use crate::error::Result;
-use crate::ledger::audit::{Row, Stored, Violation, Walk};
+use crate::ledger::audit::{self, Stored, Violation, Walk};
+use crate::ledger::chain::{self, Hash, Terms};
 use crate::raise::or_raise;
-use crate::sql::{self, Db, Rows};
+use crate::sql::{self, Db, Row};
+use crate::time::INFINITY;
 use crate::{args, statements};
 use pgrx::prelude::*;
 use uuid::Uuid;
@@ -25,6 +27,9 @@ statements! {
     LANE(uuid, int8) =
         "select unit, last_entry_id, balance, reserved, locked, purchased, consumed, head
            from billing.lanes where org_id = $1 and slot = $2";
+    TERMS(uuid, int8) =
+        "select category = 'paid', priority, effective_at, expires_at, cost_minor, currency, metrics
+           from billing.lots where org_id = $1 and grant_id = $2";
     LANES_WITHOUT_ENTRIES(uuid, uuid) =
         "select l.org_id, l.unit, 'entries_missing',
                 jsonb_build_object('last_entry_id', l.last_entry_id, 'found', l.slot::int8 << 40)::text
@@ -73,6 +78,29 @@ statements! {
                                    'future', w.future, 'future_grants', coalesce(r.future, 0))::text
            from wallets w left join restricted r using (org_id, unit)
           where w.scoped <> coalesce(r.scoped, 0) or w.future <> coalesce(r.future, 0)";
+    // A row that claims to hold beyond the next turn of its grants or holds would go on spending what has expired.
+    FRESHNESS(uuid, uuid) =
+        "with wallets as (
+            select org_id, unit, max(fresh_until) as fresh_until, max(holds_due) as holds_due, max(slice_grant) as slice
+              from billing.lanes where org_id between $1 and $2 group by 1, 2)
+         select w.org_id, w.unit, 'freshness_mismatch',
+                jsonb_build_object('fresh_until', w.fresh_until, 'grant_id', g.grant_id, 'expires_at', g.expires_at)::text
+           from wallets w join billing.lots g using (org_id, unit)
+          where (g.remaining > 0 or g.grant_id = w.slice) and g.expires_at < w.fresh_until
+            and g.effective_at < w.fresh_until
+         union all
+         select w.org_id, w.unit, 'freshness_mismatch',
+                jsonb_build_object('holds_due', w.holds_due, 'hold_id', h.hold_id, 'expires_at', h.expires_at)::text
+           from wallets w join billing.holds h using (org_id, unit)
+          where h.status = 'open' and h.expires_at < w.holds_due";
+    VOIDS(uuid, uuid) =
+        "select g.org_id, g.unit, 'void_mismatch',
+                jsonb_build_object('grant_id', g.grant_id, 'voided_at', g.voided_at, 'entry', v.grant_id)::text
+           from (select * from billing.lots where org_id between $1 and $2) g
+           left join (select distinct org_id, source_id as grant_id from billing.entries
+                       where kind = 'void' and source = 'grant' and org_id between $1 and $2) v
+             on v.org_id = g.org_id and v.grant_id = g.grant_id::text
+          where (g.voided_at is null) <> (v.grant_id is null)";
     HOLDS(uuid, uuid) =
         "with held as (
             select org_id, operation_id as hold_id, min(unit) as unit, -sum(amount) as credits from billing.entries
@@ -132,8 +160,8 @@ statements! {
           where g.written_off <> coalesce(e.credits, 0)";
 }
 
-fn stored(rows: &Rows) -> impl Iterator<Item = Stored> + '_ {
-    rows.iter().map(|row| Stored {
+fn stored(row: &Row) -> Stored {
+    Stored {
         org_id: row.get(0),
         operation_id: row.get(1),
         entry_id: row.get(2),
@@ -157,11 +185,32 @@ fn stored(rows: &Rows) -> impl Iterator<Item = Stored> + '_ {
         result: row.opt(20),
         entry_hash: row.get(21),
         request_id: row.opt(22),
+        terms: None,
+    }
+}
+
+/// The terms of a grant, by the entry that made it.
+fn terms(db: &Db, entry: &Stored) -> Option<Hash> {
+    if entry.grant_id != Some(entry.entry_id) {
+        return None;
+    }
+    db.read(&TERMS, args![entry.org_id, entry.entry_id]).first().map(|row| {
+        let currency: Option<String> = row.opt(5);
+        let metrics: Option<Vec<String>> = row.opt(6);
+        chain::terms(&Terms {
+            paid: row.get(0),
+            priority: row.get(1),
+            effective_at: row.get(2),
+            expires_at: row.opt(3).unwrap_or(INFINITY),
+            cost_minor: row.get(4),
+            currency: currency.as_deref(),
+            metrics: metrics.as_deref(),
+        })
     })
 }
 
-fn balance_row(db: &Db, org_id: Uuid, slot: i64) -> Option<Row> {
-    db.read(&LANE, args![org_id, slot]).first().map(|row| Row {
+fn balance_row(db: &Db, org_id: Uuid, slot: i64) -> Option<audit::Row> {
+    db.read(&LANE, args![org_id, slot]).first().map(|row| audit::Row {
         unit: row.get(0),
         last_entry_id: row.get(1),
         balance: row.get(2),
@@ -176,12 +225,14 @@ fn balance_row(db: &Db, org_id: Uuid, slot: i64) -> Option<Row> {
 /// Walks all chains of the orgs from `first` to `last`.
 fn chains(first: Uuid, last: Uuid, out: &mut Vec<Violation>) {
     let mut at = (first, i64::MIN);
-    let mut walk: Option<(Walk, Option<Row>)> = None;
+    let mut walk: Option<(Walk, Option<audit::Row>)> = None;
     loop {
         // A connection per portion: its memory is free before the next.
         let count = sql::connect(|db| {
             let rows = db.read(&PORTION, args![at.0, at.1, last]);
-            for entry in stored(&rows) {
+            for row in rows.iter() {
+                let mut entry = stored(&row);
+                entry.terms = terms(db, &entry);
                 if !walk.as_ref().is_some_and(|(w, _)| w.is_of(&entry)) {
                     if let Some((done, row)) = walk.take() {
                         done.finish(row.as_ref(), out);
@@ -208,7 +259,7 @@ fn chains(first: Uuid, last: Uuid, out: &mut Vec<Violation>) {
 }
 
 fn sums(db: &Db, first: Uuid, last: Uuid, out: &mut Vec<Violation>) {
-    for statement in [&LANES_WITHOUT_ENTRIES, &GRANTS, &DERIVED, &HOLDS, &REFUNDS, &WRITTEN_OFF] {
+    for statement in [&LANES_WITHOUT_ENTRIES, &GRANTS, &DERIVED, &FRESHNESS, &VOIDS, &HOLDS, &REFUNDS, &WRITTEN_OFF] {
         for row in db.read(statement, args![first, last]).iter() {
             let violation: String = row.get(2);
             let detail: String = row.get(3);
@@ -223,7 +274,7 @@ fn sums(db: &Db, first: Uuid, last: Uuid, out: &mut Vec<Violation>) {
 }
 
 /// Names that the statements give.
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 14] = [
     "entries_missing",
     "entry_without_grant",
     "grant_without_entry",
@@ -236,6 +287,8 @@ const NAMES: [&str; 12] = [
     "refund_exceeds",
     "refund_mismatch",
     "written_off_mismatch",
+    "freshness_mismatch",
+    "void_mismatch",
 ];
 
 /// Proves the ledger of one org, or of all: no row means that it is sound.
@@ -244,7 +297,7 @@ const NAMES: [&str; 12] = [
 /// amount, and the next entry's `balance_before`; that wallets, grants, reserved and locked credit agree with the sum of their
 /// entries; that no grant is below zero or above its amount; that refunds stay within what was burned. `detail` names the
 /// place. Lists at most about 10,000 violations. Reads one snapshot and blocks nobody.
-#[pg_extern(stable, security_definer, parallel_restricted)]
+#[pg_extern(stable, security_definer)]
 #[search_path(pg_catalog, billing, pg_temp)]
 fn verify_ledger(
     org_id: default!(Option<pgrx::Uuid>, "NULL"),

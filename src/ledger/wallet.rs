@@ -4,7 +4,7 @@
 //! writes the outcome. Whatever a method refuses leaves the wallet as it was, so that a batch can go on with it.
 
 use crate::error::{Error, Result};
-use crate::ledger::chain::{self, Content, Hash, Position};
+use crate::ledger::chain::{self, Content, Hash, Position, Terms};
 use crate::time::{INFINITY, Moment, Period};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -67,6 +67,19 @@ pub struct Lot {
 }
 
 impl Lot {
+    /// What its entry's hash covers.
+    pub fn terms(&self) -> Hash {
+        chain::terms(&Terms {
+            paid: self.paid,
+            priority: self.priority,
+            effective_at: self.effective_at,
+            expires_at: self.expires_at,
+            cost_minor: self.cost_minor,
+            currency: self.currency.as_deref(),
+            metrics: self.metrics.as_deref(),
+        })
+    }
+
     fn is_live(&self, now: Moment) -> bool {
         self.remaining > 0 && !self.voided && self.effective_at <= now && now < self.expires_at
     }
@@ -244,7 +257,7 @@ impl Wallet {
 
     /// The figures of the row hold at this moment.
     pub fn is_fresh(&self) -> bool {
-        self.now < self.lane.fresh_until
+        self.now < self.lane.fresh_until && self.now < self.lane.holds_due
     }
 
     /// The row alone can serve a burn of so much general credit.
@@ -272,7 +285,7 @@ impl Wallet {
         self.bury()
     }
 
-    /// What of a hold counts in the member's current budget period.
+    /// What of a hold counts in the member's current budget period. His budget must be loaded.
     pub fn still_counted(&self, hold: &Hold) -> i64 {
         let start = hold.member_id.and_then(|m| self.budgets.get(&m)).map(|b| b.per.start(self.now));
         if start.is_none_or(|start| hold.created_at >= start) { hold.credits } else { 0 }
@@ -375,6 +388,9 @@ impl Wallet {
     /// A new grant; its id is that of its entry.
     pub fn grant(&mut self, operation: &mut Operation, kind: &'static str, mut lot: Lot) -> Result<i64> {
         let credits = lot.amount;
+        // All credit of a wallet fits 63 bits, so that what is reserved or locked can always come back.
+        let held = self.lane.balance.checked_add(self.lane.reserved).and_then(|sum| sum.checked_add(self.lane.locked));
+        checked(held.and_then(|sum| sum.checked_add(credits)))?;
         lot.grant_id = self.lane.last_entry_id + 1;
         lot.remaining = credits;
         lot.saved = None;
@@ -404,7 +420,7 @@ impl Wallet {
         let Some((member_id, budget)) = member_id.and_then(|m| Some((m, self.budgets.get(&m)?))) else {
             return Ok(());
         };
-        let stored = if budget.period_start == budget.per.start(self.now) { budget.period_consumed } else { 0 };
+        let stored = if budget.period_start >= budget.per.start(self.now) { budget.period_consumed } else { 0 };
         let noted = self.members.get(&member_id).map_or(0, |d| d.period);
         let used = (stored + noted).max(0);
         if credits > 0 && used.saturating_add(credits) > budget.limit {
@@ -478,9 +494,6 @@ impl Wallet {
         let now = self.now;
         let restricted = self.restricted();
         let lane = &mut self.lane;
-        if lane.reserved == 0 {
-            lane.holds_due = INFINITY;
-        }
         if let Some(lots) = &self.lots {
             let with_credit = || lots.iter().filter(|l| l.remaining > 0);
             (lane.scoped, lane.future) = restricted;
@@ -488,16 +501,16 @@ impl Wallet {
                 .map(|l| if l.effective_at > now { l.effective_at } else { l.expires_at })
                 .min()
                 .unwrap_or(INFINITY);
-            lane.fresh_until = turns.min(lane.holds_due);
+            lane.fresh_until = turns;
             let slice = lots.iter().find(|l| l.metrics.is_none() && l.is_live(now));
             lane.slice_grant = slice.map_or(0, |l| l.grant_id);
             lane.slice_credits = slice.map_or(0, |l| l.remaining);
-        } else {
-            lane.fresh_until = lane.fresh_until.min(lane.holds_due);
         }
         let mut previous = std::mem::take(&mut lane.head);
         for entry in &mut self.entries {
             let request = entry.request().cloned();
+            let own = |lot: &&Lot| lot.grant_id == entry.position.entry_id;
+            let made = self.lots.iter().flatten().find(own);
             let facts = &entry.facts;
             let content = chain::content(&Content {
                 org_id: lane.org_id,
@@ -517,6 +530,7 @@ impl Wallet {
                 result: entry.result.as_deref(),
                 created_at: now,
                 offset: entry.position.entry_id - entry.operation_id,
+                terms: made.filter(|lot| lot.saved.is_none()).map(Lot::terms),
             });
             entry.hash = chain::link(&previous, &content, entry.position);
             previous.clear();

@@ -171,6 +171,12 @@ fn as_stored(wallet: &Wallet, e: &Entry) -> Stored {
         metadata: e.facts.metadata.clone(),
         result: e.result.clone(),
         entry_hash: e.hash.to_vec(),
+        terms: wallet
+            .lots
+            .iter()
+            .flatten()
+            .find(|l| l.saved.is_none() && l.grant_id == e.position.entry_id)
+            .map(Lot::terms),
     }
 }
 
