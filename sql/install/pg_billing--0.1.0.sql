@@ -144,7 +144,7 @@ create function billing.routines_of(level text) returns setof regprocedure
        and case level
            when 'service' then
                p.proname <> all ('{install,grant_access,revoke_access,configure_membership,routines_of,
-                                   chain_link}')
+                                   chain_burn}')
            when 'auditor' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
                                   verify_ledger,export_catalog}')
@@ -291,18 +291,18 @@ AS 'MODULE_PATHNAME', 'capture_credits_wrapper';
 
 /* <begin connected objects> */
 -- src/ledger/consume.rs
--- pg_billing::ledger::consume::chain_link
-CREATE  FUNCTION "chain_link"(
+-- pg_billing::ledger::consume::chain_burn
+CREATE  FUNCTION "chain_burn"(
 	"previous" bytea, /* & [u8] */
 	"content" bytea, /* & [u8] */
-	"entry_id" bigint, /* i64 */
-	"balance_before" bigint, /* i64 */
-	"balance_after" bigint, /* i64 */
-	"grant_id" bigint /* i64 */
+	"last_entry_id" bigint, /* i64 */
+	"balance" bigint, /* i64 */
+	"credits" bigint, /* i64 */
+	"slice_grant" bigint /* i64 */
 ) RETURNS bytea /* Vec < u8 > */
 IMMUTABLE STRICT PARALLEL SAFE
 LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'chain_link_wrapper';
+AS 'MODULE_PATHNAME', 'chain_burn_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -699,8 +699,8 @@ comment on function billing.grant_access is
 'Gives a role a level: member (reads its own orgs), service (calls everything), auditor (reads everything). For the owner of the database.';
 comment on function billing.revoke_access is
 'Takes everything in the schema billing from a role. For the owner of the database.';
-comment on function billing.chain_link is
-'The hash of an entry from the one before it and its own content (docs/DESIGN.md, The chain).';
+comment on function billing.chain_burn is
+'The hash of the usage entry that follows last_entry_id (docs/DESIGN.md, The chain); for the engine''s own UPDATE.';
 comment on function billing.routines_of is
 'What a level may execute.';
 

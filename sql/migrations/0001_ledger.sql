@@ -23,21 +23,23 @@ comment on column billing.wallet_settings.created_at is 'When the wallet was mad
 -- keys and fresh_until (which only the slow path changes) may be put on it.
 create table billing.lanes (
     org_id uuid not null,
-    unit text collate "C" not null,
-    lane smallint not null default 0,
-    slot smallint not null,
-    last_entry_id bigint not null,
-    balance bigint not null default 0,
+    fresh_until timestamptz not null default 'infinity',
+    holds_due timestamptz not null default 'infinity',
     reserved bigint not null default 0,
     locked bigint not null default 0,
     purchased bigint not null default 0,
-    consumed bigint not null default 0,
     scoped bigint not null default 0,
     future bigint not null default 0,
     slice_grant bigint not null default 0,
+    lane smallint not null default 0,
+    slot smallint not null,
+    unit text collate "C" not null,
+    fast_until timestamptz not null default 'infinity',
+    -- What a consumption changes stands together at the end: WAL holds the rest of the row only once.
+    last_entry_id bigint not null,
+    balance bigint not null default 0,
     slice_credits bigint not null default 0,
-    fresh_until timestamptz not null default 'infinity',
-    holds_due timestamptz not null default 'infinity',
+    consumed bigint not null default 0,
     head bytea not null default '',
     primary key (org_id, unit, lane),
     unique (org_id, slot)
@@ -54,6 +56,7 @@ comment on column billing.lanes.future is 'Part of the balance that belongs to u
 comment on column billing.lanes.slice_grant is 'Grant that is burned next; 0 when there is none. What is left of it stands in slice_credits, not in lots.remaining.';
 comment on column billing.lanes.slice_credits is 'Credit of slice_grant that this lane holds.';
 comment on column billing.lanes.fresh_until is 'scoped, future and the slice hold up to this moment, when a grant expires or becomes effective.';
+comment on column billing.lanes.fast_until is 'Until then the balance is what can be spent and the slice may be burned without a look at anything else; -infinity where credit is scoped or not effective yet.';
 comment on column billing.lanes.holds_due is 'No open usage hold times out before this moment.';
 comment on column billing.lanes.head is 'entry_hash of the newest entry; empty before the first.';
 comment on column billing.lanes.org_id is 'The billed customer.';
@@ -157,8 +160,8 @@ create table billing.entries (
     grant_id bigint,
     quantity bigint,
     request_hash bigint,
+    request_id bigint,
     member_id uuid,
-    request_id uuid,
     unit text collate "C" not null,
     kind text collate "C" not null,
     metric text collate "C",
@@ -180,7 +183,7 @@ comment on column billing.entries.operation_id is 'The call that wrote the entry
 comment on column billing.entries.amount is 'Signed, as the balance sees it.';
 comment on column billing.entries.balance_before is 'Balance of the lane (of the wallet, as long as it has one lane) before the entry.';
 comment on column billing.entries.grant_id is 'The grant that was credited or burned; null for usage that cost nothing.';
-comment on column billing.entries.request_id is 'First half of the SHA-256 of the idempotency key: what makes it unique, in a narrow index whatever keys an application uses.';
+comment on column billing.entries.request_id is 'First 64 bits of the SHA-256 of the idempotency key: what makes it unique, in a narrow index whatever keys an application uses. Two keys of an org that share them by chance count as a conflict: the later call is refused, and may be made with another key.';
 comment on column billing.entries.request_hash is 'Fingerprint of the request, where it came with an idempotency key and the columns do not tell all of it.';
 comment on column billing.entries.source is 'What the movement stems from: the source of a grant; hold, operation or transfer with its id in source_id.';
 comment on column billing.entries.actor is 'Who asked for it, on corrections: the JWT subject, else the database role.';

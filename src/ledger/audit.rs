@@ -29,7 +29,7 @@ pub struct Stored {
     pub source: Option<String>,
     pub source_id: Option<String>,
     pub idempotency_key: Option<String>,
-    pub request_id: Option<Uuid>,
+    pub request_id: Option<i64>,
     pub reason: Option<String>,
     pub actor: Option<String>,
     pub metadata: String,

@@ -34,9 +34,9 @@ statements! {
     KNOWN_ORGS(uuids) =
         "select k.org_id from unnest($1) k (org_id)
           where exists (select from billing.lanes l where l.org_id = k.org_id)";
-    FIND_REQUESTS(uuids, uuids) =
-        "select e.org_id, e.idempotency_key, e.entry_id, e.request_hash, e.result, e.kind, e.metric, e.quantity, e.amount,
-                e.balance_before, e.balance_after, e.member_id, e.metadata::text
+    FIND_REQUESTS(uuids, int8s) =
+        "select e.org_id, e.request_id, e.entry_id, e.request_hash, e.result, e.kind, e.metric, e.quantity, e.amount,
+                e.balance_before, e.balance_after, e.member_id, e.metadata::text, e.idempotency_key
            from unnest($1, $2) k (org_id, request_id)
            join billing.entries e on e.org_id = k.org_id and e.request_id = k.request_id";
     MAKE_COUNTERS(uuids, texts, timestamptz) =
@@ -97,7 +97,7 @@ struct Locked {
     wallets: BTreeMap<(Uuid, String), Wallet>,
     counters: BTreeMap<(Uuid, String), Counter>,
     period: Moment,
-    replays: HashMap<(Uuid, String), Replay>,
+    replays: HashMap<(Uuid, i64), Replay>,
 }
 
 /// Makes the one consumption, or gives its refusal.
@@ -120,7 +120,7 @@ fn consume_all(db: &Db, items: Vec<Result<Item>>) -> Result<Vec<Result<Consumpti
             let item = item?;
             let name = item.item.key.as_ref().map(|key| (item.item.org_id, key.clone()));
             if let Some(name) = &name {
-                if let Some(replay) = locked.replays.get(name) {
+                if let Some(replay) = locked.replays.get(&(name.0, chain::request_id(&name.1))) {
                     return consume::replayed(replay.clone(), &item.item);
                 }
                 if let Some((earlier, answer)) = done.get(name) {
@@ -204,7 +204,7 @@ fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Locked {
         }
     }
     let keyed = items.iter().flatten();
-    let (orgs, requests): (Vec<Uuid>, Vec<Uuid>) =
+    let (orgs, requests): (Vec<Uuid>, Vec<i64>) =
         keyed.filter_map(|p| p.item.key.as_ref().map(|key| (p.item.org_id, chain::request_id(key)))).unzip();
     let replays = if requests.is_empty() {
         HashMap::new()

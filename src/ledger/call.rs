@@ -78,7 +78,7 @@ impl Call {
     /// The first answer, marked, when the key was used before; an error when that was for another request.
     pub fn replay<R: DeserializeOwned + Answer>(&self, db: &Db) -> Result<Option<R>> {
         let Some(request) = &self.request else { return Ok(None) };
-        let Some(found) = store::find_replay(db, self.org_id, &request.key) else { return Ok(None) };
+        let Some(found) = store::find_replay(db, self.org_id, &request.key)? else { return Ok(None) };
         if found.request_hash != request.hash {
             return Err(Error::idempotency_conflict(&request.key));
         }

@@ -142,12 +142,9 @@ pub fn terms(terms: &Terms<'_>) -> Hash {
     fields.0.finalize().into()
 }
 
-/// What makes an idempotency key unique: the first half of its SHA-256.
-pub fn request_id(key: &str) -> Uuid {
-    let hash: Hash = Sha256::digest(key.as_bytes()).into();
-    let mut first = [0; 16];
-    first.copy_from_slice(&hash[..16]);
-    Uuid::from_bytes(first)
+/// What makes an idempotency key unique: the first 64 bits of its SHA-256.
+pub fn request_id(key: &str) -> i64 {
+    first_bits(Sha256::digest(key.as_bytes()).into())
 }
 
 /// Fingerprint of a request: the function and its arguments as text, in order.
@@ -157,7 +154,10 @@ pub fn fingerprint(function: &str, arguments: &[Option<&str>]) -> i64 {
     for argument in arguments {
         fields.text(*argument);
     }
-    let hash: Hash = fields.0.finalize().into();
+    first_bits(fields.0.finalize().into())
+}
+
+fn first_bits(hash: Hash) -> i64 {
     let mut first = [0; 8];
     first.copy_from_slice(&hash[..8]);
     i64::from_be_bytes(first)

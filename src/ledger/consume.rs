@@ -47,19 +47,16 @@ impl Answer for Consumption {
 }
 
 statements! {
-    // `scoped = 0 and future = 0` makes the balance of the row the spendable total.
+    // As few conditions and expressions as can be: the server prepares each of them anew for every call.
     BURN(uuid, text, int8, bytea, timestamptz) =
         "update billing.lanes
-            set balance = balance - $3,
+            set last_entry_id = last_entry_id + 1,
+                balance = balance - $3,
                 slice_credits = slice_credits - $3,
                 consumed = consumed + $3,
-                last_entry_id = last_entry_id + 1,
-                head = billing.chain_link(head, $4, last_entry_id + 1, balance, balance - $3,
-                                          case when $3 = 0 then 0 else slice_grant end)
-          where org_id = $1 and unit = $2 and lane = 0
-            and slice_credits >= $3 and fresh_until > $5 and holds_due > $5 and scoped = 0 and future = 0
-            and consumed <= 9223372036854775807 - $3
-         returning last_entry_id, balance, slice_grant, head, least(fresh_until, holds_due)";
+                head = billing.chain_burn(head, $4, last_entry_id, balance, $3, slice_grant)
+          where org_id = $1 and unit = $2 and lane = 0 and slice_credits >= $3 and fast_until > $5
+         returning last_entry_id, balance, slice_grant, head, fast_until";
     UNBURN(uuid, text, int8) =
         "update billing.lanes l
             set balance = balance + $3,
@@ -69,15 +66,15 @@ statements! {
                 head = coalesce((select e.entry_hash from billing.entries e
                                   where e.org_id = $1 and e.entry_id = l.last_entry_id - 1), '')
           where org_id = $1 and unit = $2 and lane = 0";
-    WRITE(uuid, int8, int8, int8, timestamptz, int8, int8, uuid, text, text, jsonb, bytea) =
+    WRITE(uuid, int8, int8, int8, timestamptz, int8, int8, uuid, text, text, jsonb, bytea, int8) =
         "insert into billing.entries (org_id, operation_id, entry_id, amount, balance_before, balance_after, created_at,
                                       grant_id, quantity, member_id, unit, kind, metric, metadata, entry_hash)
-         values ($1, $2, $2, - $3, $4 + $3, $4, $5, $6, $7, $8, $9, 'usage', $10, $11, $12)";
-    WRITE_KEYED(uuid, int8, int8, int8, timestamptz, int8, int8, uuid, text, text, jsonb, bytea, uuid, text) =
+         values ($1, $2, $2, $3, $13, $4, $5, $6, $7, $8, $9, 'usage', $10, $11, $12)";
+    WRITE_KEYED(uuid, int8, int8, int8, timestamptz, int8, int8, uuid, text, text, jsonb, bytea, int8, int8, text) =
         "insert into billing.entries (org_id, operation_id, entry_id, amount, balance_before, balance_after, created_at,
                                       grant_id, quantity, member_id, unit, kind, metric, metadata, entry_hash,
                                       request_id, idempotency_key)
-         values ($1, $2, $2, - $3, $4 + $3, $4, $5, $6, $7, $8, $9, 'usage', $10, $11, $12, $13, $14)
+         values ($1, $2, $2, $3, $13, $4, $5, $6, $7, $8, $9, 'usage', $10, $11, $12, $14, $15)
          on conflict (org_id, request_id) do nothing";
 }
 
@@ -109,7 +106,8 @@ impl Asked<'_> {
 /// The answer that a repeated consumption gets; an error when the key was used for another request.
 pub fn replayed(found: Replay, item: &Item) -> Result<Consumption> {
     // A consumption leaves no fingerprint: its entry has all its arguments.
-    let same = found.request_hash.is_none()
+    let same = found.key == item.key
+        && found.request_hash.is_none()
         && found.kind == "usage"
         && found.metric.as_deref() == Some(item.metric.as_str())
         && found.quantity == Some(item.quantity)
@@ -211,8 +209,8 @@ fn charge(db: &Db, asked: &Asked<'_>, plan: &Plan) -> Result<Consumption> {
 }
 
 fn replay(db: &Db, asked: &Asked<'_>) -> Result<Option<Consumption>> {
-    let found = asked.key.and_then(|key| store::find_replay(db, asked.org_id, key));
-    found.map(|found| replayed(found, &asked.item())).transpose()
+    let Some(key) = asked.key else { return Ok(None) };
+    store::find_replay(db, asked.org_id, key)?.map(|found| replayed(found, &asked.item())).transpose()
 }
 
 fn burn(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment) -> Option<Burned> {
@@ -257,7 +255,7 @@ fn write(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment, burn
                 args![
                     asked.org_id,
                     burned.entry_id,
-                    credits,
+                    -credits,
                     burned.balance,
                     At(now),
                     grant,
@@ -267,6 +265,7 @@ fn write(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment, burn
                     asked.metric,
                     metadata,
                     burned.head.as_slice(),
+                    burned.balance + credits,
                 ],
             );
             true
@@ -277,7 +276,7 @@ fn write(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment, burn
                 args![
                     asked.org_id,
                     burned.entry_id,
-                    credits,
+                    -credits,
                     burned.balance,
                     At(now),
                     grant,
@@ -287,6 +286,7 @@ fn write(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment, burn
                     asked.metric,
                     metadata,
                     burned.head.as_slice(),
+                    burned.balance + credits,
                     chain::request_id(key),
                     key,
                 ],
@@ -313,19 +313,25 @@ fn refusal(db: &Db, asked: &Asked<'_>, unit: &str, member_id: Uuid, credits: i64
     Err(Error::contended())
 }
 
-/// The hash of an entry, for the UPDATE that advances the head of a lane: `chain::link` for SQL. A grant of 0 is none.
+/// The hash of the usage entry that follows `last_entry_id`, for the UPDATE that advances the head of a lane: `chain::link`
+/// in SQL. A burn of nothing names no grant.
 #[pg_extern(immutable, parallel_safe)]
-fn chain_link(
+fn chain_burn(
     previous: &[u8],
     content: &[u8],
-    entry_id: i64,
-    balance_before: i64,
-    balance_after: i64,
-    grant_id: i64,
+    last_entry_id: i64,
+    balance: i64,
+    credits: i64,
+    slice_grant: i64,
 ) -> Vec<u8> {
     let content = or_raise(Hash::try_from(content).map_err(|_| Error::invalid("content", "must have 32 bytes")));
-    let grant_id = (grant_id != 0).then_some(grant_id);
-    chain::link(previous, &content, Position { entry_id, balance_before, balance_after, grant_id }).to_vec()
+    let position = Position {
+        entry_id: last_entry_id + 1,
+        balance_before: balance,
+        balance_after: balance - credits,
+        grant_id: (credits != 0).then_some(slice_grant),
+    };
+    chain::link(previous, &content, position).to_vec()
 }
 
 /// Charges an org for `quantity` of a metric, in the caller's transaction: counts the usage, prices it, and burns the credit.

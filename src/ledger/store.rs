@@ -66,19 +66,19 @@ statements! {
     OPERATION(uuid, int8, int8) =
         "select operation_id, kind, grant_id, -amount, unit, metric, member_id, created_at from billing.entries
           where org_id = $1 and entry_id >= $2 order by entry_id limit $3";
-    FIND_REQUEST(uuid, uuid) =
+    FIND_REQUEST(uuid, int8) =
         "select entry_id, request_hash, result, kind, metric, quantity, amount, balance_before, balance_after,
-                member_id, metadata::text
+                member_id, metadata::text, idempotency_key
            from billing.entries where org_id = $1 and request_id = $2";
     BUDGETS(uuid, text, uuids) =
         "select member_id, budget, budget_per, period_start, period_consumed from billing.member_usage
           where org_id = $1 and unit = $2 and member_id = any ($3) and budget is not null
           order by member_id for update";
-    SAVE_LANE(uuid, text, int8, int8, int8, int8, int8, int8, int8, int8, int8, int8, timestamptz, timestamptz, bytea) =
+    SAVE_LANE(uuid, text, int8, int8, int8, int8, int8, int8, int8, int8, int8, int8, timestamptz, timestamptz, bytea, timestamptz) =
         "update billing.lanes
             set last_entry_id = $3, balance = $4, reserved = $5, locked = $6, purchased = $7, consumed = $8,
                 scoped = $9, future = $10, slice_grant = $11, slice_credits = $12, fresh_until = $13, holds_due = $14,
-                head = $15
+                head = $15, fast_until = $16
           where org_id = $1 and unit = $2 and lane = 0";
     SAVE_LOT(uuid, int8, int8, boolean, timestamptz, int8) =
         "update billing.lots
@@ -89,7 +89,7 @@ statements! {
                                    priority, unit, source, category, currency, metrics, metadata)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)";
     NEW_ENTRIES(uuids, int8s, int8s, int8s, int8s, int8s, timestamptz, int8s, int8s, int8s, uuids, texts, texts, texts, texts,
-                texts, texts, texts, texts, texts, texts, byteas, uuids) =
+                texts, texts, texts, texts, texts, texts, byteas, int8s) =
         "insert into billing.entries (org_id, operation_id, entry_id, amount, balance_before, balance_after, created_at,
                                       grant_id, quantity, request_hash, member_id, unit, kind, metric, source, source_id,
                                       idempotency_key, reason, actor, metadata, result, entry_hash, request_id)
@@ -345,6 +345,7 @@ pub struct Replay {
     pub balance_after: i64,
     pub member_id: Option<Uuid>,
     pub metadata: String,
+    pub key: Option<String>,
 }
 
 /// Reads a replay from a row whose columns, from `at` on, are those of FIND_REQUEST.
@@ -361,12 +362,17 @@ pub fn replay(row: &Row, at: usize) -> Replay {
         balance_after: row.get(at + 8),
         member_id: row.opt(at + 9),
         metadata: row.get(at + 10),
+        key: row.opt(at + 11),
     }
 }
 
 /// Looks a key up.
-pub fn find_replay(db: &Db, org_id: Uuid, key: &str) -> Option<Replay> {
-    db.write(&FIND_REQUEST, args![org_id, chain::request_id(key)]).first().map(|row| replay(&row, 0))
+pub fn find_replay(db: &Db, org_id: Uuid, key: &str) -> Result<Option<Replay>> {
+    let found = db.write(&FIND_REQUEST, args![org_id, chain::request_id(key)]).first().map(|row| replay(&row, 0));
+    match found {
+        Some(found) if found.key.as_deref() != Some(key) => Err(Error::idempotency_conflict(key)),
+        found => Ok(found),
+    }
 }
 
 /// Writes what the rules decided.
@@ -403,6 +409,7 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) {
                 At(lane.fresh_until),
                 At(lane.holds_due),
                 lane.head.as_slice(),
+                At(lane.fast_until()),
             ],
         );
     }

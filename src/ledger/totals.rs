@@ -36,8 +36,7 @@ receipt! {
 
 statements! {
     TOTAL(uuid, text) =
-        "select balance - scoped - future, scoped, least(fresh_until, holds_due) from billing.lanes
-          where org_id = $1 and unit = $2 and lane = 0";
+        "select balance, fast_until from billing.lanes where org_id = $1 and unit = $2 and lane = 0";
     SETTINGS(uuid, text) =
         "select owner_type, low_balance_threshold, created_at from billing.wallet_settings where org_id = $1 and unit = $2";
 }
@@ -110,9 +109,9 @@ fn get_total_credits(
             }
             let rows = db.read(&TOTAL, args![org_id, unit]);
             let Some(row) = rows.first() else { return Ok(0) };
-            let (general, scoped, fresh_until) = (row.get(0), row.get::<i64>(1), row.get::<Moment>(2));
-            if (metric.is_none() || scoped == 0) && (fresh_until == INFINITY || clock::now() < fresh_until) {
-                return Ok(general);
+            let (balance, fast_until): (i64, Moment) = (row.get(0), row.get(1));
+            if fast_until == INFINITY || clock::now() < fast_until {
+                return Ok(balance);
             }
             Ok(current(db, org_id, unit, true)?.map_or(0, |wallet| wallet.spendable(metric)))
         })

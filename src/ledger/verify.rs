@@ -89,6 +89,12 @@ statements! {
           where (g.remaining > 0 or g.grant_id = w.slice) and g.expires_at < w.fresh_until
             and g.effective_at < w.fresh_until
          union all
+         select org_id, unit, 'freshness_mismatch', jsonb_build_object('fast_until', fast_until)::text
+           from billing.lanes
+          where org_id between $1 and $2
+            and fast_until > case when scoped = 0 and future = 0 then least(fresh_until, holds_due)
+                                  else '-infinity' end
+         union all
          select w.org_id, w.unit, 'freshness_mismatch',
                 jsonb_build_object('holds_due', w.holds_due, 'hold_id', h.hold_id, 'expires_at', h.expires_at)::text
            from wallets w join billing.holds h using (org_id, unit)

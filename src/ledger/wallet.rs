@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::ledger::chain::{self, Content, Hash, Position, Terms};
-use crate::time::{INFINITY, Moment, Period};
+use crate::time::{INFINITY, Moment, NEVER_YET, Period};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use uuid::Uuid;
@@ -31,6 +31,14 @@ pub struct Lane {
     pub holds_due: Moment,
     /// Empty before the first entry.
     pub head: Vec<u8>,
+}
+
+impl Lane {
+    /// Until when the row alone tells what can be spent, and the slice may be burned.
+    pub fn fast_until(&self) -> Moment {
+        let plain = self.scoped == 0 && self.future == 0 && self.consumed < i64::MAX / 2;
+        if plain { self.fresh_until.min(self.holds_due) } else { NEVER_YET }
+    }
 }
 
 /// What the table says of a grant where it can change.
