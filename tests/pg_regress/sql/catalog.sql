@@ -76,6 +76,22 @@ select * from billing.apply_catalog(null);
 \echo :LAST_ERROR_SQLSTATE
 select billing.export_catalog() = :'before' as unchanged;
 
+-- A price with a date that another one superseded comes back when the document with that date is applied again.
+set local billing.test_clock = '2026-09-10 00:00:00+00';
+select action from billing.apply_catalog(jsonb_set(billing.export_catalog(), '{metrics,dated}', '{"price": 1}'));
+select action from billing.apply_catalog(jsonb_set(billing.export_catalog(), '{metrics,dated}', '{"price": {"credits": 2, "effective_at": "2026-09-20"}}'));
+set local billing.test_clock = '2026-09-20 00:00:00+00';
+select billing.calculate_cost('dated');
+select action from billing.apply_catalog(jsonb_set(billing.export_catalog(), '{metrics,dated}', '{"price": {"credits": 2, "effective_at": "2026-09-20"}}'));
+set local billing.test_clock = '2026-09-25 00:00:00+00';
+select action from billing.apply_catalog(jsonb_set(billing.export_catalog(), '{metrics,dated}', '{"price": 3}'));
+select billing.calculate_cost('dated');
+set local billing.test_clock = '2026-09-30 00:00:00+00';
+select action, name, detail from billing.apply_catalog(jsonb_set(billing.export_catalog(), '{metrics,dated}', '{"price": {"credits": 2, "effective_at": "2026-09-20"}}'));
+select billing.calculate_cost('dated');
+select action from billing.apply_catalog(jsonb_set(billing.export_catalog(), '{metrics,dated}', '{"price": {"credits": 2, "effective_at": "2026-09-20"}}'));
+select effective_at, price -> 'steps' -> 0 -> 'credits' as credits from billing.prices where metric = 'dated' order by 1;
+
 -- An empty document retires everything.
 select action, kind, name from billing.apply_catalog('{"metrics": {}}') order by name;
 select billing.export_catalog();

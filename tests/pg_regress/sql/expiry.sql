@@ -43,6 +43,22 @@ set local billing.test_clock = '2026-04-02 00:00:00+00';
 select billing.book_expiries(2), billing.book_expiries(2), billing.book_expiries(2), billing.book_expiries(2);
 select sum(amount) from billing.entries where kind = 'expiry' and grant_id is not null and org_id not in (:'acme', :'bolt');
 
+-- Reservations of what costs nothing end like others.
+\set coil 00000000-0000-4000-8000-000000000003
+select name, action from billing.apply_catalog('{"metrics": {"call": {"price": 1}, "free": {}}}') order by name;
+select grant_id from billing.grant_credits(:'coil', 10);
+select hold_id, credits from billing.reserve_credits(:'coil', 'free', 5, '1 hour', member_id => :'acme') \gset z_
+select hold_id, credits, price from billing.holds where org_id = :'coil';
+select billing.book_expiries();
+set local billing.test_clock = '2026-04-02 01:00:00+00';
+select credits from billing.capture_credits(:'coil', :z_hold_id);
+\echo :LAST_ERROR_SQLSTATE
+select billing.book_expiries();
+select billing.book_expiries();
+select status, closed_at, closed_by from billing.holds where org_id = :'coil';
+select entry_id, operation_id, kind, amount, grant_id, source, source_id from billing.entries where org_id = :'coil' order by entry_id;
+set local billing.test_clock = '2026-04-02 00:00:00+00';
+
 -- A grant whose end lies before its beginning, or in the past.
 select * from billing.grant_credits(:'acme', 10, effective_at => '2026-06-01 00:00+00', expires_at => '2026-06-01 00:00+00');
 \echo :LAST_ERROR_SQLSTATE

@@ -63,6 +63,61 @@ select credits from billing.consume_credits(:'acme', 'call', 50, member_id => :'
 select member_id, consumed, last_activity_at, budget, budget_per, period_start, period_consumed from billing.member_usage where org_id = :'acme' order by member_id;
 select member_id, -sum(amount) as by_the_ledger from billing.entries where org_id = :'acme' and kind in ('usage', 'refund') group by member_id order by member_id;
 
+
+-- Calls around the end of a day do not come in order: one that is late counts in the day that has begun, which stays as it is.
+\set cat 00000000-0000-4000-8000-0000000000c1
+select billing.set_member_budget(:'acme', :'cat', 10, 'day');
+set local billing.test_clock = '2026-04-04 00:00:00+00';
+select credits from billing.consume_credits(:'acme', 'call', 3, member_id => :'cat');
+set local billing.test_clock = '2026-04-03 23:59:59.9+00';
+select credits from billing.consume_credits(:'acme', 'call', 1, member_id => :'cat');
+select status, credits from billing.consume_credits_batch('[{"org_id": "00000000-0000-4000-8000-000000000001", "metric": "call", "member_id": "00000000-0000-4000-8000-0000000000c1", "quantity": 2}]');
+select period_start, period_consumed from billing.member_usage where member_id = :'cat';
+set local billing.test_clock = '2026-04-04 00:00:01+00';
+select credits from billing.consume_credits(:'acme', 'call', 1, member_id => :'cat');
+select period_start, period_consumed from billing.member_usage where member_id = :'cat';
+-- Around the end of a month as well.
+\set dan 00000000-0000-4000-8000-0000000000d1
+select billing.set_member_budget(:'acme', :'dan', 10);
+set local billing.test_clock = '2026-05-01 00:00:00+00';
+select credits from billing.consume_credits(:'acme', 'call', 4, member_id => :'dan');
+set local billing.test_clock = '2026-04-30 23:59:59.999999+00';
+select credits from billing.consume_credits(:'acme', 'call', 1, member_id => :'dan');
+set local billing.test_clock = '2026-05-01 00:00:01+00';
+select credits from billing.consume_credits(:'acme', 'call', 1, member_id => :'dan');
+\echo :LAST_ERROR_SQLSTATE
+
+-- Set again, a budget counts the period exactly: a refund of what was used in an earlier one is not of this one, a refund
+-- of this one is, and so is what is reserved.
+\set eve 00000000-0000-4000-8000-0000000000e1
+select billing.set_member_budget(:'acme', :'eve', 100);
+select operation_id, credits from billing.consume_credits(:'acme', 'call', 20, member_id => :'eve') \gset may_
+set local billing.test_clock = '2026-06-10 00:00:00+00';
+select operation_id, credits from billing.consume_credits(:'acme', 'call', 30, member_id => :'eve') \gset june_
+select hold_id, credits from billing.reserve_credits(:'acme', 'call', 10, '30 days', member_id => :'eve') \gset h1_
+select hold_id, credits from billing.reserve_credits(:'acme', 'call', 2, '30 days', member_id => :'eve') \gset h2_
+select credits from billing.refund_credits(:'acme', :may_operation_id, 25);
+select credits from billing.refund_credits(:'acme', :june_operation_id, 6);
+select consumed, period_consumed from billing.member_usage where member_id = :'eve';
+select billing.set_member_budget(:'acme', :'eve', 100);
+-- 60 - 6 + 20 + 4
+select consumed, period_consumed from billing.member_usage where member_id = :'eve';
+select credits from billing.consume_credits(:'acme', 'call', 12, member_id => :'eve');
+\echo :LAST_ERROR_SQLSTATE
+-- In July the holds of June count no more; what is captured of them does, where the budget has room.
+set local billing.test_clock = '2026-07-01 00:00:00+00';
+select billing.set_member_budget(:'acme', :'eve', 15);
+select consumed, period_consumed from billing.member_usage where member_id = :'eve';
+select credits from billing.capture_credits(:'acme', :h1_hold_id, 8);
+\echo :LAST_ERROR_SQLSTATE
+select credits from billing.capture_credits(:'acme', :h1_hold_id, 7);
+select credits from billing.release_credits(:'acme', :h2_hold_id);
+select consumed, period_start, period_consumed from billing.member_usage where member_id = :'eve';
+select billing.set_member_budget(:'acme', :'eve', 15);
+select consumed, period_start, period_consumed from billing.member_usage where member_id = :'eve';
+select credits from billing.consume_credits(:'acme', 'call', 1, member_id => :'eve');
+\echo :LAST_ERROR_SQLSTATE
+
 select billing.set_member_budget(:'acme', :'ann', -1);
 \echo :LAST_ERROR_SQLSTATE
 select billing.set_member_budget(:'acme', :'ann', 1, 'week');

@@ -23,7 +23,7 @@ select q, billing.calculate_cost('call', q) as call, billing.calculate_cost('thi
 select billing.calculate_cost('call') as one_call, billing.calculate_cost('{"call": 2, "third": 4, "step": 11}') as a_request, billing.calculate_cost('{}'::jsonb) as nothing;
 
 -- Thirds: three calls cost one credit, the first of them pays it.
-select quantity, credits, balance_before, balance_after from generate_series(1, 7), billing.consume_credits(:'acme', 'third');
+select quantity, credits, balance_before, balance_after from generate_series(1, 7) i, billing.consume_credits(:'acme', 'third', metadata => jsonb_build_object('i', i));
 -- Across the steps, in uneven parts, the sum is the price of the sum.
 select p.quantity, c.credits from unnest(array[3, 6, 2, 1, 50, 37, 1, 1, 6, 1]::bigint[]) p (quantity), billing.consume_credits(:'acme', 'step', p.quantity) c;
 select -sum(amount) as charged, billing.calculate_cost('step', 108) as price_of_all from billing.entries where org_id = :'acme' and metric = 'step';

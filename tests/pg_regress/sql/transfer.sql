@@ -43,6 +43,31 @@ select grant_id from billing.grant_credits(:'acme', 100, 'bonus', metrics => '{c
 select * from billing.transfer_credits(:'acme', :'bolt', 41);
 \echo :LAST_ERROR_SQLSTATE
 
-select org_id, entry_id, operation_id, kind, amount, balance_before, balance_after, grant_id, source, source_id from billing.entries order by org_id, entry_id;
+-- A grant that leaves in parts takes its whole cost along, to the last cent, whatever the parts.
+\set coil 00000000-0000-4000-8000-000000000003
+\set dyne 00000000-0000-4000-8000-000000000004
+select grant_id from billing.grant_credits(:'coil', 7, 'purchase', cost_minor => 100, currency => 'USD');
+select count(*) from generate_series(1, 3) n, billing.transfer_credits(:'coil', :'dyne', 1, metadata => jsonb_build_object('n', n));
+select credits from billing.consume_credits(:'coil', 'call', 2);
+select amount from billing.transfer_credits(:'coil', :'dyne', 2);
+select amount, cost_minor, currency from billing.grants where org_id = :'dyne' order by grant_id;
+select grant_id from billing.grant_credits(:'coil', 9, 'purchase', cost_minor => 10, currency => 'EUR');
+select count(*) from generate_series(1, 9) n, billing.transfer_credits(:'coil', :'dyne', 1, metadata => jsonb_build_object('n', n));
+select count(*), sum(amount) as credits, sum(cost_minor) as cost from billing.grants where org_id = :'dyne' and currency = 'EUR';
+-- A cost near 63 bits is cut without overflow.
+select grant_id from billing.grant_credits(:'coil', 3000000000, 'purchase', cost_minor => 9223372036854775807, currency => 'INR');
+select count(*) from unnest(array[1, 1999999999, 1000000000]) n, billing.transfer_credits(:'coil', :'dyne', n);
+select sum(amount) as credits, sum(cost_minor) as cost from billing.grants where org_id = :'dyne' and currency = 'INR';
+
+-- An org that the same statement makes is known to the calls after it.
+select g.grant_id, a.amount, t.amount, c.credits, r.credits from billing.grant_credits('00000000-0000-4000-8000-000000000005', 10) g,
+    lateral billing.adjust_credits('00000000-0000-4000-8000-000000000005', 5 * g.grant_id, 'gift') a,
+    lateral billing.transfer_credits('00000000-0000-4000-8000-000000000005', '00000000-0000-4000-8000-000000000006', a.amount) t,
+    lateral billing.consume_credits('00000000-0000-4000-8000-000000000006', 'call', t.amount - 1) c,
+    lateral billing.refund_credits('00000000-0000-4000-8000-000000000006', c.operation_id, 1) r;
+select billing.get_total_credits('00000000-0000-4000-8000-000000000005') as giver, billing.get_total_credits('00000000-0000-4000-8000-000000000006') as receiver;
+
+select org_id, entry_id, operation_id, kind, amount, balance_before, balance_after, grant_id, source, source_id from billing.entries
+    where org_id in (:'acme', :'bolt', '00000000-0000-4000-8000-00000000dead') order by org_id, entry_id;
 select * from billing.verify_ledger();
 rollback;

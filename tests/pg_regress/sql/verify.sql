@@ -32,6 +32,9 @@ select credits from billing.consume_credits(:'acme', 'call', 1);
 select voided from billing.void_grant(:'acme', 3, 'withdrawn');
 select hold_id, credits from billing.reserve_credits(:'acme', 'call', 9, ttl => '1 day');
 select hold_id, credits from billing.lock_credits(:'acme', 9, 'payout');
+\set coil 00000000-0000-4000-8000-000000000003
+select grant_id from billing.grant_credits(:'coil', 5, 'plan', expires_at => '2026-03-03 00:00+00');
+select credits from billing.consume_credits(:'coil', 'call', 2);
 select count(*) as entries, count(distinct kind) as kinds from billing.entries;
 select * from billing.verify_ledger();
 
@@ -47,6 +50,15 @@ begin
     exception when sqlstate 'UNDO0' then null;
     end;
     perform pg_catalog.set_config('session_replication_role', 'origin', true);
+end $$;
+create function pg_temp.refused(statement text) returns text language plpgsql as $$
+declare said text;
+begin
+    execute statement;
+    return null;
+exception when others then
+    get stacked diagnostics said = pg_exception_detail;
+    return sqlstate || ' ' || (said::jsonb ->> 'code');
 end $$;
 -- The controls: a statement that changes nothing is no violation, and what was tampered with is sound again afterwards.
 select * from pg_temp.after('update billing.entries set amount = amount');
@@ -127,6 +139,33 @@ select touched > 0 as touched, violations from pg_temp.after($$update billing.ho
 select touched > 0 as touched, violations from pg_temp.after($$update billing.holds set status = 'open' where status = 'released'$$);
 select touched > 0 as touched, violations from pg_temp.after($$update billing.holds set status = 'released' where status = 'open'$$);
 select touched > 0 as touched, violations from pg_temp.after($$delete from billing.holds where status = 'open'$$);
+
+-- Rows that claim to hold for longer than they do would go on spending what has expired.
+select x.org, x.change, y.touched, y.violations from (values ('01', 'fast_until = ''infinity'''), ('01', 'holds_due = ''infinity'''), ('01', 'holds_due = holds_due + interval ''1 microsecond'''),
+        ('03', 'fresh_until = ''infinity'''), ('03', 'fresh_until = fresh_until + interval ''1 microsecond''')) x (org, change),
+    pg_temp.after(format($$update billing.lanes set %s where org_id = '00000000-0000-4000-8000-0000000000%s'$$, x.change, x.org)) y;
+-- Earlier than need be is no harm: the next call settles it.
+select * from pg_temp.after($$update billing.lanes set fast_until = '-infinity'$$);
+-- The terms of a grant, each of them, and what became of it.
+select x.grant_id, x.change, y.touched, y.violations from (values
+        (1, 'expires_at = ''2027-01-01'''), (2, 'expires_at = null'), (1, 'effective_at = effective_at - interval ''1 microsecond'''), (1, 'priority = priority + 1'),
+        (1, 'cost_minor = cost_minor + 1'), (1, 'currency = ''USD'''), (1, 'metrics = ''{call}'''), (3, 'metrics = null'), (1, 'category = ''promotional'''), (2, 'category = ''paid'''),
+        (1, 'unit = ''EUR'''), (1, 'written_off = written_off + 1'), (2, 'written_off = 0'), (3, 'written_off = written_off - 1'), (1, 'voided_at = now()'), (3, 'voided_at = null')) x (grant_id, change),
+    pg_temp.after(format($$update billing.lots set %s where org_id = '00000000-0000-4000-8000-000000000001' and grant_id = %s$$, x.change, x.grant_id)) y;
+-- The refunds so far: bent, gone, put in.
+select * from pg_temp.after($$update billing.refunds set credits = credits - 1$$);
+select * from pg_temp.after($$update billing.refunds set credits = credits + 1$$);
+select * from pg_temp.after($$update billing.refunds set grant_id = grant_id + 1$$);
+select * from pg_temp.after($$update billing.refunds set operation_id = operation_id + 1$$);
+select * from pg_temp.after($$delete from billing.refunds$$);
+select * from pg_temp.after($$insert into billing.refunds values ('00000000-0000-4000-8000-000000000001', 5, 3, 1)$$);
+
+-- The guards are on: nobody changes an entry, and nothing of a wallet is removed.
+select c.relname, s.what, pg_temp.refused(format(s.statement, c.relname)) as refused
+    from pg_class c, unnest(array['update', 'delete', 'truncate'], array['update billing.%I set org_id = org_id', 'delete from billing.%I', 'truncate billing.%I']) s (what, statement)
+    where c.oid in ('billing.entries'::regclass, 'billing.lanes'::regclass, 'billing.lots'::regclass, 'billing.holds'::regclass, 'billing.refunds'::regclass, 'billing.wallet_settings'::regclass)
+      and (s.what <> 'update' or c.relname = 'entries')
+    order by c.relname collate "C", s.what collate "C";
 
 -- Afterwards everything is sound, for one org and for all.
 select * from billing.verify_ledger(:'acme');

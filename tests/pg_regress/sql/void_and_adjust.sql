@@ -54,6 +54,23 @@ select * from billing.adjust_credits(:'acme', 1, '');
 \echo :LAST_ERROR_SQLSTATE
 select available, lifetime_purchased, lifetime_consumed from billing.get_wallet(:'acme');
 
+-- Voided again without a key, the report is the same: what was taken back is not spent.
+select voided, already_spent from billing.void_grant(:'acme', 1, 'chargeback, second letter');
+select voided, already_spent from billing.void_grant(:'acme', :g_grant_id, 'chargeback, second letter');
+-- What was refunded to a voided grant, and voided at once, was not spent either.
+select grant_id from billing.grant_credits(:'acme', 10, 'bonus', priority => 1) \gset r_
+select operation_id from billing.consume_credits(:'acme', 'call', 6) \gset ru_
+select voided, already_spent from billing.void_grant(:'acme', :r_grant_id, 'withdrawn');
+select credits from billing.refund_credits(:'acme', :ru_operation_id, 4);
+select voided, already_spent from billing.void_grant(:'acme', :r_grant_id, 'withdrawn');
+-- Nor is what had expired, whether the void finds that booked or not.
+select grant_id from billing.grant_credits(:'acme', 10, 'plan', priority => 1, expires_at => '2026-03-02 00:00+00') \gset e_
+select credits from billing.consume_credits(:'acme', 'call', 3);
+set local billing.test_clock = '2026-03-02 00:00:00+00';
+select voided, already_spent from billing.void_grant(:'acme', :e_grant_id, 'withdrawn');
+select voided, already_spent from billing.void_grant(:'acme', :e_grant_id, 'withdrawn');
+set local billing.test_clock = '2026-03-01 00:00:00+00';
+
 select grant_id, source, amount, remaining, voided_at from billing.grants where org_id = :'acme' order by grant_id;
 select entry_id, kind, amount, balance_before, balance_after, grant_id, reason, actor is not null as signed
     from billing.entries where org_id = :'acme' order by entry_id;

@@ -57,6 +57,12 @@ select * from billing.grant_credits(:'bolt', 11, idempotency_key => 'welcome');
 select * from billing.get_wallet(:'acme');
 select org_id, unit, owner_type, low_balance_threshold from billing.create_wallet(:'acme', low_balance_threshold => 25);
 select org_id, unit, owner_type, low_balance_threshold from billing.create_wallet(:'bolt', owner_type => 'community');
+-- What is not named stays.
+select owner_type, low_balance_threshold from billing.create_wallet(:'bolt', low_balance_threshold => 5);
+select owner_type, low_balance_threshold from billing.create_wallet(:'bolt');
+select owner_type, low_balance_threshold from billing.create_wallet(:'bolt', owner_type => 'user');
+select owner_type, low_balance_threshold from billing.create_wallet(:'bolt', low_balance_threshold => 0);
+select owner_type, low_balance_threshold from billing.create_wallet(:'bolt', owner_type => 'community');
 select * from billing.create_wallet(:'bolt', owner_type => 'robot');
 \echo :LAST_ERROR_SQLSTATE
 select org_id, unit, owner_type, available, reserved, locked, pending, lifetime_purchased, lifetime_consumed, low_balance_threshold
