@@ -13,9 +13,13 @@ The ordering of items is not stable, it is driven by a dependency graph.
 do $$
 begin
     if exists (select from pg_catalog.pg_namespace n join pg_catalog.pg_roles o on o.oid = n.nspowner
-                where n.nspname = 'billing' and n.nspowner <> current_user::pg_catalog.regrole and not o.rolsuper) then
-        raise exception using errcode = '42501', message = 'the schema billing belongs to another role',
-            hint = 'Let its owner be the role that creates the extension: alter schema billing owner to …';
+                where n.nspname = 'billing' and n.nspowner <> current_user::pg_catalog.regrole and not o.rolsuper)
+       or exists (select from pg_catalog.pg_namespace n cross join lateral pg_catalog.aclexplode(n.nspacl) a
+                    left join pg_catalog.pg_roles g on g.oid = a.grantee
+                   where n.nspname = 'billing' and a.privilege_type = 'CREATE' and a.grantee <> n.nspowner
+                     and g.rolsuper is not true) then
+        raise exception using errcode = '42501', message = 'the schema billing is open to another role',
+            hint = 'Let it belong to the role that creates the extension, and nobody else create in it.';
     end if;
 end $$;
 

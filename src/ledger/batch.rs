@@ -10,7 +10,7 @@ use crate::ledger::call::to_json;
 use crate::ledger::chain;
 use crate::ledger::consume::{self, Consumption};
 use crate::ledger::store::{self, Replay};
-use crate::ledger::wallet::{Facts, Lane, Operation, Request, Wallet};
+use crate::ledger::wallet::{Facts, Operation, Request, Wallet};
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db, Row};
 use crate::time::{Moment, Period};
@@ -112,7 +112,7 @@ fn consume_all(db: &Db, items: Vec<Result<Item>>) -> Result<Vec<Result<Consumpti
     let known = known_orgs(db, items.iter().flatten().map(|i| i.org_id).collect());
     let items: Vec<Result<Priced>> =
         items.into_iter().map(|item| item.map(|item| priced(db, item, &known, now))).collect();
-    let mut locked = lock(db, &items, now);
+    let mut locked = lock(db, &items, now)?;
     let mut done: HashMap<(Uuid, String), (Item, Consumption)> = HashMap::new();
     let outcomes = items
         .into_iter()
@@ -157,27 +157,13 @@ fn priced(db: &Db, item: Item, known: &BTreeSet<Uuid>, now: Moment) -> Priced {
     Priced { item, price }
 }
 
-fn lock_lanes(db: &Db, names: &[(Uuid, String)]) -> Vec<Lane> {
-    match names {
-        [(org_id, unit)] => store::lock(db, *org_id, unit).into_iter().collect(),
-        _ => store::lock_all(db, names),
-    }
-}
-
-fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Locked {
+fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Result<Locked> {
     let valid = || items.iter().flatten().filter(|p| p.price.is_ok());
     let names: BTreeSet<_> = valid().map(|p| (p.item.org_id, p.unit().to_owned())).collect();
     let names: Vec<_> = names.into_iter().collect();
-    let mut lanes = lock_lanes(db, &names);
-    // What is free is noted in the credit wallet, which an org with a currency alone may lack.
-    let is_free = |org_id| valid().any(|p| p.item.org_id == org_id && p.price().is_none());
-    let is_there = |lanes: &[Lane], org_id| lanes.iter().any(|l| l.org_id == org_id && l.unit == units::CREDIT);
-    let missing: Vec<Uuid> =
-        names.iter().map(|name| name.0).filter(|org_id| !is_there(&lanes, *org_id) && is_free(*org_id)).collect();
-    if !missing.is_empty() {
-        missing.into_iter().for_each(|org_id| store::create(db, org_id, units::CREDIT, now));
-        lanes = lock_lanes(db, &names);
-    }
+    // An org may have no wallet in a price's unit, and what is free is noted all the same: so it gets one.
+    let lanes = store::lock_all_or_create(db, &names, now)?;
+    let now = clock::now();
     let period = Period::Month.start(now);
     let counted: BTreeSet<_> =
         valid().filter(|p| p.is_counted()).map(|p| (p.item.org_id, p.item.metric.clone())).collect();
@@ -189,7 +175,6 @@ fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Locked {
             counters.insert((row.get(0), row.get(1)), Counter { quantity: row.get(2), charged: 0 });
         }
     }
-    let now = clock::now();
     let mut wallets: BTreeMap<_, _> =
         lanes.into_iter().map(|lane| ((lane.org_id, lane.unit.clone()), Wallet::new(lane, now))).collect();
     let mut members: BTreeMap<(Uuid, String), Vec<Uuid>> = BTreeMap::new();
@@ -212,7 +197,7 @@ fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Locked {
         let found = db.write(&FIND_REQUESTS, args![orgs, requests]);
         found.iter().map(|row| ((row.get(0), row.get(1)), store::replay(&row, 2))).collect()
     };
-    Locked { wallets, counters, period, replays }
+    Ok(Locked { wallets, counters, period, replays })
 }
 
 fn consume(db: &Db, locked: &mut Locked, priced: &Priced) -> Result<Consumption> {

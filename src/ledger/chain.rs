@@ -142,6 +142,37 @@ pub fn terms(terms: &Terms<'_>) -> Hash {
     fields.0.finalize().into()
 }
 
+/// The terms of a hold, covered likewise by the first entry of the operation that made it.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct HoldTerms<'a> {
+    pub kind: &'a str,
+    pub credits: i64,
+    pub parts: i32,
+    pub expires_at: Option<Moment>,
+    pub created_at: Moment,
+    pub metric: Option<&'a str>,
+    pub quantity: Option<i64>,
+    pub member_id: Option<Uuid>,
+    /// As serde prints it.
+    pub price: Option<&'a str>,
+}
+
+/// Hash of the terms of a hold.
+pub fn hold_terms(terms: &HoldTerms<'_>) -> Hash {
+    let mut fields = Fields(Sha256::new());
+    fields.text(Some(terms.kind));
+    fields.number(Some(terms.credits));
+    fields.number(Some(i64::from(terms.parts)));
+    fields.number(terms.expires_at);
+    fields.number(Some(terms.created_at));
+    fields.text(terms.metric);
+    fields.number(terms.quantity);
+    fields.uuid(terms.member_id);
+    fields.text(terms.price);
+    fields.0.finalize().into()
+}
+
 /// What makes an idempotency key unique: the first 64 bits of its SHA-256.
 pub fn request_id(key: &str) -> i64 {
     first_bits(Sha256::digest(key.as_bytes()).into())

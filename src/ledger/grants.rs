@@ -299,7 +299,7 @@ fn adjust_credits(
                 if amount > 0 {
                     store::lock_or_create(db, org_id, unit, now)
                 } else {
-                    store::lock_known(db, org_id, unit, needed)
+                    store::lock_known(db, org_id, unit, needed, now)
                 }
             },
             |db, wallet| {

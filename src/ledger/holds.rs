@@ -6,6 +6,7 @@ use crate::catalog::{self, cache};
 use crate::error::{Error, Result};
 use crate::json::Jsonb;
 use crate::ledger::call::{Answer, Call};
+use crate::ledger::chain::{self, HoldTerms};
 use crate::ledger::consume::Consumption;
 use crate::ledger::counters::Counter;
 use crate::ledger::store;
@@ -111,6 +112,29 @@ impl Stored {
     }
 }
 
+/// Writes the row of a hold, and lets its entry's hash cover it.
+fn make(db: &Db, wallet: &mut Wallet, hold_id: i64, terms: &HoldTerms<'_>, reason: Option<&str>) {
+    db.write(
+        &NEW_HOLD,
+        args![
+            wallet.lane.org_id,
+            hold_id,
+            &wallet.lane.unit,
+            terms.kind,
+            terms.metric,
+            terms.quantity,
+            terms.credits,
+            terms.member_id,
+            reason,
+            terms.expires_at.map(At),
+            At(terms.created_at),
+            terms.parts,
+            terms.price,
+        ],
+    );
+    wallet.seal(hold_id, chain::hold_terms(terms));
+}
+
 /// How many entries took that: one per grant, and one for nothing.
 fn entries_of(parts: &[Part]) -> i32 {
     i32::try_from(parts.len()).unwrap_or(i32::MAX).max(1)
@@ -161,7 +185,7 @@ fn reserve_credits(
                 let found = cache::price(db, &known, Some(org_id), now)?;
                 let unit = found.as_ref().map_or(units::CREDIT, |p| p.unit.as_str());
                 let credits = charge(db, org_id, metric, quantity, found.as_deref(), now)?;
-                let lane = store::lock_known(db, org_id, unit, credits);
+                let lane = store::lock_known(db, org_id, unit, credits, now);
                 *price.borrow_mut() = found;
                 lane
             },
@@ -187,25 +211,19 @@ fn reserve_credits(
                 wallet.lane.holds_due = wallet.lane.holds_due.min(expires_at);
                 wallet.note_member(member_id, 0, credits, Some(now));
                 let hold_id = operation.id();
-                let unit = wallet.lane.unit.clone();
-                db.write(
-                    &NEW_HOLD,
-                    args![
-                        org_id,
-                        hold_id,
-                        &unit,
-                        "usage",
-                        metric,
-                        quantity,
-                        credits,
-                        member_id,
-                        None::<&str>,
-                        At(expires_at),
-                        At(now),
-                        entries_of(&parts),
-                        price.as_deref().and_then(|p| serde_json::to_string(p).ok()),
-                    ],
-                );
+                let price = price.as_deref().and_then(|p| serde_json::to_string(p).ok());
+                let terms = HoldTerms {
+                    kind: "usage",
+                    credits,
+                    parts: entries_of(&parts),
+                    expires_at: Some(expires_at),
+                    created_at: now,
+                    metric: Some(metric),
+                    quantity: Some(quantity),
+                    member_id,
+                    price: price.as_deref(),
+                };
+                make(db, wallet, hold_id, &terms, None);
                 let balance_after = wallet.spendable(Some(metric));
                 let receipt =
                     HoldReceipt { hold_id, credits, expires_at: Some(expires_at), balance_after, replayed: false };
@@ -451,7 +469,7 @@ fn lock_credits(
         let call =
             Call::new(org_id, "lock_credits", &[Some(&text), Some(&reason), Some(unit)], idempotency_key, metadata)?;
         call.run(
-            |db, _| store::lock_known(db, org_id, unit, amount),
+            |db, now| store::lock_known(db, org_id, unit, amount, now),
             |db, wallet| {
                 if !wallet.slice_suffices(amount) {
                     store::load(db, wallet, &[])?;
@@ -463,24 +481,18 @@ fn lock_credits(
                 wallet.take(&mut operation, "payout_hold", &parts)?;
                 wallet.lane.locked += amount;
                 let hold_id = operation.id();
-                db.write(
-                    &NEW_HOLD,
-                    args![
-                        org_id,
-                        hold_id,
-                        unit,
-                        "payout",
-                        None::<&str>,
-                        None::<i64>,
-                        amount,
-                        None::<Uuid>,
-                        &reason,
-                        None::<At>,
-                        At(wallet.now()),
-                        entries_of(&parts),
-                        None::<&str>,
-                    ],
-                );
+                let terms = HoldTerms {
+                    kind: "payout",
+                    credits: amount,
+                    parts: entries_of(&parts),
+                    expires_at: None,
+                    created_at: wallet.now(),
+                    metric: None,
+                    quantity: None,
+                    member_id: None,
+                    price: None,
+                };
+                make(db, wallet, hold_id, &terms, Some(&reason));
                 let balance_after = wallet.spendable(None);
                 Ok((
                     operation,

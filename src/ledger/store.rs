@@ -220,14 +220,35 @@ pub fn lock_or_create(db: &Db, org_id: Uuid, unit: &str, now: Moment) -> Result<
 }
 
 /// Locks a wallet that must exist for the org to have credit in it: an org that is known may lack one in this unit.
-pub fn lock_known(db: &Db, org_id: Uuid, unit: &str, required: i64) -> Result<Lane> {
+pub fn lock_known(db: &Db, org_id: Uuid, unit: &str, required: i64, now: Moment) -> Result<Lane> {
     match lock(db, org_id, unit) {
         Some(lane) => Ok(lane),
         None => {
             require_org(db, org_id)?;
-            Err(Error::insufficient(required, 0))
+            // What costs nothing is noted in a wallet all the same.
+            if required == 0 { lock_or_create(db, org_id, unit, now) } else { Err(Error::insufficient(required, 0)) }
         }
     }
+}
+
+/// Locks wallets of orgs that are known, making those that are missing. A new wallet can lose a race for its slot in the org,
+/// so it is tried again.
+pub fn lock_all_or_create(db: &Db, wallets: &[(Uuid, String)], now: Moment) -> Result<Vec<Lane>> {
+    for _ in 0..100 {
+        let lanes = match wallets {
+            [(org_id, unit)] => lock(db, *org_id, unit).into_iter().collect(),
+            _ => lock_all(db, wallets),
+        };
+        let is_there = |name: &&(Uuid, String)| lanes.iter().any(|l| l.org_id == name.0 && l.unit == name.1);
+        let missing: Vec<_> = wallets.iter().filter(|name| !is_there(name)).collect();
+        if missing.is_empty() {
+            return Ok(lanes);
+        }
+        for (org_id, unit) in missing {
+            create(db, *org_id, unit, now);
+        }
+    }
+    Err(Error::contended())
 }
 
 /// Brings in the grants (with credit left, or named) and books what time did.

@@ -59,13 +59,9 @@ fn transfer(call: &Call, to_org: Uuid, amount: i64, unit: &str) -> Result<Transf
         if !store::org_exists(db, from_org) {
             return Err(Error::unknown("unknown_org", from_org.to_string()));
         }
-        // Both in the one order; a missing wallet is made first and then locked with the other.
+        // Both in the one order. A giver without a wallet in that unit gets one, which goes with the refusal.
         let names = [(from_org, unit.to_owned()), (to_org, unit.to_owned())];
-        let mut lanes = store::lock_all(db, &names);
-        if !lanes.iter().any(|lane| lane.org_id == to_org) {
-            store::create(db, to_org, unit, clock::now());
-            lanes = store::lock_all(db, &names);
-        }
+        let lanes = store::lock_all_or_create(db, &names, clock::now())?;
         if let Some(answer) = call.replay(db)? {
             return Ok(answer);
         }

@@ -4,9 +4,10 @@
 
 use crate::arguments::optional_uuid;
 use crate::catalog::cache;
+use crate::catalog::price::Price;
 use crate::error::Result;
 use crate::ledger::audit::{self, Stored, Violation, Walk};
-use crate::ledger::chain::{self, Hash, Terms};
+use crate::ledger::chain::{self, Hash, HoldTerms, Terms};
 use crate::raise::or_raise;
 use crate::sql::{self, Db, Row};
 use crate::time::INFINITY;
@@ -30,6 +31,9 @@ statements! {
     TERMS(uuid, int8) =
         "select category = 'paid', priority, effective_at, expires_at, cost_minor, currency, metrics
            from billing.lots where org_id = $1 and grant_id = $2";
+    HOLD_TERMS(uuid, int8) =
+        "select kind, credits, parts, expires_at, created_at, metric, quantity, member_id, price::text
+           from billing.holds where org_id = $1 and hold_id = $2";
     LANES_WITHOUT_ENTRIES(uuid, uuid) =
         "select l.org_id, l.unit, 'entries_missing',
                 jsonb_build_object('last_entry_id', l.last_entry_id, 'found', l.slot::int8 << 40)::text
@@ -195,11 +199,41 @@ fn stored(row: &Row) -> Stored {
     }
 }
 
-/// The terms of a grant, by the entry that made it.
+/// The terms of the grant or hold that an entry made.
 fn terms(db: &Db, entry: &Stored) -> Option<Hash> {
-    if entry.grant_id != Some(entry.entry_id) {
-        return None;
+    if entry.grant_id == Some(entry.entry_id) {
+        return grant_terms(db, entry);
     }
+    if entry.entry_id == entry.operation_id && (entry.kind == "hold" || entry.kind == "payout_hold") {
+        return hold_terms(db, entry);
+    }
+    None
+}
+
+fn hold_terms(db: &Db, entry: &Stored) -> Option<Hash> {
+    db.read(&HOLD_TERMS, args![entry.org_id, entry.entry_id]).first().map(|row| {
+        let kind: String = row.get(0);
+        let metric: Option<String> = row.opt(5);
+        // What cannot be read gives another hash than what was written.
+        let price = row.opt::<String>(8).map(|text| {
+            let price = serde_json::from_str::<Price>(&text).ok();
+            price.and_then(|p| serde_json::to_string(&p).ok()).unwrap_or(text)
+        });
+        chain::hold_terms(&HoldTerms {
+            kind: &kind,
+            credits: row.get(1),
+            parts: row.get(2),
+            expires_at: row.opt(3),
+            created_at: row.get(4),
+            metric: metric.as_deref(),
+            quantity: row.opt(6),
+            member_id: row.opt(7),
+            price: price.as_deref(),
+        })
+    })
+}
+
+fn grant_terms(db: &Db, entry: &Stored) -> Option<Hash> {
     db.read(&TERMS, args![entry.org_id, entry.entry_id]).first().map(|row| {
         let currency: Option<String> = row.opt(5);
         let metrics: Option<Vec<String>> = row.opt(6);

@@ -36,7 +36,9 @@ pub struct Lane {
 impl Lane {
     /// Until when the row alone tells what can be spent, and the slice may be burned.
     pub fn fast_until(&self) -> Moment {
-        let plain = self.scoped == 0 && self.future == 0 && self.consumed < i64::MAX / 2;
+        // What is burned moves from the balance to what was consumed: as long as their sum fits, neither overflows.
+        let fits = self.consumed.checked_add(self.balance).is_some();
+        let plain = self.scoped == 0 && self.future == 0 && fits;
         if plain { self.fresh_until.min(self.holds_due) } else { NEVER_YET }
     }
 }
@@ -181,6 +183,8 @@ pub struct Entry {
     pub position: Position,
     pub facts: Rc<Facts>,
     pub result: Option<String>,
+    /// Of the grant or hold that the entry made: they stand in other tables.
+    pub terms: Option<Hash>,
     pub hash: Hash,
 }
 
@@ -403,6 +407,7 @@ impl Wallet {
         lot.remaining = credits;
         lot.saved = None;
         let grant_id = lot.grant_id;
+        let terms = lot.terms();
         if kind == "purchase" {
             self.lane.purchased = checked(self.lane.purchased.checked_add(credits))?;
         }
@@ -410,15 +415,24 @@ impl Wallet {
         let place = lots.partition_point(|known| known.burn_order() < lot.burn_order());
         lots.insert(place, lot);
         self.post(operation, kind, credits, Some(grant_id))?;
+        self.seal(grant_id, terms);
         Ok(grant_id)
+    }
+
+    /// Lets the hash of an entry cover the terms of what it made.
+    pub fn seal(&mut self, entry_id: i64, terms: Hash) {
+        if let Some(entry) = self.entries.iter_mut().find(|e| e.position.entry_id == entry_id) {
+            entry.terms = Some(terms);
+        }
     }
 
     /// Burns for usage: consumption counts, for the wallet and the member.
     pub fn consume(&mut self, operation: &mut Operation, parts: &[Part], budgeted: i64) -> Result<()> {
         let credits: i64 = parts.iter().map(|p| p.credits).sum();
         let member = operation.facts.member_id;
+        let consumed = checked(self.lane.consumed.checked_add(credits))?;
         self.take(operation, "usage", parts)?;
-        self.lane.consumed = checked(self.lane.consumed.checked_add(credits))?;
+        self.lane.consumed = consumed;
         self.note_member(member, credits, budgeted, Some(self.now));
         Ok(())
     }
@@ -482,6 +496,7 @@ impl Wallet {
             position: Position { entry_id, balance_before, balance_after: lane.balance, grant_id },
             facts: Rc::clone(&operation.facts),
             result: None,
+            terms: None,
             hash: [0; 32],
         });
         Ok(())
@@ -517,8 +532,6 @@ impl Wallet {
         let mut previous = std::mem::take(&mut lane.head);
         for entry in &mut self.entries {
             let request = entry.request().cloned();
-            let own = |lot: &&Lot| lot.grant_id == entry.position.entry_id;
-            let made = self.lots.iter().flatten().find(own);
             let facts = &entry.facts;
             let content = chain::content(&Content {
                 org_id: lane.org_id,
@@ -538,7 +551,7 @@ impl Wallet {
                 result: entry.result.as_deref(),
                 created_at: now,
                 offset: entry.position.entry_id - entry.operation_id,
-                terms: made.filter(|lot| lot.saved.is_none()).map(Lot::terms),
+                terms: entry.terms,
             });
             entry.hash = chain::link(&previous, &content, entry.position);
             previous.clear();

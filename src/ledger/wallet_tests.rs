@@ -171,12 +171,7 @@ fn as_stored(wallet: &Wallet, e: &Entry) -> Stored {
         metadata: e.facts.metadata.clone(),
         result: e.result.clone(),
         entry_hash: e.hash.to_vec(),
-        terms: wallet
-            .lots
-            .iter()
-            .flatten()
-            .find(|l| l.saved.is_none() && l.grant_id == e.position.entry_id)
-            .map(Lot::terms),
+        terms: e.terms,
     }
 }
 
@@ -324,4 +319,16 @@ fn a_balance_beyond_63_bits_is_refused() {
     let mut wallet = Wallet::new(empty_lane(), 0);
     wallet.grant(&mut plain(), "bonus", lot(i64::MAX)).unwrap();
     assert_eq!(wallet.grant(&mut plain(), "bonus", lot(1)).unwrap_err().sqlstate, *b"22023");
+}
+
+#[test]
+fn what_is_refused_leaves_the_wallet_as_it_was() {
+    let lane = Lane { consumed: i64::MAX - 5, ..empty_lane() };
+    let mut wallet = Wallet::new(lane, 0);
+    wallet.grant(&mut plain(), "bonus", lot(100)).unwrap();
+    let (lane, lots, entries) = (wallet.lane.clone(), wallet.lots.clone(), wallet.entries.len());
+    let parts = wallet.allocate(50, None).unwrap();
+    assert!(wallet.consume(&mut plain(), &parts, 50).is_err());
+    assert!(wallet.grant(&mut plain(), "bonus", lot(i64::MAX)).is_err());
+    assert_eq!((wallet.lane, wallet.lots, wallet.entries.len()), (lane, lots, entries));
 }

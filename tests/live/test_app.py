@@ -169,6 +169,28 @@ class App(LiveTestCase):
             self.assertEqual(code_of(caught.exception), "42501 not_authorized")
             session.rollback()
 
+    def test_claims_that_cannot_be_read(self):
+        """Whatever stands in the claims: who names no org in them has none, and no call fails over it in another way."""
+        org, member = self.org(10), self.new_role(self.db, "member")
+        session = self.connect(autocommit=False)
+        for claims in ("", " ", "no json", "{", "null", "7", "[]", '"text"', '{"org_id": null}', '{"org_id": 7}', '{"org_id": "no uuid"}', f'{{"org_id": " {org}"}}',
+                       f'{{"org_id": ["{org}"]}}', f'{{"app_metadata": ["{org}"]}}', f'{{"app_metadata": {{"org_ids": "{org}"}}}}', f'["{org}"]',
+                       '{"app_metadata": {"org_ids": [null, 7, {}, "x"]}}', '{"a": "\\u0000"}', '{"a": "\\ud800"}', f'{{"org_id": "{org}"', '{"a": 1e999999}'):
+            with self.subTest(claims):
+                rows(session, f"set local role {member}")
+                rows(session, "select set_config('request.jwt.claims', %s, true)", claims)
+                self.assertEqual(value(session, "select billing.my_orgs()"), [])
+                self.assertEqual(rows(session, "select * from billing.entries"), [])
+                with self.assertRaises(Refused) as caught:
+                    total(session, org)
+                self.assertEqual(code_of(caught.exception), "42501 not_authorized")
+                session.rollback()
+                # For those who need no claims, the call works and is signed by the role.
+                rows(session, "select set_config('request.jwt.claims', %s, true)", claims)
+                call(session, "adjust_credits", org, 1, "gift")
+                self.assertEqual(value(session, "select actor from billing.entries where org_id = %s order by entry_id desc limit 1", org), "postgres")
+                session.rollback()
+
     def test_catalog_changed_elsewhere(self):
         """A price that another session changed holds from the next call on; one that was rolled back never."""
         org = self.org(10_000)
@@ -245,6 +267,44 @@ class App(LiveTestCase):
             with self.assertRaises(psycopg2.errors.ReadOnlySqlTransaction):
                 call(session, "consume_credits", org, "call")
             session.rollback()
+
+    def test_parallel_plans(self):
+        """What reads works where the planner goes parallel, in a session that has done nothing before."""
+        org = self.org(10, 20)
+        rows(self.db, "create table app.many as select n, %s::uuid as org_id from generate_series(1, 20000) n; analyze app.many", org)
+        self.addCleanup(rows, self.db, "drop table app.many")
+        rows(self.db, f"grant select on app.many to {self.service}")
+        forced = "debug_parallel_query" if self.db.server_version >= 160000 else "force_parallel_mode"
+        statements = {
+            "select billing.get_total_credits(%(org)s)": 30,
+            "select (billing.get_wallet(%(org)s)).available": 30,
+            "select sum(credits)::int from billing.explain_consumption(%(org)s, 'page', 2)": 14,
+            "select billing.calculate_cost('page', 2, %(org)s)": 14,
+            "select billing.calculate_cost('{\"page\": 2}'::jsonb, %(org)s)": 14,
+            "select available from billing.wallets where org_id = %(org)s": 30,
+            "select sum(remaining)::int from billing.grants where org_id = %(org)s": 30,
+            "select count(*) from billing.operations where org_id = %(org)s": 2,
+            "select count(*) from billing.verify_ledger(%(org)s)": 0,
+            "select (billing.version()).tables_installed - (billing.version()).tables_needed": 0,
+            "select cardinality(billing.my_orgs())": 0,
+            "select count(*) from jsonb_object_keys(billing.export_catalog() -> 'metrics')": len(CATALOG["metrics"]),
+            "select max(billing.get_total_credits(org_id)) from app.many where n %% 5000 = 0": 30,
+            "select max((billing.get_wallet(org_id)).available) from app.many where n %% 5000 = 0": 30,
+            "select count(*) from app.many m join billing.wallets w using (org_id) where n %% 5000 = 0": 4,
+        }
+        for statement, expected in statements.items():
+            for role in (None, self.service):
+                with self.subTest(statement, role=role):
+                    session = connect(self.database)
+                    try:
+                        rows(session, f"set {forced} = on; set parallel_setup_cost = 0; set parallel_tuple_cost = 0; set min_parallel_table_scan_size = 0")
+                        if role:
+                            rows(session, f"set role {role}")
+                        with session.cursor() as cursor:
+                            cursor.execute(statement, {"org": org})
+                            self.assertEqual(cursor.fetchone()[0], expected)
+                    finally:
+                        session.close()
 
     def test_many_calls_in_one_statement(self):
         """Set-based use: one statement charges many rows, in its order, seeing its own effects."""

@@ -153,6 +153,72 @@ class Concurrency(LiveTestCase):
         net = sum(moved[1::2]) - sum(moved[0::2])
         self.assertEqual([total(self.db, org) for org in orgs], [500 - net, 500 + net])
 
+    def test_opposite_transfers_on_stale_snapshots(self):
+        """The same in transactions that had looked at the wallets before, at each level: 40001 at most, and never a deadlock."""
+        for name in [*LEVELS, "mixed"]:
+            with self.subTest(name):
+                orgs = (self.org(500), self.org(500))
+                connections = self.connections(6, autocommit=False)
+                for i, connection in enumerate(connections):
+                    connection.set_session(isolation_level=LEVELS.get(name) or list(LEVELS.values())[i % 3])
+
+                def transfer(i, barrier, orgs=orgs, connections=connections):
+                    barrier.wait()
+                    there, back = orgs if i % 2 else orgs[::-1]
+                    for n in range(15):
+                        def transaction(n=n):
+                            seen = total(connections[i], there) + total(connections[i], back)
+                            call(connections[i], "transfer_credits", there, back, 1 + (n + i) % 3)
+                            return seen
+                        retrying(connections[i], transaction)
+                    return sum(1 + (n + i) % 3 for n in range(15))
+
+                moved = together(6, transfer)
+                net = sum(moved[1::2]) - sum(moved[0::2])
+                self.assertEqual([total(self.db, org) for org in orgs], [500 - net, 500 + net])
+                for connection in connections:
+                    connection.close()
+
+    def while_waiting(self, blocker, function, *arguments, **named):
+        """The answer of a call that waits for the blocker's transaction, which commits when it does."""
+        waiting = self.connect()
+        process = waiting.info.backend_pid
+
+        def body(i, barrier):
+            barrier.wait()
+            if i:
+                return answer(waiting, function, *arguments, **named)
+            await_condition(lambda: value(self.db, "select wait_event_type = 'Lock' from pg_stat_activity where pid = %s", process), 30, "the call to wait")
+            return blocker.commit()
+
+        return together(2, body)[1]
+
+    def test_wallet_made_while_the_call_waits(self):
+        """An org's first wallet, in this unit or another, is committed while a call waits for it: the call goes on with it."""
+        for unit, expected in (("credit", 5 + 3), ("EUR", 3)):
+            with self.subTest(unit):
+                giver, receiver, blocker = self.org(10), uuid.uuid4(), self.connect(autocommit=False)
+                call(blocker, "grant_credits", receiver, 5, unit=unit)
+                moved = self.while_waiting(blocker, "transfer_credits", giver, receiver, 3)
+                self.assertEqual(getattr(moved, "amount", moved), 3)
+                self.assertEqual((total(self.db, giver), total(self.db, receiver)), (7, expected))
+        with self.subTest("a grant"):
+            org, blocker = uuid.uuid4(), self.connect(autocommit=False)
+            call(blocker, "grant_credits", org, 5, unit="EUR")
+            granted = self.while_waiting(blocker, "grant_credits", org, 3)
+            self.assertEqual(getattr(granted, "balance_after", granted), 3)
+            self.assertEqual((total(self.db, org), total(self.db, org, "EUR")), (3, 5))
+
+    def test_free_usage_while_another_wallet_is_made(self):
+        """What costs nothing needs the credit wallet, which is made although another unit's comes first."""
+        apply_catalog(self.db, {"metrics": {**CATALOG["metrics"], "free": {}}})
+        self.addCleanup(apply_catalog, self.db, CATALOG)
+        org, blocker = uuid.uuid4(), self.connect(autocommit=False)
+        call(self.db, "grant_credits", org, 5, unit="EUR")
+        call(blocker, "grant_credits", org, 5, unit="USD")
+        used = self.while_waiting(blocker, "consume_credits", org, "free", 2)
+        self.assertEqual(getattr(used, "credits", used), 0)
+
     def test_batches_in_opposite_order(self):
         """Batches over the same wallets in different orders: no deadlock, every item charged once."""
         orgs = [self.org(10_000) for _ in range(5)]
