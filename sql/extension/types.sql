@@ -8,7 +8,7 @@ begin
                    where n.nspname = 'billing' and a.privilege_type = 'CREATE' and a.grantee <> n.nspowner
                      and g.rolsuper is not true) then
         raise exception using errcode = '42501', message = 'the schema billing is open to another role',
-            hint = 'Let it belong to the role that creates the extension, and nobody else create in it.';
+            hint = 'Let it belong to the role that creates the extension (alter schema billing owner to …), and nobody else create in it.';
     end if;
 end $$;
 

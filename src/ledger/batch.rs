@@ -121,7 +121,7 @@ fn consume_all(db: &Db, items: Vec<Result<Item>>) -> Result<Vec<Result<Consumpti
             let name = item.item.key.as_ref().map(|key| (item.item.org_id, key.clone()));
             if let Some(name) = &name {
                 if let Some(replay) = locked.replays.get(&(name.0, chain::request_id(&name.1))) {
-                    return consume::replayed(replay.clone(), &item.item);
+                    return consume::replayed(replay, &item.item);
                 }
                 if let Some((earlier, answer)) = done.get(name) {
                     return if *earlier == item.item {

@@ -104,7 +104,7 @@ impl Asked<'_> {
 }
 
 /// The answer that a repeated consumption gets; an error when the key was used for another request.
-pub fn replayed(found: Replay, item: &Item) -> Result<Consumption> {
+pub fn replayed(found: &Replay, item: &Item) -> Result<Consumption> {
     // A consumption leaves no fingerprint: its entry has all its arguments.
     let same = found.key == item.key
         && found.request_hash.is_none()
@@ -210,7 +210,7 @@ fn charge(db: &Db, asked: &Asked<'_>, plan: &Plan) -> Result<Consumption> {
 
 fn replay(db: &Db, asked: &Asked<'_>) -> Result<Option<Consumption>> {
     let Some(key) = asked.key else { return Ok(None) };
-    store::find_replay(db, asked.org_id, key)?.map(|found| replayed(found, &asked.item())).transpose()
+    store::find_replay(db, asked.org_id, key)?.map(|found| replayed(&found, &asked.item())).transpose()
 }
 
 fn burn(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment) -> Option<Burned> {

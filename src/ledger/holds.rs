@@ -329,9 +329,9 @@ fn capture(
         store::load(db, wallet, &named)?;
     }
     store::load_budgets(db, wallet, hold.member_id.into_iter().collect());
-    // What of the hold counted in an earlier period is no part of this one's budget.
-    let counted = wallet.still_counted(&plain(hold_id, hold));
-    wallet.check_budget(hold.member_id, credits - counted)?;
+    // What of the hold still_counted in an earlier period is no part of this one's budget.
+    let still_counted = wallet.still_counted(&plain(hold_id, hold));
+    wallet.check_budget(hold.member_id, credits - still_counted)?;
     let balance_before = wallet.spendable(Some(metric));
     let facts = Facts { metric: Some(metric.clone()), quantity: Some(quantity), ..from_hold(hold_id, hold) };
     let mut operation = call.operation(facts);
@@ -339,7 +339,7 @@ fn capture(
     wallet.lane.reserved -= hold.credits;
 
     let (mine, excess) = split(&parts, credits);
-    wallet.note_member(hold.member_id, 0, -counted, None);
+    wallet.note_member(hold.member_id, 0, -still_counted, None);
     if excess > 0 {
         if !mine.is_empty() {
             wallet.consume(&mut operation, &mine, credits - excess)?;

@@ -331,7 +331,8 @@ pub fn past_operation(db: &Db, org_id: Uuid, operation_id: i64) -> Vec<Past> {
     let mut limit = 16;
     loop {
         let rows = db.write(&OPERATION, args![org_id, operation_id, limit]);
-        let entries: Vec<Past> = rows.iter().take_while(|row| row.get::<i64>(0) == operation_id).map(past).collect();
+        let entries: Vec<Past> =
+            rows.iter().take_while(|row| row.get::<i64>(0) == operation_id).map(|row| past(&row)).collect();
         if i64::try_from(entries.len()).unwrap_or(i64::MAX) < limit {
             return entries;
         }
@@ -339,7 +340,7 @@ pub fn past_operation(db: &Db, org_id: Uuid, operation_id: i64) -> Vec<Past> {
     }
 }
 
-fn past(row: Row) -> Past {
+fn past(row: &Row) -> Past {
     Past {
         kind: row.get(1),
         grant_id: row.opt(2),
