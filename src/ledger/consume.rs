@@ -66,11 +66,8 @@ statements! {
                 head = coalesce((select e.entry_hash from billing.entries e
                                   where e.org_id = $1 and e.entry_id = l.last_entry_id - 1), '')
           where org_id = $1 and unit = $2 and lane = 0";
-    WRITE(uuid, int8, int8, int8, timestamptz, int8, int8, uuid, text, text, jsonb, bytea, int8) =
-        "insert into billing.entries (org_id, operation_id, entry_id, amount, balance_before, balance_after, created_at,
-                                      grant_id, quantity, member_id, unit, kind, metric, metadata, entry_hash)
-         values ($1, $2, $2, $3, $13, $4, $5, $6, $7, $8, $9, 'usage', $10, $11, $12)";
-    WRITE_KEYED(uuid, int8, int8, int8, timestamptz, int8, int8, uuid, text, text, jsonb, bytea, int8, int8, text) =
+    // Without a key there is nothing to conflict with: nulls are distinct.
+    WRITE(uuid, int8, int8, int8, timestamptz, int8, int8, uuid, text, text, jsonb, bytea, int8, int8, text) =
         "insert into billing.entries (org_id, operation_id, entry_id, amount, balance_before, balance_after, created_at,
                                       grant_id, quantity, member_id, unit, kind, metric, metadata, entry_hash,
                                       request_id, idempotency_key)
@@ -248,52 +245,27 @@ fn burn(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment) -> Op
 fn write(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment, burned: &Burned) -> bool {
     let grant = (credits > 0).then_some(burned.slice_grant);
     let metadata = asked.metadata.unwrap_or_else(|| crate::json::from_text("{}"));
-    match asked.key {
-        None => {
-            db.write(
-                &WRITE,
-                args![
-                    asked.org_id,
-                    burned.entry_id,
-                    -credits,
-                    burned.balance,
-                    At(now),
-                    grant,
-                    asked.quantity,
-                    asked.member_id,
-                    unit,
-                    asked.metric,
-                    metadata,
-                    burned.head.as_slice(),
-                    burned.balance + credits,
-                ],
-            );
-            true
-        }
-        Some(key) => {
-            let rows = db.write(
-                &WRITE_KEYED,
-                args![
-                    asked.org_id,
-                    burned.entry_id,
-                    -credits,
-                    burned.balance,
-                    At(now),
-                    grant,
-                    asked.quantity,
-                    asked.member_id,
-                    unit,
-                    asked.metric,
-                    metadata,
-                    burned.head.as_slice(),
-                    burned.balance + credits,
-                    chain::request_id(key),
-                    key,
-                ],
-            );
-            rows.count() == 1
-        }
-    }
+    let written = db.write(
+        &WRITE,
+        args![
+            asked.org_id,
+            burned.entry_id,
+            -credits,
+            burned.balance,
+            At(now),
+            grant,
+            asked.quantity,
+            asked.member_id,
+            unit,
+            asked.metric,
+            metadata,
+            burned.head.as_slice(),
+            burned.balance + credits,
+            asked.key.map(chain::request_id),
+            asked.key,
+        ],
+    );
+    written.count() == 1
 }
 
 fn spend_budget(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment) {

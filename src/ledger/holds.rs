@@ -329,7 +329,7 @@ fn capture(
         store::load(db, wallet, &named)?;
     }
     store::load_budgets(db, wallet, hold.member_id.into_iter().collect());
-    // What of the hold still_counted in an earlier period is no part of this one's budget.
+    // What of the hold counted in an earlier period is no part of this one's budget.
     let still_counted = wallet.still_counted(&plain(hold_id, hold));
     wallet.check_budget(hold.member_id, credits - still_counted)?;
     let balance_before = wallet.spendable(Some(metric));

@@ -12,25 +12,32 @@ use crate::time::{INFINITY, Moment, Period};
 use crate::{args, statements};
 use uuid::Uuid;
 
+macro_rules! lane_columns {
+    () => {
+        "org_id, unit, lane, last_entry_id, balance, reserved, locked, purchased, consumed, scoped, future,
+         slice_grant, slice_credits, fresh_until, holds_due, head"
+    };
+}
+
+macro_rules! lot_columns {
+    () => {
+        "grant_id, amount, remaining, priority, category = 'paid', written_off, source, cost_minor, currency,
+         effective_at, expires_at, voided_at is not null, metrics"
+    };
+}
+
 statements! {
     LOCK_LANE(uuid, text) =
-        "select org_id, unit, lane, last_entry_id, balance, reserved, locked, purchased, consumed, scoped, future,
-                slice_grant, slice_credits, fresh_until, holds_due, head
-           from billing.lanes where org_id = $1 and unit = $2 and lane = 0 for update";
+        concat!("select ", lane_columns!(), " from billing.lanes where org_id = $1 and unit = $2 and lane = 0 for update");
     LOCK_IF_FREE(uuid, text) =
-        "select org_id, unit, lane, last_entry_id, balance, reserved, locked, purchased, consumed, scoped, future,
-                slice_grant, slice_credits, fresh_until, holds_due, head
-           from billing.lanes where org_id = $1 and unit = $2 and lane = 0 for update skip locked";
-    LOCK_LANES(uuids, texts) =
-        "select l.org_id, l.unit, l.lane, l.last_entry_id, l.balance, l.reserved, l.locked, l.purchased, l.consumed,
-                l.scoped, l.future, l.slice_grant, l.slice_credits, l.fresh_until, l.holds_due, l.head
-           from unnest($1, $2) as k (org_id, unit)
-           join billing.lanes l on l.org_id = k.org_id and l.unit = k.unit and l.lane = 0
-          order by l.org_id, l.unit for update of l";
+        concat!("select ", lane_columns!(), " from billing.lanes where org_id = $1 and unit = $2 and lane = 0 for update skip locked");
+    LOCK_LANES(uuids, texts) = concat!(
+        "select ", lane_columns!(), "
+           from unnest($1, $2) as k (wanted_org, wanted_unit)
+           join billing.lanes l on l.org_id = k.wanted_org and l.unit = k.wanted_unit and l.lane = 0
+          order by l.org_id, l.unit for update of l");
     READ_LANE(uuid, text) =
-        "select org_id, unit, lane, last_entry_id, balance, reserved, locked, purchased, consumed, scoped, future,
-                slice_grant, slice_credits, fresh_until, holds_due, head
-           from billing.lanes where org_id = $1 and unit = $2 and lane = 0";
+        concat!("select ", lane_columns!(), " from billing.lanes where org_id = $1 and unit = $2 and lane = 0");
     ORG_EXISTS(uuid) = "select from billing.lanes where org_id = $1 limit 1";
     CREATE_SETTINGS(uuid, text, timestamptz) =
         "insert into billing.wallet_settings (org_id, unit, created_at) values ($1, $2, $3) on conflict do nothing";
@@ -40,14 +47,11 @@ statements! {
          select $1, $2, 0, s.slot, s.slot::bigint << 40
            from (select coalesce(max(slot) + 1, 0)::smallint as slot from billing.lanes where org_id = $1) s
          on conflict do nothing";
-    LOAD_LOTS(uuid, text, int8s) =
-        "select grant_id, amount, remaining, priority, category = 'paid', written_off, source, cost_minor, currency, effective_at,
-                expires_at, voided_at is not null, metrics
-           from billing.lots where org_id = $1 and unit = $2 and remaining > 0
+    LOAD_LOTS(uuid, text, int8s) = concat!(
+        "select ", lot_columns!(), " from billing.lots where org_id = $1 and unit = $2 and remaining > 0
          union all
-         select grant_id, amount, remaining, priority, category = 'paid', written_off, source, cost_minor, currency, effective_at,
-                expires_at, voided_at is not null, metrics
-           from billing.lots where org_id = $1 and unit = $2 and remaining = 0 and grant_id = any ($3)";
+         select ", lot_columns!(), " from billing.lots
+          where org_id = $1 and unit = $2 and remaining = 0 and grant_id = any ($3)");
     TIMED_OUT_HOLDS(uuid, text, timestamptz) =
         "select h.hold_id, h.credits, h.member_id, h.created_at, p.grants, p.credits
            from billing.holds h
