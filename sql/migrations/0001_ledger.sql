@@ -19,8 +19,8 @@ comment on column billing.wallet_settings.low_balance_threshold is 'The wallet c
 comment on column billing.wallet_settings.created_at is 'When the wallet was made.';
 
 -- The row that every consumption updates. No CHECK: the server parses each anew for every UPDATE, a tenth of the whole
--- call; the UPDATE's own condition keeps the balance above zero, and verify_ledger() proves it. Room on the page keeps those updates HOT, so no index but the
--- keys and fresh_until (which only the slow path changes) may be put on it.
+-- call; the UPDATE's own condition keeps the balance above zero, and verify_ledger() proves it. Room on the page keeps
+-- those updates HOT, so no index but the keys and fresh_until (which only the slow path changes) may be put on it.
 create table billing.lanes (
     org_id uuid not null,
     fresh_until timestamptz not null default 'infinity',

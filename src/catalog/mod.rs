@@ -12,7 +12,7 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::json::Jsonb;
 use crate::raise::or_raise;
-use crate::sql::{self, At, Db};
+use crate::sql::{self, At, Db, Rows};
 use crate::time::{Moment, Period};
 use crate::{args, statements};
 use pgrx::datum::TimestampWithTimeZone;
@@ -171,24 +171,30 @@ fn set_org_price(
     })());
 }
 
-/// What `quantity` of a metric costs an org now, after what it used in this period, in the unit of the price.
+/// What `quantity` of a metric costs an org now, after what it used in this period, in the unit of the price. For functions
+/// that only read.
 pub fn cost(db: &Db, metric: &str, quantity: i64, org_id: Option<Uuid>, now: Moment) -> Result<(String, i64)> {
     let metric = cache::metric(db, metric)?;
     let Some(price) = cache::price(db, &metric, org_id, now)? else {
         return Ok((crate::units::CREDIT.to_owned(), 0));
     };
     let used = match org_id {
-        Some(org_id) if !price.is_linear() => used(db, org_id, &metric.name, now),
+        Some(org_id) if !price.is_linear() => {
+            counted(&db.read(&USED, args![org_id, &metric.name, At(Period::Month.start(now))]))
+        }
         _ => 0,
     };
     let credits = price.charge(used, quantity).map_err(too_large)?;
     Ok((price.unit.clone(), credits))
 }
 
-/// What the org used of a metric in the current period, where its price asks for it.
+/// What the org used of a metric in the current period, as of this very moment: for a call that holds the wallet's lock.
 pub fn used(db: &Db, org_id: Uuid, metric: &str, now: Moment) -> i64 {
-    let rows = db.write(&USED, args![org_id, metric, At(Period::Month.start(now))]);
-    rows.first().map_or(0, |row| row.get(0))
+    counted(&db.write(&USED, args![org_id, metric, At(Period::Month.start(now))]))
+}
+
+fn counted(used: &Rows) -> i64 {
+    used.first().map_or(0, |row| row.get(0))
 }
 
 /// The error of a price whose result does not fit.

@@ -133,7 +133,7 @@ struct Burned {
     balance: i64,
     slice_grant: i64,
     head: Vec<u8>,
-    fresh_until: Moment,
+    fast_until: Moment,
 }
 
 /// What a consumption costs now. The counter is locked where the price asks for one.
@@ -181,7 +181,7 @@ fn charge(db: &Db, asked: &Asked<'_>, plan: &Plan) -> Result<Consumption> {
         return batch::consume_one(db, asked.item());
     };
     // The wait for the lock may have outlasted the figures of the row.
-    if burned.fresh_until != INFINITY && burned.fresh_until <= clock::now() {
+    if burned.fast_until != INFINITY && burned.fast_until <= clock::now() {
         db.write(&UNBURN, args![asked.org_id, unit, credits]);
         return batch::consume_one(db, asked.item());
     }
@@ -237,7 +237,7 @@ fn burn(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment) -> Op
         balance: row.get(1),
         slice_grant: row.get(2),
         head: row.get(3),
-        fresh_until: row.get(4),
+        fast_until: row.get(4),
     })
 }
 

@@ -181,7 +181,7 @@ pub fn lock_if_free(db: &Db, org_id: Uuid, unit: &str) -> Option<Lane> {
 }
 
 /// Locks wallets in the one order; those that do not exist are missing from the result.
-pub fn lock_all(db: &Db, wallets: &[(Uuid, String)]) -> Vec<Lane> {
+fn lock_all(db: &Db, wallets: &[(Uuid, String)]) -> Vec<Lane> {
     let (orgs, units): (Vec<Uuid>, Vec<String>) = wallets.iter().cloned().unzip();
     db.write(&LOCK_LANES, args![orgs, units]).iter().map(|row| lane(&row)).collect()
 }
@@ -192,7 +192,7 @@ pub fn peek(db: &Db, org_id: Uuid, unit: &str) -> Option<Lane> {
 }
 
 /// Makes a wallet where there is none.
-pub fn create(db: &Db, org_id: Uuid, unit: &str, now: Moment) {
+fn create(db: &Db, org_id: Uuid, unit: &str, now: Moment) {
     db.write(&CREATE_SETTINGS, args![org_id, unit, At(now)]);
     db.write(&CREATE_LANE, args![org_id, unit]);
 }
