@@ -68,6 +68,15 @@ impl Error {
             .with("available", available)
     }
 
+    /// The plan's allowance is used up, and there is no price at which more could be had.
+    pub fn plan_limit(metric: &str, allowance: i64, remaining: i64, quantity: i64) -> Self {
+        Self::new(*b"PT402", "plan_limit", "plan limit reached")
+            .with("metric", metric)
+            .with("allowance", allowance)
+            .with("remaining", remaining)
+            .with("quantity", quantity)
+    }
+
     /// No such org, metric, hold, operation or grant.
     pub fn unknown(code: &'static str, id: impl Into<Value>) -> Self {
         let id = match id.into() {
@@ -80,6 +89,7 @@ impl Error {
             "unknown_hold" => "unknown hold",
             "unknown_operation" => "unknown operation",
             "unknown_grant" => "unknown grant",
+            "unknown_plan" => "unknown plan",
             _ => "not found",
         };
         let name = code.strip_prefix("unknown_").unwrap_or(code);
@@ -120,6 +130,37 @@ impl Error {
             .with("limit", limit)
             .with("used", used)
             .with("required", required)
+    }
+
+    /// A cap of the catalog does not allow it.
+    pub fn cap_reached(
+        cap: &crate::catalog::plan::Cap,
+        used: i64,
+        required: i64,
+        member_id: Option<uuid::Uuid>,
+        resets_at: crate::time::Moment,
+    ) -> Self {
+        let mut error = Self::new(*b"PT429", "cap_exceeded", "cap exceeded")
+            .with("cap", cap.name.clone())
+            .with("per", cap.per.clone())
+            .with("limit", cap.quantity)
+            .with("used", used)
+            .with("required", required)
+            .with("resets_at", crate::time::display(resets_at));
+        for (name, value) in [("metric", &cap.metric), ("category", &cap.category)] {
+            if let Some(value) = value {
+                error = error.with(name, value.clone());
+            }
+        }
+        match member_id {
+            Some(member_id) => error.with("member_id", member_id.to_string()),
+            None => error,
+        }
+    }
+
+    /// The org has no subscription that could be changed or ended.
+    pub fn no_subscription(org_id: &str) -> Self {
+        Self::new(*b"PT404", "unknown_subscription", "no active subscription").with("org_id", org_id)
     }
 
     /// The caller may not see or do that.

@@ -8,18 +8,23 @@ use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 
 /// Numbered migrations, each applied once, in order.
-const MIGRATIONS: [(i64, &str, &str); 3] = [
+const MIGRATIONS: [(i64, &str, &str); 7] = [
     (1, "ledger", include_str!("../sql/migrations/0001_ledger.sql")),
     (2, "catalog", include_str!("../sql/migrations/0002_catalog.sql")),
     (3, "guards", include_str!("../sql/migrations/0003_guards.sql")),
+    (4, "plans", include_str!("../sql/migrations/0004_plans.sql")),
+    (5, "metering", include_str!("../sql/migrations/0005_metering.sql")),
+    (6, "usage", include_str!("../sql/migrations/0006_usage.sql")),
+    (7, "settlement", include_str!("../sql/migrations/0007_settlement.sql")),
 ];
 
 /// What refers to functions of the extension, and so may have gone with DROP EXTENSION … CASCADE: put back on every
 /// install(). The scripts change nothing where all is in place.
-const STANDING: [&str; 3] = [
+const STANDING: [&str; 4] = [
     include_str!("../sql/standing/views.sql"),
     include_str!("../sql/standing/policies.sql"),
     include_str!("../sql/standing/rights.sql"),
+    include_str!("../sql/standing/metering.sql"),
 ];
 
 /// The version of the tables that this library works with.

@@ -6,6 +6,7 @@
 pgrx::pg_module_magic!();
 
 mod access;
+mod alerts;
 mod arguments;
 mod catalog;
 mod clock;
@@ -13,15 +14,22 @@ mod error;
 mod install;
 mod json;
 mod ledger;
+mod limits;
+mod plans;
 mod raise;
 mod receipt;
+mod settlement;
 mod sql;
 mod time;
 mod units;
+mod usage;
 
 // The extension's own SQL, in this order around the functions that the modules declare.
 pgrx::extension_sql_file!("../sql/extension/types.sql", name = "types", bootstrap);
 pgrx::extension_sql_file!("../sql/extension/access.sql", name = "access", requires = ["types"]);
+pgrx::extension_sql_file!("../sql/extension/settlement.sql", name = "settlement", requires = ["access"]);
+pgrx::extension_sql_file!("../sql/extension/metering.sql", name = "metering", requires = ["settlement"]);
+pgrx::extension_sql_file!("../sql/extension/schedule.sql", name = "schedule", requires = ["metering"]);
 pgrx::extension_sql_file!("../sql/extension/comments.sql", name = "comments", finalize);
 
 /// Called by the server when it loads the library.

@@ -110,6 +110,17 @@ impl ToSql for At {
         self.0.into_datum()
     }
 }
+impl ToSql for Vec<At> {
+    fn to_sql(self) -> Option<pg_sys::Datum> {
+        // What is in no range of the calendar is one of the infinities.
+        let infinite = pgrx::datum::TimestampWithTimeZone::positive_infinity;
+        let all: Vec<_> = self
+            .into_iter()
+            .map(|at| pgrx::datum::TimestampWithTimeZone::try_from(at.0).unwrap_or_else(|_| infinite()))
+            .collect();
+        all.into_datum()
+    }
+}
 impl<T: ToSql> ToSql for Option<T> {
     fn to_sql(self) -> Option<pg_sys::Datum> {
         self.and_then(ToSql::to_sql)
@@ -175,6 +186,7 @@ pub mod types {
     pub const uuids: pg_sys::Oid = pg_sys::UUIDARRAYOID;
     pub const texts: pg_sys::Oid = pg_sys::TEXTARRAYOID;
     pub const int8s: pg_sys::Oid = pg_sys::INT8ARRAYOID;
+    pub const timestamptzs: pg_sys::Oid = pg_sys::TIMESTAMPTZARRAYOID;
     pub const byteas: pg_sys::Oid = pg_sys::BYTEAARRAYOID;
 }
 
@@ -212,6 +224,16 @@ impl Db {
     /// Runs on a snapshot of its own, so that it sees what others committed before it started.
     pub fn write(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Option<pg_sys::Datum>]) -> Rows {
         statement.with(|s| Self::execute(s, args, false))
+    }
+
+    /// One of the two: `fresh` for a call that holds locks, else for one that only reads.
+    pub fn query(
+        &self,
+        fresh: bool,
+        statement: &'static std::thread::LocalKey<Statement>,
+        args: &[Option<pg_sys::Datum>],
+    ) -> Rows {
+        if fresh { self.write(statement, args) } else { self.read(statement, args) }
     }
 
     /// Runs a whole script, for install().

@@ -1,6 +1,6 @@
 //! Moments and calendar periods, without a server.
 
-use chrono::{DateTime, Datelike, NaiveDate, NaiveTime, Utc};
+use chrono::{DateTime, Datelike, Months, NaiveDate, NaiveTime, Utc};
 use std::str::FromStr;
 
 /// A moment as PostgreSQL keeps it: microseconds since 2000-01-01 UTC, with both infinities at the ends.
@@ -61,12 +61,36 @@ impl Period {
 }
 
 fn date_of(at: Moment) -> Option<NaiveDate> {
-    let unix = at.checked_add(EPOCH)?;
-    DateTime::<Utc>::from_timestamp_micros(unix).map(|t| t.date_naive())
+    utc(at).map(|t| t.date_naive())
 }
 
 fn midnight(date: NaiveDate) -> Moment {
     date.and_time(NaiveTime::MIN).and_utc().timestamp_micros() - EPOCH
+}
+
+fn utc(at: Moment) -> Option<DateTime<Utc>> {
+    at.checked_add(EPOCH).and_then(DateTime::<Utc>::from_timestamp_micros)
+}
+
+/// So many days later, or earlier; without end where the calendar ends.
+pub fn add_days(at: Moment, days: i64) -> Moment {
+    const DAY: i64 = 86_400_000_000;
+    days.checked_mul(DAY).and_then(|d| at.checked_add(d)).unwrap_or(if days < 0 { NEVER_YET } else { INFINITY })
+}
+
+/// So many months later, or earlier, at the same time of day; the last day of a month that is shorter.
+pub fn add_months(at: Moment, months: i64) -> Moment {
+    let moved = utc(at).and_then(|t| {
+        let count = Months::new(u32::try_from(months.unsigned_abs()).ok()?);
+        if months < 0 { t.checked_sub_months(count) } else { t.checked_add_months(count) }
+    });
+    moved.map_or(if months < 0 { NEVER_YET } else { INFINITY }, |t| t.timestamp_micros() - EPOCH)
+}
+
+/// Calendar months from one moment to another, days not regarded.
+pub fn months_between(from: Moment, to: Moment) -> i64 {
+    let count = |at| utc(at).map_or(0, |t: DateTime<Utc>| i64::from(t.year()) * 12 + i64::from(t.month0()));
+    count(to) - count(from)
 }
 
 /// ISO 8601 in UTC, for details of errors and stored results.
@@ -74,15 +98,15 @@ pub fn display(at: Moment) -> String {
     if at == INFINITY {
         return "infinity".to_owned();
     }
-    at.checked_add(EPOCH)
-        .and_then(DateTime::<Utc>::from_timestamp_micros)
-        .map_or_else(|| "-infinity".to_owned(), |t| t.to_rfc3339())
+    utc(at).map_or_else(|| "-infinity".to_owned(), |t| t.to_rfc3339())
 }
 
 /// A date (midnight UTC) or a timestamp with time zone, ISO 8601.
 pub fn parse(text: &str) -> Option<Moment> {
     let unix = match DateTime::parse_from_rfc3339(text) {
         Ok(moment) => moment.timestamp_micros(),
+        // As PostgreSQL prints it.
+        Err(_) if text.len() > 10 => DateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f%#z").ok()?.timestamp_micros(),
         Err(_) => NaiveDate::from_str(text).ok()?.and_time(NaiveTime::MIN).and_utc().timestamp_micros(),
     };
     // Years that every reader of a timestamp can show.

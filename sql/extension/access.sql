@@ -84,12 +84,13 @@ create function billing.routines_of(level text) returns setof regprocedure
        and case level
            when 'service' then
                p.proname <> all ('{install,grant_access,revoke_access,configure_membership,routines_of,
-                                   chain_burn}')
+                                   chain_burn,make_partitions,metered_insert,meter_trigger,meter_fault,attach_meter}')
            when 'auditor' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
-                                  verify_ledger,export_catalog}')
+                                  verify_ledger,export_catalog,check_limit,allows,credit_history}')
            when 'member' then
-               p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version}')
+               p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
+                                  check_limit,allows,credit_history}')
            end
 $$;
 
@@ -111,12 +112,19 @@ begin
     perform billing.revoke_access(role);
     execute format('grant usage on schema billing to %I', role);
     for routine in select r from billing.routines_of(level) r loop
-        execute format('grant execute on function %s to %I', routine, role);
+        execute format('grant execute on routine %s to %I', routine, role);
     end loop;
     foreach readable in array array['wallets', 'grants', 'operations', 'entries', 'holds', 'lanes', 'lots',
-        'wallet_settings', 'refunds', 'member_usage', 'period_usage', 'metrics', 'prices', 'org_prices'] loop
+        'wallet_settings', 'refunds', 'member_usage', 'period_usage', 'metrics', 'prices', 'org_prices', 'plans', 'caps',
+        'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'cap_usage', 'usage_days', 'credit_months', 'folded',
+        'alerts', 'usage_by_day', 'usage_by_month'] loop
         execute format('grant select on billing.%I to %I', readable, role);
     end loop;
+    if level <> 'member' then
+        foreach readable in array array['settlement_runs', 'settlement_faults', 'settlement_progress'] loop
+            execute format('grant select on billing.%I to %I', readable, role);
+        end loop;
+    end if;
     insert into billing.access (role_name, level) values (role, grant_access.level)
     on conflict (role_name) do update set level = excluded.level;
 end $$;

@@ -6,7 +6,7 @@ comment on function billing.grant_credits is
 comment on function billing.create_wallet is
 'Makes a wallet, or changes its owner_type (user, community, organization) and low_balance_threshold (0: never low); null leaves as it is. Errors: 22023.';
 comment on function billing.consume_credits is
-'Charges an org for a quantity of a metric in the caller''s transaction. The same idempotency_key (1 to 255 bytes) with the same arguments charges nothing and gives the first result again. Errors: PT402 insufficient_credits, PT404 unknown_org or unknown_metric, PT409 idempotency_conflict, PT429 cap_exceeded, 22023.';
+'Charges an org for a quantity of a metric in the caller''s transaction. The same idempotency_key (1 to 255 bytes) with the same arguments charges nothing and gives the first result again. Errors: PT402 insufficient_credits or plan_limit, PT404 unknown_org or unknown_metric, PT409 idempotency_conflict, PT429 cap_exceeded, 22023.';
 comment on function billing.consume_credits_batch is
 'Charges up to 10,000 consumptions [{"org_id", "metric", "quantity", "idempotency_key", "member_id", "metadata"}, …], each with an outcome of its own: ok, replayed, insufficient_credits, cap_exceeded or invalid; detail says why. item counts from 1. Errors: 22023.';
 comment on function billing.reserve_credits is
@@ -42,15 +42,50 @@ comment on function billing.verify_ledger is
 'Proves the ledger of one org, or of all: hash chains, balances, grants, holds and refunds. No row: sound.';
 
 comment on function billing.apply_catalog is
-'Makes the catalog what the document says ({"metrics": {name: {"unit", "aggregation", "category", "tier", "price"}}}) and tells what that changes; with dry_run, only tells. Metrics that a present section does not name are retired. Errors: 22023 invalid_catalog with every fault and its path.';
+'Makes the catalog what the document says ({"metrics": {name: {"unit", "aggregation", "unique_by", "category", "tier", "price"}}, "plans": {name: {"period", "price", "credits", "allowances", "limits", "default"}}, "caps": [{"metric" or "category", "per", "for", "limit"}]}) and tells what that changes; with dry_run, only tells. What a present section does not name is retired. Errors: 22023 invalid_catalog with every fault and its path.';
 comment on function billing.export_catalog is
 'The catalog as a document, with the prices in force: applying it again changes nothing.';
 comment on function billing.set_org_price is
 'Gives an org its own price for a metric, from effective_at or now on; price null: back to the list price. Errors: PT404 unknown_metric, 22023.';
 comment on function billing.calculate_cost(text, bigint, uuid) is
-'What a quantity of a metric costs; with org_id at its own price and after what it used in this period. Errors: PT404 unknown_metric, 42501 not_authorized, 22023.';
+'What a quantity of a metric costs; with org_id at its own price, after what it used in this period, less what its plan still includes. Errors: PT404 unknown_metric, 42501 not_authorized, 22023.';
 comment on function billing.calculate_cost(jsonb, uuid) is
 'What a request of several metrics costs: {"query": 1, "tool": 2}. Cast a literal to jsonb. Errors: PT404 unknown_metric, 42501 not_authorized, 22023.';
+
+comment on function billing.record_usage is
+'Records that an org used a quantity of a metric, to be charged by settlement; false for an event_id that was recorded before, however long ago. occurred_at decides on the period (null: now; at most 5 minutes in the future). quantity: from 1, or the level (from 0) for max and last. Errors: PT404 unknown_metric, 22023.';
+comment on function billing.record_usage_batch is
+'Records up to 100,000 events [{"org_id", "metric", "quantity", "event_id", "occurred_at", "member_id", "properties"}, …]: all, or none. Errors: as record_usage, with the number of the faulty event as item in the detail.';
+comment on function billing.check_limit is
+'May the org use quantity more of the metric, why or why not, what is used, included and left, what it would cost, when it starts anew. Exact to the last recorded event; reads only. included and remaining are null where there is no limit. Errors: PT404 unknown_metric, 42501 not_authorized, 22023.';
+comment on function billing.allows is
+'Whether check_limit allows it: for row-level policies of the app. False for an org that is not the caller''s. Errors: PT404 unknown_metric, 22023.';
+comment on function billing.credit_history is
+'Credit per calendar month (UTC), the current one first: what came in, was used (also per metric), expired, was refunded, what else moved, and the closing balance. Errors: 42501 not_authorized, 22023.';
+comment on function billing.subscribe is
+'Puts an org on a plan. Without a subscription one begins at starts_at (null: now); with one, the plan changes now, in proportion to the rest of the period, or at its end when starts_at is that. Errors: PT404 unknown_plan, PT409 idempotency_conflict, 22023.';
+comment on function billing.change_plan is
+'Changes the plan of an org that has a subscription: now, in proportion to the rest of the period, or at its end. Errors: PT404 unknown_plan or unknown_subscription, PT409 idempotency_conflict, 22023.';
+comment on function billing.cancel_subscription is
+'Ends a subscription with its period, or at once; credits of the plan that are left stay until they expire. Errors: PT404 unknown_subscription, 22023.';
+comment on function billing.set_org_allowance is
+'Gives an org its own allowance per period, or limit (hard, soft, unlimited), for a metric; null leaves it to the plan. Errors: PT404 unknown_metric, 22023.';
+comment on function billing.configure_alerts is
+'Says at which percentages of an allowance, cap or balance alerts are raised, and how many days before a grant expires. Errors: 22023.';
+comment on function billing.settle_org is
+'Settles one org as of a moment (null: now): charges recorded usage beyond what is included, begins due periods, books what expired, brings reports and alerts up to date. Run again, it charges nothing. Errors: 22023.';
+comment on procedure billing.settle is
+'Settles all orgs that have something to settle, in batches with a COMMIT each; call it outside of a transaction. shard and of: only that share of the orgs, for several workers. Another run of the same share at the same time does nothing. What failed stands in settlement_faults and is tried again by the next run. Errors: 22023.';
+comment on function billing.settlement_due is
+'Orgs with something to settle, for settle().';
+comment on function billing.begin_settlement is
+'Notes the beginning of a run, marks an earlier one that was killed, and makes partitions ahead, for settle().';
+comment on function billing.settle_orgs is
+'Settles orgs, each for itself, and notes faults, for settle().';
+comment on function billing.settlement_phase is
+'Notes how far a run is, for settle().';
+comment on function billing.make_partitions is
+'Makes the partitions of usage_events for this month and the next two.';
 
 comment on function billing.clock is
 'Billing time: the wall clock, or the setting billing.test_clock (superuser only).';

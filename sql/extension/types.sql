@@ -44,3 +44,19 @@ comment on type billing.wallet_status is 'A wallet: available is general credit 
 
 create type billing.version_status as (library text, tables_needed bigint, tables_installed bigint);
 comment on type billing.version_status is 'Version of the library, and of the tables that it needs and finds.';
+
+create type billing.usage_receipt as (accepted bigint, duplicates bigint);
+comment on type billing.usage_receipt is 'Events recorded, and events that had been recorded before.';
+
+create type billing.limit_status as (
+    allowed boolean, reason text, metric text, used bigint, included bigint, remaining bigint,
+    credits_required bigint, credits_available bigint, resets_at timestamptz);
+comment on type billing.limit_status is 'Whether an org may go on with a metric, and why; included and remaining are null where there is no limit.';
+
+create type billing.subscription as (
+    org_id uuid, plan text, status text, starts_at timestamptz, period_start timestamptz, period_end timestamptz,
+    cancel_at_period_end boolean, pending_plan text, ends_at timestamptz, replayed boolean);
+comment on type billing.subscription is 'A subscription as it is now; status is active, scheduled or canceled.';
+
+create type billing.settlement_receipt as (org_id uuid, charged bigint, unpaid bigint, renewed bigint, events bigint);
+comment on type billing.settlement_receipt is 'What the settlement of an org burned, what it still owes, periods begun, events settled.';

@@ -55,6 +55,22 @@ comment on type billing.wallet_status is 'A wallet: available is general credit 
 
 create type billing.version_status as (library text, tables_needed bigint, tables_installed bigint);
 comment on type billing.version_status is 'Version of the library, and of the tables that it needs and finds.';
+
+create type billing.usage_receipt as (accepted bigint, duplicates bigint);
+comment on type billing.usage_receipt is 'Events recorded, and events that had been recorded before.';
+
+create type billing.limit_status as (
+    allowed boolean, reason text, metric text, used bigint, included bigint, remaining bigint,
+    credits_required bigint, credits_available bigint, resets_at timestamptz);
+comment on type billing.limit_status is 'Whether an org may go on with a metric, and why; included and remaining are null where there is no limit.';
+
+create type billing.subscription as (
+    org_id uuid, plan text, status text, starts_at timestamptz, period_start timestamptz, period_end timestamptz,
+    cancel_at_period_end boolean, pending_plan text, ends_at timestamptz, replayed boolean);
+comment on type billing.subscription is 'A subscription as it is now; status is active, scheduled or canceled.';
+
+create type billing.settlement_receipt as (org_id uuid, charged bigint, unpaid bigint, renewed bigint, events bigint);
+comment on type billing.settlement_receipt is 'What the settlement of an org burned, what it still owes, periods begun, events settled.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -148,12 +164,13 @@ create function billing.routines_of(level text) returns setof regprocedure
        and case level
            when 'service' then
                p.proname <> all ('{install,grant_access,revoke_access,configure_membership,routines_of,
-                                   chain_burn}')
+                                   chain_burn,make_partitions,metered_insert,meter_trigger,meter_fault,attach_meter}')
            when 'auditor' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
-                                  verify_ledger,export_catalog}')
+                                  verify_ledger,export_catalog,check_limit,allows,credit_history}')
            when 'member' then
-               p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version}')
+               p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
+                                  check_limit,allows,credit_history}')
            end
 $$;
 
@@ -175,12 +192,19 @@ begin
     perform billing.revoke_access(role);
     execute format('grant usage on schema billing to %I', role);
     for routine in select r from billing.routines_of(level) r loop
-        execute format('grant execute on function %s to %I', routine, role);
+        execute format('grant execute on routine %s to %I', routine, role);
     end loop;
     foreach readable in array array['wallets', 'grants', 'operations', 'entries', 'holds', 'lanes', 'lots',
-        'wallet_settings', 'refunds', 'member_usage', 'period_usage', 'metrics', 'prices', 'org_prices'] loop
+        'wallet_settings', 'refunds', 'member_usage', 'period_usage', 'metrics', 'prices', 'org_prices', 'plans', 'caps',
+        'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'cap_usage', 'usage_days', 'credit_months', 'folded',
+        'alerts', 'usage_by_day', 'usage_by_month'] loop
         execute format('grant select on billing.%I to %I', readable, role);
     end loop;
+    if level <> 'member' then
+        foreach readable in array array['settlement_runs', 'settlement_faults', 'settlement_progress'] loop
+            execute format('grant select on billing.%I to %I', readable, role);
+        end loop;
+    end if;
     insert into billing.access (role_name, level) values (role, grant_access.level)
     on conflict (role_name) do update set level = excluded.level;
 end $$;
@@ -203,6 +227,532 @@ end $$;
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   access
+
+-- settle(): a procedure that commits per batch of orgs, so that a crash loses nothing and one org's fault stops nobody. A
+-- procedure that commits can be neither SECURITY DEFINER nor have a search_path of its own: it only calls functions that do.
+
+create function billing.make_partitions(as_of timestamptz) returns void
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+declare
+    first date := date_trunc('month', as_of at time zone 'UTC');
+    start date;
+    name text;
+    bounds text;
+begin
+    for months in 0..2 loop
+        start := first + make_interval(months => months);
+        name := 'usage_events_' || to_char(start, 'YYYY_MM');
+        continue when to_regclass('billing.' || name) is not null;
+        bounds := format('from (%L) to (%L)', start || ' 00:00:00+00',
+                         (start + interval '1 month')::date || ' 00:00:00+00');
+        begin
+            -- Whoever writes events is not to wait behind somebody who reads them for long: then the next run does it.
+            perform set_config('lock_timeout', '2s', true);
+            execute format('create table billing.%I (like billing.usage_events including defaults including constraints)', name);
+            execute format('comment on table billing.%I is %L', name, 'Events that were recorded in ' || to_char(start, 'YYYY-MM') || ' (UTC).');
+            execute format('alter table billing.%I enable row level security', name);
+            execute format('lock table billing.usage_events in share row exclusive mode');
+            -- The guard speaks of the parent; what came before its partition was made moves over.
+            execute format('with late as (delete from billing.usage_events_default where recorded_at >= %L and recorded_at < %L returning *)
+                            insert into billing.%I select * from late',
+                           start || ' 00:00:00+00', (start + interval '1 month')::date || ' 00:00:00+00', name);
+            execute format('alter table billing.usage_events attach partition billing.%I for values %s', name, bounds);
+        exception when lock_not_available or deadlock_detected then
+            null;
+        end;
+        perform set_config('lock_timeout', '0', true);
+    end loop;
+end $$;
+
+create function billing.settlement_due(as_of timestamptz, shard int, shards int) returns uuid[]
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+declare
+    soon timestamptz;
+    enrolls boolean;
+begin
+    select as_of + make_interval(days => coalesce((value ->> 'expiring_days')::int, 7)) into soon
+      from (select) one left join billing.settings on name = 'alerts';
+    enrolls := exists (select from billing.plans
+                        where retired_at is null and terms ->> 'default' = 'true' and terms -> 'credits' is not null);
+    return array(
+        select org_id from (
+            select org_id from billing.unsettled_usage
+            union select org_id from billing.subscriptions where next_period_at <= as_of
+            union select org_id from billing.period_usage where unpaid > 0
+            union select org_id from billing.period_usage where level > 0 and not carried and period_end <= as_of
+            union select org_id from billing.holds where status = 'open' and expires_at <= as_of
+            union select org_id from billing.lanes where fresh_until <= soon
+            union select org_id from billing.alerts where resolved_at is null
+            union select l.org_id from billing.lanes l
+                    left join billing.folded f on f.org_id = l.org_id and f.slot = l.slot
+                   where l.last_entry_id > coalesce(f.entry_id, l.slot::bigint << 40)
+            union select l.org_id from billing.lanes l
+                   where enrolls and not exists (select from billing.subscriptions s
+                                                  where s.org_id = l.org_id and (s.ends_at is null or s.ends_at > as_of))
+        ) due
+         where shards = 1 or mod(mod(uuid_hash_extended(org_id, 0), shards) + shards, shards) = mod(shard, shards)
+         order by org_id);
+end $$;
+
+create function billing.begin_settlement(as_of timestamptz, shard int, shards int) returns bigint
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+declare
+    run bigint;
+begin
+    if shards is null or shard is null or shards < 1 or shards > 1000 or shard < 0 or shard > shards then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = '{"code": "invalid_argument", "argument": "shard", "fault": "of must be 1 to 1000 and shard 0 to of"}';
+    end if;
+    if as_of > billing.clock() then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = '{"code": "invalid_argument", "argument": "as_of", "fault": "must not be in the future"}';
+    end if;
+    update billing.settlement_runs r set status = 'interrupted', finished_at = clock_timestamp()
+     where r.status = 'running' and r.shard = begin_settlement.shard and r.shards = begin_settlement.shards;
+    insert into billing.settlement_runs (as_of, pid, shard, shards, phase)
+    values (as_of, pg_backend_pid(), shard, shards, 'preparing') returning run_id into run;
+    perform billing.make_partitions(as_of);
+    return run;
+end $$;
+
+create function billing.settle_orgs(run bigint, orgs uuid[], as_of timestamptz) returns void
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+declare
+    org uuid;
+    receipt billing.settlement_receipt;
+    charged_sum bigint := 0;
+    unpaid_sum bigint := 0;
+    renewed_sum bigint := 0;
+    failed bigint := 0;
+    state text;
+    said text;
+    said_detail text;
+begin
+    foreach org in array orgs loop
+        begin
+            receipt := billing.settle_org(org, as_of);
+            charged_sum := charged_sum + receipt.charged;
+            unpaid_sum := unpaid_sum + receipt.unpaid;
+            renewed_sum := renewed_sum + receipt.renewed;
+        exception when others then
+            get stacked diagnostics state = returned_sqlstate, said = message_text, said_detail = pg_exception_detail;
+            failed := failed + 1;
+            insert into billing.settlement_faults (org_id, run_id, sqlstate, message, detail)
+            values (org, run, state, said, said_detail);
+        end;
+    end loop;
+    update billing.settlement_runs
+       set orgs_done = orgs_done + cardinality(orgs) - failed, orgs_failed = orgs_failed + failed,
+           charged = charged + charged_sum, unpaid = unpaid + unpaid_sum, renewed = renewed + renewed_sum,
+           updated_at = clock_timestamp()
+     where run_id = run;
+end $$;
+
+create function billing.settlement_phase(run bigint, phase text, orgs_total bigint) returns void
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+begin
+    update billing.settlement_runs r
+       set phase = settlement_phase.phase, orgs_total = settlement_phase.orgs_total, updated_at = clock_timestamp(),
+           status = case settlement_phase.phase when 'done' then 'done' else r.status end,
+           finished_at = case settlement_phase.phase when 'done' then clock_timestamp() end
+     where r.run_id = run;
+end $$;
+
+create procedure billing.settle(as_of timestamptz default null, shard int default 0, "of" int default 1)
+    language plpgsql as $$
+declare
+    moment timestamptz := coalesce(as_of, billing.clock());
+    lock_class constant int := 1886217071;
+    lock_share constant int := "of" * 1000 + mod(shard, greatest("of", 1));
+    batch constant int := 50;
+    run bigint;
+    orgs uuid[];
+    done int := 0;
+begin
+    if not pg_catalog.pg_try_advisory_lock(lock_class, lock_share) then
+        raise notice 'another settlement of this share of the orgs is running; nothing done'
+            using hint = 'See billing.settlement_progress.';
+        return;
+    end if;
+    run := billing.begin_settlement(moment, shard, "of");
+    commit;
+    orgs := billing.settlement_due(moment, shard, "of");
+    perform billing.settlement_phase(run, 'settling', pg_catalog.cardinality(orgs));
+    commit;
+    while done < pg_catalog.cardinality(orgs) loop
+        perform billing.settle_orgs(run, orgs[done + 1 : done + batch], moment);
+        commit;
+        done := done + batch;
+    end loop;
+    perform billing.settlement_phase(run, 'done', pg_catalog.cardinality(orgs));
+    commit;
+    -- Also what a run of this session that was cancelled left behind.
+    while exists (select from pg_catalog.pg_locks l
+                   where l.locktype = 'advisory' and l.pid = pg_catalog.pg_backend_pid()
+                     and l.classid = lock_class::pg_catalog.oid and l.objid = lock_share::pg_catalog.oid) loop
+        perform pg_catalog.pg_advisory_unlock(lock_class, lock_share);
+    end loop;
+end $$;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   settlement
+
+-- Charging without code: a trigger on a table of the app that consumes, or records, what its rows use. One per table and
+-- metric; billing.metered_tables remembers them for install().
+
+-- The trigger's name: within 63 bytes, and another one for each metric.
+create function billing.meter_trigger(metric text) returns name
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select (case when octet_length(metric) <= 52 then 'pg_billing_' || metric
+                 else 'pg_billing_' || left(encode(sha256(convert_to(metric, 'UTF8')), 'hex'), 16) || '_' || metric end)::name
+$$;
+
+-- The first of the columns that is not as it must be; null: all are. Asked at every insert, too: who owns the table may give a
+-- column another type at any time, and the casts of that type would run with the rights of the trigger's function.
+create function billing.meter_fault(relation regclass, org_column name, quantity_column name, member_column name, key_column name) returns jsonb
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    return (
+        select jsonb_build_object('argument', w.argument, 'column', w.named, 'fault', 'must name a column of type ' || w.wanted)
+          from (values ('org_column', org_column, '{uuid}'::regtype[], 'uuid'),
+                       ('quantity_column', quantity_column, '{int2,int4,int8,numeric}', 'smallint, integer, bigint or numeric'),
+                       ('member_column', member_column, '{uuid}', 'uuid'),
+                       ('key_column', key_column, '{text,varchar,uuid,int2,int4,int8}', 'text, varchar, uuid, smallint, integer or bigint'))
+                   as w (argument, named, types, wanted)
+         where w.named is not null
+           and not exists (
+               -- A domain is as good as what it is over: casts from a domain run no function of its owner's.
+               with recursive type_of (type) as (
+                   select a.atttypid from pg_attribute a
+                    where a.attrelid = relation and a.attname = w.named and a.attnum > 0 and not a.attisdropped
+                   union all
+                   select t.typbasetype from type_of o join pg_type t on t.oid = o.type where t.typtype = 'd')
+               select from type_of o where o.type = any (w.types))
+         limit 1);
+end $$;
+
+-- Puts the trigger on the table, or another in its place.
+create function billing.attach_meter(relation regclass, metric text, org_column name, quantity_column name, member_column name,
+                                     key_column name, mode text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, billing, pg_temp as $$
+begin
+    -- A trigger's arguments cannot be null.
+    execute format('create or replace trigger %I after insert on %s referencing new table as inserted for each statement
+                        execute function billing.metered_insert(%L, %L, %L, %L, %L, %L)',
+                   billing.meter_trigger(metric), relation, metric, mode, org_column,
+                   coalesce(quantity_column, ''), coalesce(member_column, ''), coalesce(key_column, ''));
+    -- By name: who renames tables at this very moment does not get the trigger onto another one.
+    if not exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing.meter_trigger(metric)) then
+        raise exception using errcode = '40001', message = 'could not serialize access, try again', detail = '{"code": "contended"}';
+    end if;
+end $$;
+
+create function billing.meter_table(relation regclass, metric text, org_column name, quantity_column name default null,
+                                    member_column name default null, key_column name default null, mode text default 'charge') returns void
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+#variable_conflict use_column
+declare
+    -- A definer function does not see its immediate caller: the role of the session, as everywhere.
+    caller constant name := coalesce(nullif(current_setting('role'), 'none'), session_user);
+    missing constant text := case when relation is null then 'relation' when metric is null then 'metric'
+                                  when org_column is null then 'org_column' when mode is null then 'mode' end;
+    metered record;
+    fault jsonb;
+begin
+    if missing is not null then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = jsonb_build_object('code', 'invalid_argument', 'argument', missing, 'fault', 'must not be null')::text;
+    end if;
+    if to_regclass('billing.metered_tables') is null then
+        raise exception using errcode = '55000', message = 'the tables of pg_billing do not fit its library',
+            detail = '{"code": "not_installed"}', hint = 'Run: select billing.install();';
+    end if;
+    select n.nspname, c.relname, c.relowner into metered
+      from pg_class c join pg_namespace n on n.oid = c.relnamespace
+     where c.oid = relation and c.relkind in ('r', 'p') and c.relpersistence <> 't'
+       and n.nspname <> all ('{billing,pg_catalog,information_schema}');
+    if not found then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = jsonb_build_object('code', 'invalid_argument', 'argument', 'relation', 'fault',
+                'must be an ordinary or partitioned table of the application')::text;
+    end if;
+    if not pg_has_role(caller, metered.relowner, 'MEMBER') then
+        raise exception using errcode = '42501', message = 'must be owner of the table',
+            detail = jsonb_build_object('code', 'not_owner', 'table', format('%I.%I', metered.nspname, metered.relname), 'role', caller)::text,
+            hint = 'Call it as a member of the role that owns the table.';
+    end if;
+    if mode not in ('charge', 'record') then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = '{"code": "invalid_argument", "argument": "mode", "fault": "must be charge or record"}';
+    end if;
+    if not exists (select from billing.metrics m where m.metric = meter_table.metric and m.retired_at is null) then
+        raise exception using errcode = 'PT404', message = 'unknown metric',
+            detail = jsonb_build_object('code', 'unknown_metric', 'metric', left(meter_table.metric, 64))::text;
+    end if;
+    fault := billing.meter_fault(relation, org_column, quantity_column, member_column, key_column);
+    if fault is not null then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = ('{"code": "invalid_argument"}'::jsonb || fault)::text;
+    end if;
+    perform billing.attach_meter(relation, metric, org_column, quantity_column, member_column, key_column, mode);
+    insert into billing.metered_tables
+    values (metered.nspname, metered.relname, meter_table.metric, meter_table.org_column, meter_table.quantity_column,
+            meter_table.member_column, meter_table.key_column, meter_table.mode, billing.clock())
+    on conflict (table_schema, table_name, metric) do update
+       set org_column = excluded.org_column, quantity_column = excluded.quantity_column, member_column = excluded.member_column,
+           key_column = excluded.key_column, mode = excluded.mode;
+end $$;
+
+create function billing.unmeter_table(relation regclass, metric text) returns boolean
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+#variable_conflict use_column
+declare
+    caller constant name := coalesce(nullif(current_setting('role'), 'none'), session_user);
+    missing constant text := case when relation is null then 'relation' when metric is null then 'metric' end;
+    metered record;
+    known boolean;
+begin
+    if missing is not null then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = jsonb_build_object('code', 'invalid_argument', 'argument', missing, 'fault', 'must not be null')::text;
+    end if;
+    if to_regclass('billing.metered_tables') is null then
+        raise exception using errcode = '55000', message = 'the tables of pg_billing do not fit its library',
+            detail = '{"code": "not_installed"}', hint = 'Run: select billing.install();';
+    end if;
+    select n.nspname, c.relname, c.relowner into metered
+      from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = relation;
+    if not found then
+        return false;
+    end if;
+    if not pg_has_role(caller, metered.relowner, 'MEMBER') then
+        raise exception using errcode = '42501', message = 'must be owner of the table',
+            detail = jsonb_build_object('code', 'not_owner', 'table', format('%I.%I', metered.nspname, metered.relname), 'role', caller)::text,
+            hint = 'Call it as a member of the role that owns the table.';
+    end if;
+    delete from billing.metered_tables m
+     where m.table_schema = metered.nspname and m.table_name = metered.relname and m.metric = unmeter_table.metric;
+    known := found;
+    if exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing.meter_trigger(unmeter_table.metric)
+                                          and t.tgfoid = 'billing.metered_insert()'::regprocedure) then
+        known := true;
+        execute format('drop trigger %I on %s', billing.meter_trigger(unmeter_table.metric), relation);
+        -- As in attach_meter.
+        if exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing.meter_trigger(unmeter_table.metric)) then
+            raise exception using errcode = '40001', message = 'could not serialize access, try again', detail = '{"code": "contended"}';
+        end if;
+    end if;
+    return known;
+end $$;
+
+-- The trigger. Arguments: metric, mode, and the columns for org, quantity, member and key, empty where there is none.
+create function billing.metered_insert() returns trigger
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+declare
+    metric constant text := tg_argv[0];
+    mode constant text := tg_argv[1];
+    org_column constant name := tg_argv[2];
+    quantity_column constant name := nullif(tg_argv[3], '');
+    member_column constant name := nullif(tg_argv[4], '');
+    key_column constant name := nullif(tg_argv[5], '');
+    fault jsonb := billing.meter_fault(tg_relid, org_column, quantity_column, member_column, key_column);
+    key_prefix constant text := format('meter:%I.%I:%s:', tg_table_schema, tg_table_name, metric);
+    given text;
+    few bigint;
+    org uuid;
+    quantity numeric;
+    member uuid;
+    key text;
+    -- Counts of a statement add up; the levels of a gauge and the values to be told apart do not, and a level may be 0.
+    aggregation text := 'sum';
+    argument text;
+    items jsonb;
+    refused record;
+    code text;
+begin
+    if fault is not null then
+        raise exception using errcode = '55000', message = 'the metered table has changed',
+            detail = (jsonb_build_object('code', 'meter_outdated', 'table', format('%I.%I', tg_table_schema, tg_table_name), 'metric', metric) || fault)::text,
+            hint = 'Call billing.meter_table with the columns as they are now, or billing.unmeter_table.';
+    end if;
+    given := format('select %s as org_id, %s as quantity, %s as member_id, %s as key from inserted',
+        format('%I::uuid', org_column),
+        case when quantity_column is null then '1::numeric' else format('%I::numeric', quantity_column) end,
+        case when member_column is null then 'null::uuid' else format('%I::uuid', member_column) end,
+        case when key_column is null then 'null::text'
+             else format($key$case when octet_length(%1$L || %2$I::text) <= 255 then %1$L || %2$I::text
+                                   else 'meter:' || encode(sha256(convert_to(%1$L || %2$I::text, 'UTF8')), 'hex') end$key$, key_prefix, key_column) end);
+
+    -- Mostly it is one row: that goes without a batch, unless there is something about it.
+    execute format('select g.*, (select count(*) from (select from inserted limit 2) as few) from (%s) as g limit 1', given)
+       into org, quantity, member, key, few;
+    if few is null then
+        return null;
+    end if;
+    if few = 1 and org is not null and quantity between 1 and 9223372036854775807 and quantity = trunc(quantity)
+       and (key_column is null or key is not null) then
+        if mode = 'record' then
+            perform billing.record_usage(org, metric, quantity::bigint, event_id => key, member_id => member);
+        else
+            perform billing.consume_credits(org, metric, quantity::bigint, key, member);
+        end if;
+        return null;
+    end if;
+
+    if mode = 'record' then
+        select m.aggregation into aggregation from billing.metrics m where m.metric = tg_argv[0];
+    end if;
+    -- One statement checks the rows, makes items of them and puts up to 10,000 of them into each array, by org as locks want it.
+    for argument, items in execute format($query$
+            select min(i.argument), jsonb_agg(i.item order by i.place) filter (where i.quantity > 0 or $4)
+              from (select case when g.org_id is null then 'org_column'
+                                when $3 and g.key is null then 'key_column'
+                                when not bool_and(coalesce(g.quantity between 0 and $5 and g.quantity = trunc(g.quantity), false))
+                                     or sum(g.quantity) > $5 then 'quantity_column' end as argument,
+                           sum(g.quantity) as quantity,
+                           row_number() over (order by g.org_id, g.n, g.member_id) - 1 as place,
+                           jsonb_strip_nulls(jsonb_build_object('org_id', g.org_id, 'metric', $1, 'quantity', trunc(sum(g.quantity)),
+                                                                'member_id', g.member_id, $2, g.key)) as item
+                      from (select *, %s as n from (%s) as r) as g
+                     group by g.org_id, g.member_id, g.key, g.n) as i
+             group by i.place / 10000
+             order by i.place / 10000$query$,
+            case when key_column is null and aggregation = 'sum' then '0' else 'row_number() over ()' end, given)
+        using metric, case mode when 'charge' then 'idempotency_key' else 'event_id' end, key_column is not null,
+              aggregation in ('max', 'last'), 9223372036854775807
+    loop
+        if argument is not null then
+            raise exception using errcode = '22023', message = 'invalid argument',
+                detail = jsonb_build_object('code', 'invalid_argument', 'argument', argument,
+                    'column', case argument when 'org_column' then org_column when 'key_column' then key_column else quantity_column end,
+                    'fault', case argument when 'quantity_column' then 'must be whole numbers from 0 on' else 'must not be null' end,
+                    'table', format('%I.%I', tg_table_schema, tg_table_name), 'metric', metric)::text;
+        end if;
+        continue when items is null;
+        if mode = 'record' then
+            perform billing.record_usage_batch(items);
+            continue;
+        end if;
+        select b.item, b.status, b.detail into refused
+          from billing.consume_credits_batch(items) b
+         where b.status not in ('ok', 'replayed') order by b.item limit 1;
+        if found then
+            code := coalesce(refused.detail ->> 'code', refused.status);
+            raise exception using
+                errcode = case when refused.status = 'insufficient_credits' then 'PT402'
+                               when refused.status = 'cap_exceeded' then 'PT429'
+                               when code like 'unknown\_%' then 'PT404'
+                               when code = 'idempotency_conflict' then 'PT409'
+                               else '22023' end,
+                message = case code when 'idempotency_conflict' then 'idempotency key was used for another request'
+                                    when 'invalid_argument' then 'invalid argument'
+                                    else replace(code, '_', ' ') end,
+                detail = (jsonb_build_object('code', code, 'org_id', items -> (refused.item - 1) -> 'org_id', 'metric', metric)
+                          || coalesce(refused.detail, '{}'))::text;
+        end if;
+    end loop;
+    return null;
+end $$;
+
+comment on function billing.meter_table is
+'Lets every insert into a table of the app use a metric: each row uses quantity_column of it (1 without one; 0: nothing) for the org in org_column (uuid) and the member in member_column (uuid). mode charge: consumed in the transaction of the insert, or the insert is refused with the error of consume_credits; record: as record_usage does. Without key_column the rows of a statement add up to one consumption or event per org and member; with it (text, uuid or integer) each row is one of its own, and a value counts once per org. Calling it again replaces the columns and the mode. Who inserts needs no right on billing. INSERT, COPY, MERGE and inserts through a partitioned table count; rows put straight into a partition are the partition''s, which can be metered itself. Only for members of the role that owns the table. Errors: 22023, 42501 not_owner, PT404 unknown_metric.';
+comment on function billing.unmeter_table is
+'Takes the metric off the inserts of a table; false: it was not on. Only for members of the role that owns the table. Errors: 22023, 42501 not_owner.';
+comment on function billing.metered_insert is
+'The trigger that meter_table() attaches. Errors, at the insert: PT402 insufficient_credits, PT404 unknown_org or unknown_metric, PT409 idempotency_conflict, PT429 cap_exceeded, 22023 (null org or key; a quantity that is null, negative or no whole number), 55000 meter_outdated (the columns were renamed, dropped or given another type).';
+comment on function billing.attach_meter is
+'Puts the trigger on a table, for meter_table() and install().';
+comment on function billing.meter_fault is
+'What is wrong with the columns of a metered table; null: nothing.';
+comment on function billing.meter_trigger is
+'Name of the trigger of a metric.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   metering
+
+-- settle() by pg_cron. A schema named cron may be anybody's where pg_cron is absent, and these functions run with the owner's
+-- rights: so only what is a member of the extension is called.
+
+create function billing.schedule_settlement(schedule text default '0 */6 * * *') returns bigint
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+declare
+    job bigint;
+begin
+    if schedule is null then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = '{"code": "invalid_argument", "argument": "schedule", "fault": "must not be null"}';
+    end if;
+    if not exists (select from pg_extension e
+                     join pg_depend d on d.refclassid = 'pg_extension'::regclass and d.refobjid = e.oid and d.deptype = 'e'
+                    where e.extname = 'pg_cron' and d.classid = 'pg_proc'::regclass
+                      and d.objid = to_regprocedure('cron.schedule(text,text,text)')) then
+        raise exception using errcode = '0A000', message = 'pg_cron is not installed in this database',
+            detail = jsonb_build_object('code', 'pg_cron_missing', 'database', current_database())::text,
+            hint = format('Set shared_preload_libraries = ''pg_cron'' and cron.database_name = %L, restart, and run: create extension pg_cron; '
+                          'or run in the database that has it (1.4 or newer): select cron.schedule_in_database(''pg_billing settlement'', %L, ''call billing.settle()'', %L);',
+                          current_database(), schedule, current_database());
+    end if;
+    begin
+        execute 'select cron.schedule($1, $2, $3)' into job using 'pg_billing settlement'::text, schedule, 'call billing.settle()'::text;
+    exception when invalid_parameter_value then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = jsonb_build_object('code', 'invalid_argument', 'argument', 'schedule', 'fault', sqlerrm)::text,
+            hint = 'A schedule as in crontab: minute, hour, day of the month, month, day of the week.';
+    end;
+    return job;
+end $$;
+
+create function billing.unschedule_settlement() returns boolean
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+declare
+    job bigint;
+begin
+    if not exists (select from pg_extension e
+                     join pg_depend d on d.refclassid = 'pg_extension'::regclass and d.refobjid = e.oid and d.deptype = 'e'
+                    where e.extname = 'pg_cron' and d.classid = 'pg_proc'::regclass
+                      and d.objid = to_regprocedure('cron.unschedule(bigint)')) then
+        raise exception using errcode = '0A000', message = 'pg_cron is not installed in this database',
+            detail = jsonb_build_object('code', 'pg_cron_missing', 'database', current_database())::text,
+            hint = 'If another database schedules the settlement of this one, run there: select cron.unschedule(''pg_billing settlement'');';
+    end if;
+    -- Names are unique per user, and the user is the one that schedule_settlement() ran as.
+    execute 'select jobid from cron.job where jobname = $1 and username = current_user' into job using 'pg_billing settlement'::text;
+    if job is null then
+        return false;
+    end if;
+    execute 'select cron.unschedule($1)' using job;
+    return true;
+end $$;
+
+comment on function billing.schedule_settlement is
+'Lets pg_cron call settle() at the times of a crontab schedule (four times a day by default; in UTC unless cron.timezone says otherwise), and gives the number of the job. Calling it again replaces the schedule. Errors: 0A000 pg_cron_missing with what to do about it, 22023.';
+comment on function billing.unschedule_settlement is
+'Ends what schedule_settlement() began; false: there was no such job. Errors: 0A000 pg_cron_missing.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/ledger/grants.rs
 -- pg_billing::ledger::grants::adjust_credits
 CREATE  FUNCTION "adjust_credits"(
@@ -217,6 +767,20 @@ VOLATILE SECURITY DEFINER
 SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'adjust_credits_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/limits/check.rs
+-- pg_billing::limits::check::allows
+CREATE  FUNCTION "allows"(
+	"org_id" uuid, /* Option < pgrx :: Uuid > */
+	"metric" TEXT, /* Option < & str > */
+	"quantity" bigint DEFAULT 1 /* Option < i64 > */
+) RETURNS bool /* bool */
+STABLE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'allows_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -277,6 +841,19 @@ AS 'MODULE_PATHNAME', 'calculate_cost_of_items_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/plans/subscription.rs
+-- pg_billing::plans::subscription::cancel_subscription
+CREATE  FUNCTION "cancel_subscription"(
+	"org_id" uuid, /* Option < pgrx :: Uuid > */
+	"at_period_end" bool DEFAULT true /* Option < bool > */
+) RETURNS subscription /* SubscriptionStatus */
+VOLATILE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'cancel_subscription_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/ledger/holds.rs
 -- pg_billing::ledger::holds::capture_credits
 CREATE  FUNCTION "capture_credits"(
@@ -310,12 +887,55 @@ AS 'MODULE_PATHNAME', 'chain_burn_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/plans/subscription.rs
+-- pg_billing::plans::subscription::change_plan
+CREATE  FUNCTION "change_plan"(
+	"org_id" uuid, /* Option < pgrx :: Uuid > */
+	"plan" TEXT, /* Option < & str > */
+	"at_period_end" bool DEFAULT false, /* Option < bool > */
+	"idempotency_key" TEXT DEFAULT NULL, /* Option < & str > */
+	"metadata" jsonb DEFAULT '{}' /* Option < Jsonb > */
+) RETURNS subscription /* SubscriptionStatus */
+VOLATILE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'change_plan_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/limits/check.rs
+-- pg_billing::limits::check::check_limit
+CREATE  FUNCTION "check_limit"(
+	"org_id" uuid, /* Option < pgrx :: Uuid > */
+	"metric" TEXT, /* Option < & str > */
+	"quantity" bigint DEFAULT 1 /* Option < i64 > */
+) RETURNS limit_status /* LimitStatus */
+STABLE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'check_limit_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/clock.rs
 -- pg_billing::clock::clock
 CREATE  FUNCTION "clock"() RETURNS timestamp with time zone /* TimestampWithTimeZone */
 STRICT VOLATILE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'clock_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/alerts.rs
+-- pg_billing::alerts::configure_alerts
+CREATE  FUNCTION "configure_alerts"(
+	"shares" INT[] DEFAULT '{50,75,90,100}', /* :: std :: option :: Option < Vec < Option < i32 > > > */
+	"expiring_days" INT DEFAULT 7 /* Option < i32 > */
+) RETURNS void
+VOLATILE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'configure_alerts_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -367,6 +987,29 @@ VOLATILE SECURITY DEFINER
 SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'create_wallet_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/usage/history.rs
+-- pg_billing::usage::history::credit_history
+CREATE  FUNCTION "credit_history"(
+	"org_id" uuid, /* Option < pgrx :: Uuid > */
+	"months" INT DEFAULT 12 /* Option < i32 > */
+) RETURNS TABLE (
+	"month" date,  /* pgrx :: datum :: Date */
+	"unit" TEXT,  /* String */
+	"came_in" bigint,  /* i64 */
+	"used" bigint,  /* i64 */
+	"used_by_metric" jsonb,  /* pgrx :: JsonB */
+	"expired" bigint,  /* i64 */
+	"refunded" bigint,  /* i64 */
+	"other" bigint,  /* i64 */
+	"closing_balance" bigint  /* i64 */
+)
+STABLE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'credit_history_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -494,6 +1137,36 @@ AS 'MODULE_PATHNAME', 'pay_out_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/usage/record.rs
+-- pg_billing::usage::record::record_usage
+CREATE  FUNCTION "record_usage"(
+	"org_id" uuid, /* Option < pgrx :: Uuid > */
+	"metric" TEXT, /* Option < & str > */
+	"quantity" bigint DEFAULT 1, /* Option < i64 > */
+	"event_id" TEXT DEFAULT NULL, /* Option < & str > */
+	"occurred_at" timestamp with time zone DEFAULT NULL, /* Option < TimestampWithTimeZone > */
+	"member_id" uuid DEFAULT NULL, /* Option < pgrx :: Uuid > */
+	"properties" jsonb DEFAULT '{}' /* Option < Jsonb > */
+) RETURNS bool /* bool */
+VOLATILE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'record_usage_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/usage/record.rs
+-- pg_billing::usage::record::record_usage_batch
+CREATE  FUNCTION "record_usage_batch"(
+	"events" jsonb /* Option < Jsonb > */
+) RETURNS usage_receipt /* UsageReceipt */
+VOLATILE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'record_usage_batch_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/ledger/refund.rs
 -- pg_billing::ledger::refund::refund_credits
 CREATE  FUNCTION "refund_credits"(
@@ -558,6 +1231,21 @@ AS 'MODULE_PATHNAME', 'set_member_budget_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/plans/subscription.rs
+-- pg_billing::plans::subscription::set_org_allowance
+CREATE  FUNCTION "set_org_allowance"(
+	"org_id" uuid, /* Option < pgrx :: Uuid > */
+	"metric" TEXT, /* Option < & str > */
+	"allowance" bigint DEFAULT NULL, /* Option < i64 > */
+	"limit_kind" TEXT DEFAULT NULL /* Option < & str > */
+) RETURNS void
+VOLATILE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'set_org_allowance_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/catalog/mod.rs
 -- pg_billing::catalog::set_org_price
 CREATE  FUNCTION "set_org_price"(
@@ -570,6 +1258,35 @@ VOLATILE SECURITY DEFINER
 SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'set_org_price_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/settlement/mod.rs
+-- pg_billing::settlement::settle_org
+CREATE  FUNCTION "settle_org"(
+	"org_id" uuid, /* Option < pgrx :: Uuid > */
+	"as_of" timestamp with time zone DEFAULT NULL /* Option < TimestampWithTimeZone > */
+) RETURNS settlement_receipt /* SettlementReceipt */
+VOLATILE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'settle_org_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/plans/subscription.rs
+-- pg_billing::plans::subscription::subscribe
+CREATE  FUNCTION "subscribe"(
+	"org_id" uuid, /* Option < pgrx :: Uuid > */
+	"plan" TEXT, /* Option < & str > */
+	"starts_at" timestamp with time zone DEFAULT NULL, /* Option < TimestampWithTimeZone > */
+	"idempotency_key" TEXT DEFAULT NULL, /* Option < & str > */
+	"metadata" jsonb DEFAULT '{}' /* Option < Jsonb > */
+) RETURNS subscription /* SubscriptionStatus */
+VOLATILE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'subscribe_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -643,7 +1360,7 @@ comment on function billing.grant_credits is
 comment on function billing.create_wallet is
 'Makes a wallet, or changes its owner_type (user, community, organization) and low_balance_threshold (0: never low); null leaves as it is. Errors: 22023.';
 comment on function billing.consume_credits is
-'Charges an org for a quantity of a metric in the caller''s transaction. The same idempotency_key (1 to 255 bytes) with the same arguments charges nothing and gives the first result again. Errors: PT402 insufficient_credits, PT404 unknown_org or unknown_metric, PT409 idempotency_conflict, PT429 cap_exceeded, 22023.';
+'Charges an org for a quantity of a metric in the caller''s transaction. The same idempotency_key (1 to 255 bytes) with the same arguments charges nothing and gives the first result again. Errors: PT402 insufficient_credits or plan_limit, PT404 unknown_org or unknown_metric, PT409 idempotency_conflict, PT429 cap_exceeded, 22023.';
 comment on function billing.consume_credits_batch is
 'Charges up to 10,000 consumptions [{"org_id", "metric", "quantity", "idempotency_key", "member_id", "metadata"}, …], each with an outcome of its own: ok, replayed, insufficient_credits, cap_exceeded or invalid; detail says why. item counts from 1. Errors: 22023.';
 comment on function billing.reserve_credits is
@@ -679,15 +1396,50 @@ comment on function billing.verify_ledger is
 'Proves the ledger of one org, or of all: hash chains, balances, grants, holds and refunds. No row: sound.';
 
 comment on function billing.apply_catalog is
-'Makes the catalog what the document says ({"metrics": {name: {"unit", "aggregation", "category", "tier", "price"}}}) and tells what that changes; with dry_run, only tells. Metrics that a present section does not name are retired. Errors: 22023 invalid_catalog with every fault and its path.';
+'Makes the catalog what the document says ({"metrics": {name: {"unit", "aggregation", "unique_by", "category", "tier", "price"}}, "plans": {name: {"period", "price", "credits", "allowances", "limits", "default"}}, "caps": [{"metric" or "category", "per", "for", "limit"}]}) and tells what that changes; with dry_run, only tells. What a present section does not name is retired. Errors: 22023 invalid_catalog with every fault and its path.';
 comment on function billing.export_catalog is
 'The catalog as a document, with the prices in force: applying it again changes nothing.';
 comment on function billing.set_org_price is
 'Gives an org its own price for a metric, from effective_at or now on; price null: back to the list price. Errors: PT404 unknown_metric, 22023.';
 comment on function billing.calculate_cost(text, bigint, uuid) is
-'What a quantity of a metric costs; with org_id at its own price and after what it used in this period. Errors: PT404 unknown_metric, 42501 not_authorized, 22023.';
+'What a quantity of a metric costs; with org_id at its own price, after what it used in this period, less what its plan still includes. Errors: PT404 unknown_metric, 42501 not_authorized, 22023.';
 comment on function billing.calculate_cost(jsonb, uuid) is
 'What a request of several metrics costs: {"query": 1, "tool": 2}. Cast a literal to jsonb. Errors: PT404 unknown_metric, 42501 not_authorized, 22023.';
+
+comment on function billing.record_usage is
+'Records that an org used a quantity of a metric, to be charged by settlement; false for an event_id that was recorded before, however long ago. occurred_at decides on the period (null: now; at most 5 minutes in the future). quantity: from 1, or the level (from 0) for max and last. Errors: PT404 unknown_metric, 22023.';
+comment on function billing.record_usage_batch is
+'Records up to 100,000 events [{"org_id", "metric", "quantity", "event_id", "occurred_at", "member_id", "properties"}, …]: all, or none. Errors: as record_usage, with the number of the faulty event as item in the detail.';
+comment on function billing.check_limit is
+'May the org use quantity more of the metric, why or why not, what is used, included and left, what it would cost, when it starts anew. Exact to the last recorded event; reads only. included and remaining are null where there is no limit. Errors: PT404 unknown_metric, 42501 not_authorized, 22023.';
+comment on function billing.allows is
+'Whether check_limit allows it: for row-level policies of the app. False for an org that is not the caller''s. Errors: PT404 unknown_metric, 22023.';
+comment on function billing.credit_history is
+'Credit per calendar month (UTC), the current one first: what came in, was used (also per metric), expired, was refunded, what else moved, and the closing balance. Errors: 42501 not_authorized, 22023.';
+comment on function billing.subscribe is
+'Puts an org on a plan. Without a subscription one begins at starts_at (null: now); with one, the plan changes now, in proportion to the rest of the period, or at its end when starts_at is that. Errors: PT404 unknown_plan, PT409 idempotency_conflict, 22023.';
+comment on function billing.change_plan is
+'Changes the plan of an org that has a subscription: now, in proportion to the rest of the period, or at its end. Errors: PT404 unknown_plan or unknown_subscription, PT409 idempotency_conflict, 22023.';
+comment on function billing.cancel_subscription is
+'Ends a subscription with its period, or at once; credits of the plan that are left stay until they expire. Errors: PT404 unknown_subscription, 22023.';
+comment on function billing.set_org_allowance is
+'Gives an org its own allowance per period, or limit (hard, soft, unlimited), for a metric; null leaves it to the plan. Errors: PT404 unknown_metric, 22023.';
+comment on function billing.configure_alerts is
+'Says at which percentages of an allowance, cap or balance alerts are raised, and how many days before a grant expires. Errors: 22023.';
+comment on function billing.settle_org is
+'Settles one org as of a moment (null: now): charges recorded usage beyond what is included, begins due periods, books what expired, brings reports and alerts up to date. Run again, it charges nothing. Errors: 22023.';
+comment on procedure billing.settle is
+'Settles all orgs that have something to settle, in batches with a COMMIT each; call it outside of a transaction. shard and of: only that share of the orgs, for several workers. Another run of the same share at the same time does nothing. What failed stands in settlement_faults and is tried again by the next run. Errors: 22023.';
+comment on function billing.settlement_due is
+'Orgs with something to settle, for settle().';
+comment on function billing.begin_settlement is
+'Notes the beginning of a run, marks an earlier one that was killed, and makes partitions ahead, for settle().';
+comment on function billing.settle_orgs is
+'Settles orgs, each for itself, and notes faults, for settle().';
+comment on function billing.settlement_phase is
+'Notes how far a run is, for settle().';
+comment on function billing.make_partitions is
+'Makes the partitions of usage_events for this month and the next two.';
 
 comment on function billing.clock is
 'Billing time: the wall clock, or the setting billing.test_clock (superuser only).';

@@ -11,7 +11,8 @@ begin
         execute pg_catalog.format('alter table billing.%I enable row level security', name);
     end loop;
     foreach tenant in array array['wallet_settings', 'lanes', 'lots', 'holds', 'entries', 'refunds', 'member_usage', 'period_usage',
-                                  'org_prices'] loop
+                                  'org_prices', 'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'cap_usage',
+                                  'usage_days', 'credit_months', 'folded', 'alerts'] loop
         if not exists (select from pg_catalog.pg_policy
                         where polrelid = pg_catalog.format('billing.%I', tenant)::regclass and polname = 'own_orgs') then
             execute pg_catalog.format($policy$
@@ -20,7 +21,16 @@ begin
                     or (select pg_catalog.has_function_privilege('billing.verify_ledger(pg_catalog.uuid)', 'execute')))$policy$, tenant);
         end if;
     end loop;
-    foreach name in array array['metrics', 'prices'] loop
+    -- What only those may see who see every org.
+    foreach name in array array['settlement_runs', 'settlement_faults'] loop
+        if not exists (select from pg_catalog.pg_policy
+                        where polrelid = pg_catalog.format('billing.%I', name)::regclass and polname = 'every_org') then
+            execute pg_catalog.format($policy$
+                create policy every_org on billing.%I for select using (
+                    (select pg_catalog.has_function_privilege('billing.verify_ledger(pg_catalog.uuid)', 'execute')))$policy$, name);
+        end if;
+    end loop;
+    foreach name in array array['metrics', 'prices', 'plans', 'caps'] loop
         if not exists (select from pg_catalog.pg_policy
                         where polrelid = pg_catalog.format('billing.%I', name)::regclass and polname = 'list_prices') then
             execute pg_catalog.format('create policy list_prices on billing.%I for select using (true)', name);

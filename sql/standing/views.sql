@@ -23,3 +23,45 @@ select org_id, operation_id, unit, min(created_at) as created_at,
        max(idempotency_key) as idempotency_key
   from billing.entries group by org_id, operation_id, unit;
 comment on view billing.operations is 'One row per call that moved credit, with the sum of its entries. kind, metric and quantity are those of its last entry.';
+
+create or replace view billing.usage_by_day with (security_invoker = true) as
+select d.org_id, d.day, d.metric,
+       case max(m.aggregation)
+       when 'max' then max(d.quantity) filter (where d.quantity > 0 or d.level_at is not null)
+       when 'last' then (array_agg(d.quantity order by d.level_at desc nulls last))[1]
+       else sum(d.quantity) end::bigint as quantity,
+       sum(d.credits)::bigint as credits
+  from (select org_id, metric, day, consumed + recorded as quantity, credits, level_at from billing.usage_days
+        union all
+        select u.org_id, u.metric, (u.segment at time zone 'UTC')::date, coalesce(case m.aggregation when 'last' then u.level end, u.quantity),
+               0, u.level_at
+          from billing.unsettled_usage u join billing.metrics m using (metric)
+        union all
+        select e.org_id, e.metric, (min(e.created_at) at time zone 'UTC')::date, min(e.quantity), -sum(e.amount), null
+          from billing.lanes l
+          left join billing.folded f on f.org_id = l.org_id and f.slot = l.slot
+          join billing.entries e on e.org_id = l.org_id and e.entry_id <= l.last_entry_id
+                                and e.entry_id > coalesce(f.entry_id, l.slot::bigint << 40)
+         where e.kind = 'usage' and e.source is distinct from 'settlement'
+         group by e.org_id, e.metric, e.operation_id) d
+  join billing.metrics m using (metric)
+ group by d.org_id, d.day, d.metric;
+comment on view billing.usage_by_day is 'Usage per day (UTC) and metric, exact to this moment. credits is what was charged for it so far.';
+
+create or replace view billing.usage_by_month with (security_invoker = true) as
+select d.org_id, date_trunc('month', d.day)::date as month, d.metric,
+       case max(m.aggregation)
+       when 'max' then max(d.quantity)
+       when 'last' then (array_agg(d.quantity order by d.day desc))[1]
+       else sum(d.quantity) end::bigint as quantity,
+       sum(d.credits)::bigint as credits
+  from billing.usage_by_day d join billing.metrics m using (metric)
+ group by d.org_id, date_trunc('month', d.day), d.metric;
+comment on view billing.usage_by_month is 'Usage per calendar month (UTC) and metric. For unique counts, values that were new in their billing period.';
+
+create or replace view billing.settlement_progress with (security_invoker = true) as
+select r.run_id, r.pid, r.phase, r.orgs_done, r.orgs_failed, r.orgs_total, r.charged, r.as_of, r.shard, r.shards, r.started_at,
+       clock_timestamp() - r.started_at as running_for
+  from billing.settlement_runs r join pg_catalog.pg_stat_activity a using (pid)
+ where r.status = 'running' and a.backend_start <= r.started_at;
+comment on view billing.settlement_progress is 'Settlements that run now. Brought up to date with each batch of orgs.';

@@ -4,6 +4,7 @@
 //! every backend (and standby) with the commit and drops what was known: so a transaction that starts after the commit
 //! sees the new prices.
 
+use crate::catalog::plan::{Cap, Plan};
 use crate::catalog::price::Price;
 use crate::error::{Error, Result};
 use crate::install;
@@ -26,15 +27,32 @@ pub struct Metric {
     pub name: String,
     pub unit: Option<String>,
     pub aggregation: String,
+    pub unique_by: Option<String>,
     pub category: Option<String>,
-    pub tier: String,
+    pub tier: Option<String>,
     pub retired: bool,
     pub versions: Versions,
     /// Some org has a price of its own for it.
     pub negotiated: bool,
+    /// Some org has an allowance or limit of its own for it.
+    pub overridden: bool,
+    /// Some plan names it: what is free, or stops, depends on what was used in the period.
+    pub planned: bool,
+    /// What bounds it per day or month.
+    pub caps: Vec<Rc<Cap>>,
 }
 
 impl Metric {
+    /// The charge of a quantity does not depend on what was used before, nor can usage be refused but for lack of credit.
+    pub fn is_plain(&self, price: Option<&Price>) -> bool {
+        !self.planned && !self.overridden && self.caps.is_empty() && price.is_none_or(Price::is_linear)
+    }
+
+    /// Reports levels, not quantities: max and last.
+    pub fn is_gauge(&self) -> bool {
+        matches!(self.aggregation.as_str(), "max" | "last")
+    }
+
     /// The list price in force.
     pub fn list_price(&self, at: Moment) -> Option<Rc<Price>> {
         self.versions.iter().rev().find(|(from, _)| *from <= at).and_then(|(_, price)| price.clone())
@@ -43,6 +61,25 @@ impl Metric {
 
 struct Known {
     metrics: HashMap<String, Rc<Metric>>,
+    plans: HashMap<String, (Rc<Plan>, bool)>,
+    fallback: Option<Rc<Plan>>,
+    caps: Vec<Rc<Cap>>,
+    alerts: AlertSettings,
+}
+
+/// When alerts are raised.
+#[derive(Debug, Clone)]
+pub struct AlertSettings {
+    /// Percent of an allowance, cap or balance.
+    pub shares: Vec<i64>,
+    /// Days before a grant expires.
+    pub expiring_days: i64,
+}
+
+impl Default for AlertSettings {
+    fn default() -> Self {
+        Self { shares: vec![50, 75, 90, 100], expiring_days: 7 }
+    }
 }
 
 thread_local! {
@@ -57,9 +94,15 @@ statements! {
     VERSION() = "select coalesce(max(version), 0)::int8 from billing.migrations";
     METRICS() =
         "select m.metric, m.unit, m.aggregation, m.category, m.tier, m.retired_at is not null,
-                exists (select from billing.org_prices o where o.metric = m.metric)
+                exists (select from billing.org_prices o where o.metric = m.metric),
+                exists (select from billing.org_allowances o where o.metric = m.metric), m.unique_by
            from billing.metrics m";
+    PLANS() = "select plan, terms::text, retired_at is not null from billing.plans";
+    CAPS() = "select cap, metric, category, per, subject, quantity from billing.caps order by cap";
+    ALERTS() = "select (value -> 'shares')::text, (value ->> 'expiring_days')::int8 from billing.settings where name = 'alerts'";
     PRICES() = "select metric, effective_at, price::text from billing.prices order by metric, effective_at";
+    ORG_PRICE_SINCE(uuid, text, timestamptz) =
+        "select max(effective_at) from billing.org_prices where org_id = $1 and metric = $2 and effective_at <= $3";
     ORG_PRICE(uuid, text, timestamptz) =
         "select price::text from billing.org_prices
           where org_id = $1 and metric = $2 and effective_at <= $3 order by effective_at desc limit 1";
@@ -131,22 +174,76 @@ fn load(db: &Db) -> Result<Known> {
         let price = stored_price(&row.get::<String>(2))?;
         versions.entry(row.get(0)).or_default().push((row.get(1), price));
     }
+    let (plans, fallback) = load_plans(db)?;
+    let caps = load_caps(db);
     let rows = db.read(&METRICS, &[]);
     let metrics = rows.iter().map(|row| {
         let name: String = row.get(0);
+        let category: Option<String> = row.opt(3);
+        let concerns = |cap: &Cap| {
+            cap.metric.as_ref().map_or_else(|| cap.category == category, |metric| *metric == name)
+        };
         let metric = Metric {
+            caps: caps.iter().filter(|cap| concerns(cap)).cloned().collect(),
+            planned: plans.values().any(|(plan, _)| plan.metrics().any(|metric| *metric == name)),
             unit: row.opt(1),
             aggregation: row.get(2),
-            category: row.opt(3),
-            tier: row.get(4),
+            tier: row.opt(4),
             retired: row.get(5),
             negotiated: row.get(6),
+            overridden: row.get(7),
+            unique_by: row.opt(8),
             versions: versions.remove(&name).unwrap_or_default(),
             name: name.clone(),
+            category,
         };
         (name, Rc::new(metric))
     });
-    Ok(Known { metrics: metrics.collect() })
+    Ok(Known { metrics: metrics.collect(), plans, fallback, caps, alerts: load_alerts(db) })
+}
+
+type Plans = HashMap<String, (Rc<Plan>, bool)>;
+
+fn load_plans(db: &Db) -> Result<(Plans, Option<Rc<Plan>>)> {
+    let mut plans = HashMap::new();
+    let mut fallback = None;
+    for row in db.read(&PLANS, &[]).iter() {
+        let name: String = row.get(0);
+        let terms = serde_json::from_str(&row.get::<String>(1)).ok();
+        let plan = terms
+            .and_then(|terms| Plan::stored(&name, &terms))
+            .map(Rc::new)
+            .ok_or(Error::corrupt("a stored plan cannot be read"))?;
+        let retired: bool = row.get(2);
+        if plan.default && !retired {
+            fallback = Some(Rc::clone(&plan));
+        }
+        plans.insert(name, (plan, retired));
+    }
+    Ok((plans, fallback))
+}
+
+fn load_caps(db: &Db) -> Vec<Rc<Cap>> {
+    let cap = |row: sql::Row| Cap {
+        name: row.get(0),
+        metric: row.opt(1),
+        category: row.opt(2),
+        per: row.get(3),
+        subject: row.get(4),
+        quantity: row.get(5),
+    };
+    db.read(&CAPS, &[]).iter().map(|row| Rc::new(cap(row))).collect()
+}
+
+fn load_alerts(db: &Db) -> AlertSettings {
+    let rows = db.read(&ALERTS, &[]);
+    let Some(row) = rows.first() else { return AlertSettings::default() };
+    let default = AlertSettings::default();
+    let shares = row.opt::<String>(0).and_then(|text| serde_json::from_str(&text).ok());
+    AlertSettings {
+        shares: shares.unwrap_or(default.shares),
+        expiring_days: row.opt(1).unwrap_or(default.expiring_days),
+    }
 }
 
 fn stored_price(text: &str) -> Result<Option<Rc<Price>>> {
@@ -168,9 +265,61 @@ pub fn metric(db: &Db, name: &str) -> Result<Rc<Metric>> {
     }
 }
 
+/// A metric whose usage is still to be settled, though it may be retired.
+pub fn any_metric(db: &Db, name: &str) -> Result<Rc<Metric>> {
+    known(db)?.metrics.get(name).cloned().ok_or_else(|| Error::unknown("unknown_metric", name))
+}
+
+/// A plan that can be subscribed to.
+pub fn plan(db: &Db, name: &str) -> Result<Rc<Plan>> {
+    match known(db)?.plans.get(name) {
+        Some((plan, false)) => Ok(Rc::clone(plan)),
+        _ => Err(Error::unknown("unknown_plan", name)),
+    }
+}
+
+/// A plan that somebody is on, though it may be retired.
+pub fn any_plan(db: &Db, name: &str) -> Result<Rc<Plan>> {
+    let plan = known(db)?.plans.get(name).map(|(plan, _)| Rc::clone(plan));
+    plan.ok_or(Error::corrupt("a subscription names a plan that does not exist"))
+}
+
+/// All plans, and whether each is retired.
+pub fn all_plans(db: &Db) -> Result<Vec<(Rc<Plan>, bool)>> {
+    Ok(known(db)?.plans.values().cloned().collect())
+}
+
+/// The plan of orgs without a subscription; and whether there are plans at all.
+pub fn default_plan(db: &Db) -> Result<(Option<Rc<Plan>>, bool)> {
+    let known = known(db)?;
+    Ok((known.fallback.clone(), !known.plans.is_empty()))
+}
+
+/// All caps.
+pub fn all_caps(db: &Db) -> Result<Vec<Rc<Cap>>> {
+    Ok(known(db)?.caps.clone())
+}
+
+/// When alerts are raised.
+pub fn alert_settings(db: &Db) -> Result<AlertSettings> {
+    Ok(known(db)?.alerts.clone())
+}
+
 /// All metrics, retired ones too.
 pub fn all_metrics(db: &Db) -> Result<Vec<Rc<Metric>>> {
     Ok(known(db)?.metrics.values().cloned().collect())
+}
+
+/// Since when the price that was in force for an org at a moment held.
+pub fn price_since(db: &Db, metric: &Metric, org_id: Uuid, at: Moment) -> Moment {
+    let list = metric.versions.iter().rev().map(|(from, _)| *from).find(|from| *from <= at);
+    let own = if metric.negotiated {
+        let rows = db.write(&ORG_PRICE_SINCE, args![org_id, &metric.name, sql::At(at)]);
+        rows.first().and_then(|row| row.opt::<Moment>(0))
+    } else {
+        None
+    };
+    list.into_iter().chain(own).max().unwrap_or(crate::time::NEVER_YET)
 }
 
 /// The price in force for an org: its own, else the list price. None: free.

@@ -1,10 +1,11 @@
 //! The catalog document: parsing with every fault listed, and what applying it would change.
 
+use crate::catalog::plan::{Cap, Plan};
 use crate::catalog::price::{Price, Step};
 use crate::time::{Moment, NEVER_YET};
 use crate::units;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A metric as the document describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,8 +16,10 @@ pub struct MetricSpec {
     pub aggregation: String,
     /// Free text, such as AI or Storage.
     pub category: Option<String>,
+    /// For the aggregation unique: whose distinct values are counted.
+    pub unique_by: Option<String>,
     /// core | premium
-    pub tier: String,
+    pub tier: Option<String>,
     /// None: free.
     pub price: Option<Price>,
     /// From when the price holds, where the document says so.
@@ -28,24 +31,32 @@ pub struct MetricSpec {
 pub struct Document {
     /// By name.
     pub metrics: Option<BTreeMap<String, MetricSpec>>,
+    /// By name.
+    pub plans: Option<BTreeMap<String, Plan>>,
+    /// By name.
+    pub caps: Option<BTreeMap<String, Cap>>,
 }
 
 /// Collects faults with their paths.
 #[derive(Default)]
-struct Faults(Vec<Value>);
+pub(super) struct Faults(Vec<Value>);
 
 impl Faults {
-    fn add(&mut self, path: &str, fault: &str) {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn add(&mut self, path: &str, fault: &str) {
         self.0.push(json!({"path": path, "fault": fault}));
     }
 
-    fn unknown_keys(&mut self, path: &str, object: &Map<String, Value>, known: &[&str]) {
+    pub(super) fn unknown_keys(&mut self, path: &str, object: &Map<String, Value>, known: &[&str]) {
         for key in object.keys().filter(|k| !known.contains(&k.as_str())) {
             self.add(&join(path, key), "unknown key");
         }
     }
 
-    fn object<'v>(&mut self, path: &str, value: &'v Value) -> Option<&'v Map<String, Value>> {
+    pub(super) fn object<'v>(&mut self, path: &str, value: &'v Value) -> Option<&'v Map<String, Value>> {
         let object = value.as_object();
         if object.is_none() {
             self.add(path, "must be an object");
@@ -53,7 +64,7 @@ impl Faults {
         object
     }
 
-    fn text(&mut self, path: &str, value: Option<&Value>) -> Option<String> {
+    pub(super) fn text(&mut self, path: &str, value: Option<&Value>) -> Option<String> {
         match value {
             None | Some(Value::Null) => None,
             Some(Value::String(text)) if !text.is_empty() && text.len() <= 200 => Some(text.clone()),
@@ -64,7 +75,7 @@ impl Faults {
         }
     }
 
-    fn choice(&mut self, path: &str, value: Option<&Value>, choices: &[&str]) -> String {
+    pub(super) fn choice(&mut self, path: &str, value: Option<&Value>, choices: &[&str]) -> String {
         match value {
             None => {}
             Some(Value::String(text)) if choices.contains(&text.as_str()) => return text.clone(),
@@ -74,7 +85,7 @@ impl Faults {
     }
 
     /// A whole number from `least`, or a fault and None.
-    fn whole(&mut self, path: &str, value: &Value, least: i64) -> Option<i64> {
+    pub(super) fn whole(&mut self, path: &str, value: &Value, least: i64) -> Option<i64> {
         let number = value.as_i64().filter(|n| *n >= least);
         if number.is_none() {
             self.add(path, &format!("must be a whole number from {least} to 9223372036854775807"));
@@ -83,7 +94,7 @@ impl Faults {
     }
 }
 
-fn join(path: &str, key: &str) -> String {
+pub(super) fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
@@ -93,32 +104,103 @@ impl Document {
         let mut faults = Faults::default();
         let mut document = Self::default();
         if let Some(root) = faults.object("", value) {
-            faults.unknown_keys("", root, &["metrics"]);
-            if let Some(section) = root.get("metrics")
-                && let Some(section) = faults.object("metrics", section)
-            {
-                let specs = section.iter().filter_map(|(name, value)| {
-                    let path = join("metrics", name);
-                    if name.is_empty() || name.len() > 63 {
-                        faults.add(&path, "a name must have 1 to 63 bytes");
-                    }
-                    parse_metric(&mut faults, &path, value).map(|spec| (name.clone(), spec))
-                });
-                document.metrics = Some(specs.collect());
+            faults.unknown_keys("", root, &["metrics", "plans", "caps"]);
+            document.metrics = section(&mut faults, root, "metrics", |faults, path, _, value| {
+                parse_metric(faults, path, value)
+            });
+            document.plans = section(&mut faults, root, "plans", Plan::parse);
+            if let Some(plans) = &document.plans {
+                for second in plans.values().filter(|p| p.default).skip(1) {
+                    let path = format!("plans.{}.default", second.name);
+                    faults.add(&path, "another plan is the default already");
+                }
             }
+            document.caps = parse_caps(&mut faults, root.get("caps"));
         }
         if faults.0.is_empty() { Ok(document) } else { Err(faults.0) }
     }
+
+    /// Faults of what names something else: `metrics` and `plans` are what the catalog has now.
+    pub fn check_references(
+        &self,
+        metrics: &BTreeMap<String, Current>,
+        plans: &BTreeMap<String, CurrentPlan>,
+    ) -> Vec<Value> {
+        let mut faults = Faults::default();
+        let known: BTreeSet<&String> = match &self.metrics {
+            Some(wanted) => wanted.keys().collect(),
+            None => metrics.iter().filter(|(_, m)| !m.retired).map(|(name, _)| name).collect(),
+        };
+        for (name, plan) in self.plans.iter().flatten() {
+            for (section, named) in [("allowances", plan.allowances.keys().collect::<Vec<_>>()), ("limits", plan.limits.keys().collect())] {
+                for metric in named.into_iter().filter(|m| !known.contains(m)) {
+                    faults.add(&format!("plans.{name}.{section}.{metric}"), "unknown metric");
+                }
+            }
+            // The periods of whoever is on the plan would move.
+            if plans.get(name).is_some_and(|p| p.plan.cycle != plan.cycle) {
+                faults.add(&format!("plans.{name}.period"), "cannot change: make another plan");
+            }
+        }
+        for (name, cap) in self.caps.iter().flatten() {
+            if let Some(metric) = cap.metric.as_ref().filter(|m| !known.contains(m)) {
+                faults.add(&format!("caps.{name}.{metric}"), "unknown metric");
+            }
+        }
+        faults.0
+    }
+}
+
+fn section<T>(
+    faults: &mut Faults,
+    root: &Map<String, Value>,
+    name: &str,
+    mut parse: impl FnMut(&mut Faults, &str, &str, &Value) -> Option<T>,
+) -> Option<BTreeMap<String, T>> {
+    let all = faults.object(name, root.get(name)?)?;
+    let mut parsed = BTreeMap::new();
+    for (key, value) in all {
+        let path = join(name, key);
+        if key.is_empty() || key.len() > 63 {
+            faults.add(&path, "a name must have 1 to 63 bytes");
+        }
+        if let Some(item) = parse(faults, &path, key, value) {
+            parsed.insert(key.clone(), item);
+        }
+    }
+    Some(parsed)
+}
+
+fn parse_caps(faults: &mut Faults, section: Option<&Value>) -> Option<BTreeMap<String, Cap>> {
+    let Some(all) = section?.as_array() else {
+        faults.add("caps", "must be an array");
+        return None;
+    };
+    let mut caps = BTreeMap::new();
+    for (i, value) in all.iter().enumerate() {
+        let path = format!("caps[{i}]");
+        if let Some(cap) = Cap::parse(faults, &path, value)
+            && caps.insert(cap.name.clone(), cap).is_some()
+        {
+            faults.add(&path, "the same cap stands there twice");
+        }
+    }
+    Some(caps)
 }
 
 fn parse_metric(faults: &mut Faults, path: &str, value: &Value) -> Option<MetricSpec> {
     let object = faults.object(path, value)?;
-    faults.unknown_keys(path, object, &["unit", "aggregation", "category", "tier", "price"]);
+    faults.unknown_keys(path, object, &["unit", "aggregation", "unique_by", "category", "tier", "price"]);
     let (price, effective_at) = match object.get("price") {
         None | Some(Value::Null) => (None, None),
         Some(value) => parse_price_at(faults, &join(path, "price"), value),
     };
+    let unique_by = faults.text(&join(path, "unique_by"), object.get("unique_by"));
+    if unique_by.is_some() && object.get("aggregation").and_then(Value::as_str) != Some("unique") {
+        faults.add(&join(path, "unique_by"), "goes with the aggregation unique only");
+    }
     Some(MetricSpec {
+        unique_by,
         unit: faults.text(&join(path, "unit"), object.get("unit")),
         aggregation: faults.choice(
             &join(path, "aggregation"),
@@ -126,7 +208,10 @@ fn parse_metric(faults: &mut Faults, path: &str, value: &Value) -> Option<Metric
             &["sum", "max", "last", "unique"],
         ),
         category: faults.text(&join(path, "category"), object.get("category")),
-        tier: faults.choice(&join(path, "tier"), object.get("tier"), &["core", "premium"]),
+        tier: object
+            .get("tier")
+            .filter(|tier| !tier.is_null())
+            .map(|tier| faults.choice(&join(path, "tier"), Some(tier), &["core", "premium"])),
         price,
         effective_at,
     })
@@ -251,23 +336,41 @@ impl MetricSpec {
         put("unit", self.unit.clone().map(Value::from));
         put("aggregation", (self.aggregation != "sum").then(|| self.aggregation.clone().into()));
         put("category", self.category.clone().map(Value::from));
-        put("tier", (self.tier != "core").then(|| self.tier.clone().into()));
+        put("unique_by", self.unique_by.clone().map(Value::from));
+        put("tier", self.tier.clone().map(Value::from));
         put("price", self.price.as_ref().map(|p| price_to_json(p, self.effective_at)));
         Value::Object(object)
     }
 }
 
-/// What applying a document does to one metric.
+/// What applying a document does.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Change {
     /// create | update | retire
     pub action: &'static str,
-    /// The metric.
+    /// metric | plan | cap
+    pub kind: &'static str,
+    /// Of the metric, plan or cap.
     pub name: String,
     /// What it becomes, or per changed key what it was and becomes.
     pub detail: Value,
-    /// From when a new version of its price is to hold; None: no new version.
+    /// From when a new version of a metric's price is to hold; None: no new version.
     pub new_price: Option<Moment>,
+}
+
+impl Change {
+    fn new(action: &'static str, kind: &'static str, name: &str, detail: Value) -> Self {
+        Self { action, kind, name: name.to_owned(), detail, new_price: None }
+    }
+}
+
+/// What the catalog holds of a plan now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CurrentPlan {
+    /// Its terms.
+    pub plan: Plan,
+    /// Dropped by an earlier document.
+    pub retired: bool,
 }
 
 /// What the catalog holds of a metric now.
@@ -300,12 +403,12 @@ fn new_price(spec: &MetricSpec, known: Option<&Current>, now: Moment) -> Option<
 }
 
 /// Compares the metrics of a document with the catalog.
-pub fn diff(wanted: &BTreeMap<String, MetricSpec>, current: &BTreeMap<String, Current>, now: Moment) -> Vec<Change> {
+pub fn diff_metrics(wanted: &BTreeMap<String, MetricSpec>, current: &BTreeMap<String, Current>, now: Moment) -> Vec<Change> {
     let mut changes = Vec::new();
     for (name, spec) in wanted {
         let known = current.get(name);
         let new_price = new_price(spec, known, now);
-        let change = |action, detail| Change { action, name: name.clone(), detail, new_price };
+        let change = |action, detail| Change { new_price, ..Change::new(action, "metric", name, detail) };
         match known {
             Some(known) if !known.retired => {
                 let mut from = known.spec.to_json();
@@ -325,8 +428,42 @@ pub fn diff(wanted: &BTreeMap<String, MetricSpec>, current: &BTreeMap<String, Cu
     }
     for (name, known) in current {
         if !known.retired && !wanted.contains_key(name) {
-            let detail = known.spec.to_json();
-            changes.push(Change { action: "retire", name: name.clone(), detail, new_price: None });
+            changes.push(Change::new("retire", "metric", name, known.spec.to_json()));
+        }
+    }
+    changes
+}
+
+/// Compares the plans of a document with the catalog.
+pub fn diff_plans(wanted: &BTreeMap<String, Plan>, current: &BTreeMap<String, CurrentPlan>) -> Vec<Change> {
+    let known = |name: &String| current.get(name).filter(|c| !c.retired).map(|c| c.plan.to_json());
+    let wanted = wanted.iter().map(|(name, plan)| (name, plan.to_json())).collect();
+    diff_simple("plan", &wanted, known, current.keys())
+}
+
+/// Compares the caps of a document with the catalog.
+pub fn diff_caps(wanted: &BTreeMap<String, Cap>, current: &BTreeMap<String, Cap>) -> Vec<Change> {
+    let wanted = wanted.iter().map(|(name, cap)| (name, cap.to_json())).collect();
+    diff_simple("cap", &wanted, |name| current.get(name).map(Cap::to_json), current.keys())
+}
+
+fn diff_simple<'a>(
+    kind: &'static str,
+    wanted: &BTreeMap<&'a String, Value>,
+    known: impl Fn(&String) -> Option<Value>,
+    names: impl Iterator<Item = &'a String>,
+) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for (name, to) in wanted {
+        match known(name) {
+            None => changes.push(Change::new("create", kind, name, to.clone())),
+            Some(from) if from != *to => changes.push(Change::new("update", kind, name, differences(&from, to))),
+            Some(_) => {}
+        }
+    }
+    for name in names.filter(|name| !wanted.contains_key(name)) {
+        if let Some(from) = known(name) {
+            changes.push(Change::new("retire", kind, name, from));
         }
     }
     changes
@@ -406,10 +543,10 @@ mod tests {
             retired: false,
         };
         let wanted = BTreeMap::from([("m".to_owned(), spec.clone())]);
-        assert_eq!(diff(&wanted, &BTreeMap::from([("m".to_owned(), current.clone())]), at - 1), []);
+        assert_eq!(diff_metrics(&wanted, &BTreeMap::from([("m".to_owned(), current.clone())]), at - 1), []);
         // After it was superseded, the same document brings it back from now on.
         let superseded = Current { versions: vec![(at, spec.price.clone()), (at + 5, None)], ..current };
-        let changes = diff(&wanted, &BTreeMap::from([("m".to_owned(), superseded)]), at + 9);
+        let changes = diff_metrics(&wanted, &BTreeMap::from([("m".to_owned(), superseded)]), at + 9);
         assert_eq!(changes[0].new_price, Some(at + 9));
     }
 }

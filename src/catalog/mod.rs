@@ -2,18 +2,21 @@
 
 pub mod cache;
 pub mod document;
+pub mod plan;
 pub mod price;
 
 use crate::access;
 use crate::arguments::{required, required_uuid};
-use crate::catalog::document::{Change, Current, Document, MetricSpec};
+use crate::catalog::document::{Change, Current, CurrentPlan, Document, MetricSpec};
+use crate::catalog::plan::Cap;
 use crate::catalog::price::{Overflow, Price};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::json::Jsonb;
 use crate::raise::or_raise;
-use crate::sql::{self, At, Db, Rows};
-use crate::time::{Moment, Period};
+use crate::limits::standing::Reader;
+use crate::sql::{self, At, Db};
+use crate::time::Moment;
 use crate::{args, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
@@ -22,11 +25,19 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 statements! {
-    SAVE_METRIC(text, text, text, text, text, timestamptz) =
-        "insert into billing.metrics (metric, unit, aggregation, category, tier, created_at)
-         values ($1, $2, $3, $4, $5, $6)
+    SAVE_METRIC(text, text, text, text, text, timestamptz, text) =
+        "insert into billing.metrics (metric, unit, aggregation, category, tier, created_at, unique_by)
+         values ($1, $2, $3, $4, $5, $6, $7)
          on conflict (metric) do update
-            set unit = $2, aggregation = $3, category = $4, tier = $5, retired_at = null";
+            set unit = $2, aggregation = $3, category = $4, tier = $5, unique_by = $7, retired_at = null";
+    SAVE_PLAN(text, jsonb, timestamptz) =
+        "insert into billing.plans (plan, terms, created_at) values ($1, $2, $3)
+         on conflict (plan) do update set terms = $2, retired_at = null";
+    RETIRE_PLAN(text, timestamptz) = "update billing.plans set retired_at = $2 where plan = $1";
+    SAVE_CAP(text, text, text, text, text, int8) =
+        "insert into billing.caps (cap, metric, category, per, subject, quantity) values ($1, $2, $3, $4, $5, $6)
+         on conflict (cap) do update set quantity = $6";
+    REMOVE_CAP(text) = "delete from billing.caps where cap = $1";
     SAVE_PRICE(text, timestamptz, jsonb) =
         "insert into billing.prices (metric, effective_at, price) values ($1, $2, $3)
          on conflict (metric, effective_at) do update set price = $3";
@@ -36,8 +47,6 @@ statements! {
     SAVE_ORG_PRICE(uuid, text, timestamptz, jsonb) =
         "insert into billing.org_prices (org_id, metric, effective_at, price) values ($1, $2, $3, $4)
          on conflict (org_id, metric, effective_at) do update set price = $4";
-    USED(uuid, text, timestamptz) =
-        "select quantity from billing.period_usage where org_id = $1 and metric = $2 and period_start = $3";
 }
 
 fn current(db: &Db, now: Moment) -> Result<BTreeMap<String, Current>> {
@@ -51,6 +60,7 @@ fn current(db: &Db, now: Moment) -> Result<BTreeMap<String, Current>> {
         let spec = MetricSpec {
             unit: metric.unit.clone(),
             aggregation: metric.aggregation.clone(),
+            unique_by: metric.unique_by.clone(),
             category: metric.category.clone(),
             tier: metric.tier.clone(),
             price,
@@ -69,11 +79,24 @@ fn apply(catalog: &Value, dry_run: bool) -> Result<Vec<Change>> {
         if !dry_run {
             db.write(&LOCK_CATALOG, &[]);
         }
-        let Some(wanted) = document.metrics else { return Ok(Vec::new()) };
-        let changes = document::diff(&wanted, &current(db, now)?, now);
+        let (metrics, plans, caps) = (current(db, now)?, current_plans(db)?, current_caps(db)?);
+        let faults = document.check_references(&metrics, &plans);
+        if !faults.is_empty() {
+            return Err(Error::invalid_catalog(faults));
+        }
+        let mut changes = Vec::new();
+        if let Some(wanted) = &document.metrics {
+            changes.extend(document::diff_metrics(wanted, &metrics, now));
+        }
+        if let Some(wanted) = &document.plans {
+            changes.extend(document::diff_plans(wanted, &plans));
+        }
+        if let Some(wanted) = &document.caps {
+            changes.extend(document::diff_caps(wanted, &caps));
+        }
         if !dry_run && !changes.is_empty() {
             for change in &changes {
-                store(db, change, wanted.get(&change.name), now);
+                store(db, change, &document, now);
             }
             cache::invalidate(db);
         }
@@ -81,19 +104,56 @@ fn apply(catalog: &Value, dry_run: bool) -> Result<Vec<Change>> {
     })
 }
 
+fn current_plans(db: &Db) -> Result<BTreeMap<String, CurrentPlan>> {
+    let all = cache::all_plans(db)?.into_iter();
+    Ok(all.map(|(plan, retired)| (plan.name.clone(), CurrentPlan { plan: (*plan).clone(), retired })).collect())
+}
+
+fn current_caps(db: &Db) -> Result<BTreeMap<String, Cap>> {
+    Ok(cache::all_caps(db)?.into_iter().map(|cap| (cap.name.clone(), (*cap).clone())).collect())
+}
+
 /// A document of ours, parsed.
 fn readable(argument: &str, value: Jsonb) -> Result<Value> {
     value.value().ok_or_else(|| Error::invalid(argument, "holds a number or a depth that is out of range"))
 }
 
-fn store(db: &Db, change: &Change, spec: Option<&MetricSpec>, now: Moment) {
-    let Some(spec) = spec else {
-        db.write(&RETIRE, args![&change.name, At(now)]);
-        return;
-    };
+fn store(db: &Db, change: &Change, document: &Document, now: Moment) {
+    let name = &change.name;
+    match change.kind {
+        "metric" => match document.metrics.as_ref().and_then(|all| all.get(name)) {
+            Some(spec) => store_metric(db, change, spec, now),
+            None => drop(db.write(&RETIRE, args![name, At(now)])),
+        },
+        "plan" => match document.plans.as_ref().and_then(|all| all.get(name)) {
+            Some(plan) => {
+                let terms = crate::json::from_text(&plan.to_json().to_string());
+                db.write(&SAVE_PLAN, args![name, terms, At(now)]);
+            }
+            None => drop(db.write(&RETIRE_PLAN, args![name, At(now)])),
+        },
+        _ => match document.caps.as_ref().and_then(|all| all.get(name)) {
+            Some(cap) => {
+                let (metric, category) = (cap.metric.as_deref(), cap.category.as_deref());
+                db.write(&SAVE_CAP, args![name, metric, category, &cap.per, &cap.subject, cap.quantity]);
+            }
+            None => drop(db.write(&REMOVE_CAP, args![name])),
+        },
+    }
+}
+
+fn store_metric(db: &Db, change: &Change, spec: &MetricSpec, now: Moment) {
     db.write(
         &SAVE_METRIC,
-        args![&change.name, spec.unit.as_deref(), &spec.aggregation, spec.category.as_deref(), &spec.tier, At(now)],
+        args![
+            &change.name,
+            spec.unit.as_deref(),
+            &spec.aggregation,
+            spec.category.as_deref(),
+            spec.tier.as_deref(),
+            At(now),
+            spec.unique_by.as_deref(),
+        ],
     );
     if let Some(from) = change.new_price {
         db.write(&SAVE_PRICE, args![&change.name, At(from), stored(spec.price.as_ref())]);
@@ -106,9 +166,11 @@ fn stored(price: Option<&Price>) -> Jsonb {
 
 /// Makes the catalog what the document says and tells what that changes; with `dry_run`, only tells.
 ///
-/// `catalog`: `{"metrics": {name: {"unit", "aggregation", "category", "tier", "price"}}}`. A section that is absent is
-/// left alone, one that is present is complete: metrics that it does not name are retired. A changed price holds from
-/// now or from its `effective_at`; the first one of a metric since ever.
+/// `catalog`: `{"metrics": {name: {"unit", "aggregation", "unique_by", "category", "tier", "price"}}, "plans": {name:
+/// {"period", "price", "credits", "allowances", "limits", "default"}}, "caps": [{"metric" or "category", "per", "for",
+/// "limit"}]}`. A section that is absent is left alone, one that is present is complete: what it does not name is retired. A
+/// changed price holds from now or from its `effective_at`; the first one of a metric since ever. Changed allowances and
+/// limits hold at once.
 ///
 /// Errors: 22023 `invalid_catalog` with every fault and its path; nothing is applied then.
 #[pg_extern(volatile, security_definer)]
@@ -124,7 +186,7 @@ fn apply_catalog(
             .and_then(|(catalog, dry_run)| apply(&readable("catalog", catalog)?, dry_run)),
     );
     TableIterator::new(
-        changes.into_iter().map(|c| (c.action.to_owned(), "metric".to_owned(), c.name, pgrx::JsonB(c.detail))),
+        changes.into_iter().map(|c| (c.action.to_owned(), c.kind.to_owned(), c.name, pgrx::JsonB(c.detail))),
     )
 }
 
@@ -132,10 +194,15 @@ fn apply_catalog(
 #[pg_extern(stable, security_definer)]
 #[search_path(pg_catalog, billing, pg_temp)]
 fn export_catalog() -> pgrx::JsonB {
-    let all = or_raise(sql::connect(|db| current(db, clock::now())));
+    let (metrics, plans, caps) = or_raise(sql::connect(|db| {
+        Ok((current(db, clock::now())?, current_plans(db)?, current_caps(db)?))
+    }));
     let metrics: Map<String, Value> =
-        all.into_iter().filter(|(_, c)| !c.retired).map(|(name, c)| (name, c.spec.to_json())).collect();
-    pgrx::JsonB(serde_json::json!({"metrics": metrics}))
+        metrics.into_iter().filter(|(_, c)| !c.retired).map(|(name, c)| (name, c.spec.to_json())).collect();
+    let plans: Map<String, Value> =
+        plans.into_iter().filter(|(_, c)| !c.retired).map(|(name, c)| (name, c.plan.to_json())).collect();
+    let caps: Vec<Value> = caps.values().map(Cap::to_json).collect();
+    pgrx::JsonB(serde_json::json!({"metrics": metrics, "plans": plans, "caps": caps}))
 }
 
 /// Gives an org a price of its own for a metric, from `effective_at` or now on; a null price returns it to the list price.
@@ -171,30 +238,21 @@ fn set_org_price(
     })());
 }
 
-/// What `quantity` of a metric costs an org now, after what it used in this period, in the unit of the price. For functions
-/// that only read.
+/// What `quantity` of a metric costs an org now, after what it used in this period and beyond what its plan includes, in the
+/// unit of the price. For functions that only read.
 pub fn cost(db: &Db, metric: &str, quantity: i64, org_id: Option<Uuid>, now: Moment) -> Result<(String, i64)> {
     let metric = cache::metric(db, metric)?;
     let Some(price) = cache::price(db, &metric, org_id, now)? else {
         return Ok((crate::units::CREDIT.to_owned(), 0));
     };
-    let used = match org_id {
-        Some(org_id) if !price.is_linear() => {
-            counted(&db.read(&USED, args![org_id, &metric.name, At(Period::Month.start(now))]))
+    let credits = match org_id {
+        Some(org_id) if !metric.is_plain(Some(&price)) => {
+            let standing = Reader::new(db, org_id, now)?.standing(&metric)?;
+            standing.charge(quantity, Some(&price))?.credits
         }
-        _ => 0,
+        _ => price.charge(0, quantity).map_err(too_large)?,
     };
-    let credits = price.charge(used, quantity).map_err(too_large)?;
     Ok((price.unit.clone(), credits))
-}
-
-/// What the org used of a metric in the current period, as of this very moment: for a call that holds the wallet's lock.
-pub fn used(db: &Db, org_id: Uuid, metric: &str, now: Moment) -> i64 {
-    counted(&db.write(&USED, args![org_id, metric, At(Period::Month.start(now))]))
-}
-
-fn counted(used: &Rows) -> i64 {
-    used.first().map_or(0, |row| row.get(0))
 }
 
 /// The error of a price whose result does not fit.
@@ -204,7 +262,7 @@ pub fn too_large(_: Overflow) -> Error {
 
 /// What `quantity` units of a metric cost, in the unit of its price (credits by default).
 ///
-/// With `org_id`: at the org's own price, and after what it used in this period. Errors: PT404 `unknown_metric`;
+/// With `org_id`: at the org's own price, after what it used in this period, less what its plan still includes. Errors: PT404 `unknown_metric`;
 /// 22023 for a quantity below 1, or a price beyond 63 bits.
 #[pg_extern(stable, security_definer)]
 #[search_path(pg_catalog, billing, pg_temp)]

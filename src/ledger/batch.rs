@@ -1,8 +1,9 @@
 //! Many consumptions at once, each with its own outcome; also the way of the single consumption that is not the common one.
 
 use crate::arguments;
+use crate::catalog;
+use crate::catalog::cache::{self, Metric};
 use crate::catalog::price::Price;
-use crate::catalog::{self, cache};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::json::Jsonb;
@@ -12,9 +13,12 @@ use crate::ledger::consume::{self, Consumption};
 use crate::ledger::store::{self, Replay};
 use crate::ledger::wallet::{Facts, Operation, Request, Wallet};
 use crate::raise::or_raise;
-use crate::sql::{self, At, Db, Row};
-use crate::time::{Moment, Period};
-use crate::{args, statements, units};
+use crate::limits::caps::Caps;
+use crate::sql::{self, Db, Row};
+use crate::time::Moment;
+use crate::usage::counters::{self, Metered};
+use crate::usage::tally::Charge;
+use crate::{alerts, args, statements, units};
 use pgrx::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
@@ -39,18 +43,6 @@ statements! {
                 e.balance_before, e.balance_after, e.member_id, e.metadata::text, e.idempotency_key
            from unnest($1, $2) k (org_id, request_id)
            join billing.entries e on e.org_id = k.org_id and e.request_id = k.request_id";
-    MAKE_COUNTERS(uuids, texts, timestamptz) =
-        "insert into billing.period_usage (org_id, metric, period_start)
-         select k.org_id, k.metric, $3 from unnest($1, $2) k (org_id, metric) order by k.org_id, k.metric
-         on conflict do nothing";
-    LOCK_COUNTERS(uuids, texts, timestamptz) =
-        "select u.org_id, u.metric, u.quantity from unnest($1, $2) k (org_id, metric)
-           join billing.period_usage u on u.org_id = k.org_id and u.metric = k.metric and u.period_start = $3
-          order by u.org_id, u.metric for update of u";
-    SAVE_COUNTERS(uuids, texts, timestamptz, int8s, int8s) =
-        "update billing.period_usage u set quantity = k.quantity, credits = u.credits + k.credits
-           from unnest($1, $2, $4, $5) k (org_id, metric, quantity, credits)
-          where u.org_id = k.org_id and u.metric = k.metric and u.period_start = $3";
 }
 
 /// A consumption to be made.
@@ -66,37 +58,35 @@ pub struct Item {
     pub metadata: String,
 }
 
+/// What an item is of: its metric, and the price of that (None: free).
+type Known = (Rc<Metric>, Option<Rc<Price>>);
+
 /// An item with what its metric costs, or why it cannot be priced: it may be a repeated one all the same.
 struct Priced {
     item: Item,
-    price: Result<Option<Rc<Price>>>,
+    known: Result<Known>,
 }
 
 impl Priced {
-    fn price(&self) -> Option<&Price> {
-        self.price.as_ref().ok()?.as_deref()
+    fn metric(&self) -> Option<&Rc<Metric>> {
+        self.known.as_ref().ok().map(|(metric, _)| metric)
     }
 
     fn unit(&self) -> &str {
-        self.price().map_or(units::CREDIT, |p| p.unit.as_str())
+        self.known.as_ref().ok().and_then(|(_, price)| price.as_ref()).map_or(units::CREDIT, |p| p.unit.as_str())
     }
 
+    /// What it costs, or whether it may be, depends on what was used before.
     fn is_counted(&self) -> bool {
-        self.price().is_some_and(|p| !p.is_linear())
+        self.known.as_ref().is_ok_and(|(metric, price)| !metric.is_plain(price.as_deref()))
     }
-}
-
-/// Quantity used in the period, and credits charged by this call.
-struct Counter {
-    quantity: i64,
-    charged: i64,
 }
 
 /// Everything that the items touch, locked.
 struct Locked {
     wallets: BTreeMap<(Uuid, String), Wallet>,
-    counters: BTreeMap<(Uuid, String), Counter>,
-    period: Moment,
+    metered: BTreeMap<(Uuid, String), Metered>,
+    caps: Caps,
     replays: HashMap<(Uuid, i64), Replay>,
 }
 
@@ -148,33 +138,29 @@ fn known_orgs(db: &Db, orgs: BTreeSet<Uuid>) -> BTreeSet<Uuid> {
 }
 
 fn priced(db: &Db, item: Item, known: &BTreeSet<Uuid>, now: Moment) -> Priced {
-    let price = cache::metric(db, &item.metric).and_then(|metric| {
-        if !known.contains(&item.org_id) {
+    let known = cache::metric(db, &item.metric).and_then(|metric| {
+        // Whoever has the default plan is known by that.
+        if !known.contains(&item.org_id) && cache::default_plan(db)?.0.is_none() {
             return Err(Error::unknown("unknown_org", item.org_id.to_string()));
         }
-        cache::price(db, &metric, Some(item.org_id), now)
+        let price = cache::price(db, &metric, Some(item.org_id), now)?;
+        Ok((metric, price))
     });
-    Priced { item, price }
+    Priced { item, known }
 }
 
 fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Result<Locked> {
-    let valid = || items.iter().flatten().filter(|p| p.price.is_ok());
+    let valid = || items.iter().flatten().filter(|p| p.known.is_ok());
     let names: BTreeSet<_> = valid().map(|p| (p.item.org_id, p.unit().to_owned())).collect();
     let names: Vec<_> = names.into_iter().collect();
     // An org may have no wallet in a price's unit, and what is free is noted all the same: so it gets one.
     let lanes = store::lock_all_or_create(db, &names, now)?;
     let now = clock::now();
-    let period = Period::Month.start(now);
-    let counted: BTreeSet<_> =
-        valid().filter(|p| p.is_counted()).map(|p| (p.item.org_id, p.item.metric.clone())).collect();
-    let mut counters = BTreeMap::new();
-    if !counted.is_empty() {
-        let (orgs, metrics): (Vec<_>, Vec<_>) = counted.into_iter().unzip();
-        db.write(&MAKE_COUNTERS, args![orgs.clone(), metrics.clone(), At(period)]);
-        for row in db.write(&LOCK_COUNTERS, args![orgs, metrics, At(period)]).iter() {
-            counters.insert((row.get(0), row.get(1)), Counter { quantity: row.get(2), charged: 0 });
-        }
-    }
+    let counted = || valid().filter(|p| p.is_counted()).filter_map(|p| Some((&p.item, p.metric()?)));
+    let wanted: Vec<_> = counted().map(|(item, metric)| (item.org_id, Rc::clone(metric))).collect();
+    let metered = counters::lock_metered(db, &wanted, now)?;
+    let wanted: Vec<_> = counted().map(|(item, metric)| (item.org_id, Rc::clone(metric), item.member_id)).collect();
+    let caps = Caps::lock(db, &wanted, now)?;
     let mut wallets: BTreeMap<_, _> =
         lanes.into_iter().map(|lane| ((lane.org_id, lane.unit.clone()), Wallet::new(lane, now))).collect();
     let mut members: BTreeMap<(Uuid, String), Vec<Uuid>> = BTreeMap::new();
@@ -197,17 +183,19 @@ fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Result<Locked> {
         let found = db.write(&FIND_REQUESTS, args![orgs, requests]);
         found.iter().map(|row| ((row.get(0), row.get(1)), store::replay(&row, 2))).collect()
     };
-    Ok(Locked { wallets, counters, period, replays })
+    Ok(Locked { wallets, metered, caps, replays })
 }
 
 fn consume(db: &Db, locked: &mut Locked, priced: &Priced) -> Result<Consumption> {
     let item = &priced.item;
-    let counter = locked.counters.get_mut(&(item.org_id, item.metric.clone()));
-    let used = counter.as_ref().map_or(0, |c| c.quantity);
-    let credits = match priced.price.clone()? {
-        None => 0,
-        Some(price) => price.charge(used, item.quantity).map_err(catalog::too_large)?,
+    let (known, price) = priced.known.clone()?;
+    let price = price.as_deref();
+    let metered = locked.metered.get_mut(&(item.org_id, item.metric.clone()));
+    let charge = match &metered {
+        Some(metered) => metered.charge(&known, item.quantity, price)?,
+        None => Charge { credits: charge_plain(price, item.quantity)?, ..Charge::default() },
     };
+    let credits = charge.credits;
     let wallet = locked
         .wallets
         .get_mut(&(item.org_id, priced.unit().to_owned()))
@@ -216,6 +204,7 @@ fn consume(db: &Db, locked: &mut Locked, priced: &Priced) -> Result<Consumption>
         store::load(db, wallet, &[])?;
     }
     let metric = Some(item.metric.as_str());
+    locked.caps.check(item.org_id, &known, item.member_id, item.quantity)?;
     wallet.check_budget(item.member_id, credits)?;
     let parts = wallet.allocate(credits, metric)?;
     let balance_before = wallet.spendable(metric);
@@ -233,21 +222,25 @@ fn consume(db: &Db, locked: &mut Locked, priced: &Priced) -> Result<Consumption>
         operation_id: operation.id(),
         metric: item.metric.clone(),
         quantity: item.quantity,
-        included: 0,
+        included: charge.included,
         credits,
         balance_before,
         balance_after: wallet.spendable(metric),
         replayed: false,
     };
     // One entry with the wallet's own balances tells the answer by itself.
-    if parts.len() > 1 || answer.balance_before != lane_before {
+    if parts.len() > 1 || answer.balance_before != lane_before || charge.included > 0 {
         wallet.keep_result(&operation, &to_json(&answer)?);
     }
-    if let Some(counter) = counter {
-        counter.quantity += item.quantity;
-        counter.charged += credits;
+    if let Some(metered) = metered {
+        metered.take(charge, price)?;
     }
+    locked.caps.add(item.org_id, &known, item.member_id, item.quantity);
     Ok(answer)
+}
+
+fn charge_plain(price: Option<&Price>, quantity: i64) -> Result<i64> {
+    price.map_or(Ok(0), |price| price.charge(0, quantity).map_err(catalog::too_large))
 }
 
 fn save(db: &Db, locked: Locked) -> Result<()> {
@@ -255,21 +248,10 @@ fn save(db: &Db, locked: Locked) -> Result<()> {
     if !wallets.is_empty() {
         store::save(db, &mut wallets, "{}")?;
     }
-    let changed: Vec<_> = locked.counters.into_iter().collect();
-    if !changed.is_empty() {
-        let column = |f: fn(&Counter) -> i64| changed.iter().map(|(_, c)| f(c)).collect::<Vec<i64>>();
-        db.write(
-            &SAVE_COUNTERS,
-            args![
-                changed.iter().map(|((org, _), _)| *org).collect::<Vec<_>>(),
-                changed.iter().map(|((_, metric), _)| metric.clone()).collect::<Vec<_>>(),
-                At(locked.period),
-                column(|c| c.quantity),
-                column(|c| c.charged),
-            ],
-        );
-    }
-    Ok(())
+    let changed: Vec<_> = locked.metered.values().filter(|m| m.changed).map(|m| &m.counter).collect();
+    counters::save(db, &changed);
+    locked.caps.save(db);
+    alerts::caps(db, &locked.caps)
 }
 
 fn parse(db: &Db, items: Jsonb) -> Result<Vec<Result<Item>>> {

@@ -1,8 +1,8 @@
 //! `consume_credits`: the common consumption, in two statements.
 //!
 //! One UPDATE of the lane checks, burns from the slice and advances the chain; one INSERT writes the entry and takes the
-//! key. Whatever that UPDATE cannot decide alone (the slice is too small, a grant has expired, credit is scoped…) goes
-//! through the rules, as a batch of one.
+//! key. Whatever that UPDATE cannot decide alone (the slice is too small, a grant has expired, credit is scoped, an allowance,
+//! a cap or steps of a price ask what was used before…) goes through the rules, as a batch of one.
 
 use crate::arguments::{self, optional_uuid, positive, required, required_uuid};
 use crate::catalog::{self, cache};
@@ -12,13 +12,13 @@ use crate::json::Jsonb;
 use crate::ledger::batch::{self, Item};
 use crate::ledger::call::Answer;
 use crate::ledger::chain::{self, Content, Hash, Position};
-use crate::ledger::counters::Counter;
 use crate::ledger::store::{self, Replay};
 use crate::ledger::wallet::{MemberDelta, Wallet};
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db};
 use crate::time::{INFINITY, Moment};
-use crate::{args, receipt, statements, units};
+use crate::usage::fold;
+use crate::{alerts, args, receipt, statements, units};
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -56,7 +56,7 @@ statements! {
                 consumed = consumed + $3,
                 head = billing.chain_burn(head, $4, last_entry_id, balance, $3, slice_grant)
           where org_id = $1 and unit = $2 and lane = 0 and slice_credits >= $3 and fast_until > $5
-         returning last_entry_id, balance, slice_grant, head, fast_until";
+         returning last_entry_id, balance, slice_grant, head, fast_until, alert_below";
     UNBURN(uuid, text, int8) =
         "update billing.lanes l
             set balance = balance + $3,
@@ -134,14 +134,14 @@ struct Burned {
     slice_grant: i64,
     head: Vec<u8>,
     fast_until: Moment,
+    alert_below: i64,
 }
 
-/// What a consumption costs now. The counter is locked where the price asks for one.
+/// What a consumption costs now.
 struct Plan {
     now: Moment,
     unit: String,
     credits: i64,
-    counter: Option<Counter>,
 }
 
 fn consume(asked: &Asked<'_>) -> Result<Consumption> {
@@ -153,26 +153,19 @@ fn consume(asked: &Asked<'_>) -> Result<Consumption> {
     })
 }
 
-/// None where there is no wallet to lock.
+/// None where what was used before matters: that is for the rules.
 fn plan(db: &Db, asked: &Asked<'_>) -> Result<Option<Plan>> {
     let metric = cache::metric(db, asked.metric)?;
-    let mut now = clock::now();
-    let Some(price) = cache::price(db, &metric, Some(asked.org_id), now)? else {
-        return Ok(Some(Plan { now, unit: units::CREDIT.to_owned(), credits: 0, counter: None }));
+    let now = clock::now();
+    let price = cache::price(db, &metric, Some(asked.org_id), now)?;
+    if !metric.is_plain(price.as_deref()) {
+        return Ok(None);
+    }
+    let Some(price) = price else {
+        return Ok(Some(Plan { now, unit: units::CREDIT.to_owned(), credits: 0 }));
     };
-    let unit = price.unit.clone();
-    let counter = if price.is_linear() {
-        None
-    } else {
-        if store::lock(db, asked.org_id, &unit).is_none() {
-            return Ok(None);
-        }
-        now = clock::now();
-        Some(Counter::lock(db, asked.org_id, asked.metric, now))
-    };
-    let used = counter.as_ref().map_or(0, |c| c.quantity);
-    let credits = price.charge(used, asked.quantity).map_err(catalog::too_large)?;
-    Ok(Some(Plan { now, unit, credits, counter }))
+    let credits = price.charge(0, asked.quantity).map_err(catalog::too_large)?;
+    Ok(Some(Plan { now, unit: price.unit.clone(), credits }))
 }
 
 fn charge(db: &Db, asked: &Asked<'_>, plan: &Plan) -> Result<Consumption> {
@@ -189,10 +182,13 @@ fn charge(db: &Db, asked: &Asked<'_>, plan: &Plan) -> Result<Consumption> {
         db.write(&UNBURN, args![asked.org_id, unit, credits]);
         return replay(db, asked)?.ok_or_else(Error::contended);
     }
-    if let Some(counter) = &plan.counter {
-        counter.add(db, asked.quantity, credits);
-    }
     spend_budget(db, asked, unit, credits, now);
+    if fold::is_due(burned.entry_id - 1, burned.entry_id) {
+        fold::fold(db, asked.org_id, burned.entry_id);
+    }
+    if burned.balance < burned.alert_below {
+        alerts::balance(db, asked.org_id, unit, burned.balance, now)?;
+    }
     Ok(Consumption {
         operation_id: burned.entry_id,
         metric: asked.metric.to_owned(),
@@ -238,6 +234,7 @@ fn burn(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment) -> Op
         slice_grant: row.get(2),
         head: row.get(3),
         fast_until: row.get(4),
+        alert_below: row.get(5),
     })
 }
 

@@ -7,6 +7,7 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::json::Jsonb;
 use crate::ledger::call::{Answer, Call};
+use crate::ledger::debts;
 use crate::ledger::store;
 use crate::ledger::totals::{WalletStatus, wallet_status};
 use crate::ledger::wallet::{Facts, Lot, Part, Wallet};
@@ -188,6 +189,7 @@ fn grant_credits(
                 };
                 let mut operation = call.operation(Facts::from_source(source, None));
                 let grant_id = wallet.grant(&mut operation, kind, lot)?;
+                debts::pay(db, wallet)?;
                 let scope = metrics.as_ref().and_then(|m| m.first()).map(String::as_str);
                 let receipt = GrantReceipt {
                     grant_id: Some(grant_id),

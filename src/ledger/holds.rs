@@ -1,24 +1,28 @@
 //! Two-phase spending (reserve, then capture or release) and payout holds.
 
 use crate::arguments::{optional_uuid, positive, reason, required, required_uuid, unit};
+use crate::catalog;
+use crate::catalog::cache::{self, Metric};
 use crate::catalog::price::Price;
-use crate::catalog::{self, cache};
 use crate::error::{Error, Result};
 use crate::json::Jsonb;
 use crate::ledger::call::{Answer, Call};
 use crate::ledger::chain::{self, HoldTerms};
 use crate::ledger::consume::Consumption;
-use crate::ledger::counters::Counter;
 use crate::ledger::store;
 use crate::ledger::wallet::{Facts, Hold, Operation, Part, Wallet, split};
+use crate::limits::caps::{self, Caps};
 use crate::raise::or_raise;
 use crate::sql::{At, Db};
 use crate::time::Moment;
-use crate::{args, receipt, statements, units};
+use crate::usage::counters::{self, Metered};
+use crate::usage::tally::Charge;
+use crate::{alerts, args, receipt, statements, units};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
+use std::rc::Rc;
 use uuid::Uuid;
 
 /// Longest time that credit may be reserved.
@@ -184,8 +188,16 @@ fn reserve_credits(
                 let known = cache::metric(db, metric)?;
                 let found = cache::price(db, &known, Some(org_id), now)?;
                 let unit = found.as_ref().map_or(units::CREDIT, |p| p.unit.as_str());
-                let credits = charge(db, org_id, metric, quantity, found.as_deref(), now)?;
-                let lane = store::lock_known(db, org_id, unit, credits, now);
+                let lane = if known.is_plain(found.as_deref()) {
+                    let credits = found.as_ref().map_or(Ok(0), |p| p.charge(0, quantity).map_err(catalog::too_large))?;
+                    store::lock_known(db, org_id, unit, credits, now)
+                } else {
+                    // It may cost nothing: that is for the counters to say.
+                    if cache::default_plan(db)?.0.is_none() {
+                        store::require_org(db, org_id)?;
+                    }
+                    store::lock_or_create(db, org_id, unit, now)
+                };
                 *price.borrow_mut() = found;
                 lane
             },
@@ -193,7 +205,15 @@ fn reserve_credits(
                 let now = wallet.now();
                 let expires_at = expiry(now, &ttl)?;
                 let price = price.take();
-                let credits = charge(db, org_id, metric, quantity, price.as_deref(), now)?;
+                let known = cache::metric(db, metric)?;
+                let metered = lock_metered(db, org_id, &known, price.as_deref(), now)?;
+                let charge = charge(metered.as_ref(), &known, quantity, price.as_deref())?;
+                let credits = charge.credits;
+                let mut caps = Caps::lock(db, &[(org_id, Rc::clone(&known), member_id)], now)?;
+                caps.check(org_id, &known, member_id, quantity)?;
+                caps.add(org_id, &known, member_id, quantity);
+                caps.save(db);
+                alerts::caps(db, &caps)?;
                 if !wallet.slice_suffices(credits) {
                     store::load(db, wallet, &[])?;
                 }
@@ -233,11 +253,30 @@ fn reserve_credits(
     })())
 }
 
-/// What a quantity costs at a price, after what was used in the period.
-fn charge(db: &Db, org_id: Uuid, metric: &str, quantity: i64, price: Option<&Price>, now: Moment) -> Result<i64> {
-    let Some(price) = price else { return Ok(0) };
-    let used = if price.is_linear() { 0 } else { catalog::used(db, org_id, metric, now) };
-    price.charge(used, quantity).map_err(catalog::too_large)
+/// The counter of a metric, where what it costs depends on what was used.
+fn lock_metered(
+    db: &Db,
+    org_id: Uuid,
+    metric: &Rc<Metric>,
+    price: Option<&Price>,
+    now: Moment,
+) -> Result<Option<Metered>> {
+    if metric.is_plain(price) {
+        return Ok(None);
+    }
+    Ok(counters::lock_metered(db, &[(org_id, Rc::clone(metric))], now)?.pop_first().map(|(_, metered)| metered))
+}
+
+/// What a quantity comes to, after what was used in the period.
+fn charge(metered: Option<&Metered>, metric: &Metric, quantity: i64, price: Option<&Price>) -> Result<Charge> {
+    match (metered, price) {
+        (Some(metered), price) => metered.charge(metric, quantity, price),
+        (None, None) => Ok(Charge::default()),
+        (None, Some(price)) => {
+            let credits = price.charge(0, quantity).map_err(catalog::too_large)?;
+            Ok(Charge { credits, ..Charge::default() })
+        }
+    }
 }
 
 fn expiry(now: Moment, ttl: &Interval) -> Result<Moment> {
@@ -305,16 +344,11 @@ fn capture(
         return Err(Error::invalid("hold_id", "is a payout hold: use pay_out or release_credits"));
     };
     let quantity = quantity.unwrap_or(reserved_quantity);
-    let counter = hold
-        .price
-        .as_ref()
-        .filter(|price| !price.is_linear())
-        .map(|_| Counter::lock(db, call.org_id, metric, wallet.now()));
-    let used = counter.as_ref().map_or(0, |c| c.quantity);
-    let credits = match &hold.price {
-        None => 0,
-        Some(price) => price.charge(used, quantity).map_err(catalog::too_large)?,
-    };
+    let price = hold.price.as_ref();
+    let known = cache::any_metric(db, metric)?;
+    let metered = lock_metered(db, call.org_id, &known, price, wallet.now())?;
+    let charge = charge(metered.as_ref(), &known, quantity, price)?;
+    let credits = charge.credits;
     if credits > hold.credits && beyond == "refuse" {
         return Err(Error::capture_exceeds(hold.credits, credits));
     }
@@ -328,6 +362,7 @@ fn capture(
         let named: Vec<i64> = parts.iter().map(|p| p.grant_id).collect();
         store::load(db, wallet, &named)?;
     }
+    caps::give_back(db, call.org_id, vec![hold_id], Some(quantity))?;
     store::load_budgets(db, wallet, hold.member_id.into_iter().collect());
     // What of the hold counted in an earlier period is no part of this one's budget.
     let still_counted = wallet.still_counted(&plain(hold_id, hold));
@@ -353,14 +388,15 @@ fn capture(
     }
     wallet.bury()?;
     store::close_hold(db, call.org_id, hold_id, "captured", wallet.now(), operation.id());
-    if let Some(counter) = counter {
-        counter.add(db, quantity, credits);
+    if let Some(mut metered) = metered {
+        metered.take(charge, price)?;
+        counters::save(db, &[&metered.counter]);
     }
     let answer = Consumption {
         operation_id: operation.id(),
         metric: metric.clone(),
         quantity,
-        included: 0,
+        included: charge.included,
         credits,
         balance_before,
         balance_after: wallet.spendable(Some(metric)),
@@ -391,6 +427,7 @@ fn release_credits(org_id: Option<pgrx::Uuid>, hold_id: Option<i64>) -> HoldRece
                 let kind = if hold.is_payout() { "payout_release" } else { "release" };
                 let operation = give_back(db, wallet, &call, (hold_id, &hold), kind)?;
                 if !hold.is_payout() {
+                    caps::give_back(db, org_id, vec![hold_id], None)?;
                     store::load_budgets(db, wallet, hold.member_id.into_iter().collect());
                     let counted = wallet.still_counted(&plain(hold_id, &hold));
                     wallet.note_member(hold.member_id, 0, -counted, None);

@@ -5,7 +5,7 @@ pub mod batch;
 pub mod call;
 pub mod chain;
 pub mod consume;
-pub mod counters;
+pub mod debts;
 pub mod expiry;
 pub mod grants;
 pub mod holds;

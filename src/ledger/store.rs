@@ -7,15 +7,17 @@
 use crate::error::{Error, Result};
 use crate::ledger::chain;
 use crate::ledger::wallet::{Budget, Entry, Hold, Lane, Lot, MemberDelta, Part, Saved, Wallet};
+use crate::limits::caps;
 use crate::sql::{At, Db, Row};
 use crate::time::{INFINITY, Moment, Period};
-use crate::{args, statements};
+use crate::usage::fold;
+use crate::{alerts, args, statements};
 use uuid::Uuid;
 
 macro_rules! lane_columns {
     () => {
         "org_id, unit, lane, last_entry_id, balance, reserved, locked, purchased, consumed, scoped, future,
-         slice_grant, slice_credits, fresh_until, holds_due, head"
+         slice_grant, slice_credits, fresh_until, holds_due, head, alert_below"
     };
 }
 
@@ -36,6 +38,8 @@ statements! {
            from unnest($1, $2) as k (wanted_org, wanted_unit)
            join billing.lanes l on l.org_id = k.wanted_org and l.unit = k.wanted_unit and l.lane = 0
           order by l.org_id, l.unit for update of l");
+    LOCK_ORG(uuid) =
+        concat!("select ", lane_columns!(), " from billing.lanes where org_id = $1 and lane = 0 order by unit for update");
     READ_LANE(uuid, text) =
         concat!("select ", lane_columns!(), " from billing.lanes where org_id = $1 and unit = $2 and lane = 0");
     ORG_EXISTS(uuid) = "select from billing.lanes where org_id = $1 limit 1";
@@ -147,6 +151,7 @@ fn lane(row: &Row) -> Lane {
         fresh_until: row.get(13),
         holds_due: row.get(14),
         head: row.get(15),
+        alert_below: row.get(16),
     }
 }
 
@@ -195,6 +200,21 @@ pub fn peek(db: &Db, org_id: Uuid, unit: &str) -> Option<Lane> {
 fn create(db: &Db, org_id: Uuid, unit: &str, now: Moment) {
     db.write(&CREATE_SETTINGS, args![org_id, unit, At(now)]);
     db.write(&CREATE_LANE, args![org_id, unit]);
+}
+
+/// Locks all wallets of an org, and makes those that are missing of the units.
+pub fn lock_org(db: &Db, org_id: Uuid, units: &[String], now: Moment) -> Result<Vec<Lane>> {
+    for _ in 0..100 {
+        let lanes: Vec<Lane> = db.write(&LOCK_ORG, args![org_id]).iter().map(|row| lane(&row)).collect();
+        let missing: Vec<_> = units.iter().filter(|unit| !lanes.iter().any(|l| l.unit == **unit)).collect();
+        if missing.is_empty() {
+            return Ok(lanes);
+        }
+        for unit in missing {
+            create(db, org_id, unit, now);
+        }
+    }
+    Err(Error::contended())
 }
 
 /// Whether the org has any wallet, as of this very moment.
@@ -408,12 +428,12 @@ pub fn save(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Result
     }
     insert_entries(db, wallets)?;
     for wallet in wallets.iter() {
-        save_wallet(db, wallet, metadata_of_grants);
+        save_wallet(db, wallet, metadata_of_grants)?;
     }
     Ok(())
 }
 
-fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) {
+fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()> {
     let lane = &wallet.lane;
     let now = At(wallet.now());
     if !wallet.entries.is_empty() || wallet.lots.is_some() {
@@ -471,10 +491,21 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) {
     for (hold_id, operation_id) in &wallet.expired_holds {
         close_hold(db, lane.org_id, *hold_id, "expired", wallet.now(), *operation_id);
     }
+    caps::give_back(db, lane.org_id, wallet.expired_holds.iter().map(|(hold_id, _)| *hold_id).collect(), None)?;
     for (member_id, delta) in &wallet.members {
         // The rules have checked the budget, with the row locked.
         save_member(db, lane.org_id, &lane.unit, *member_id, delta, wallet.now(), false);
     }
+    if let Some(first) = wallet.entries.first()
+        && fold::is_due(first.position.entry_id - 1, lane.last_entry_id)
+    {
+        fold::fold(db, lane.org_id, lane.last_entry_id);
+    }
+    let came_in = wallet.lots.iter().flatten().any(|lot| lot.saved.is_none());
+    if came_in || lane.balance < lane.alert_below {
+        alerts::balance(db, lane.org_id, &lane.unit, lane.balance, wallet.now())?;
+    }
+    Ok(())
 }
 
 /// Adds to a member's figures; false when his budget is to be kept and does not suffice.

@@ -87,6 +87,17 @@ pub fn wallet_status(db: &Db, org_id: Uuid, unit: &str, locked: bool) -> Result<
     })
 }
 
+/// What the org can spend now, on a metric where one is named.
+pub fn spendable(db: &Db, org_id: Uuid, unit: &str, metric: Option<&str>) -> Result<i64> {
+    let rows = db.read(&TOTAL, args![org_id, unit]);
+    let Some(row) = rows.first() else { return Ok(0) };
+    let (balance, fast_until): (i64, Moment) = (row.get(0), row.get(1));
+    if fast_until == INFINITY || clock::now() < fast_until {
+        return Ok(balance);
+    }
+    Ok(current(db, org_id, unit, true)?.map_or(0, |wallet| wallet.spendable(metric)))
+}
+
 /// What the org can spend now; with `metric`, on that metric, credit scoped to it included.
 ///
 /// Takes the same time however long the history. An org without a wallet in that unit has 0. Errors: 42501 for an org that
@@ -107,13 +118,7 @@ fn get_total_credits(
             if let Some(metric) = metric {
                 cache::metric(db, metric)?;
             }
-            let rows = db.read(&TOTAL, args![org_id, unit]);
-            let Some(row) = rows.first() else { return Ok(0) };
-            let (balance, fast_until): (i64, Moment) = (row.get(0), row.get(1));
-            if fast_until == INFINITY || clock::now() < fast_until {
-                return Ok(balance);
-            }
-            Ok(current(db, org_id, unit, true)?.map_or(0, |wallet| wallet.spendable(metric)))
+            spendable(db, org_id, unit, metric)
         })
     })())
 }

@@ -29,6 +29,8 @@ pub struct Lane {
     pub slice_credits: i64,
     pub fresh_until: Moment,
     pub holds_due: Moment,
+    /// Below that, somebody may want to know.
+    pub alert_below: i64,
     /// Empty before the first entry.
     pub head: Vec<u8>,
 }

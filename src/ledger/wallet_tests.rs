@@ -23,6 +23,7 @@ fn empty_lane() -> Lane {
         slice_credits: 0,
         fresh_until: INFINITY,
         holds_due: INFINITY,
+        alert_below: 0,
         head: Vec::new(),
     }
 }

@@ -1,0 +1,170 @@
+-- settle(): a procedure that commits per batch of orgs, so that a crash loses nothing and one org's fault stops nobody. A
+-- procedure that commits can be neither SECURITY DEFINER nor have a search_path of its own: it only calls functions that do.
+
+create function billing.make_partitions(as_of timestamptz) returns void
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+declare
+    first date := date_trunc('month', as_of at time zone 'UTC');
+    start date;
+    name text;
+    bounds text;
+begin
+    for months in 0..2 loop
+        start := first + make_interval(months => months);
+        name := 'usage_events_' || to_char(start, 'YYYY_MM');
+        continue when to_regclass('billing.' || name) is not null;
+        bounds := format('from (%L) to (%L)', start || ' 00:00:00+00',
+                         (start + interval '1 month')::date || ' 00:00:00+00');
+        begin
+            -- Whoever writes events is not to wait behind somebody who reads them for long: then the next run does it.
+            perform set_config('lock_timeout', '2s', true);
+            execute format('create table billing.%I (like billing.usage_events including defaults including constraints)', name);
+            execute format('comment on table billing.%I is %L', name, 'Events that were recorded in ' || to_char(start, 'YYYY-MM') || ' (UTC).');
+            execute format('alter table billing.%I enable row level security', name);
+            execute format('lock table billing.usage_events in share row exclusive mode');
+            -- The guard speaks of the parent; what came before its partition was made moves over.
+            execute format('with late as (delete from billing.usage_events_default where recorded_at >= %L and recorded_at < %L returning *)
+                            insert into billing.%I select * from late',
+                           start || ' 00:00:00+00', (start + interval '1 month')::date || ' 00:00:00+00', name);
+            execute format('alter table billing.usage_events attach partition billing.%I for values %s', name, bounds);
+        exception when lock_not_available or deadlock_detected then
+            null;
+        end;
+        perform set_config('lock_timeout', '0', true);
+    end loop;
+end $$;
+
+create function billing.settlement_due(as_of timestamptz, shard int, shards int) returns uuid[]
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+declare
+    soon timestamptz;
+    enrolls boolean;
+begin
+    select as_of + make_interval(days => coalesce((value ->> 'expiring_days')::int, 7)) into soon
+      from (select) one left join billing.settings on name = 'alerts';
+    enrolls := exists (select from billing.plans
+                        where retired_at is null and terms ->> 'default' = 'true' and terms -> 'credits' is not null);
+    return array(
+        select org_id from (
+            select org_id from billing.unsettled_usage
+            union select org_id from billing.subscriptions where next_period_at <= as_of
+            union select org_id from billing.period_usage where unpaid > 0
+            union select org_id from billing.period_usage where level > 0 and not carried and period_end <= as_of
+            union select org_id from billing.holds where status = 'open' and expires_at <= as_of
+            union select org_id from billing.lanes where fresh_until <= soon
+            union select org_id from billing.alerts where resolved_at is null
+            union select l.org_id from billing.lanes l
+                    left join billing.folded f on f.org_id = l.org_id and f.slot = l.slot
+                   where l.last_entry_id > coalesce(f.entry_id, l.slot::bigint << 40)
+            union select l.org_id from billing.lanes l
+                   where enrolls and not exists (select from billing.subscriptions s
+                                                  where s.org_id = l.org_id and (s.ends_at is null or s.ends_at > as_of))
+        ) due
+         where shards = 1 or mod(mod(uuid_hash_extended(org_id, 0), shards) + shards, shards) = mod(shard, shards)
+         order by org_id);
+end $$;
+
+create function billing.begin_settlement(as_of timestamptz, shard int, shards int) returns bigint
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+declare
+    run bigint;
+begin
+    if shards is null or shard is null or shards < 1 or shards > 1000 or shard < 0 or shard > shards then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = '{"code": "invalid_argument", "argument": "shard", "fault": "of must be 1 to 1000 and shard 0 to of"}';
+    end if;
+    if as_of > billing.clock() then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = '{"code": "invalid_argument", "argument": "as_of", "fault": "must not be in the future"}';
+    end if;
+    update billing.settlement_runs r set status = 'interrupted', finished_at = clock_timestamp()
+     where r.status = 'running' and r.shard = begin_settlement.shard and r.shards = begin_settlement.shards;
+    insert into billing.settlement_runs (as_of, pid, shard, shards, phase)
+    values (as_of, pg_backend_pid(), shard, shards, 'preparing') returning run_id into run;
+    perform billing.make_partitions(as_of);
+    return run;
+end $$;
+
+create function billing.settle_orgs(run bigint, orgs uuid[], as_of timestamptz) returns void
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+declare
+    org uuid;
+    receipt billing.settlement_receipt;
+    charged_sum bigint := 0;
+    unpaid_sum bigint := 0;
+    renewed_sum bigint := 0;
+    failed bigint := 0;
+    state text;
+    said text;
+    said_detail text;
+begin
+    foreach org in array orgs loop
+        begin
+            receipt := billing.settle_org(org, as_of);
+            charged_sum := charged_sum + receipt.charged;
+            unpaid_sum := unpaid_sum + receipt.unpaid;
+            renewed_sum := renewed_sum + receipt.renewed;
+        exception when others then
+            get stacked diagnostics state = returned_sqlstate, said = message_text, said_detail = pg_exception_detail;
+            failed := failed + 1;
+            insert into billing.settlement_faults (org_id, run_id, sqlstate, message, detail)
+            values (org, run, state, said, said_detail);
+        end;
+    end loop;
+    update billing.settlement_runs
+       set orgs_done = orgs_done + cardinality(orgs) - failed, orgs_failed = orgs_failed + failed,
+           charged = charged + charged_sum, unpaid = unpaid + unpaid_sum, renewed = renewed + renewed_sum,
+           updated_at = clock_timestamp()
+     where run_id = run;
+end $$;
+
+create function billing.settlement_phase(run bigint, phase text, orgs_total bigint) returns void
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+begin
+    update billing.settlement_runs r
+       set phase = settlement_phase.phase, orgs_total = settlement_phase.orgs_total, updated_at = clock_timestamp(),
+           status = case settlement_phase.phase when 'done' then 'done' else r.status end,
+           finished_at = case settlement_phase.phase when 'done' then clock_timestamp() end
+     where r.run_id = run;
+end $$;
+
+create procedure billing.settle(as_of timestamptz default null, shard int default 0, "of" int default 1)
+    language plpgsql as $$
+declare
+    moment timestamptz := coalesce(as_of, billing.clock());
+    lock_class constant int := 1886217071;
+    lock_share constant int := "of" * 1000 + mod(shard, greatest("of", 1));
+    batch constant int := 50;
+    run bigint;
+    orgs uuid[];
+    done int := 0;
+begin
+    if not pg_catalog.pg_try_advisory_lock(lock_class, lock_share) then
+        raise notice 'another settlement of this share of the orgs is running; nothing done'
+            using hint = 'See billing.settlement_progress.';
+        return;
+    end if;
+    run := billing.begin_settlement(moment, shard, "of");
+    commit;
+    orgs := billing.settlement_due(moment, shard, "of");
+    perform billing.settlement_phase(run, 'settling', pg_catalog.cardinality(orgs));
+    commit;
+    while done < pg_catalog.cardinality(orgs) loop
+        perform billing.settle_orgs(run, orgs[done + 1 : done + batch], moment);
+        commit;
+        done := done + batch;
+    end loop;
+    perform billing.settlement_phase(run, 'done', pg_catalog.cardinality(orgs));
+    commit;
+    -- Also what a run of this session that was cancelled left behind.
+    while exists (select from pg_catalog.pg_locks l
+                   where l.locktype = 'advisory' and l.pid = pg_catalog.pg_backend_pid()
+                     and l.classid = lock_class::pg_catalog.oid and l.objid = lock_share::pg_catalog.oid) loop
+        perform pg_catalog.pg_advisory_unlock(lock_class, lock_share);
+    end loop;
+end $$;

@@ -1,0 +1,179 @@
+-- Usage that is recorded: events as evidence, and their count, kept by whoever records so that reading it is cheap.
+
+create table billing.usage_events (
+    org_id uuid not null,
+    recorded_at timestamptz not null,
+    occurred_at timestamptz not null,
+    quantity bigint not null,
+    member_id uuid,
+    metric text collate "C" not null,
+    event_id text collate "C",
+    properties jsonb not null default '{}'
+) partition by range (recorded_at);
+create index usage_events_of_org on billing.usage_events (org_id, occurred_at);
+create table billing.usage_events_default partition of billing.usage_events default;
+comment on table billing.usage_events is 'Usage events as they were recorded, in a partition per month of arrival. Old partitions may be dropped: counts, totals and the ids of events stand elsewhere.';
+comment on table billing.usage_events_default is 'Events that came before settlement had made the partition of their month.';
+comment on column billing.usage_events.org_id is 'The billed customer.';
+comment on column billing.usage_events.recorded_at is 'When it came in, billing time.';
+comment on column billing.usage_events.occurred_at is 'When the usage occurred: decides on the period.';
+comment on column billing.usage_events.quantity is 'How much of the metric; for max and last, the level.';
+comment on column billing.usage_events.member_id is 'Who in the org it was.';
+comment on column billing.usage_events.metric is 'What was used.';
+comment on column billing.usage_events.event_id is 'The caller''s name for it: an event counts once.';
+comment on column billing.usage_events.properties is 'What the caller noted.';
+
+-- Outlives the events, so that a repeat is known however late it comes.
+create table billing.usage_event_keys (
+    org_id uuid not null,
+    event_key uuid not null,
+    primary key (org_id, event_key)
+);
+comment on table billing.usage_event_keys is 'The ids of all events ever recorded.';
+comment on column billing.usage_event_keys.org_id is 'The billed customer.';
+comment on column billing.usage_event_keys.event_key is 'First 128 bits of the SHA-256 of the event_id.';
+
+-- Writers take any row that nobody holds, or make one: they never wait. Few rows, whatever the number of events.
+create table billing.unsettled_usage (
+    org_id uuid not null,
+    metric text collate "C" not null,
+    period_start timestamptz not null,
+    segment timestamptz not null,
+    slot bigint not null,
+    period_end timestamptz not null,
+    quantity bigint not null,
+    level bigint,
+    level_at timestamptz,
+    events bigint not null,
+    primary key (org_id, metric, period_start, segment, slot)
+) with (fillfactor = 50);
+comment on table billing.unsettled_usage is 'Usage that is recorded and not settled: counts per day, in as many rows as there were writers at once. Settlement moves them to period_usage and usage_days.';
+comment on column billing.unsettled_usage.org_id is 'The billed customer.';
+comment on column billing.unsettled_usage.metric is 'What was used.';
+comment on column billing.unsettled_usage.period_start is 'Start of the billing period in which it occurred.';
+comment on column billing.unsettled_usage.segment is 'Start of the stretch with one price: the latest of day, period and price version.';
+comment on column billing.unsettled_usage.slot is 'Arbitrary.';
+comment on column billing.unsettled_usage.period_end is 'End of the billing period.';
+comment on column billing.unsettled_usage.quantity is 'sum: the sum; unique: values not seen before in the period; max, last: the highest level.';
+comment on column billing.unsettled_usage.level is 'max, last: the newest level.';
+comment on column billing.unsettled_usage.level_at is 'When that was.';
+comment on column billing.unsettled_usage.events is 'Number of events.';
+
+create table billing.usage_uniques (
+    org_id uuid not null,
+    metric text collate "C" not null,
+    period_start timestamptz not null,
+    value_key uuid not null,
+    primary key (org_id, metric, period_start, value_key)
+);
+comment on table billing.usage_uniques is 'The distinct values that a metric with the aggregation unique has seen in a period.';
+comment on column billing.usage_uniques.org_id is 'The billed customer.';
+comment on column billing.usage_uniques.metric is 'What is counted.';
+comment on column billing.usage_uniques.period_start is 'Start of the billing period.';
+comment on column billing.usage_uniques.value_key is 'First 128 bits of the SHA-256 of the value.';
+
+alter table billing.period_usage
+    add column overage bigint not null default 0 check (overage between 0 and quantity),
+    add column unpaid bigint not null default 0 check (unpaid between 0 and credits),
+    add column priced bigint not null default 0,
+    add column price_id bigint not null default 0,
+    add column level bigint,
+    add column level_at timestamptz,
+    add column carried boolean not null default false,
+    add column period_end timestamptz,
+    add column unit text collate "C";
+update billing.period_usage
+   set overage = quantity, priced = credits,
+       period_end = (date_trunc('month', period_start at time zone 'UTC') + interval '1 month') at time zone 'UTC';
+alter table billing.period_usage alter column period_end set not null;
+create index period_usage_unpaid on billing.period_usage (org_id) where unpaid > 0;
+create index period_usage_levels on billing.period_usage (period_end) where level > 0 and not carried;
+comment on table billing.period_usage is 'What was decided of a metric in a billing period: included or charged. What is recorded and not settled stands in unsettled_usage.';
+comment on column billing.period_usage.period_start is 'Start of the billing period.';
+comment on column billing.period_usage.quantity is 'Consumed, and recorded and settled.';
+comment on column billing.period_usage.credits is 'Charged for it, unpaid overage included.';
+comment on column billing.period_usage.overage is 'Part of the quantity beyond the allowance.';
+comment on column billing.period_usage.unpaid is 'Part of the credits that the wallet could not pay yet.';
+comment on column billing.period_usage.priced is 'Value of what was charged so far, at the price price_id: the next charge is the value of the new overage less this.';
+comment on column billing.period_usage.price_id is 'Fingerprint of the price of the last charge.';
+comment on column billing.period_usage.level is 'max, last: the newest level that was settled.';
+comment on column billing.period_usage.level_at is 'When that was.';
+comment on column billing.period_usage.carried is 'The level went on into the next period.';
+comment on column billing.period_usage.period_end is 'End of the billing period.';
+comment on column billing.period_usage.unit is 'Unit of the wallet that pays.';
+
+create table billing.cap_usage (
+    org_id uuid not null,
+    cap text collate "C" not null,
+    member_id uuid not null,
+    period_start timestamptz not null,
+    quantity bigint not null,
+    primary key (org_id, cap, member_id, period_start)
+) with (fillfactor = 50);
+comment on table billing.cap_usage is 'What consumptions and reservations used of a cap.';
+comment on column billing.cap_usage.org_id is 'The billed customer.';
+comment on column billing.cap_usage.cap is 'See caps.';
+comment on column billing.cap_usage.member_id is 'Whose usage, for caps per member; zeros: the org''s.';
+comment on column billing.cap_usage.period_start is 'Start of the day or month.';
+comment on column billing.cap_usage.quantity is 'Used or reserved.';
+
+create table billing.usage_days (
+    org_id uuid not null,
+    metric text collate "C" not null,
+    day date not null,
+    consumed bigint not null default 0,
+    recorded bigint not null default 0,
+    credits bigint not null default 0,
+    level_at timestamptz,
+    primary key (org_id, metric, day)
+) with (fillfactor = 80);
+comment on table billing.usage_days is 'Usage per day (UTC), as far as it is folded: read it through usage_by_day, which adds the rest.';
+comment on column billing.usage_days.org_id is 'The billed customer.';
+comment on column billing.usage_days.metric is 'What was used.';
+comment on column billing.usage_days.day is 'When.';
+comment on column billing.usage_days.consumed is 'Quantity that consumptions charged at once.';
+comment on column billing.usage_days.recorded is 'Quantity of settled events, by the metric''s aggregation.';
+comment on column billing.usage_days.credits is 'Charged for the usage of the day; for recorded usage, once it is settled.';
+comment on column billing.usage_days.level_at is 'last: when the level of the day was reported.';
+
+create table billing.credit_months (
+    org_id uuid not null,
+    unit text collate "C" not null,
+    month date not null,
+    kind text collate "C" not null,
+    metric text collate "C" not null,
+    credits bigint not null,
+    primary key (org_id, unit, month, kind, metric)
+) with (fillfactor = 80);
+comment on table billing.credit_months is 'Movements of credit per calendar month (UTC), as far as they are folded: read them through credit_history.';
+comment on column billing.credit_months.org_id is 'The billed customer.';
+comment on column billing.credit_months.unit is 'Unit of the wallet.';
+comment on column billing.credit_months.month is 'First day of the month.';
+comment on column billing.credit_months.kind is 'As in entries.';
+comment on column billing.credit_months.metric is 'As in entries; empty for none.';
+comment on column billing.credit_months.credits is 'Sum of the amounts, signed.';
+
+create table billing.folded (
+    org_id uuid not null,
+    slot smallint not null,
+    entry_id bigint not null,
+    primary key (org_id, slot)
+) with (fillfactor = 50);
+comment on table billing.folded is 'How far the entries of each lane are folded into usage_days and credit_months.';
+comment on column billing.folded.org_id is 'The billed customer.';
+comment on column billing.folded.slot is 'The lane, see lanes.slot.';
+comment on column billing.folded.entry_id is 'The last entry that is folded.';
+
+create function billing.refuse_event_change() returns trigger language plpgsql
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using errcode = '42501', message = 'usage events are append-only',
+        detail = jsonb_build_object('code', 'append_only', 'table', tg_table_name, 'operation', tg_op)::text,
+        hint = 'Drop partitions that are no longer needed; correct usage with another event.';
+end $$;
+comment on function billing.refuse_event_change() is 'Trigger that refuses to change or remove recorded events.';
+revoke all on function billing.refuse_event_change() from public;
+create trigger usage_events_append_only before update or delete or truncate on billing.usage_events
+    for each statement execute function billing.refuse_event_change();
+create trigger usage_event_keys_append_only before update or delete or truncate on billing.usage_event_keys
+    for each statement execute function billing.refuse_event_change();

@@ -1,0 +1,248 @@
+//! Alerts: one row per crossing of a threshold, resolved when it no longer holds, raised anew at the next crossing.
+//!
+//! Settlement looks at all of an org's; the consumption that crosses a threshold of a cap or of the balance raises it at once.
+
+use crate::arguments::required;
+use crate::catalog::cache;
+use crate::error::{Error, Result};
+use crate::limits::caps::{self, Caps};
+use crate::limits::standing::Reader;
+use crate::raise::or_raise;
+use crate::sql::{self, At, Db};
+use crate::time::Moment;
+use crate::{args, statements};
+use pgrx::prelude::*;
+use uuid::Uuid;
+
+statements! {
+    RESOLVE(uuid, texts, text, texts, texts, int8s, timestamptz) =
+        "update billing.alerts a set resolved_at = $7
+          where org_id = $1 and resolved_at is null and kind = any ($2) and ($3 is null or subject = $3)
+            and not exists (select from unnest($4, $5, $6) w (kind, subject, share)
+                             where w.kind = a.kind and w.subject = a.subject and w.share = a.share)";
+    RAISE(uuid, texts, texts, int8s, int8s, int8s, timestamptz) =
+        "insert into billing.alerts (org_id, kind, subject, share, raised_at, value, threshold, number)
+         select $1, w.kind, w.subject, w.share, $7, w.value, w.threshold,
+                (select coalesce(max(number), 0) + 1 from billing.alerts a
+                  where a.org_id = $1 and a.kind = w.kind and a.subject = w.subject and a.share = w.share)
+           from unnest($2, $3, $4, $5, $6) w (kind, subject, share, value, threshold)
+         on conflict (org_id, kind, subject, share) where resolved_at is null do nothing";
+    OPEN(uuid) = "select exists (select from billing.alerts where org_id = $1 and resolved_at is null)";
+    // What the wallet had after the last grant.
+    BASE(uuid, text) =
+        "select (select e.balance_after from billing.lots g
+                   join billing.entries e on e.org_id = g.org_id and e.entry_id = g.grant_id
+                  where g.org_id = $1 and g.unit = $2 order by g.grant_id desc limit 1),
+                (select low_balance_threshold from billing.wallet_settings where org_id = $1 and unit = $2)";
+    ALERT_BELOW(uuid, text, int8) =
+        "update billing.lanes set alert_below = $3 where org_id = $1 and unit = $2 and lane = 0 and alert_below <> $3";
+    EXPIRING(uuid, timestamptz, timestamptz) =
+        "select g.grant_id, g.amount,
+                g.remaining + coalesce((select sum(l.slice_credits) from billing.lanes l
+                                         where l.org_id = g.org_id and l.unit = g.unit and l.slice_grant = g.grant_id), 0)::int8
+           from billing.lots g
+          where g.org_id = $1 and g.expires_at > $2 and g.expires_at <= $3 and g.effective_at <= $2 and g.voided_at is null";
+    CONFIGURE(jsonb) =
+        "insert into billing.settings (name, value) values ('alerts', $1) on conflict (name) do update set value = $1";
+}
+
+/// A threshold that is crossed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Alert {
+    kind: &'static str,
+    subject: String,
+    share: i64,
+    value: i64,
+    threshold: i64,
+}
+
+/// The quantity at which a share of a limit is used.
+fn at_share(limit: i64, share: i64) -> i64 {
+    let part = (i128::from(limit) * i128::from(share) + 99) / 100;
+    i64::try_from(part).unwrap_or(i64::MAX)
+}
+
+/// The shares of a limit that are used.
+fn crossed(kind: &'static str, subject: &str, used: i64, limit: i64, shares: &[i64]) -> Vec<Alert> {
+    let of = |share: &i64| (*share, at_share(limit, *share));
+    let crossed = shares.iter().map(of).filter(|(_, threshold)| limit > 0 && used >= *threshold);
+    crossed
+        .map(|(share, threshold)| Alert { kind, subject: subject.to_owned(), share, value: used, threshold })
+        .collect()
+}
+
+/// What of a balance is crossed, and the balance below which more will be.
+fn crossed_balance(unit: &str, balance: i64, base: i64, low: i64, shares: &[i64]) -> (Vec<Alert>, i64) {
+    let mut alerts = crossed("balance", unit, base - balance, base, shares);
+    for alert in &mut alerts {
+        (alert.value, alert.threshold) = (balance, base - alert.threshold);
+    }
+    let of_shares = shares.iter().filter(|_| base > 0).map(|share| base - at_share(base, *share) + 1);
+    let below = of_shares.chain((low > 0).then_some(low)).filter(|below| *below <= balance).max().unwrap_or(0);
+    if balance < low {
+        let (subject, value) = (unit.to_owned(), balance);
+        alerts.push(Alert { kind: "low_balance", subject, share: 0, value, threshold: low });
+    }
+    (alerts, below)
+}
+
+fn raise(db: &Db, org_id: Uuid, alerts: &[Alert], now: Moment) {
+    if alerts.is_empty() {
+        return;
+    }
+    db.write(
+        &RAISE,
+        args![
+            org_id,
+            alerts.iter().map(|a| a.kind.to_owned()).collect::<Vec<_>>(),
+            alerts.iter().map(|a| a.subject.clone()).collect::<Vec<_>>(),
+            alerts.iter().map(|a| a.share).collect::<Vec<_>>(),
+            alerts.iter().map(|a| a.value).collect::<Vec<_>>(),
+            alerts.iter().map(|a| a.threshold).collect::<Vec<_>>(),
+            At(now),
+        ],
+    );
+}
+
+/// Resolves those of the kinds (and the subject) that are not among `alerts`.
+fn resolve(db: &Db, org_id: Uuid, kinds: &[&str], subject: Option<&str>, alerts: &[Alert], now: Moment) {
+    db.write(
+        &RESOLVE,
+        args![
+            org_id,
+            kinds.iter().map(|kind| (*kind).to_owned()).collect::<Vec<_>>(),
+            subject,
+            alerts.iter().map(|a| a.kind.to_owned()).collect::<Vec<_>>(),
+            alerts.iter().map(|a| a.subject.clone()).collect::<Vec<_>>(),
+            alerts.iter().map(|a| a.share).collect::<Vec<_>>(),
+            At(now),
+        ],
+    );
+}
+
+fn has_open(db: &Db, org_id: Uuid) -> bool {
+    db.write(&OPEN, args![org_id]).first().is_some_and(|row| row.get(0))
+}
+
+/// Looks at the balance of a wallet, whose lane is locked.
+pub fn balance(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) -> Result<()> {
+    let rows = db.write(&BASE, args![org_id, unit]);
+    let (base, low) = rows.first().map_or((None, None), |row| (row.opt::<i64>(0), row.opt::<i64>(1)));
+    let shares = cache::alert_settings(db)?.shares;
+    let (alerts, below) = crossed_balance(unit, balance, base.unwrap_or(0), low.unwrap_or(0), &shares);
+    if has_open(db, org_id) {
+        resolve(db, org_id, &["balance", "low_balance"], Some(unit), &alerts, now);
+    }
+    raise(db, org_id, &alerts, now);
+    db.write(&ALERT_BELOW, args![org_id, unit, below]);
+    Ok(())
+}
+
+/// Looks at the caps of which consumptions just used something.
+pub fn caps(db: &Db, caps: &Caps) -> Result<()> {
+    let shares = cache::alert_settings(db)?.shares;
+    for (org_id, cap, before, after) in caps.used() {
+        let is_new = |alert: &Alert| before < alert.threshold;
+        let new: Vec<_> =
+            crossed("cap", &cap.name, after, cap.quantity, &shares).into_iter().filter(is_new).collect();
+        if !new.is_empty() {
+            // Of an earlier day or month, perhaps.
+            let still: Vec<_> = crossed("cap", &cap.name, before, cap.quantity, &shares);
+            resolve(db, org_id, &["cap"], Some(&cap.name), &still, caps.now());
+            raise(db, org_id, &new, caps.now());
+        }
+    }
+    Ok(())
+}
+
+/// Looks at everything of an org but its balances: for settlement.
+pub fn settle(db: &Db, org_id: Uuid, now: Moment) -> Result<()> {
+    let settings = cache::alert_settings(db)?;
+    let mut alerts = Vec::new();
+    let reader = Reader::new(db, org_id, now)?;
+    for metric in cache::all_metrics(db)? {
+        if metric.retired || !(metric.planned || metric.overridden) {
+            continue;
+        }
+        let standing = reader.standing(&metric)?;
+        if let Some(allowance) = standing.terms.allowance {
+            alerts.extend(crossed("allowance", &metric.name, standing.used, allowance, &settings.shares));
+        }
+    }
+    for cap in cache::all_caps(db)?.iter().filter(|cap| cap.subject == "org") {
+        let used = caps::used(db, org_id, cap, now)?;
+        alerts.extend(crossed("cap", &cap.name, used, cap.quantity, &settings.shares));
+    }
+    let soon = crate::time::add_days(now, settings.expiring_days);
+    for row in db.write(&EXPIRING, args![org_id, At(now), At(soon)]).iter() {
+        let (grant, amount, rest): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+        if rest > 0 {
+            let subject = grant.to_string();
+            alerts.push(Alert { kind: "expiring", subject, share: 0, value: rest, threshold: amount });
+        }
+    }
+    if !alerts.is_empty() || has_open(db, org_id) {
+        resolve(db, org_id, &["allowance", "cap", "expiring"], None, &alerts, now);
+        raise(db, org_id, &alerts, now);
+    }
+    Ok(())
+}
+
+/// Says when alerts are raised: at which percentages of an allowance, cap or balance, and how many days before a grant expires.
+///
+/// `shares`: 1 to 100 each, at most 20; `expiring_days`: 0 to 366. Holds from the next look on. Errors: 22023.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn configure_alerts(
+    shares: default!(Option<Vec<Option<i32>>>, "'{50,75,90,100}'"),
+    expiring_days: default!(Option<i32>, 7),
+) {
+    or_raise((|| {
+        let shares = required("shares", shares)?;
+        let shares: Vec<i32> =
+            shares.into_iter().map(|share| required("shares", share)).collect::<Result<Vec<_>>>()?;
+        if shares.len() > 20 || shares.iter().any(|share| !(1..=100).contains(share)) {
+            return Err(Error::invalid("shares", "must be at most 20 percentages from 1 to 100"));
+        }
+        let days = required("expiring_days", expiring_days)?;
+        if !(0..=366).contains(&days) {
+            return Err(Error::invalid("expiring_days", "must be 0 to 366"));
+        }
+        sql::connect(|db| {
+            cache::require_installed(db)?;
+            let value = serde_json::json!({"shares": shares, "expiring_days": days});
+            db.write(&CONFIGURE, args![crate::json::from_text(&value.to_string())]);
+            cache::invalidate(db);
+            Ok(())
+        })
+    })());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_crossed_when_it_is_reached() {
+        let shares = |used| crossed("cap", "c", used, 10, &[50, 75, 100]).iter().map(|a| a.share).collect::<Vec<_>>();
+        assert_eq!(shares(4), []);
+        assert_eq!(shares(5), [50]);
+        assert_eq!(shares(7), [50]);
+        assert_eq!(shares(8), [50, 75]);
+        assert_eq!(shares(10), [50, 75, 100]);
+        assert_eq!(crossed("cap", "c", 0, 0, &[50]), []);
+    }
+
+    #[test]
+    fn the_balance_tells_when_to_look_again() {
+        let at = |balance| {
+            let (alerts, below) = crossed_balance("credit", balance, 100, 20, &[50, 100]);
+            (alerts.iter().map(|a| (a.kind, a.share)).collect::<Vec<_>>(), below)
+        };
+        assert_eq!(at(100), (vec![], 51));
+        assert_eq!(at(51), (vec![], 51));
+        assert_eq!(at(50), (vec![("balance", 50)], 20));
+        assert_eq!(at(19), (vec![("balance", 50), ("low_balance", 0)], 1));
+        assert_eq!(at(0), (vec![("balance", 50), ("balance", 100), ("low_balance", 0)], 0));
+    }
+}

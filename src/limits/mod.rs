@@ -1,0 +1,5 @@
+//! What an org may still do: `check_limit`, and the caps that consumption keeps.
+
+pub mod caps;
+mod check;
+pub mod standing;

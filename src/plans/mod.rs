@@ -1,0 +1,6 @@
+//! Plans: who is on which, what they include, and what begins with each of their periods.
+
+pub mod period;
+pub mod renewal;
+pub mod store;
+mod subscription;

@@ -1,0 +1,291 @@
+//! Billing periods: which one a moment falls into, and what a plan includes in it.
+//!
+//! An org's plans follow each other in stretches. The periods of a subscription count from its anchor, so that the 31st stays
+//! the 31st: 31 January, 28 February, 31 March. Without a subscription, periods are calendar months (UTC).
+
+use crate::catalog::plan::{Cycle, Limit, Plan};
+use crate::time::{INFINITY, Moment, Period};
+use std::rc::Rc;
+
+/// From `start` up to, not including, `end`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub struct Span {
+    pub start: Moment,
+    pub end: Moment,
+}
+
+impl Span {
+    fn contains(self, at: Moment) -> bool {
+        self.start <= at && at < self.end
+    }
+}
+
+/// A plan that an org has, or had, for some time.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct Stretch {
+    pub starts_at: Moment,
+    /// `INFINITY`: no end in sight.
+    pub ends_at: Moment,
+    pub anchor: Moment,
+    pub plan: Rc<Plan>,
+}
+
+impl Stretch {
+    fn span(&self) -> Span {
+        Span { start: self.starts_at, end: self.ends_at }
+    }
+
+    /// The whole period around `at`, wherever the stretch begins or ends.
+    fn whole_period(&self, at: Moment) -> Span {
+        let n = self.plan.cycle.index(self.anchor, at);
+        Span { start: self.plan.cycle.boundary(self.anchor, n), end: self.plan.cycle.boundary(self.anchor, n + 1) }
+    }
+
+    /// A change of plan within a period keeps the anchor.
+    fn shares_period_with(&self, other: &Self) -> bool {
+        self.anchor == other.anchor && self.plan.cycle == other.plan.cycle
+    }
+}
+
+/// An org's own terms for a metric; None: as the plan says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Override {
+    pub allowance: Option<i64>,
+    pub limit: Option<Limit>,
+}
+
+/// What holds for a metric of an org in a period.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// The period.
+    pub span: Span,
+    /// Included; None: unlimited.
+    pub allowance: Option<i64>,
+    /// What happens beyond; None: neither plan nor org says.
+    pub limit: Option<Limit>,
+    /// The plan, or the org's own terms, include some of it.
+    pub included: bool,
+}
+
+impl Terms {
+    /// Nothing goes beyond the allowance but for credit. A core metric stays open, unless the plan closes it.
+    pub fn ends_at_allowance(&self, tier: Option<&str>) -> bool {
+        match self.limit {
+            Some(Limit::Hard) => true,
+            Some(_) => false,
+            None => self.included && tier != Some("core"),
+        }
+    }
+}
+
+/// Which plans an org has and had, in order of time, and which one it has otherwise.
+#[derive(Debug, Clone, Default)]
+#[allow(missing_docs)]
+pub struct Timeline {
+    pub stretches: Vec<Stretch>,
+    pub fallback: Option<Rc<Plan>>,
+}
+
+impl Timeline {
+    fn at(&self, at: Moment) -> Option<usize> {
+        self.stretches.iter().position(|s| s.span().contains(at))
+    }
+
+    /// The plan at a moment.
+    pub fn plan(&self, at: Moment) -> Option<&Rc<Plan>> {
+        self.at(at).map(|i| &self.stretches[i].plan).or(self.fallback.as_ref())
+    }
+
+    /// The billing period around a moment.
+    pub fn period(&self, at: Moment) -> Span {
+        let Some(i) = self.at(at) else { return self.calendar_month(at) };
+        let stretch = &self.stretches[i];
+        let mut period = stretch.whole_period(at);
+        // A period ends early where its subscription does.
+        let mut last = stretch;
+        for next in &self.stretches[i + 1..] {
+            if last.ends_at >= period.end || next.starts_at != last.ends_at || !next.shares_period_with(last) {
+                break;
+            }
+            last = next;
+        }
+        period.end = period.end.min(last.ends_at);
+        // The first one of a subscription begins with it.
+        let mut first = stretch;
+        for earlier in self.stretches[..i].iter().rev() {
+            if first.starts_at <= period.start || earlier.ends_at != first.starts_at || !earlier.shares_period_with(first) {
+                break;
+            }
+            first = earlier;
+        }
+        period.start = period.start.max(first.starts_at);
+        period
+    }
+
+    fn calendar_month(&self, at: Moment) -> Span {
+        let start = Period::Month.start(at);
+        let mut span = Span { start, end: Cycle::Month.boundary(start, 1) };
+        for stretch in &self.stretches {
+            if stretch.ends_at <= at {
+                span.start = span.start.max(stretch.ends_at);
+            }
+            if stretch.starts_at > at {
+                span.end = span.end.min(stretch.starts_at);
+            }
+        }
+        span
+    }
+
+    /// The terms of a metric in the period around a moment.
+    pub fn terms(&self, metric: &str, own: Option<Override>, at: Moment) -> Terms {
+        let span = self.period(at);
+        let own = own.unwrap_or_default();
+        let limit = own.limit.or_else(|| self.plan(at)?.limits.get(metric).copied());
+        let planned = self.allowance(metric, span, at);
+        let allowance = match (limit, own.allowance) {
+            (Some(Limit::Unlimited), _) => None,
+            (_, Some(own)) => Some(own),
+            (_, None) => planned.unwrap_or(Some(0)),
+        };
+        Terms { span, allowance, limit, included: own.allowance.is_some() || planned.is_some() || allowance.is_none() }
+    }
+
+    /// What the plans of a period include: None where none names the metric, Some(None) for unlimited.
+    fn allowance(&self, metric: &str, span: Span, at: Moment) -> Option<Option<i64>> {
+        let Some(current) = self.at(at) else {
+            return self.fallback.as_ref().and_then(|plan| plan.allowances.get(metric).copied());
+        };
+        let stretch = &self.stretches[current];
+        let of = |s: &Stretch| s.plan.allowances.get(metric).copied();
+        let parts: Vec<&Stretch> = self
+            .stretches
+            .iter()
+            .filter(|s| s.shares_period_with(stretch) && s.starts_at < span.end && s.ends_at > span.start)
+            .collect();
+        if parts.iter().all(|s| s.plan.name == stretch.plan.name) {
+            return of(stretch);
+        }
+        if parts.iter().all(|s| of(s).is_none()) {
+            return None;
+        }
+        // Who had or has no limit in the period gets the whole of what has one.
+        let whole = |s: &Stretch| of(s).unwrap_or(Some(0));
+        if parts.iter().any(|s| whole(s).is_none()) {
+            return Some(whole(stretch));
+        }
+        let length = i128::from(span.end - span.start).max(1);
+        let sum: i128 = parts
+            .iter()
+            .map(|s| {
+                let held = s.ends_at.min(span.end) - s.starts_at.max(span.start);
+                i128::from(whole(s).unwrap_or(0)) * i128::from(held)
+            })
+            .sum();
+        Some(Some(i64::try_from(sum / length).unwrap_or(i64::MAX)))
+    }
+}
+
+/// The part of an amount that falls on the rest of a period.
+pub fn prorated(amount: i64, span: Span, from: Moment) -> i64 {
+    if span.end == INFINITY || span.end <= span.start {
+        return amount;
+    }
+    let rest = i128::from(span.end - from.clamp(span.start, span.end));
+    let part = i128::from(amount) * rest / i128::from(span.end - span.start);
+    i64::try_from(part).unwrap_or(amount)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::parse;
+    use std::collections::BTreeMap;
+
+    fn at(text: &str) -> Moment {
+        parse(text).unwrap()
+    }
+
+    fn plan(name: &str, api: Option<i64>) -> Rc<Plan> {
+        let allowances = BTreeMap::from([("api".to_owned(), api)]);
+        Rc::new(Plan { name: name.into(), allowances, ..Plan::default() })
+    }
+
+    fn stretch(from: &str, to: Moment, anchor: &str, plan: &Rc<Plan>) -> Stretch {
+        Stretch { starts_at: at(from), ends_at: to, anchor: at(anchor), plan: Rc::clone(plan) }
+    }
+
+    fn span(start: &str, end: &str) -> Span {
+        Span { start: at(start), end: at(end) }
+    }
+
+    #[test]
+    fn month_ends_come_back() {
+        let solo = plan("solo", Some(100));
+        let line = Timeline { stretches: vec![stretch("2027-01-31", INFINITY, "2027-01-31", &solo)], fallback: None };
+        assert_eq!(line.period(at("2027-02-10")), span("2027-01-31", "2027-02-28"));
+        assert_eq!(line.period(at("2027-02-28")), span("2027-02-28", "2027-03-31"));
+        assert_eq!(line.period(at("2027-04-30")), span("2027-04-30", "2027-05-31"));
+        assert_eq!(line.period(at("2028-02-29")), span("2028-02-29", "2028-03-31"));
+        assert_eq!(line.period(at("2028-02-28T23:59:59.999999Z")), span("2028-01-31", "2028-02-29"));
+    }
+
+    #[test]
+    fn a_leap_day_starts_again_on_the_28th() {
+        assert_eq!(Cycle::Year.boundary(at("2028-02-29"), 1), at("2029-02-28"));
+        assert_eq!(Cycle::Year.boundary(at("2028-02-29"), 4), at("2032-02-29"));
+        assert_eq!(Cycle::Year.index(at("2028-02-29"), at("2029-02-28")), 1);
+        assert_eq!(Cycle::Year.index(at("2028-02-29"), at("2029-02-27")), 0);
+    }
+
+    #[test]
+    fn without_a_subscription_calendar_months_around_it() {
+        let solo = plan("solo", Some(100));
+        let line = Timeline { stretches: vec![stretch("2027-01-15", at("2027-03-20"), "2027-01-15", &solo)], fallback: None };
+        assert_eq!(line.period(at("2027-01-10")), span("2027-01-01", "2027-01-15"));
+        assert_eq!(line.period(at("2027-03-16")), span("2027-03-15", "2027-03-20"));
+        assert_eq!(line.period(at("2027-03-20")), span("2027-03-20", "2027-04-01"));
+        assert_eq!(line.period(at("2027-05-02")), span("2027-05-01", "2027-06-01"));
+    }
+
+    #[test]
+    fn a_change_of_plan_prorates_the_allowance() {
+        let (solo, team) = (plan("solo", Some(100)), plan("team", Some(1000)));
+        let line = Timeline {
+            stretches: vec![
+                stretch("2027-06-01", at("2027-06-11"), "2027-06-01", &solo),
+                stretch("2027-06-11", INFINITY, "2027-06-01", &team),
+            ],
+            fallback: None,
+        };
+        let june = span("2027-06-01", "2027-07-01");
+        for day in ["2027-06-05", "2027-06-20"] {
+            let terms = line.terms("api", None, at(day));
+            assert_eq!((terms.span, terms.allowance), (june, Some((100 * 10 + 1000 * 20) / 30)));
+        }
+        assert_eq!(line.terms("api", None, at("2027-07-05")).allowance, Some(1000));
+        assert_eq!(line.terms("else", None, at("2027-07-05")).allowance, Some(0));
+        assert!(!line.terms("else", None, at("2027-07-05")).included);
+    }
+
+    #[test]
+    fn own_terms_come_first_and_unlimited_has_no_number() {
+        let solo = plan("solo", None);
+        let line = Timeline { stretches: vec![], fallback: Some(solo) };
+        assert_eq!(line.terms("api", None, 0).allowance, None);
+        let own = Override { allowance: Some(7), limit: Some(Limit::Soft) };
+        assert_eq!(line.terms("api", Some(own), 0).allowance, Some(7));
+        let open = Override { allowance: Some(7), limit: Some(Limit::Unlimited) };
+        assert_eq!(line.terms("api", Some(open), 0).allowance, None);
+    }
+
+    #[test]
+    fn proration_rounds_down_and_has_ends() {
+        let week = span("2027-06-01", "2027-06-08");
+        assert_eq!(prorated(100, week, at("2027-06-01")), 100);
+        assert_eq!(prorated(100, week, at("2027-06-04")), 57);
+        assert_eq!(prorated(100, week, at("2027-06-09")), 0);
+    }
+}

@@ -1,0 +1,157 @@
+//! The start of each period of a subscription: what its plan grants, what of the last period goes on, what changes.
+//!
+//! A period is begun once: its start stands in the row, is compared and set, under the wallet's lock.
+
+use crate::catalog::cache;
+use crate::catalog::plan::{Credits, Plan, Rollover};
+use crate::error::{Error, Result};
+use crate::ledger::debts;
+use crate::ledger::store as ledger;
+use crate::ledger::wallet::{Facts, Lot, Operation, Wallet};
+use crate::plans::store::{self, Subscription};
+use crate::sql::{At, Db};
+use crate::time::{self, INFINITY, Moment};
+use crate::{args, statements, units};
+use std::rc::Rc;
+use uuid::Uuid;
+
+statements! {
+    // What of the last period's grants expired unused: booked already, or about to be.
+    EXPIRED(uuid, int8s, timestamptz) =
+        "select coalesce(sum(case when g.written_off > 0 then g.written_off
+                     else g.remaining + coalesce((select sum(l.slice_credits) from billing.lanes l
+                                                   where l.org_id = g.org_id and l.unit = g.unit
+                                                     and l.slice_grant = g.grant_id), 0) end), 0)::int8
+           from billing.lots g
+          where g.org_id = $1 and g.grant_id = any ($2) and g.expires_at <= $3 and g.voided_at is null";
+}
+
+const UNUSED: &str = "{}";
+
+/// The subscription whose next period has begun by then, if any.
+pub fn due(db: &Db, org_id: Uuid, as_of: Moment) -> Option<(Subscription, Moment)> {
+    let all = store::subscriptions(db, org_id);
+    all.into_iter().find_map(|s| s.next_period_at.filter(|at| *at <= as_of).map(|at| (s, at)))
+}
+
+/// Begins the period that starts at `start`; or ends the subscription there, or changes its plan. The wallet must be locked.
+pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result<()> {
+    let mut wanted = old.pending_plan.clone();
+    if old.by_default {
+        // Whatever the default plan is by now.
+        match cache::default_plan(db)?.0 {
+            Some(plan) if plan.credits.is_some() => wanted = Some(plan.name.clone()).filter(|name| *name != old.plan),
+            _ => {
+                store::end(db, org_id, old.starts_at, start);
+                return Ok(());
+            }
+        }
+    }
+    if old.cancel_at_period_end && start > old.starts_at {
+        store::end(db, org_id, old.starts_at, start);
+        return Ok(());
+    }
+    let before = cache::any_plan(db, &old.plan)?;
+    let plan = match &wanted {
+        Some(name) => cache::any_plan(db, name)?,
+        None => Rc::clone(&before),
+    };
+    let anchor = if plan.cycle == before.cycle { old.anchor } else { start };
+    let end = plan.cycle.boundary(anchor, plan.cycle.index(anchor, start) + 1);
+    let grants = grant(db, org_id, &plan, &old.grants, (start, end))?;
+    if wanted.is_some() && start > old.starts_at {
+        store::end(db, org_id, old.starts_at, start);
+        let new = Subscription {
+            starts_at: start,
+            ends_at: None,
+            anchor,
+            next_period_at: Some(end),
+            plan: plan.name.clone(),
+            pending_plan: None,
+            cancel_at_period_end: false,
+            by_default: old.by_default,
+            grants,
+        };
+        store::begin(db, org_id, &new, start, "{}");
+    } else if !store::advance(db, org_id, old.starts_at, start, end, grants) {
+        return Err(Error::contended());
+    }
+    Ok(())
+}
+
+/// Grants the credits of a period that begins, and what goes on of the last one.
+fn grant(db: &Db, org_id: Uuid, plan: &Plan, last: &[i64], (start, end): (Moment, Moment)) -> Result<Vec<i64>> {
+    let Some(credits) = plan.credits else { return Ok(Vec::new()) };
+    let mut amounts = vec![credits.amount];
+    if let Rollover::Capped(cap) = credits.rollover
+        && !last.is_empty()
+    {
+        let rows = db.write(&EXPIRED, args![org_id, last.to_vec(), At(start)]);
+        amounts.push(rows.first().map_or(0, |row| row.get::<i64>(0)).min(cap));
+    }
+    grant_amounts(db, org_id, plan, &amounts, (start, end), start)
+}
+
+/// Grants credits of a plan for the rest of a period.
+pub fn grant_amounts(
+    db: &Db,
+    org_id: Uuid,
+    plan: &Plan,
+    amounts: &[i64],
+    (start, end): (Moment, Moment),
+    now: Moment,
+) -> Result<Vec<i64>> {
+    let lane = ledger::lock_or_create(db, org_id, units::CREDIT, now)?;
+    let mut wallet = Wallet::new(lane, now);
+    ledger::load(db, &mut wallet, &[])?;
+    let mut grants = Vec::new();
+    for amount in amounts.iter().filter(|amount| **amount > 0) {
+        let lot = Lot {
+            grant_id: 0,
+            amount: *amount,
+            remaining: 0,
+            priority: 50,
+            paid: false,
+            written_off: 0,
+            source: "plan".to_owned(),
+            cost_minor: 0,
+            currency: None,
+            effective_at: now,
+            expires_at: expiry(plan.credits, end),
+            voided: false,
+            metrics: None,
+            saved: None,
+        };
+        let period = format!("{} {}", plan.name, time::display(start));
+        let mut operation = Operation::new(Facts::from_source("plan", Some(period)));
+        grants.push(wallet.grant(&mut operation, "plan", lot)?);
+    }
+    debts::pay(db, &mut wallet)?;
+    ledger::save(db, std::slice::from_mut(&mut wallet), UNUSED)?;
+    Ok(grants)
+}
+
+fn expiry(credits: Option<Credits>, end: Moment) -> Moment {
+    match credits.map(|c| c.rollover) {
+        Some(Rollover::All) | None => INFINITY,
+        Some(_) => end,
+    }
+}
+
+/// Takes credits of a plan back, as far as they are there: at most `credits` of these grants.
+pub fn take_back(db: &Db, org_id: Uuid, grants: &[i64], credits: i64, now: Moment) -> Result<()> {
+    let lane = ledger::lock_or_create(db, org_id, units::CREDIT, now)?;
+    let mut wallet = Wallet::new(lane, now);
+    ledger::load(db, &mut wallet, grants)?;
+    let mut missing = credits;
+    for grant_id in grants {
+        let credits = wallet.lot(*grant_id)?.remaining.min(missing);
+        if credits > 0 {
+            let part = crate::ledger::wallet::Part { grant_id: *grant_id, credits };
+            let mut operation = Operation::new(Facts::from_source("plan", None));
+            wallet.write_off(&mut operation, "void", part)?;
+            missing -= credits;
+        }
+    }
+    ledger::save(db, std::slice::from_mut(&mut wallet), UNUSED)
+}

@@ -1,0 +1,150 @@
+//! The statements of plans: an org's subscriptions and its own allowances.
+
+use crate::catalog::cache::{self, Metric};
+use crate::catalog::plan::Limit;
+use crate::error::Result;
+use crate::plans::period::{Override, Stretch, Timeline};
+use crate::sql::{At, Db, Row};
+use crate::time::{INFINITY, Moment};
+use crate::{args, statements};
+use uuid::Uuid;
+
+statements! {
+    STRETCHES(uuid) =
+        "select starts_at, ends_at, anchor, plan from billing.subscriptions where org_id = $1 order by starts_at";
+    OWN_TERMS(uuid, text) = "select allowance, limit_kind from billing.org_allowances where org_id = $1 and metric = $2";
+    SUBSCRIPTIONS(uuid) =
+        "select starts_at, ends_at, anchor, next_period_at, plan, pending_plan, cancel_at_period_end, origin = 'default', grants
+           from billing.subscriptions where org_id = $1 order by starts_at";
+    BEGIN_STRETCH(uuid, timestamptz, timestamptz, timestamptz, timestamptz, text, text, jsonb, int8s) =
+        "insert into billing.subscriptions (org_id, starts_at, anchor, next_period_at, created_at, plan, origin, metadata, grants)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+    END_STRETCH(uuid, timestamptz, timestamptz) =
+        "update billing.subscriptions
+            set ends_at = $3, next_period_at = null, pending_plan = null, cancel_at_period_end = false
+          where org_id = $1 and starts_at = $2";
+    REMOVE_STRETCH(uuid, timestamptz) = "delete from billing.subscriptions where org_id = $1 and starts_at = $2";
+    // Once only: whoever finds another start there than he saw comes too late.
+    ADVANCE(uuid, timestamptz, timestamptz, timestamptz, int8s) =
+        "update billing.subscriptions set next_period_at = $4, grants = $5
+          where org_id = $1 and starts_at = $2 and next_period_at = $3";
+    SET_ENDING(uuid, timestamptz, boolean, text) =
+        "update billing.subscriptions set cancel_at_period_end = $3, pending_plan = $4 where org_id = $1 and starts_at = $2";
+    SAVE_OWN_TERMS(uuid, text, int8, text) =
+        "insert into billing.org_allowances (org_id, metric, allowance, limit_kind) values ($1, $2, $3, $4)
+         on conflict (org_id, metric) do update set allowance = $3, limit_kind = $4";
+    CLEAR_OWN_TERMS(uuid, text) = "delete from billing.org_allowances where org_id = $1 and metric = $2";
+}
+
+/// Which plans the org has and had. `fresh`: as of this very moment, for a call that holds the wallet's lock.
+pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
+    let (fallback, any) = cache::default_plan(db)?;
+    if !any {
+        return Ok(Timeline::default());
+    }
+    let rows = db.query(fresh, &STRETCHES, args![org_id]);
+    let stretches = rows.iter().map(|row| {
+        Ok(Stretch {
+            starts_at: row.get(0),
+            ends_at: row.opt(1).unwrap_or(INFINITY),
+            anchor: row.get(2),
+            plan: cache::any_plan(db, &row.get::<String>(3))?,
+        })
+    });
+    Ok(Timeline { stretches: stretches.collect::<Result<_>>()?, fallback })
+}
+
+/// The org's own terms for a metric, if it has any.
+pub fn own_terms(db: &Db, org_id: Uuid, metric: &Metric, fresh: bool) -> Option<Override> {
+    if !metric.overridden {
+        return None;
+    }
+    db.query(fresh, &OWN_TERMS, args![org_id, &metric.name]).first().map(|row| Override {
+        allowance: row.opt(0),
+        limit: row.opt::<String>(1).and_then(|name| Limit::parse(&name)),
+    })
+}
+
+/// A row of `subscriptions`.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct Subscription {
+    pub starts_at: Moment,
+    pub ends_at: Option<Moment>,
+    pub anchor: Moment,
+    pub next_period_at: Option<Moment>,
+    pub plan: String,
+    pub pending_plan: Option<String>,
+    pub cancel_at_period_end: bool,
+    /// The default plan, begun by settlement.
+    pub by_default: bool,
+    pub grants: Vec<i64>,
+}
+
+fn subscription(row: &Row) -> Subscription {
+    Subscription {
+        starts_at: row.get(0),
+        ends_at: row.opt(1),
+        anchor: row.get(2),
+        next_period_at: row.opt(3),
+        plan: row.get(4),
+        pending_plan: row.opt(5),
+        cancel_at_period_end: row.get(6),
+        by_default: row.get(7),
+        grants: row.get(8),
+    }
+}
+
+/// All rows of an org, in order. The wallet must be locked.
+pub fn subscriptions(db: &Db, org_id: Uuid) -> Vec<Subscription> {
+    db.write(&SUBSCRIPTIONS, args![org_id]).iter().map(|row| subscription(&row)).collect()
+}
+
+/// Begins a stretch. Its first period is to be begun at `next_period_at`.
+#[allow(clippy::too_many_arguments)]
+pub fn begin(db: &Db, org_id: Uuid, new: &Subscription, now: Moment, metadata: &str) {
+    let origin = if new.by_default { "default" } else { "subscribed" };
+    let metadata = crate::json::from_text(metadata);
+    db.write(
+        &BEGIN_STRETCH,
+        args![
+            org_id,
+            At(new.starts_at),
+            At(new.anchor),
+            new.next_period_at.map(At),
+            At(now),
+            &new.plan,
+            origin,
+            metadata,
+            new.grants.clone()
+        ],
+    );
+}
+
+/// Ends a stretch; one that never began goes without a trace.
+pub fn end(db: &Db, org_id: Uuid, starts_at: Moment, at: Moment) {
+    if at <= starts_at {
+        db.write(&REMOVE_STRETCH, args![org_id, At(starts_at)]);
+    } else {
+        db.write(&END_STRETCH, args![org_id, At(starts_at), At(at)]);
+    }
+}
+
+/// Sets the next period if it still is the one that was seen.
+pub fn advance(db: &Db, org_id: Uuid, starts_at: Moment, from: Moment, to: Moment, grants: Vec<i64>) -> bool {
+    db.write(&ADVANCE, args![org_id, At(starts_at), At(from), At(to), grants]).count() == 1
+}
+
+/// Notes what is to happen at the end of the period.
+pub fn set_ending(db: &Db, org_id: Uuid, starts_at: Moment, cancel: bool, plan: Option<&str>) {
+    db.write(&SET_ENDING, args![org_id, At(starts_at), cancel, plan]);
+}
+
+/// Gives an org its own terms for a metric, or takes them away.
+pub fn set_own_terms(db: &Db, org_id: Uuid, metric: &str, own: Override) {
+    if own == Override::default() {
+        db.write(&CLEAR_OWN_TERMS, args![org_id, metric]);
+    } else {
+        db.write(&SAVE_OWN_TERMS, args![org_id, metric, own.allowance, own.limit.map(Limit::name)]);
+    }
+}

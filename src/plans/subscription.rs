@@ -1,0 +1,376 @@
+//! Subscribing, changing the plan, cancelling, and allowances of single orgs.
+
+use crate::arguments::{self, required, required_uuid};
+use crate::catalog::cache;
+use crate::catalog::plan::{Limit, Plan};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::json::Jsonb;
+use crate::ledger::call::{Answer, to_json};
+use crate::ledger::chain;
+use crate::ledger::store as ledger;
+use crate::plans::period::{Override, Span, prorated};
+use crate::plans::renewal;
+use crate::plans::store::{self, Subscription};
+use crate::raise::or_raise;
+use crate::settlement;
+use crate::sql::{self, Db};
+use crate::time::{self, Moment};
+use crate::{args, receipt, statements, units};
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::prelude::*;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+receipt! {
+    /// Of a subscription as it is now.
+    #[derive(Serialize, Deserialize)]
+    SubscriptionStatus as "subscription" {
+        org_id: Uuid,
+        plan: String,
+        status: String,
+        starts_at: Option<i64>,
+        period_start: Option<i64>,
+        period_end: Option<i64>,
+        cancel_at_period_end: bool,
+        pending_plan: Option<String>,
+        ends_at: Option<i64>,
+        replayed: bool,
+    }
+}
+impl Answer for SubscriptionStatus {
+    fn set_replayed(&mut self) {
+        self.replayed = true;
+    }
+}
+
+statements! {
+    REQUEST(uuid, text) =
+        "select request_hash, result from billing.subscription_requests where org_id = $1 and idempotency_key = $2";
+    KEEP_REQUEST(uuid, text, int8, text) =
+        "insert into billing.subscription_requests (org_id, idempotency_key, request_hash, result) values ($1, $2, $3, $4)";
+}
+
+/// A call that changes an org's subscription.
+struct Call<'a> {
+    org_id: Uuid,
+    key: Option<&'a str>,
+    hash: i64,
+    metadata: String,
+}
+
+impl<'a> Call<'a> {
+    fn new(
+        org_id: Uuid,
+        function: &str,
+        arguments: &[Option<&str>],
+        key: Option<&'a str>,
+        metadata: Option<Jsonb>,
+    ) -> Result<Self> {
+        let metadata = arguments::metadata_text(metadata)?;
+        let mut all = arguments.to_vec();
+        all.push(Some(&metadata));
+        Ok(Self { org_id, key: arguments::key(key)?, hash: chain::fingerprint(function, &all), metadata })
+    }
+
+    /// Does the work under the wallet's lock, and gives a repeated call its first answer.
+    fn run(
+        &self,
+        makes_wallet: bool,
+        work: impl FnOnce(&Db, &[Subscription], Moment) -> Result<SubscriptionStatus>,
+    ) -> Result<SubscriptionStatus> {
+        sql::connect(|db| {
+            cache::require_installed(db)?;
+            if makes_wallet {
+                ledger::lock_or_create(db, self.org_id, units::CREDIT, clock::now())?;
+            } else if ledger::lock(db, self.org_id, units::CREDIT).is_none() {
+                return Err(Error::no_subscription(&self.org_id.to_string()));
+            }
+            if let Some(answer) = self.replay(db)? {
+                return Ok(answer);
+            }
+            let now = clock::now();
+            settlement::catch_up(db, self.org_id, now)?;
+            let answer = work(db, &store::subscriptions(db, self.org_id), now)?;
+            if let Some(key) = self.key {
+                let text = to_json(&answer)?.to_string();
+                db.write(&KEEP_REQUEST, args![self.org_id, key, self.hash, text.as_str()]);
+            }
+            Ok(answer)
+        })
+    }
+
+    fn replay(&self, db: &Db) -> Result<Option<SubscriptionStatus>> {
+        let Some(key) = self.key else { return Ok(None) };
+        let rows = db.write(&REQUEST, args![self.org_id, key]);
+        let Some(row) = rows.first() else { return Ok(None) };
+        if row.get::<i64>(0) != self.hash {
+            return Err(Error::idempotency_conflict(key));
+        }
+        let mut answer: SubscriptionStatus = serde_json::from_str(&row.get::<String>(1))
+            .map_err(|_| Error::corrupt("the answer of an operation cannot be read"))?;
+        answer.set_replayed();
+        Ok(Some(answer))
+    }
+}
+
+/// The subscription that runs, or is about to begin.
+fn active(all: &[Subscription], now: Moment) -> Option<&Subscription> {
+    all.iter().find(|s| s.ends_at.is_none_or(|end| end > now))
+}
+
+/// The newest subscription as it is now.
+fn status(db: &Db, org_id: Uuid, now: Moment) -> Result<SubscriptionStatus> {
+    let all = store::subscriptions(db, org_id);
+    let Some(newest) = all.last() else { return Err(Error::no_subscription(&org_id.to_string())) };
+    let ended = newest.ends_at.is_some_and(|end| end <= now);
+    let status = match newest {
+        _ if ended => "canceled",
+        s if s.starts_at > now => "scheduled",
+        _ => "active",
+    };
+    let period = store::timeline(db, org_id, true)?.period(now.max(newest.starts_at));
+    Ok(SubscriptionStatus {
+        org_id,
+        plan: newest.plan.clone(),
+        status: status.to_owned(),
+        starts_at: Some(newest.starts_at),
+        period_start: (!ended).then_some(period.start),
+        period_end: (!ended).then_some(period.end),
+        cancel_at_period_end: newest.cancel_at_period_end,
+        pending_plan: newest.pending_plan.clone(),
+        ends_at: newest.ends_at,
+        replayed: false,
+    })
+}
+
+fn subscribe_to(
+    db: &Db,
+    call: &Call<'_>,
+    all: &[Subscription],
+    plan: &Plan,
+    starts_at: Option<Moment>,
+    now: Moment,
+) -> Result<SubscriptionStatus> {
+    let org_id = call.org_id;
+    match active(all, now) {
+        Some(current) if !current.by_default && current.starts_at <= now => {
+            let end = current.next_period_at.unwrap_or(now);
+            match starts_at.filter(|at| *at > now) {
+                None => change_now(db, call, current, plan, now)?,
+                Some(at) if at == end => store::set_ending(db, org_id, current.starts_at, false, Some(&plan.name)),
+                Some(_) => {
+                    return Err(Error::invalid("starts_at", "must be null or the end of the current period")
+                        .with("period_end", time::display(end)));
+                }
+            }
+        }
+        current => {
+            let starts_at = starts_at.unwrap_or(now);
+            if let Some(current) = current {
+                store::end(db, org_id, current.starts_at, now.min(starts_at));
+            }
+            let before = all.iter().filter(|s| s.ends_at.is_some()).filter_map(|s| s.ends_at).max();
+            if before.is_some_and(|end| end > starts_at) {
+                return Err(Error::invalid("starts_at", "lies within an earlier subscription"));
+            }
+            begin(db, call, plan, (starts_at, starts_at, starts_at), Vec::new(), now);
+            settlement::catch_up(db, org_id, now)?;
+        }
+    }
+    status(db, org_id, now)
+}
+
+fn begin(
+    db: &Db,
+    call: &Call<'_>,
+    plan: &Plan,
+    (starts_at, anchor, next): (Moment, Moment, Moment),
+    grants: Vec<i64>,
+    now: Moment,
+) {
+    let new = Subscription {
+        starts_at,
+        ends_at: None,
+        anchor,
+        next_period_at: Some(next),
+        plan: plan.name.clone(),
+        pending_plan: None,
+        cancel_at_period_end: false,
+        by_default: false,
+        grants,
+    };
+    store::begin(db, call.org_id, &new, now, &call.metadata);
+}
+
+/// Another plan for the rest of the period: allowances and credits in proportion to the time.
+fn change_now(db: &Db, call: &Call<'_>, current: &Subscription, plan: &Plan, now: Moment) -> Result<()> {
+    let org_id = call.org_id;
+    if current.plan == plan.name {
+        store::set_ending(db, org_id, current.starts_at, false, None);
+        return Ok(());
+    }
+    let old = cache::any_plan(db, &current.plan)?;
+    if old.cycle != plan.cycle {
+        store::end(db, org_id, current.starts_at, now);
+        begin(db, call, plan, (now, now, now), Vec::new(), now);
+        return settlement::catch_up(db, org_id, now).map(drop);
+    }
+    let n = plan.cycle.index(current.anchor, now);
+    let whole =
+        Span { start: plan.cycle.boundary(current.anchor, n), end: plan.cycle.boundary(current.anchor, n + 1) };
+    let part = |plan: &Plan| plan.credits.map_or(0, |credits| prorated(credits.amount, whole, now));
+    let difference = part(plan) - part(&old);
+    let mut grants = current.grants.clone();
+    if difference > 0 {
+        grants.extend(renewal::grant_amounts(db, org_id, plan, &[difference], (now, whole.end), now)?);
+    } else if difference < 0 {
+        renewal::take_back(db, org_id, &grants, -difference, now)?;
+    }
+    store::end(db, org_id, current.starts_at, now);
+    begin(db, call, plan, (now, current.anchor, whole.end), grants, now);
+    Ok(())
+}
+
+fn finite(at: Option<TimestampWithTimeZone>) -> Result<Option<Moment>> {
+    let at = at.map(Moment::from);
+    match at {
+        Some(time::INFINITY | time::NEVER_YET) => Err(Error::invalid("starts_at", "must be finite")),
+        at => Ok(at),
+    }
+}
+
+/// Puts an org on a plan, or changes its plan.
+///
+/// Without a subscription, one begins at `starts_at` (null: now; also in the past or future), and its periods count from there:
+/// 31 January, 28 February, 31 March. With one, the plan changes now, allowances and credits in proportion to the rest of the
+/// period; or at the end of the period, when `starts_at` is that. The same plan again takes back a cancellation or a change
+/// that was to come. Makes the wallet where there is none. Errors: PT404 `unknown_plan`; PT409 `idempotency_conflict`; 22023.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn subscribe(
+    org_id: Option<pgrx::Uuid>,
+    plan: Option<&str>,
+    starts_at: default!(Option<TimestampWithTimeZone>, "NULL"),
+    idempotency_key: default!(Option<&str>, "NULL"),
+    metadata: default!(Option<Jsonb>, "'{}'"),
+) -> SubscriptionStatus {
+    or_raise((|| {
+        let org_id = required_uuid("org_id", org_id)?;
+        let name = required("plan", plan)?;
+        let starts_at = finite(starts_at)?;
+        let start = starts_at.map(|at| at.to_string());
+        let call = Call::new(org_id, "subscribe", &[Some(name), start.as_deref()], idempotency_key, metadata)?;
+        sql::connect(|db| cache::plan(db, name).map(drop))?;
+        call.run(true, |db, all, now| {
+            let plan = cache::plan(db, name)?;
+            subscribe_to(db, &call, all, &plan, starts_at, now)
+        })
+    })())
+}
+
+/// Changes the plan of an org that has a subscription: now, in proportion to the rest of the period, or at its end.
+///
+/// Errors: PT404 `unknown_plan`, `unknown_subscription`; PT409 `idempotency_conflict`; 22023.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn change_plan(
+    org_id: Option<pgrx::Uuid>,
+    plan: Option<&str>,
+    at_period_end: default!(Option<bool>, false),
+    idempotency_key: default!(Option<&str>, "NULL"),
+    metadata: default!(Option<Jsonb>, "'{}'"),
+) -> SubscriptionStatus {
+    or_raise((|| {
+        let org_id = required_uuid("org_id", org_id)?;
+        let name = required("plan", plan)?;
+        let at_period_end = required("at_period_end", at_period_end)?;
+        let when = at_period_end.to_string();
+        let call = Call::new(org_id, "change_plan", &[Some(name), Some(&when)], idempotency_key, metadata)?;
+        call.run(false, |db, all, now| {
+            let plan = cache::plan(db, name)?;
+            let current = active(all, now).filter(|s| !s.by_default && s.starts_at <= now);
+            let current = current.ok_or_else(|| Error::no_subscription(&org_id.to_string()))?;
+            if at_period_end && current.plan != plan.name {
+                store::set_ending(db, org_id, current.starts_at, false, Some(&plan.name));
+            } else {
+                change_now(db, &call, current, &plan, now)?;
+            }
+            status(db, org_id, now)
+        })
+    })())
+}
+
+/// Ends an org's subscription with its period, or at once. Credits of the plan that are left stay until they expire.
+///
+/// Errors: PT404 `unknown_subscription`; 22023.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn cancel_subscription(
+    org_id: Option<pgrx::Uuid>,
+    at_period_end: default!(Option<bool>, true),
+) -> SubscriptionStatus {
+    or_raise((|| {
+        let org_id = required_uuid("org_id", org_id)?;
+        let at_period_end = required("at_period_end", at_period_end)?;
+        let call = Call::new(org_id, "cancel_subscription", &[], None, None)?;
+        call.run(false, |db, all, now| {
+            let current = active(all, now).filter(|s| !s.by_default);
+            let current = current.ok_or_else(|| Error::no_subscription(&org_id.to_string()))?;
+            if at_period_end && current.starts_at <= now {
+                store::set_ending(db, org_id, current.starts_at, true, None);
+                return status(db, org_id, now);
+            }
+            store::end(db, org_id, current.starts_at, now);
+            let plan = current.plan.clone();
+            match status(db, org_id, now) {
+                Ok(status) if status.starts_at == Some(current.starts_at) => Ok(status),
+                // It had not begun, and went without a trace.
+                _ => Ok(SubscriptionStatus {
+                    org_id,
+                    plan,
+                    status: "canceled".to_owned(),
+                    starts_at: Some(current.starts_at),
+                    period_start: None,
+                    period_end: None,
+                    cancel_at_period_end: false,
+                    pending_plan: None,
+                    ends_at: Some(now),
+                    replayed: false,
+                }),
+            }
+        })
+    })())
+}
+
+/// Gives an org its own allowance per period, or limit, for a metric; null leaves it to the plan. Holds at once.
+///
+/// `limit_kind`: hard | soft | unlimited. Errors: PT404 `unknown_metric`; 22023.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn set_org_allowance(
+    org_id: Option<pgrx::Uuid>,
+    metric: Option<&str>,
+    allowance: default!(Option<i64>, "NULL"),
+    limit_kind: default!(Option<&str>, "NULL"),
+) {
+    or_raise((|| {
+        let org_id = required_uuid("org_id", org_id)?;
+        let metric = required("metric", metric)?;
+        if allowance.is_some_and(|a| a < 0) {
+            return Err(Error::invalid("allowance", "must not be negative"));
+        }
+        let limit = limit_kind
+            .map(|name| Limit::parse(name).ok_or(Error::invalid("limit_kind", "must be hard, soft or unlimited")))
+            .transpose()?;
+        sql::connect(|db| {
+            let known = cache::metric(db, metric)?;
+            store::set_own_terms(db, org_id, metric, Override { allowance, limit });
+            // The first such terms of a metric make every backend look for them from then on.
+            if !known.overridden {
+                cache::invalidate(db);
+            }
+            Ok(())
+        })
+    })());
+}

@@ -1,0 +1,137 @@
+//! Settlement: recorded usage is charged, periods begin, what expired is booked, reports and alerts are brought up to date.
+//!
+//! One org at a time, in one transaction, under the locks of its wallets. What was missed is made up for period by period, as if
+//! settlement had run at the end of each. What is charged is decided by the counters, so running it again charges nothing.
+
+mod charge;
+
+use crate::arguments::required_uuid;
+use crate::catalog::cache;
+use crate::error::{Error, Result};
+use crate::ledger::wallet::Wallet;
+use crate::ledger::{debts, store as ledger};
+use crate::plans::period::Timeline;
+use crate::plans::renewal;
+use crate::plans::store::{self as plans, Subscription};
+use crate::raise::or_raise;
+use crate::sql::{self, Db};
+use crate::time::{INFINITY, Moment, Period};
+use crate::usage::fold;
+use crate::{alerts, clock, receipt};
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::prelude::*;
+use uuid::Uuid;
+
+receipt! {
+    /// Of the settlement of one org.
+    SettlementReceipt as "settlement_receipt" { org_id: Uuid, charged: i64, unpaid: i64, renewed: i64, events: i64 }
+}
+
+/// Begins the periods that are due by then, each after the usage before it is charged. The wallet must be locked.
+pub fn catch_up(db: &Db, org_id: Uuid, as_of: Moment) -> Result<(i64, i64)> {
+    let (mut renewed, mut events) = (0, 0);
+    while let Some((subscription, start)) = renewal::due(db, org_id, as_of) {
+        // The credits of the old period pay for its usage, in its last moment.
+        let units = charge::units(db, org_id)?;
+        ledger::lock_org(db, org_id, &units, as_of)?;
+        events += charge::charge(db, org_id, start, start - 1)?;
+        pay(db, org_id, start - 1)?;
+        renewal::renew(db, org_id, &subscription, start)?;
+        renewed += 1;
+    }
+    Ok((renewed, events))
+}
+
+/// Burns what is owed as far as the wallets go, and books what expired.
+fn pay(db: &Db, org_id: Uuid, now: Moment) -> Result<(i64, i64)> {
+    let (mut paid, mut unpaid) = (0_i64, 0_i64);
+    for lane in ledger::lock_org(db, org_id, &[], now)? {
+        let mut wallet = Wallet::new(lane, now);
+        if !wallet.is_fresh() {
+            ledger::load(db, &mut wallet, &[])?;
+        }
+        let (more, left) = debts::pay(db, &mut wallet)?;
+        paid = paid.saturating_add(more);
+        unpaid = unpaid.saturating_add(left);
+        ledger::save(db, std::slice::from_mut(&mut wallet), "{}")?;
+    }
+    Ok((paid, unpaid))
+}
+
+/// An org without a subscription whose default plan grants credits gets a row, so that its periods are begun.
+fn enroll(db: &Db, org_id: Uuid, timeline: &Timeline, now: Moment) -> Result<()> {
+    let (Some(plan), _) = cache::default_plan(db)? else { return Ok(()) };
+    let ahead = timeline.stretches.iter().any(|s| s.ends_at > now);
+    if plan.credits.is_none() || ahead {
+        return Ok(());
+    }
+    let anchor = plan.cycle.boundary(Period::Month.start(now), 0);
+    let start = timeline.stretches.iter().map(|s| s.ends_at).max().unwrap_or(anchor).max(anchor);
+    let new = Subscription {
+        starts_at: start,
+        ends_at: None,
+        anchor,
+        next_period_at: Some(start),
+        plan: plan.name.clone(),
+        pending_plan: None,
+        cancel_at_period_end: false,
+        by_default: true,
+        grants: Vec::new(),
+    };
+    plans::begin(db, org_id, &new, now, "{}");
+    Ok(())
+}
+
+/// Settles an org.
+fn settle(db: &Db, org_id: Uuid, as_of: Moment) -> Result<SettlementReceipt> {
+    let units = charge::units(db, org_id)?;
+    let lanes = ledger::lock_org(db, org_id, &units, as_of)?;
+    if lanes.is_empty() {
+        return Ok(SettlementReceipt { org_id, charged: 0, unpaid: 0, renewed: 0, events: 0 });
+    }
+    let before: i64 = lanes.iter().fold(0, |sum, lane| lane.consumed.saturating_add(sum));
+    enroll(db, org_id, &plans::timeline(db, org_id, true)?, as_of)?;
+    let (renewed, mut events) = catch_up(db, org_id, as_of)?;
+    events += charge::charge(db, org_id, INFINITY, as_of)?;
+    let (_, unpaid) = pay(db, org_id, as_of)?;
+    let lanes = ledger::lock_org(db, org_id, &[], as_of)?;
+    for lane in &lanes {
+        fold::fold(db, org_id, lane.last_entry_id);
+        alerts::balance(db, org_id, &lane.unit, lane.balance, as_of)?;
+    }
+    alerts::settle(db, org_id, as_of)?;
+    let after: i64 = lanes.iter().fold(0, |sum, lane| lane.consumed.saturating_add(sum));
+    Ok(SettlementReceipt { org_id, charged: after - before, unpaid, renewed, events })
+}
+
+/// The moment for which to settle: null is now, and the future cannot be settled.
+fn moment(as_of: Option<TimestampWithTimeZone>) -> Result<Moment> {
+    let now = clock::now();
+    match as_of.map(Moment::from) {
+        None => Ok(now),
+        Some(at) if at > now => Err(Error::invalid("as_of", "must not be in the future")),
+        Some(crate::time::NEVER_YET) => Err(Error::invalid("as_of", "must be finite")),
+        Some(at) => Ok(at),
+    }
+}
+
+/// Settles one org as of a moment (null: now): charges recorded usage beyond what is included, begins periods that are due,
+/// books what expired, brings reports and alerts up to date.
+///
+/// `charged`: credits burned; `unpaid`: what the wallet could not pay, and the next credit that comes in will; `renewed`: periods
+/// begun; `events`: recorded events that were settled. Run again, it charges nothing. Errors: 22023.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn settle_org(
+    org_id: Option<pgrx::Uuid>,
+    as_of: default!(Option<TimestampWithTimeZone>, "NULL"),
+) -> SettlementReceipt {
+    or_raise((|| {
+        let org_id = required_uuid("org_id", org_id)?;
+        let as_of = moment(as_of)?;
+        sql::connect(|db| {
+            cache::require_installed(db)?;
+            settle(db, org_id, as_of)
+        })
+    })())
+}

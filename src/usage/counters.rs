@@ -1,0 +1,230 @@
+//! The rows that count: what is decided of a metric in a period, and what is recorded and not settled.
+//!
+//! Counters are locked after the lanes of their wallets, in the order of (org, metric, period).
+
+use crate::catalog;
+use crate::catalog::cache::Metric;
+use crate::catalog::price::Price;
+use crate::error::{Error, Result};
+use crate::plans::period::{Span, Terms, Timeline};
+use crate::plans::store as plans;
+use crate::sql::{At, Db, Row};
+use crate::time::Moment;
+use crate::usage::tally::{Charge, Tally};
+use crate::{args, statements};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use uuid::Uuid;
+
+macro_rules! counter_columns {
+    () => {
+        "u.org_id, u.metric, u.period_start, u.period_end, u.quantity, u.overage, u.credits, u.priced, u.price_id, u.unpaid,
+         u.unit, u.level, u.level_at"
+    };
+}
+
+statements! {
+    MAKE(uuids, texts, timestamptzs, timestamptzs) =
+        "insert into billing.period_usage (org_id, metric, period_start, period_end)
+         select * from unnest($1, $2, $3, $4) order by 1, 2, 3
+         on conflict do nothing";
+    LOCK(uuids, texts, timestamptzs) = concat!(
+        "select ", counter_columns!(), " from unnest($1, $2, $3) k (org_id, metric, period_start)
+           join billing.period_usage u using (org_id, metric, period_start)
+          order by u.org_id, u.metric, u.period_start for update of u");
+    READ(uuid, text, timestamptz) = concat!(
+        "select ", counter_columns!(), " from billing.period_usage u where org_id = $1 and metric = $2 and period_start = $3");
+    SAVE(uuids, texts, timestamptzs, int8s, int8s, int8s, int8s, int8s, int8s, texts, int8s, timestamptzs, timestamptzs) =
+        "update billing.period_usage u
+            set quantity = k.quantity, overage = k.overage, credits = k.credits, priced = k.priced, price_id = k.price_id,
+                unpaid = k.unpaid, unit = k.unit, level = k.level, level_at = case when k.level is not null then k.level_at end,
+                period_end = k.period_end, carried = u.carried and k.level_at is not distinct from u.level_at
+           from unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+                k (org_id, metric, period_start, quantity, overage, credits, priced, price_id, unpaid, unit, level, level_at,
+                   period_end)
+          where u.org_id = k.org_id and u.metric = k.metric and u.period_start = k.period_start";
+    UNSETTLED(uuids, texts, timestamptzs) =
+        "select u.org_id, u.metric, sum(u.quantity)::int8 from unnest($1, $2, $3) k (org_id, metric, period_start)
+           join billing.unsettled_usage u using (org_id, metric, period_start)
+          group by u.org_id, u.metric";
+}
+
+/// A row of `period_usage`.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct Counter {
+    pub org_id: Uuid,
+    pub metric: String,
+    pub span: Span,
+    pub tally: Tally,
+    pub unpaid: i64,
+    pub unit: Option<String>,
+    /// Of max and last: the newest level and when it was reported.
+    pub level: Option<(i64, Moment)>,
+}
+
+/// What names a counter.
+pub type Name = (Uuid, String, Moment);
+
+impl Counter {
+    /// One that has counted nothing.
+    pub fn new(org_id: Uuid, metric: &str, span: Span) -> Self {
+        let (metric, tally) = (metric.to_owned(), Tally::default());
+        Self { org_id, metric, span, tally, unpaid: 0, unit: None, level: None }
+    }
+
+    /// See [`Name`].
+    pub fn name(&self) -> Name {
+        (self.org_id, self.metric.clone(), self.span.start)
+    }
+}
+
+fn counter(row: &Row) -> Counter {
+    Counter {
+        org_id: row.get(0),
+        metric: row.get(1),
+        span: Span { start: row.get(2), end: row.get(3) },
+        tally: Tally {
+            quantity: row.get(4),
+            overage: row.get(5),
+            credits: row.get(6),
+            priced: row.get(7),
+            price_id: row.get(8),
+        },
+        unpaid: row.get(9),
+        unit: row.opt(10),
+        level: row.opt(11).zip(row.opt(12)),
+    }
+}
+
+/// Locks counters, making those that are missing.
+pub fn lock(db: &Db, names: &[(Uuid, String, Span)]) -> BTreeMap<Name, Counter> {
+    if names.is_empty() {
+        return BTreeMap::new();
+    }
+    let orgs = || names.iter().map(|n| n.0).collect::<Vec<_>>();
+    let metrics = || names.iter().map(|n| n.1.clone()).collect::<Vec<_>>();
+    let starts = || names.iter().map(|n| At(n.2.start)).collect::<Vec<_>>();
+    let read = || {
+        let rows = db.write(&LOCK, args![orgs(), metrics(), starts()]);
+        rows.iter().map(|row| counter(&row)).map(|c| (c.name(), c)).collect::<BTreeMap<_, _>>()
+    };
+    let found = read();
+    if found.len() == names.iter().collect::<BTreeSet<_>>().len() {
+        return found;
+    }
+    let ends: Vec<_> = names.iter().map(|n| At(n.2.end)).collect();
+    db.write(&MAKE, args![orgs(), metrics(), starts(), ends]);
+    read()
+}
+
+/// A counter for reading.
+pub fn peek(db: &Db, org_id: Uuid, metric: &str, span: Span) -> Counter {
+    let found = db.read(&READ, args![org_id, metric, At(span.start)]).first().map(|row| counter(&row));
+    found.unwrap_or_else(|| Counter::new(org_id, metric, span))
+}
+
+/// Writes counters that are locked.
+pub fn save(db: &Db, counters: &[&Counter]) {
+    if counters.is_empty() {
+        return;
+    }
+    let numbers = |f: fn(&Counter) -> i64| counters.iter().map(|c| f(c)).collect::<Vec<i64>>();
+    db.write(
+        &SAVE,
+        args![
+            counters.iter().map(|c| c.org_id).collect::<Vec<_>>(),
+            counters.iter().map(|c| c.metric.clone()).collect::<Vec<_>>(),
+            counters.iter().map(|c| At(c.span.start)).collect::<Vec<_>>(),
+            numbers(|c| c.tally.quantity),
+            numbers(|c| c.tally.overage),
+            numbers(|c| c.tally.credits),
+            numbers(|c| c.tally.priced),
+            numbers(|c| c.tally.price_id),
+            numbers(|c| c.unpaid),
+            counters.iter().map(|c| c.unit.clone()).collect::<Vec<_>>(),
+            counters.iter().map(|c| c.level.map(|l| l.0)).collect::<Vec<_>>(),
+            counters.iter().map(|c| At(c.level.map_or(0, |l| l.1))).collect::<Vec<_>>(),
+            counters.iter().map(|c| At(c.span.end)).collect::<Vec<_>>(),
+        ],
+    );
+}
+
+/// What an org has of a metric in the current period, locked.
+pub struct Metered {
+    /// What holds.
+    pub terms: Terms,
+    /// What is decided.
+    pub counter: Counter,
+    /// What is recorded and not settled.
+    pub unsettled: i64,
+    /// To be written.
+    pub changed: bool,
+}
+
+impl Metered {
+    /// What a consumption of so much comes to; refused where the allowance is used up and there is no price.
+    pub fn charge(&self, metric: &Metric, quantity: i64, price: Option<&Price>) -> Result<Charge> {
+        let tally = &self.counter.tally;
+        let charge =
+            tally.charge(quantity, self.terms.allowance, self.unsettled, price).map_err(catalog::too_large)?;
+        if charge.overage > 0 && price.is_none() && self.terms.ends_at_allowance(metric.tier.as_deref()) {
+            let remaining = tally.remaining(self.terms.allowance, self.unsettled).unwrap_or(0);
+            return Err(Error::plan_limit(&metric.name, self.terms.allowance.unwrap_or(0), remaining, quantity));
+        }
+        Ok(charge)
+    }
+
+    /// Notes that it was made.
+    pub fn take(&mut self, charge: Charge, price: Option<&Price>) -> Result<()> {
+        self.changed = true;
+        if let Some(price) = price {
+            self.counter.unit = Some(price.unit.clone());
+        }
+        self.counter.tally.add(charge, price).map_err(catalog::too_large)
+    }
+}
+
+/// Locks the counters of metrics at a moment. The lanes must be locked.
+pub fn lock_metered(
+    db: &Db,
+    wanted: &[(Uuid, Rc<Metric>)],
+    now: Moment,
+) -> Result<BTreeMap<(Uuid, String), Metered>> {
+    let mut timelines: BTreeMap<Uuid, Timeline> = BTreeMap::new();
+    let mut all = BTreeMap::new();
+    for (org_id, metric) in wanted {
+        if !timelines.contains_key(org_id) {
+            timelines.insert(*org_id, plans::timeline(db, *org_id, true)?);
+        }
+        let terms = timelines[org_id].terms(&metric.name, plans::own_terms(db, *org_id, metric, true), now);
+        all.insert((*org_id, metric.name.clone()), (terms, metric.is_gauge()));
+    }
+    if all.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let names: Vec<_> = all.iter().map(|((org, metric), (terms, _))| (*org, metric.clone(), terms.span)).collect();
+    let mut counters = lock(db, &names);
+    let unsettled = unsettled(db, &names);
+    Ok(all
+        .into_iter()
+        .map(|((org_id, metric), (terms, is_gauge))| {
+            let name = (org_id, metric);
+            let mut counter = counters
+                .remove(&(name.0, name.1.clone(), terms.span.start))
+                .unwrap_or_else(|| Counter::new(org_id, &name.1, terms.span));
+            counter.span.end = terms.span.end;
+            // A level adds nothing to what is consumed.
+            let unsettled = if is_gauge { 0 } else { unsettled.get(&name).copied().unwrap_or(0) };
+            (name, Metered { terms, counter, unsettled, changed: false })
+        })
+        .collect())
+}
+
+fn unsettled(db: &Db, names: &[(Uuid, String, Span)]) -> BTreeMap<(Uuid, String), i64> {
+    let orgs: Vec<_> = names.iter().map(|n| n.0).collect();
+    let metrics: Vec<_> = names.iter().map(|n| n.1.clone()).collect();
+    let starts: Vec<_> = names.iter().map(|n| At(n.2.start)).collect();
+    let rows = db.write(&UNSETTLED, args![orgs, metrics, starts]);
+    rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect()
+}

@@ -1,0 +1,111 @@
+//! Credit month by month: what came in, what it was used for, what expired, what was refunded, and the balance at the end.
+
+use crate::access;
+use crate::arguments::{required, required_uuid};
+use crate::catalog::cache;
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::raise::or_raise;
+use crate::sql::{self, At};
+use crate::{args, statements};
+use pgrx::prelude::*;
+
+const MOST_MONTHS: i32 = 1200;
+
+statements! {
+    // Folded months, and what of the ledger is not folded yet.
+    HISTORY(uuid, timestamptz, int4) =
+        "with moved as (
+            select unit, month, kind, metric, credits from billing.credit_months where org_id = $1
+            union all
+            select e.unit, date_trunc('month', e.created_at at time zone 'UTC')::date, e.kind,
+                   case when e.kind = 'usage' then coalesce(e.metric, '') else '' end, e.amount
+              from billing.lanes l
+              left join billing.folded f on f.org_id = l.org_id and f.slot = l.slot
+              join billing.entries e on e.org_id = l.org_id and e.entry_id <= l.last_entry_id
+                                    and e.entry_id > coalesce(f.entry_id, l.slot::bigint << 40)
+             where l.org_id = $1),
+         sums as (
+            select unit, month, sum(credits) as change,
+                   coalesce(sum(credits) filter (where kind in ('purchase', 'plan', 'bonus', 'gift_card', 'voucher')), 0)
+                       as came_in,
+                   -coalesce(sum(credits) filter (where kind = 'usage'), 0) as used,
+                   -coalesce(sum(credits) filter (where kind = 'expiry'), 0) as expired,
+                   coalesce(sum(credits) filter (where kind = 'refund'), 0) as refunded
+              from moved group by unit, month),
+         by_metric as (
+            select unit, month, jsonb_object_agg(metric, used) as used
+              from (select unit, month, metric, -sum(credits) as used from moved
+                     where kind = 'usage' and metric <> '' group by unit, month, metric) m
+             group by unit, month),
+         months as (
+            select (date_trunc('month', $2 at time zone 'UTC') - make_interval(months => n))::date as month
+              from generate_series(0, $3 - 1) n)
+         select (m.month::timestamp at time zone 'UTC'), u.unit, coalesce(s.came_in, 0)::int8, coalesce(s.used, 0)::int8,
+                coalesce(b.used, '{}')::text, coalesce(s.expired, 0)::int8, coalesce(s.refunded, 0)::int8,
+                coalesce(s.change - s.came_in + s.used + s.expired - s.refunded, 0)::int8,
+                coalesce((select sum(c.change) from sums c where c.unit = u.unit and c.month <= m.month), 0)::int8
+           from months m cross join (select distinct unit from billing.lanes where org_id = $1) u
+           left join sums s on s.unit = u.unit and s.month = m.month
+           left join by_metric b on b.unit = u.unit and b.month = m.month
+          order by m.month desc, u.unit";
+}
+
+/// Credit of an org month by month (calendar, UTC), the current month first: per unit what came in, was used (also per
+/// metric), expired, was refunded, what else moved (holds, adjustments, voids, transfers, payouts), and the closing balance.
+///
+/// `months`: 1 to 1200. A month's refunds are those made in it. Answers in the same time however long the ledger. Errors:
+/// 42501; 22023.
+#[pg_extern(stable, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+#[allow(clippy::type_complexity)]
+fn credit_history(
+    org_id: Option<pgrx::Uuid>,
+    months: default!(Option<i32>, 12),
+) -> TableIterator<
+    'static,
+    (
+        name!(month, pgrx::datum::Date),
+        name!(unit, String),
+        name!(came_in, i64),
+        name!(used, i64),
+        name!(used_by_metric, pgrx::JsonB),
+        name!(expired, i64),
+        name!(refunded, i64),
+        name!(other, i64),
+        name!(closing_balance, i64),
+    ),
+> {
+    let rows = or_raise((|| {
+        let org_id = required_uuid("org_id", org_id)?;
+        let months = required("months", months)?;
+        if !(1..=MOST_MONTHS).contains(&months) {
+            return Err(Error::invalid("months", "must be 1 to 1200"));
+        }
+        sql::connect(|db| {
+            cache::require_installed(db)?;
+            access::authorize(db, org_id)?;
+            let rows = db.read(&HISTORY, args![org_id, At(clock::now()), months]);
+            rows.iter()
+                .map(|row| {
+                    let month = pgrx::datum::TimestampWithTimeZone::try_from(row.get::<i64>(0))
+                        .map_err(|_| Error::invalid("months", "reach back too far"))?;
+                    let used: serde_json::Value =
+                        serde_json::from_str(&row.get::<String>(4)).unwrap_or(serde_json::Value::Null);
+                    Ok((
+                        pgrx::datum::Date::from(month.to_utc()),
+                        row.get(1),
+                        row.get(2),
+                        row.get(3),
+                        pgrx::JsonB(used),
+                        row.get(5),
+                        row.get(6),
+                        row.get(7),
+                        row.get(8),
+                    ))
+                })
+                .collect::<Result<Vec<_>>>()
+        })
+    })());
+    TableIterator::new(rows)
+}

@@ -1,0 +1,8 @@
+//! Usage: what is recorded, how it is counted, and what it was in the past.
+
+pub mod counters;
+pub mod events;
+pub mod fold;
+mod history;
+mod record;
+pub mod tally;

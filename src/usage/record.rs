@@ -1,0 +1,304 @@
+//! `record_usage`: an event is noted and counted, and nobody waits.
+//!
+//! The event itself is evidence; what counts is a row of `unsettled_usage`. A writer takes any row of the place that nobody
+//! holds, or makes one, so rows are few and writers never wait for each other, unless they report the same event, or the same
+//! new value of a metric that counts distinct ones, at the same instant.
+
+use crate::arguments::{self, optional_uuid, required, required_uuid};
+use crate::catalog::cache;
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::json::Jsonb;
+use crate::raise::or_raise;
+use crate::sql::{self, At, Db};
+use crate::time::Moment;
+use crate::usage::events::{self, Event, Place, Placed, Placer};
+use crate::{args, receipt, statements};
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use uuid::Uuid;
+
+/// Most events of a batch.
+const MOST_EVENTS: usize = 100_000;
+
+receipt! {
+    /// Of a batch of events.
+    UsageReceipt as "usage_receipt" { accepted: i64, duplicates: i64 }
+}
+
+statements! {
+    PARSE(jsonb) =
+        "select jsonb_typeof(i), i ->> 'org_id', i ->> 'metric', jsonb_typeof(i -> 'quantity'), i ->> 'quantity',
+                i ->> 'event_id', i ->> 'occurred_at', i ->> 'member_id', jsonb_typeof(i -> 'properties'),
+                (i -> 'properties')::text,
+                case when jsonb_typeof(i) = 'object'
+                     then (select min(k) from jsonb_object_keys(i) k where k <> all (array
+                           ['org_id', 'metric', 'quantity', 'event_id', 'occurred_at', 'member_id', 'properties'])) end
+           from jsonb_array_elements($1) i";
+    NEW_KEY(uuid, uuid) =
+        "insert into billing.usage_event_keys (org_id, event_key) values ($1, $2) on conflict do nothing";
+    NEW_KEYS(uuids, uuids) =
+        "insert into billing.usage_event_keys (org_id, event_key)
+         select * from unnest($1, $2) order by 1, 2 on conflict do nothing returning org_id, event_key";
+    NEW_EVENT(uuid, timestamptz, timestamptz, int8, uuid, text, text, text) =
+        "insert into billing.usage_events (org_id, recorded_at, occurred_at, quantity, member_id, metric, event_id, properties)
+         values ($1, $2, $3, $4, $5, $6, $7, $8::jsonb)";
+    NEW_EVENTS(uuids, timestamptz, timestamptzs, int8s, uuids, texts, texts, texts) =
+        "insert into billing.usage_events (org_id, recorded_at, occurred_at, quantity, member_id, metric, event_id, properties)
+         select org_id, $2, occurred_at, quantity, member_id, metric, event_id, properties::jsonb
+           from unnest($1, $3, $4, $5, $6, $7, $8) e (org_id, occurred_at, quantity, member_id, metric, event_id, properties)";
+    NEW_VALUES(uuids, texts, timestamptzs, uuids) =
+        "insert into billing.usage_uniques (org_id, metric, period_start, value_key)
+         select * from unnest($1, $2, $3, $4) order by 1, 2, 3, 4
+         on conflict do nothing returning org_id, metric, period_start, value_key";
+    ADD(uuid, text, timestamptz, timestamptz, int8, int8) =
+        "update billing.unsettled_usage set quantity = quantity + $5, events = events + $6
+          where ctid = (select ctid from billing.unsettled_usage
+                         where org_id = $1 and metric = $2 and period_start = $3 and segment = $4
+                         limit 1 for update skip locked)";
+    RAISE(uuid, text, timestamptz, timestamptz, int8, int8, int8, timestamptz) =
+        "update billing.unsettled_usage
+            set quantity = greatest(quantity, $5), events = events + $6,
+                level = case when $8 >= level_at then $7 else level end, level_at = greatest(level_at, $8)
+          where ctid = (select ctid from billing.unsettled_usage
+                         where org_id = $1 and metric = $2 and period_start = $3 and segment = $4
+                         limit 1 for update skip locked)";
+    // The slot is the transaction's number: nobody else makes a row with it.
+    MAKE(uuid, text, timestamptz, timestamptz, int8, int8, int8, timestamptz, timestamptz, int8, boolean) =
+        "insert into billing.unsettled_usage as u
+                (org_id, metric, period_start, segment, quantity, events, level, level_at, period_end, slot)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+         on conflict (org_id, metric, period_start, segment, slot) do update
+            set quantity = case when $11 then greatest(u.quantity, $5) else u.quantity + $5 end,
+                events = u.events + $6,
+                level = case when $8 >= u.level_at then $7 else u.level end, level_at = greatest(u.level_at, $8)";
+}
+
+/// What a place gains.
+#[derive(Default)]
+struct Gain {
+    quantity: i64,
+    events: i64,
+    level: Option<(i64, Moment)>,
+}
+
+impl Gain {
+    fn add(&mut self, placed: &Placed, is_new: bool) -> Result<()> {
+        self.events += 1;
+        let quantity = placed.event.quantity;
+        if placed.gauge {
+            self.quantity = self.quantity.max(quantity);
+            if self.level.is_none_or(|(_, at)| placed.occurred_at >= at) {
+                self.level = Some((quantity, placed.occurred_at));
+            }
+            return Ok(());
+        }
+        // Of distinct values, each counts once.
+        let quantity = if placed.value.is_some() { i64::from(is_new) } else { quantity };
+        let sum = self.quantity.checked_add(quantity);
+        self.quantity = sum.ok_or_else(|| Error::invalid("quantity", "the sum would not fit 63 bits"))?;
+        Ok(())
+    }
+}
+
+fn record(db: &Db, event: Event) -> Result<bool> {
+    cache::require_installed(db)?;
+    let now = clock::now();
+    let placed = Placer::new(db, now).place(event)?;
+    let event = &placed.event;
+    if let Some(key) = placed.key
+        && db.write(&NEW_KEY, args![event.org_id, key]).count() == 0
+    {
+        return Ok(false);
+    }
+    let mut gain = Gain::default();
+    let is_new = placed.value.is_some() && !new_values(db, std::slice::from_ref(&placed)).is_empty();
+    gain.add(&placed, is_new)?;
+    db.write(
+        &NEW_EVENT,
+        args![
+            event.org_id,
+            At(now),
+            At(placed.occurred_at),
+            event.quantity,
+            event.member_id,
+            &event.metric,
+            event.event_id.as_deref(),
+            &event.properties,
+        ],
+    );
+    count(db, &placed.place, &gain);
+    Ok(true)
+}
+
+/// Adds to a row of the place that nobody holds, or to one of our own.
+fn count(db: &Db, place: &Place, gain: &Gain) {
+    let (org_id, metric) = (place.org_id, place.metric.as_str());
+    let (start, segment) = (At(place.span.start), At(place.segment));
+    // SAFETY: reads a global.
+    let one_snapshot = unsafe { pg_sys::XactIsoLevel } >= pg_sys::XACT_REPEATABLE_READ.cast_signed();
+    // A row that changed since that snapshot was taken could not be changed.
+    let found = !one_snapshot
+        && match gain.level {
+            None => db.write(&ADD, args![org_id, metric, start, segment, gain.quantity, gain.events]),
+            Some((level, at)) => {
+                db.write(&RAISE, args![org_id, metric, start, segment, gain.quantity, gain.events, level, At(at)])
+            }
+        }
+        .count()
+            == 1;
+    if !found {
+        // SAFETY: gives the transaction a number, as the writes before have.
+        let slot = unsafe { pg_sys::GetTopFullTransactionId() }.value.cast_signed();
+        let (level, level_at) = (gain.level.map(|l| l.0), gain.level.map(|l| At(l.1)));
+        let end = At(place.span.end);
+        db.write(
+            &MAKE,
+            args![
+                org_id,
+                metric,
+                start,
+                segment,
+                gain.quantity,
+                gain.events,
+                level,
+                level_at,
+                end,
+                slot,
+                gain.level.is_some()
+            ],
+        );
+    }
+}
+
+type Value = (Uuid, String, Moment, Uuid);
+
+/// Which of the values were not seen before in their period.
+fn new_values(db: &Db, placed: &[Placed]) -> BTreeSet<Value> {
+    let of = |p: &Placed| Some((p.place.org_id, p.place.metric.clone(), p.place.span.start, p.value?));
+    let all: BTreeSet<Value> = placed.iter().filter_map(of).collect();
+    if all.is_empty() {
+        return all;
+    }
+    let rows = db.write(
+        &NEW_VALUES,
+        args![
+            all.iter().map(|v| v.0).collect::<Vec<_>>(),
+            all.iter().map(|v| v.1.clone()).collect::<Vec<_>>(),
+            all.iter().map(|v| At(v.2)).collect::<Vec<_>>(),
+            all.iter().map(|v| v.3).collect::<Vec<_>>(),
+        ],
+    );
+    rows.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3))).collect()
+}
+
+fn record_all(db: &Db, events: Vec<Event>) -> Result<UsageReceipt> {
+    let now = clock::now();
+    let mut placer = Placer::new(db, now);
+    let count_all = events.len();
+    let mut placed = Vec::with_capacity(count_all);
+    for (item, event) in (1_i64..).zip(events) {
+        placed.push(placer.place(event).map_err(|error| error.with("item", item))?);
+    }
+    let placed = without_duplicates(db, placed);
+    let new = new_values(db, &placed);
+    let mut counted: BTreeSet<Value> = BTreeSet::new();
+    let mut gains: BTreeMap<Place, Gain> = BTreeMap::new();
+    for p in &placed {
+        let value = p.value.map(|v| (p.place.org_id, p.place.metric.clone(), p.place.span.start, v));
+        let is_new = value.is_some_and(|v| new.contains(&v) && counted.insert(v));
+        gains.entry(p.place.clone()).or_default().add(p, is_new)?;
+    }
+    db.write(
+        &NEW_EVENTS,
+        args![
+            placed.iter().map(|p| p.event.org_id).collect::<Vec<_>>(),
+            At(now),
+            placed.iter().map(|p| At(p.occurred_at)).collect::<Vec<_>>(),
+            placed.iter().map(|p| p.event.quantity).collect::<Vec<_>>(),
+            placed.iter().map(|p| p.event.member_id).collect::<Vec<_>>(),
+            placed.iter().map(|p| p.event.metric.clone()).collect::<Vec<_>>(),
+            placed.iter().map(|p| p.event.event_id.clone()).collect::<Vec<_>>(),
+            placed.iter().map(|p| p.event.properties.clone()).collect::<Vec<_>>(),
+        ],
+    );
+    for (place, gain) in &gains {
+        count(db, place, gain);
+    }
+    let accepted = i64::try_from(placed.len()).unwrap_or(i64::MAX);
+    Ok(UsageReceipt { accepted, duplicates: i64::try_from(count_all).unwrap_or(i64::MAX) - accepted })
+}
+
+/// The first of each event id that was not recorded before.
+fn without_duplicates(db: &Db, placed: Vec<Placed>) -> Vec<Placed> {
+    let keys: BTreeSet<_> = placed.iter().filter_map(|p| Some((p.event.org_id, p.key?))).collect();
+    let mut new: BTreeSet<(Uuid, Uuid)> = if keys.is_empty() {
+        BTreeSet::new()
+    } else {
+        let (orgs, keys): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
+        db.write(&NEW_KEYS, args![orgs, keys]).iter().map(|row| (row.get(0), row.get(1))).collect()
+    };
+    placed.into_iter().filter(|p| p.key.is_none_or(|key| new.remove(&(p.event.org_id, key)))).collect()
+}
+
+/// Records that an org used `quantity` of a metric, to be charged by settlement; false for an event that was recorded before.
+///
+/// `event_id`: 1 to 255 bytes; an event of an org counts once, however late it is repeated. `occurred_at`: null for now; it
+/// counts in the period in which it occurred, also when that was settled; at most 5 minutes in the future. `quantity`: from 1,
+/// or the level (from 0) for a metric that reports levels (max, last). `properties`: an object. Writers never wait for one
+/// another. Errors: PT404 `unknown_metric`; 22023.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn record_usage(
+    org_id: Option<pgrx::Uuid>,
+    metric: Option<&str>,
+    quantity: default!(Option<i64>, 1),
+    event_id: default!(Option<&str>, "NULL"),
+    occurred_at: default!(Option<TimestampWithTimeZone>, "NULL"),
+    member_id: default!(Option<pgrx::Uuid>, "NULL"),
+    properties: default!(Option<Jsonb>, "'{}'"),
+) -> bool {
+    or_raise((|| {
+        if properties.is_some_and(|json| !json.is_object()) {
+            return Err(Error::invalid("properties", "must be a JSON object"));
+        }
+        let event = Event {
+            org_id: required_uuid("org_id", org_id)?,
+            metric: required("metric", metric)?.to_owned(),
+            quantity: required("quantity", quantity)?,
+            event_id: event_id.map(str::to_owned),
+            occurred_at: occurred_at.map(Moment::from),
+            member_id: optional_uuid(member_id),
+            properties: arguments::metadata_text(properties)?,
+        };
+        sql::connect(|db| record(db, event))
+    })())
+}
+
+/// Records many events in one call: all of them, or none.
+///
+/// `events`: an array of at most 100,000 objects `{"org_id", "metric", "quantity", "event_id", "occurred_at", "member_id",
+/// "properties"}`, of which the first two are needed. Duplicates are counted and left out. Errors: as `record_usage`, with
+/// the number of the faulty event (from 1) as `item` in the detail; nothing is recorded then.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn record_usage_batch(events: Option<Jsonb>) -> UsageReceipt {
+    or_raise((|| {
+        let events = required("events", events)?;
+        if !events.is_array() {
+            return Err(Error::invalid("events", "must be an array"));
+        }
+        sql::connect(|db| {
+            cache::require_installed(db)?;
+            let rows = db.read(&PARSE, args![events]);
+            if rows.count() > MOST_EVENTS {
+                return Err(Error::invalid("events", "must have at most 100000 events"));
+            }
+            let parsed = (1_i64..).zip(rows.iter());
+            let parsed = parsed.map(|(item, row)| events::parse(&row).map_err(|error| error.with("item", item)));
+            let parsed = parsed.collect::<Result<Vec<_>>>()?;
+            record_all(db, parsed)
+        })
+    })())
+}

@@ -1,0 +1,184 @@
+//! The count of a metric in a billing period: what was included, what was charged, without a server.
+//!
+//! Each unit is decided once: the allowance takes it, or it is overage, priced by its place among the overage of the period.
+//! Consumption decides at once, recorded usage at settlement; but a consumption leaves to what is recorded and not settled
+//! what that takes of the allowance and of the steps. So the order does not matter, and nothing is charged twice or skipped.
+
+use crate::catalog::price::{Overflow, Price};
+use crate::ledger::chain;
+
+/// What is decided so far; see the table `period_usage`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Tally {
+    pub quantity: i64,
+    pub overage: i64,
+    pub credits: i64,
+    pub priced: i64,
+    pub price_id: i64,
+}
+
+/// What a quantity comes to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Charge {
+    pub included: i64,
+    pub overage: i64,
+    pub credits: i64,
+}
+
+/// Names a price: 0 for free.
+pub fn price_id(price: Option<&Price>) -> i64 {
+    price.and_then(|p| serde_json::to_string(p).ok()).map_or(0, |text| chain::fingerprint("price", &[Some(&text)]))
+}
+
+impl Tally {
+    /// What the allowance (None: unlimited) still covers.
+    fn free(&self, allowance: Option<i64>) -> i64 {
+        allowance.map_or(i64::MAX, |all| all.saturating_sub(self.quantity - self.overage).max(0))
+    }
+
+    /// What of `unsettled` usage will be overage, given that nothing else comes before it.
+    fn waiting(&self, allowance: Option<i64>, unsettled: i64) -> i64 {
+        (unsettled - self.free(allowance)).max(0)
+    }
+
+    /// What of the allowance is left once the unsettled usage took its part; None: unlimited.
+    pub fn remaining(&self, allowance: Option<i64>, unsettled: i64) -> Option<i64> {
+        allowance.map(|all| (self.free(Some(all)) - unsettled).max(0))
+    }
+
+    /// What `quantity` more would come to, beside what is recorded and not settled.
+    pub fn charge(
+        &self,
+        quantity: i64,
+        allowance: Option<i64>,
+        unsettled: i64,
+        price: Option<&Price>,
+    ) -> Result<Charge, Overflow> {
+        self.quantity.checked_add(unsettled).and_then(|sum| sum.checked_add(quantity)).ok_or(Overflow)?;
+        let included = self.remaining(allowance, unsettled).map_or(quantity, |left| left.min(quantity));
+        let overage = quantity - included;
+        let before = self.overage + self.waiting(allowance, unsettled);
+        let credits = match price {
+            Some(price) if overage > 0 => price.charge(before, overage)?,
+            _ => 0,
+        };
+        Ok(Charge { included, overage, credits })
+    }
+
+    /// Takes a charge that was made in.
+    pub fn add(&mut self, charge: Charge, price: Option<&Price>) -> Result<(), Overflow> {
+        self.rebase(price)?;
+        self.quantity = self.quantity.checked_add(charge.included + charge.overage).ok_or(Overflow)?;
+        self.overage += charge.overage;
+        self.credits = self.credits.checked_add(charge.credits).ok_or(Overflow)?;
+        self.priced = self.priced.checked_add(charge.credits).ok_or(Overflow)?;
+        Ok(())
+    }
+
+    /// What recorded usage comes to when it is settled.
+    pub fn settle(&self, quantity: i64, allowance: Option<i64>, price: Option<&Price>) -> Result<Charge, Overflow> {
+        self.quantity.checked_add(quantity).ok_or(Overflow)?;
+        let included = quantity.min(self.free(allowance));
+        let overage = quantity - included;
+        let mut based = self.clone();
+        based.rebase(price)?;
+        let credits = match price {
+            // Also what an earlier consumption left open below its place.
+            Some(price) => (price.total(self.overage + overage)? - based.priced).max(0),
+            None => 0,
+        };
+        Ok(Charge { included, overage, credits: if overage > 0 { credits } else { 0 } })
+    }
+
+    /// What was charged before, at the price that is used now: under another one, only what comes now counts.
+    fn rebase(&mut self, price: Option<&Price>) -> Result<(), Overflow> {
+        let id = price_id(price);
+        if id != self.price_id {
+            self.price_id = id;
+            self.priced = price.map_or(Ok(0), |p| p.total(self.overage))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::price::Step;
+    use proptest::prelude::*;
+
+    fn price(steps: &[(Option<i64>, i64, i64)]) -> Price {
+        let steps = steps.iter().map(|(up_to, credits, per)| Step { up_to: *up_to, credits: *credits, per: *per });
+        Price::new("credit".into(), steps.collect()).unwrap()
+    }
+
+    #[test]
+    fn a_consumption_leaves_recorded_usage_its_part_of_the_allowance() {
+        let price = price(&[(None, 2, 1)]);
+        let mut tally = Tally::default();
+        let charge = tally.charge(50, Some(100), 80, Some(&price)).unwrap();
+        assert_eq!(charge, Charge { included: 20, overage: 30, credits: 60 });
+        tally.add(charge, Some(&price)).unwrap();
+        assert_eq!(tally.settle(80, Some(100), Some(&price)).unwrap(), Charge { included: 80, overage: 0, credits: 0 });
+    }
+
+    #[test]
+    fn a_new_price_counts_from_where_the_old_one_came_to() {
+        let (old, new) = (price(&[(Some(10), 5, 1), (None, 1, 1)]), price(&[(Some(10), 7, 1), (None, 3, 1)]));
+        let mut tally = Tally::default();
+        tally.add(tally.settle(8, Some(0), Some(&old)).unwrap(), Some(&old)).unwrap();
+        let charge = tally.settle(4, Some(0), Some(&new)).unwrap();
+        assert_eq!(charge.credits, 2 * 7 + 2 * 3);
+    }
+
+    #[test]
+    fn what_became_free_is_not_charged_again() {
+        let price = price(&[(None, 2, 1)]);
+        let mut tally = Tally::default();
+        tally.add(tally.charge(150, Some(100), 0, Some(&price)).unwrap(), Some(&price)).unwrap();
+        assert_eq!(tally.credits, 100);
+        // A larger plan: what was paid takes nothing of its allowance.
+        assert_eq!(tally.remaining(Some(500), 0), Some(400));
+        assert_eq!(tally.charge(401, Some(500), 0, Some(&price)).unwrap().credits, 2);
+    }
+
+    proptest! {
+        /// Whatever is consumed and recorded, in whatever order it is settled: included is what the allowance covers,
+        /// and the overage costs what it costs in one piece.
+        #[test]
+        fn any_mix_costs_what_its_sum_costs(
+            allowance in 0..300i64,
+            up_to in 1..200i64, first in 0..20i64, then in 0..20i64, per in 1..9i64,
+            steps in proptest::collection::vec((0..3u8, 1..100i64), 0..30),
+        ) {
+            let price = price(&[(Some(up_to), first, per), (None, then, per)]);
+            let mut tally = Tally::default();
+            let mut unsettled = 0;
+            let mut total = 0;
+            for (what, quantity) in steps {
+                match what {
+                    0 => {
+                        let charge = tally.charge(quantity, Some(allowance), unsettled, Some(&price)).unwrap();
+                        prop_assert!(charge.included >= 0 && charge.overage >= 0 && charge.credits >= 0);
+                        tally.add(charge, Some(&price)).unwrap();
+                        total += quantity;
+                    }
+                    1 => {
+                        unsettled += quantity;
+                        total += quantity;
+                    }
+                    _ => {
+                        tally.add(tally.settle(unsettled, Some(allowance), Some(&price)).unwrap(), Some(&price)).unwrap();
+                        unsettled = 0;
+                    }
+                }
+            }
+            tally.add(tally.settle(unsettled, Some(allowance), Some(&price)).unwrap(), Some(&price)).unwrap();
+            prop_assert_eq!(tally.quantity, total);
+            prop_assert_eq!(tally.overage, (total - allowance).max(0));
+            prop_assert_eq!(tally.credits, price.total(tally.overage).unwrap());
+        }
+    }
+}
