@@ -143,8 +143,7 @@ pub fn caps(db: &Db, caps: &Caps) -> Result<()> {
     let shares = cache::alert_settings(db)?.shares;
     for (org_id, cap, before, after) in caps.used() {
         let is_new = |alert: &Alert| before < alert.threshold;
-        let new: Vec<_> =
-            crossed("cap", &cap.name, after, cap.quantity, &shares).into_iter().filter(is_new).collect();
+        let new: Vec<_> = crossed("cap", &cap.name, after, cap.quantity, &shares).into_iter().filter(is_new).collect();
         if !new.is_empty() {
             // Of an earlier day or month, perhaps.
             let still: Vec<_> = crossed("cap", &cap.name, before, cap.quantity, &shares);
@@ -161,7 +160,7 @@ pub fn settle(db: &Db, org_id: Uuid, now: Moment) -> Result<()> {
     let mut alerts = Vec::new();
     let reader = Reader::new(db, org_id, now)?;
     for metric in cache::all_metrics(db)? {
-        if metric.retired || !(metric.planned || metric.overridden) {
+        if metric.retired || !(metric.planned || metric.own.allowance) {
             continue;
         }
         let standing = reader.standing(&metric)?;
@@ -199,8 +198,7 @@ fn configure_alerts(
 ) {
     or_raise((|| {
         let shares = required("shares", shares)?;
-        let shares: Vec<i32> =
-            shares.into_iter().map(|share| required("shares", share)).collect::<Result<Vec<_>>>()?;
+        let shares: Vec<i32> = shares.into_iter().map(|share| required("shares", share)).collect::<Result<Vec<_>>>()?;
         if shares.len() > 20 || shares.iter().any(|share| !(1..=100).contains(share)) {
             return Err(Error::invalid("shares", "must be at most 20 percentages from 1 to 100"));
         }
@@ -225,7 +223,7 @@ mod tests {
     #[test]
     fn a_share_is_crossed_when_it_is_reached() {
         let shares = |used| crossed("cap", "c", used, 10, &[50, 75, 100]).iter().map(|a| a.share).collect::<Vec<_>>();
-        assert_eq!(shares(4), []);
+        assert!(shares(4).is_empty());
         assert_eq!(shares(5), [50]);
         assert_eq!(shares(7), [50]);
         assert_eq!(shares(8), [50, 75]);

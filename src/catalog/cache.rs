@@ -32,20 +32,27 @@ pub struct Metric {
     pub tier: Option<String>,
     pub retired: bool,
     pub versions: Versions,
-    /// Some org has a price of its own for it.
-    pub negotiated: bool,
-    /// Some org has an allowance or limit of its own for it.
-    pub overridden: bool,
+    /// Whether any org has terms of its own for it.
+    pub own: Own,
     /// Some plan names it: what is free, or stops, depends on what was used in the period.
     pub planned: bool,
     /// What bounds it per day or month.
     pub caps: Vec<Rc<Cap>>,
 }
 
+/// What some org has of its own for a metric.
+#[derive(Debug, Clone, Copy)]
+pub struct Own {
+    /// A price.
+    pub price: bool,
+    /// An allowance or limit.
+    pub allowance: bool,
+}
+
 impl Metric {
     /// The charge of a quantity does not depend on what was used before, nor can usage be refused but for lack of credit.
     pub fn is_plain(&self, price: Option<&Price>) -> bool {
-        !self.planned && !self.overridden && self.caps.is_empty() && price.is_none_or(Price::is_linear)
+        !self.planned && !self.own.allowance && self.caps.is_empty() && price.is_none_or(Price::is_linear)
     }
 
     /// Reports levels, not quantities: max and last.
@@ -180,9 +187,8 @@ fn load(db: &Db) -> Result<Known> {
     let metrics = rows.iter().map(|row| {
         let name: String = row.get(0);
         let category: Option<String> = row.opt(3);
-        let concerns = |cap: &Cap| {
-            cap.metric.as_ref().map_or_else(|| cap.category == category, |metric| *metric == name)
-        };
+        let concerns =
+            |cap: &Cap| cap.metric.as_ref().map_or_else(|| cap.category == category, |metric| *metric == name);
         let metric = Metric {
             caps: caps.iter().filter(|cap| concerns(cap)).cloned().collect(),
             planned: plans.values().any(|(plan, _)| plan.metrics().any(|metric| *metric == name)),
@@ -190,8 +196,7 @@ fn load(db: &Db) -> Result<Known> {
             aggregation: row.get(2),
             tier: row.opt(4),
             retired: row.get(5),
-            negotiated: row.get(6),
-            overridden: row.get(7),
+            own: Own { price: row.get(6), allowance: row.get(7) },
             unique_by: row.opt(8),
             versions: versions.remove(&name).unwrap_or_default(),
             name: name.clone(),
@@ -313,7 +318,7 @@ pub fn all_metrics(db: &Db) -> Result<Vec<Rc<Metric>>> {
 /// Since when the price that was in force for an org at a moment held.
 pub fn price_since(db: &Db, metric: &Metric, org_id: Uuid, at: Moment) -> Moment {
     let list = metric.versions.iter().rev().map(|(from, _)| *from).find(|from| *from <= at);
-    let own = if metric.negotiated {
+    let own = if metric.own.price {
         let rows = db.write(&ORG_PRICE_SINCE, args![org_id, &metric.name, sql::At(at)]);
         rows.first().and_then(|row| row.opt::<Moment>(0))
     } else {
@@ -324,7 +329,7 @@ pub fn price_since(db: &Db, metric: &Metric, org_id: Uuid, at: Moment) -> Moment
 
 /// The price in force for an org: its own, else the list price. None: free.
 pub fn price(db: &Db, metric: &Metric, org_id: Option<Uuid>, at: Moment) -> Result<Option<Rc<Price>>> {
-    if metric.negotiated
+    if metric.own.price
         && let Some(org_id) = org_id
         && let Some(row) = db.read(&ORG_PRICE, args![org_id, &metric.name, sql::At(at)]).first()
         && let Some(text) = row.opt::<String>(0)

@@ -105,9 +105,8 @@ impl Document {
         let mut document = Self::default();
         if let Some(root) = faults.object("", value) {
             faults.unknown_keys("", root, &["metrics", "plans", "caps"]);
-            document.metrics = section(&mut faults, root, "metrics", |faults, path, _, value| {
-                parse_metric(faults, path, value)
-            });
+            document.metrics =
+                section(&mut faults, root, "metrics", |faults, path, _, value| parse_metric(faults, path, value));
             document.plans = section(&mut faults, root, "plans", Plan::parse);
             if let Some(plans) = &document.plans {
                 for second in plans.values().filter(|p| p.default).skip(1) {
@@ -132,7 +131,9 @@ impl Document {
             None => metrics.iter().filter(|(_, m)| !m.retired).map(|(name, _)| name).collect(),
         };
         for (name, plan) in self.plans.iter().flatten() {
-            for (section, named) in [("allowances", plan.allowances.keys().collect::<Vec<_>>()), ("limits", plan.limits.keys().collect())] {
+            for (section, named) in
+                [("allowances", plan.allowances.keys().collect::<Vec<_>>()), ("limits", plan.limits.keys().collect())]
+            {
                 for metric in named.into_iter().filter(|m| !known.contains(m)) {
                     faults.add(&format!("plans.{name}.{section}.{metric}"), "unknown metric");
                 }
@@ -403,7 +404,11 @@ fn new_price(spec: &MetricSpec, known: Option<&Current>, now: Moment) -> Option<
 }
 
 /// Compares the metrics of a document with the catalog.
-pub fn diff_metrics(wanted: &BTreeMap<String, MetricSpec>, current: &BTreeMap<String, Current>, now: Moment) -> Vec<Change> {
+pub fn diff_metrics(
+    wanted: &BTreeMap<String, MetricSpec>,
+    current: &BTreeMap<String, Current>,
+    now: Moment,
+) -> Vec<Change> {
     let mut changes = Vec::new();
     for (name, spec) in wanted {
         let known = current.get(name);

@@ -13,8 +13,8 @@ use crate::catalog::price::{Overflow, Price};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::json::Jsonb;
-use crate::raise::or_raise;
 use crate::limits::standing::Reader;
+use crate::raise::or_raise;
 use crate::sql::{self, At, Db};
 use crate::time::Moment;
 use crate::{args, statements};
@@ -194,9 +194,8 @@ fn apply_catalog(
 #[pg_extern(stable, security_definer)]
 #[search_path(pg_catalog, billing, pg_temp)]
 fn export_catalog() -> pgrx::JsonB {
-    let (metrics, plans, caps) = or_raise(sql::connect(|db| {
-        Ok((current(db, clock::now())?, current_plans(db)?, current_caps(db)?))
-    }));
+    let (metrics, plans, caps) =
+        or_raise(sql::connect(|db| Ok((current(db, clock::now())?, current_plans(db)?, current_caps(db)?))));
     let metrics: Map<String, Value> =
         metrics.into_iter().filter(|(_, c)| !c.retired).map(|(name, c)| (name, c.spec.to_json())).collect();
     let plans: Map<String, Value> =
@@ -230,7 +229,7 @@ fn set_org_price(
             let value = price.as_ref().map(|p| stored(Some(p)));
             db.write(&SAVE_ORG_PRICE, args![org_id, metric, At(from), value]);
             // The first such price of a metric makes every backend look for them from then on.
-            if !known.negotiated {
+            if !known.own.price {
                 cache::invalidate(db);
             }
             Ok(())

@@ -23,8 +23,7 @@ pub const SOURCE: &str = "settlement";
 /// The wallet's lane is locked; what is charged when stands in the counters, so that it is charged once.
 pub fn pay(db: &Db, wallet: &mut Wallet) -> Result<(i64, i64)> {
     let rows = db.write(&UNPAID, args![wallet.lane.org_id, &wallet.lane.unit]);
-    let mut owed: Vec<(Moment, String, i64)> =
-        rows.iter().map(|row| (row.get(1), row.get(0), row.get(2))).collect();
+    let mut owed: Vec<(Moment, String, i64)> = rows.iter().map(|row| (row.get(1), row.get(0), row.get(2))).collect();
     owed.sort();
     let (mut paid, mut unpaid) = (0_i64, 0_i64);
     for (period_start, metric, due) in owed {

@@ -80,7 +80,10 @@ fn check(db: &Db, org_id: Uuid, metric: &str, quantity: i64) -> Result<LimitStat
     let reader = Reader::new(db, org_id, now)?;
     let standing = reader.standing(&metric)?;
     let charge = standing.charge(quantity, price.as_deref())?;
-    let spendable = totals::spendable(db, org_id, unit, Some(&metric.name))?;
+    let mut spendable = totals::spendable(db, org_id, unit, Some(&metric.name))?;
+    if unit == units::CREDIT {
+        spendable = spendable.saturating_add(reader.credits_due());
+    }
     let available = (spendable - reader.owed(unit)?).max(0);
     let mut capped = false;
     let mut resets_at = standing.terms.span.end;
@@ -158,7 +161,16 @@ mod tests {
     use super::*;
 
     fn facts() -> Facts<'static> {
-        Facts { capped: false, limit: None, included: true, tier: None, overage: 1, priced: true, required: 5, available: 0 }
+        Facts {
+            capped: false,
+            limit: None,
+            included: true,
+            tier: None,
+            overage: 1,
+            priced: true,
+            required: 5,
+            available: 0,
+        }
     }
 
     #[test]

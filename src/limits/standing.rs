@@ -90,6 +90,11 @@ impl<'a> Reader<'a> {
         Ok(Self { db, org_id, now, timeline, pending: OnceCell::new() })
     }
 
+    /// Credits that a consumption would find, because it begins the period.
+    pub fn credits_due(&self) -> i64 {
+        self.timeline.credits_due(self.now)
+    }
+
     fn pending(&self) -> &[Pending] {
         self.pending.get_or_init(|| {
             let rows = self.db.read(&PENDING, args![self.org_id]);

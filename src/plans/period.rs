@@ -30,6 +30,8 @@ pub struct Stretch {
     pub ends_at: Moment,
     pub anchor: Moment,
     pub plan: Rc<Plan>,
+    /// Start of the first period that was not begun.
+    pub next_period_at: Option<Moment>,
 }
 
 impl Stretch {
@@ -99,6 +101,12 @@ impl Timeline {
         self.at(at).map(|i| &self.stretches[i].plan).or(self.fallback.as_ref())
     }
 
+    /// Credits that the current period will bring once somebody begins it.
+    pub fn credits_due(&self, now: Moment) -> i64 {
+        let due = self.at(now).map(|i| &self.stretches[i]).filter(|s| s.next_period_at.is_some_and(|at| at <= now));
+        due.and_then(|s| s.plan.credits).map_or(0, |credits| credits.amount)
+    }
+
     /// The billing period around a moment.
     pub fn period(&self, at: Moment) -> Span {
         let Some(i) = self.at(at) else { return self.calendar_month(at) };
@@ -116,7 +124,10 @@ impl Timeline {
         // The first one of a subscription begins with it.
         let mut first = stretch;
         for earlier in self.stretches[..i].iter().rev() {
-            if first.starts_at <= period.start || earlier.ends_at != first.starts_at || !earlier.shares_period_with(first) {
+            if first.starts_at <= period.start
+                || earlier.ends_at != first.starts_at
+                || !earlier.shares_period_with(first)
+            {
                 break;
             }
             first = earlier;
@@ -144,48 +155,62 @@ impl Timeline {
         let span = self.period(at);
         let own = own.unwrap_or_default();
         let limit = own.limit.or_else(|| self.plan(at)?.limits.get(metric).copied());
-        let planned = self.allowance(metric, span, at);
-        let allowance = match (limit, own.allowance) {
-            (Some(Limit::Unlimited), _) => None,
-            (_, Some(own)) => Some(own),
-            (_, None) => planned.unwrap_or(Some(0)),
+        let included = match (limit, own.allowance) {
+            (Some(Limit::Unlimited), _) => Included::Unlimited,
+            (_, Some(own)) => Included::Quantity(own),
+            (_, None) => self.included(metric, span, at),
         };
-        Terms { span, allowance, limit, included: own.allowance.is_some() || planned.is_some() || allowance.is_none() }
+        let allowance = match included {
+            Included::Unlimited => None,
+            Included::Quantity(quantity) => Some(quantity),
+            Included::Nothing => Some(0),
+        };
+        Terms { span, allowance, limit, included: included != Included::Nothing }
     }
 
-    /// What the plans of a period include: None where none names the metric, Some(None) for unlimited.
-    fn allowance(&self, metric: &str, span: Span, at: Moment) -> Option<Option<i64>> {
+    /// What the plans of a period include.
+    fn included(&self, metric: &str, span: Span, at: Moment) -> Included {
+        let of = |plan: &Plan| match plan.allowances.get(metric) {
+            None => Included::Nothing,
+            Some(None) => Included::Unlimited,
+            Some(Some(quantity)) => Included::Quantity(*quantity),
+        };
         let Some(current) = self.at(at) else {
-            return self.fallback.as_ref().and_then(|plan| plan.allowances.get(metric).copied());
+            return self.fallback.as_ref().map_or(Included::Nothing, |plan| of(plan));
         };
         let stretch = &self.stretches[current];
-        let of = |s: &Stretch| s.plan.allowances.get(metric).copied();
         let parts: Vec<&Stretch> = self
             .stretches
             .iter()
             .filter(|s| s.shares_period_with(stretch) && s.starts_at < span.end && s.ends_at > span.start)
             .collect();
-        if parts.iter().all(|s| s.plan.name == stretch.plan.name) {
-            return of(stretch);
-        }
-        if parts.iter().all(|s| of(s).is_none()) {
-            return None;
-        }
         // Who had or has no limit in the period gets the whole of what has one.
-        let whole = |s: &Stretch| of(s).unwrap_or(Some(0));
-        if parts.iter().any(|s| whole(s).is_none()) {
-            return Some(whole(stretch));
+        let one_plan = parts.iter().all(|s| s.plan.name == stretch.plan.name);
+        if one_plan || parts.iter().any(|s| of(&s.plan) == Included::Unlimited) {
+            return of(&stretch.plan);
         }
-        let length = i128::from(span.end - span.start).max(1);
+        if parts.iter().all(|s| of(&s.plan) == Included::Nothing) {
+            return Included::Nothing;
+        }
         let sum: i128 = parts
             .iter()
             .map(|s| {
                 let held = s.ends_at.min(span.end) - s.starts_at.max(span.start);
-                i128::from(whole(s).unwrap_or(0)) * i128::from(held)
+                let quantity = s.plan.allowances.get(metric).copied().flatten().unwrap_or(0);
+                i128::from(quantity) * i128::from(held)
             })
             .sum();
-        Some(Some(i64::try_from(sum / length).unwrap_or(i64::MAX)))
+        let length = i128::from(span.end - span.start).max(1);
+        Included::Quantity(i64::try_from(sum / length).unwrap_or(i64::MAX))
     }
+}
+
+/// What plans include of a metric.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Included {
+    Nothing,
+    Quantity(i64),
+    Unlimited,
 }
 
 /// The part of an amount that falls on the rest of a period.
@@ -214,7 +239,7 @@ mod tests {
     }
 
     fn stretch(from: &str, to: Moment, anchor: &str, plan: &Rc<Plan>) -> Stretch {
-        Stretch { starts_at: at(from), ends_at: to, anchor: at(anchor), plan: Rc::clone(plan) }
+        Stretch { starts_at: at(from), ends_at: to, anchor: at(anchor), plan: Rc::clone(plan), next_period_at: None }
     }
 
     fn span(start: &str, end: &str) -> Span {
@@ -243,7 +268,8 @@ mod tests {
     #[test]
     fn without_a_subscription_calendar_months_around_it() {
         let solo = plan("solo", Some(100));
-        let line = Timeline { stretches: vec![stretch("2027-01-15", at("2027-03-20"), "2027-01-15", &solo)], fallback: None };
+        let line =
+            Timeline { stretches: vec![stretch("2027-01-15", at("2027-03-20"), "2027-01-15", &solo)], fallback: None };
         assert_eq!(line.period(at("2027-01-10")), span("2027-01-01", "2027-01-15"));
         assert_eq!(line.period(at("2027-03-16")), span("2027-03-15", "2027-03-20"));
         assert_eq!(line.period(at("2027-03-20")), span("2027-03-20", "2027-04-01"));

@@ -11,7 +11,10 @@ use uuid::Uuid;
 
 statements! {
     STRETCHES(uuid) =
-        "select starts_at, ends_at, anchor, plan from billing.subscriptions where org_id = $1 order by starts_at";
+        "select starts_at, ends_at, anchor, plan, next_period_at from billing.subscriptions
+          where org_id = $1 order by starts_at";
+    DUE(uuids, timestamptz) =
+        "select org_id from billing.subscriptions where org_id = any ($1) and next_period_at <= $2 order by org_id";
     OWN_TERMS(uuid, text) = "select allowance, limit_kind from billing.org_allowances where org_id = $1 and metric = $2";
     SUBSCRIPTIONS(uuid) =
         "select starts_at, ends_at, anchor, next_period_at, plan, pending_plan, cancel_at_period_end, origin = 'default', grants
@@ -49,20 +52,28 @@ pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
             ends_at: row.opt(1).unwrap_or(INFINITY),
             anchor: row.get(2),
             plan: cache::any_plan(db, &row.get::<String>(3))?,
+            next_period_at: row.opt(4),
         })
     });
     Ok(Timeline { stretches: stretches.collect::<Result<_>>()?, fallback })
 }
 
+/// Which of the orgs have a period to begin by then.
+pub fn due(db: &Db, orgs: Vec<Uuid>, as_of: Moment) -> Result<Vec<Uuid>> {
+    if !cache::default_plan(db)?.1 {
+        return Ok(Vec::new());
+    }
+    Ok(db.write(&DUE, args![orgs, At(as_of)]).iter().map(|row| row.get(0)).collect())
+}
+
 /// The org's own terms for a metric, if it has any.
 pub fn own_terms(db: &Db, org_id: Uuid, metric: &Metric, fresh: bool) -> Option<Override> {
-    if !metric.overridden {
+    if !metric.own.allowance {
         return None;
     }
-    db.query(fresh, &OWN_TERMS, args![org_id, &metric.name]).first().map(|row| Override {
-        allowance: row.opt(0),
-        limit: row.opt::<String>(1).and_then(|name| Limit::parse(&name)),
-    })
+    db.query(fresh, &OWN_TERMS, args![org_id, &metric.name])
+        .first()
+        .map(|row| Override { allowance: row.opt(0), limit: row.opt::<String>(1).and_then(|name| Limit::parse(&name)) })
 }
 
 /// A row of `subscriptions`.

@@ -81,9 +81,9 @@ impl<'a> Call<'a> {
     ) -> Result<SubscriptionStatus> {
         sql::connect(|db| {
             cache::require_installed(db)?;
-            if makes_wallet {
-                ledger::lock_or_create(db, self.org_id, units::CREDIT, clock::now())?;
-            } else if ledger::lock(db, self.org_id, units::CREDIT).is_none() {
+            // All wallets, in their order: what is to be paid before may be in any of them.
+            let units = if makes_wallet { vec![units::CREDIT.to_owned()] } else { Vec::new() };
+            if ledger::lock_org(db, self.org_id, &units, clock::now())?.is_empty() {
                 return Err(Error::no_subscription(&self.org_id.to_string()));
             }
             if let Some(answer) = self.replay(db)? {
@@ -217,8 +217,7 @@ fn change_now(db: &Db, call: &Call<'_>, current: &Subscription, plan: &Plan, now
         return settlement::catch_up(db, org_id, now).map(drop);
     }
     let n = plan.cycle.index(current.anchor, now);
-    let whole =
-        Span { start: plan.cycle.boundary(current.anchor, n), end: plan.cycle.boundary(current.anchor, n + 1) };
+    let whole = Span { start: plan.cycle.boundary(current.anchor, n), end: plan.cycle.boundary(current.anchor, n + 1) };
     let part = |plan: &Plan| plan.credits.map_or(0, |credits| prorated(credits.amount, whole, now));
     let difference = part(plan) - part(&old);
     let mut grants = current.grants.clone();
@@ -306,10 +305,7 @@ fn change_plan(
 /// Errors: PT404 `unknown_subscription`; 22023.
 #[pg_extern(volatile, security_definer)]
 #[search_path(pg_catalog, billing, pg_temp)]
-fn cancel_subscription(
-    org_id: Option<pgrx::Uuid>,
-    at_period_end: default!(Option<bool>, true),
-) -> SubscriptionStatus {
+fn cancel_subscription(org_id: Option<pgrx::Uuid>, at_period_end: default!(Option<bool>, true)) -> SubscriptionStatus {
     or_raise((|| {
         let org_id = required_uuid("org_id", org_id)?;
         let at_period_end = required("at_period_end", at_period_end)?;
@@ -367,7 +363,7 @@ fn set_org_allowance(
             let known = cache::metric(db, metric)?;
             store::set_own_terms(db, org_id, metric, Override { allowance, limit });
             // The first such terms of a metric make every backend look for them from then on.
-            if !known.overridden {
+            if !known.own.allowance {
                 cache::invalidate(db);
             }
             Ok(())

@@ -166,8 +166,7 @@ fn take(
     let own = plans::own_terms(db, counter.org_id, metric, true);
     let terms = timeline.terms(&metric.name, own, now.min(span.end - 1).max(span.start));
     let price = cache::price(db, metric, Some(counter.org_id), priced_at)?;
-    let charge =
-        counter.tally.settle(quantity, terms.allowance, price.as_deref()).map_err(catalog::too_large)?;
+    let charge = counter.tally.settle(quantity, terms.allowance, price.as_deref()).map_err(catalog::too_large)?;
     counter.tally.add(charge, price.as_deref()).map_err(catalog::too_large)?;
     if let Some(price) = &price {
         if counter.unpaid > 0 && counter.unit.as_ref().is_some_and(|unit| *unit != price.unit) {

@@ -122,10 +122,7 @@ fn moment(as_of: Option<TimestampWithTimeZone>) -> Result<Moment> {
 /// begun; `events`: recorded events that were settled. Run again, it charges nothing. Errors: 22023.
 #[pg_extern(volatile, security_definer)]
 #[search_path(pg_catalog, billing, pg_temp)]
-fn settle_org(
-    org_id: Option<pgrx::Uuid>,
-    as_of: default!(Option<TimestampWithTimeZone>, "NULL"),
-) -> SettlementReceipt {
+fn settle_org(org_id: Option<pgrx::Uuid>, as_of: default!(Option<TimestampWithTimeZone>, "NULL")) -> SettlementReceipt {
     or_raise((|| {
         let org_id = required_uuid("org_id", org_id)?;
         let as_of = moment(as_of)?;

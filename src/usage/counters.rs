@@ -166,8 +166,7 @@ impl Metered {
     /// What a consumption of so much comes to; refused where the allowance is used up and there is no price.
     pub fn charge(&self, metric: &Metric, quantity: i64, price: Option<&Price>) -> Result<Charge> {
         let tally = &self.counter.tally;
-        let charge =
-            tally.charge(quantity, self.terms.allowance, self.unsettled, price).map_err(catalog::too_large)?;
+        let charge = tally.charge(quantity, self.terms.allowance, self.unsettled, price).map_err(catalog::too_large)?;
         if charge.overage > 0 && price.is_none() && self.terms.ends_at_allowance(metric.tier.as_deref()) {
             let remaining = tally.remaining(self.terms.allowance, self.unsettled).unwrap_or(0);
             return Err(Error::plan_limit(&metric.name, self.terms.allowance.unwrap_or(0), remaining, quantity));
@@ -186,11 +185,7 @@ impl Metered {
 }
 
 /// Locks the counters of metrics at a moment. The lanes must be locked.
-pub fn lock_metered(
-    db: &Db,
-    wanted: &[(Uuid, Rc<Metric>)],
-    now: Moment,
-) -> Result<BTreeMap<(Uuid, String), Metered>> {
+pub fn lock_metered(db: &Db, wanted: &[(Uuid, Rc<Metric>)], now: Moment) -> Result<BTreeMap<(Uuid, String), Metered>> {
     let mut timelines: BTreeMap<Uuid, Timeline> = BTreeMap::new();
     let mut all = BTreeMap::new();
     for (org_id, metric) in wanted {

@@ -158,10 +158,10 @@ pub fn parse(row: &Row) -> Result<Event> {
     };
     let occurred_at = match row.opt::<String>(6) {
         None => None,
-        Some(text) => Some(time::parse(&text).ok_or(Error::invalid(
-            "occurred_at",
-            "must be a date or a timestamp with time zone (ISO 8601)",
-        ))?),
+        Some(text) => Some(
+            time::parse(&text)
+                .ok_or(Error::invalid("occurred_at", "must be a date or a timestamp with time zone (ISO 8601)"))?,
+        ),
     };
     let properties = match row.opt::<String>(8).as_deref() {
         None | Some("null") => "{}".to_owned(),

@@ -195,11 +195,11 @@ fn new_values(db: &Db, placed: &[Placed]) -> BTreeSet<Value> {
 
 fn record_all(db: &Db, events: Vec<Event>) -> Result<UsageReceipt> {
     let now = clock::now();
-    let mut placer = Placer::new(db, now);
+    let mut place = Placer::new(db, now);
     let count_all = events.len();
     let mut placed = Vec::with_capacity(count_all);
     for (item, event) in (1_i64..).zip(events) {
-        placed.push(placer.place(event).map_err(|error| error.with("item", item))?);
+        placed.push(place.place(event).map_err(|error| error.with("item", item))?);
     }
     let placed = without_duplicates(db, placed);
     let new = new_values(db, &placed);
