@@ -196,6 +196,34 @@ macro_rules! args {
     ($($value:expr),* $(,)?) => { &[$($crate::sql::ToSql::to_sql($value)),*] };
 }
 
+/// While it lives, plans go by keys, row by row: statistics of a table that was empty when it was analyzed would make the plan
+/// read all of it, and go on doing so while it grows.
+struct ByKeys([bool; 4]);
+
+impl ByKeys {
+    fn begin() -> Self {
+        Self(Self::set([false; 4]))
+    }
+
+    fn set(new: [bool; 4]) -> [bool; 4] {
+        // SAFETY: a backend has one thread.
+        unsafe {
+            use pg_sys::{enable_hashjoin, enable_mergejoin, enable_seqscan, jit_enabled};
+            let old = [enable_seqscan, enable_hashjoin, enable_mergejoin, jit_enabled];
+            // What is disabled costs so much that the server would compile it.
+            [enable_seqscan, enable_hashjoin, enable_mergejoin, jit_enabled] = new;
+            old
+        }
+    }
+}
+
+impl Drop for ByKeys {
+    // Also when an error unwinds.
+    fn drop(&mut self) {
+        Self::set(self.0);
+    }
+}
+
 /// An open connection to the server's own interface.
 pub struct Db(());
 
@@ -218,11 +246,13 @@ pub fn connect<R>(work: impl FnOnce(&Db) -> R) -> R {
 impl Db {
     /// Runs on the caller's snapshot; takes no lock and no transaction id, so it also works on a standby.
     pub fn read(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Option<pg_sys::Datum>]) -> Rows {
+        let _by_keys = ByKeys::begin();
         statement.with(|s| Self::execute(s, args, true))
     }
 
     /// Runs on a snapshot of its own, so that it sees what others committed before it started.
     pub fn write(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Option<pg_sys::Datum>]) -> Rows {
+        let _by_keys = ByKeys::begin();
         statement.with(|s| Self::execute(s, args, false))
     }
 
@@ -234,6 +264,11 @@ impl Db {
         args: &[Option<pg_sys::Datum>],
     ) -> Rows {
         if fresh { self.write(statement, args) } else { self.read(statement, args) }
+    }
+
+    /// Like [`Db::read`], for statements that go over whole tables.
+    pub fn scan(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Option<pg_sys::Datum>]) -> Rows {
+        statement.with(|s| Self::execute(s, args, true))
     }
 
     /// Runs a whole script, for install().

@@ -247,6 +247,10 @@ begin
         start := first + make_interval(months => months);
         name := 'usage_events_' || to_char(start, 'YYYY_MM');
         continue when to_regclass('billing.' || name) is not null;
+        -- What came before its partition was made stays where it is: moving it would make writers wait.
+        continue when exists (select from billing.usage_events_default
+                               where recorded_at >= start::timestamp at time zone 'UTC'
+                                 and recorded_at < (start + interval '1 month') at time zone 'UTC');
         bounds := format('from (%L) to (%L)', start || ' 00:00:00+00',
                          (start + interval '1 month')::date || ' 00:00:00+00');
         begin
@@ -255,13 +259,8 @@ begin
             execute format('create table billing.%I (like billing.usage_events including defaults including constraints)', name);
             execute format('comment on table billing.%I is %L', name, 'Events that were recorded in ' || to_char(start, 'YYYY-MM') || ' (UTC).');
             execute format('alter table billing.%I enable row level security', name);
-            execute format('lock table billing.usage_events in share row exclusive mode');
-            -- The guard speaks of the parent; what came before its partition was made moves over.
-            execute format('with late as (delete from billing.usage_events_default where recorded_at >= %L and recorded_at < %L returning *)
-                            insert into billing.%I select * from late',
-                           start || ' 00:00:00+00', (start + interval '1 month')::date || ' 00:00:00+00', name);
             execute format('alter table billing.usage_events attach partition billing.%I for values %s', name, bounds);
-        exception when lock_not_available or deadlock_detected then
+        exception when lock_not_available or deadlock_detected or duplicate_table or check_violation then
             null;
         end;
         perform set_config('lock_timeout', '0', true);

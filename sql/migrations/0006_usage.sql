@@ -13,7 +13,7 @@ create table billing.usage_events (
 create index usage_events_of_org on billing.usage_events (org_id, occurred_at);
 create table billing.usage_events_default partition of billing.usage_events default;
 comment on table billing.usage_events is 'Usage events as they were recorded, in a partition per month of arrival. Old partitions may be dropped: counts, totals and the ids of events stand elsewhere.';
-comment on table billing.usage_events_default is 'Events that came before settlement had made the partition of their month.';
+comment on table billing.usage_events_default is 'Events of months whose partition was not made in time: settlement makes them two months ahead.';
 comment on column billing.usage_events.org_id is 'The billed customer.';
 comment on column billing.usage_events.recorded_at is 'When it came in, billing time.';
 comment on column billing.usage_events.occurred_at is 'When the usage occurred: decides on the period.';

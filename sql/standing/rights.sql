@@ -21,3 +21,6 @@ begin
         perform billing.grant_access(known.role_name, known.level);
     end loop;
 end $$;
+
+-- Partitions for the events of this month and the next two; settlement makes the later ones.
+select billing.make_partitions(billing.clock());

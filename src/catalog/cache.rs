@@ -171,19 +171,19 @@ fn load(db: &Db) -> Result<Known> {
     let (Some(metrics), Some(_)) = (row.opt::<i64>(0), row.opt::<i64>(1)) else {
         return Err(Error::not_installed(0, install::LATEST));
     };
-    let version = db.read(&VERSION, &[]).first().map_or(0, |row| row.get::<i64>(0));
+    let version = db.scan(&VERSION, &[]).first().map_or(0, |row| row.get::<i64>(0));
     if version != install::LATEST {
         return Err(Error::not_installed(version, install::LATEST));
     }
     RELATION.set(pg_sys::Oid::from(u32::try_from(metrics).unwrap_or(0)));
     let mut versions: HashMap<String, Versions> = HashMap::new();
-    for row in db.read(&PRICES, &[]).iter() {
+    for row in db.scan(&PRICES, &[]).iter() {
         let price = stored_price(&row.get::<String>(2))?;
         versions.entry(row.get(0)).or_default().push((row.get(1), price));
     }
     let (plans, fallback) = load_plans(db)?;
     let caps = load_caps(db);
-    let rows = db.read(&METRICS, &[]);
+    let rows = db.scan(&METRICS, &[]);
     let metrics = rows.iter().map(|row| {
         let name: String = row.get(0);
         let category: Option<String> = row.opt(3);
@@ -212,7 +212,7 @@ type Plans = HashMap<String, (Rc<Plan>, bool)>;
 fn load_plans(db: &Db) -> Result<(Plans, Option<Rc<Plan>>)> {
     let mut plans = HashMap::new();
     let mut fallback = None;
-    for row in db.read(&PLANS, &[]).iter() {
+    for row in db.scan(&PLANS, &[]).iter() {
         let name: String = row.get(0);
         let terms = serde_json::from_str(&row.get::<String>(1)).ok();
         let plan = terms
@@ -237,11 +237,11 @@ fn load_caps(db: &Db) -> Vec<Rc<Cap>> {
         subject: row.get(4),
         quantity: row.get(5),
     };
-    db.read(&CAPS, &[]).iter().map(|row| Rc::new(cap(row))).collect()
+    db.scan(&CAPS, &[]).iter().map(|row| Rc::new(cap(row))).collect()
 }
 
 fn load_alerts(db: &Db) -> AlertSettings {
-    let rows = db.read(&ALERTS, &[]);
+    let rows = db.scan(&ALERTS, &[]);
     let Some(row) = rows.first() else { return AlertSettings::default() };
     let default = AlertSettings::default();
     let shares = row.opt::<String>(0).and_then(|text| serde_json::from_str(&text).ok());

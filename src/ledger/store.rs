@@ -37,6 +37,7 @@ statements! {
         "select ", lane_columns!(), "
            from unnest($1, $2) as k (wanted_org, wanted_unit)
            join billing.lanes l on l.org_id = k.wanted_org and l.unit = k.wanted_unit and l.lane = 0
+          where l.org_id = any ($1)
           order by l.org_id, l.unit for update of l");
     LOCK_ORG(uuid) =
         concat!("select ", lane_columns!(), " from billing.lanes where org_id = $1 and lane = 0 order by unit for update");

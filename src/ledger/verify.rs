@@ -300,7 +300,7 @@ fn chains(first: Uuid, last: Uuid, out: &mut Vec<Violation>) {
 
 fn sums(db: &Db, first: Uuid, last: Uuid, out: &mut Vec<Violation>) {
     for statement in [&LANES_WITHOUT_ENTRIES, &GRANTS, &DERIVED, &FRESHNESS, &VOIDS, &HOLDS, &REFUNDS, &WRITTEN_OFF] {
-        for row in db.read(statement, args![first, last]).iter() {
+        for row in db.scan(statement, args![first, last]).iter() {
             let violation: String = row.get(2);
             let detail: String = row.get(3);
             out.push(Violation {

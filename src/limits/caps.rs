@@ -21,13 +21,15 @@ statements! {
         "select u.org_id, u.cap, u.member_id, u.period_start, u.quantity
            from unnest($1, $2, $3, $4) k (org_id, cap, member_id, period_start)
            join billing.cap_usage u using (org_id, cap, member_id, period_start)
+          where u.org_id = any ($1)
           order by 1, 2, 3, 4 for update of u";
     READ(uuid, text, uuid, timestamptz) =
         "select quantity from billing.cap_usage where org_id = $1 and cap = $2 and member_id = $3 and period_start = $4";
     SAVE(uuids, texts, uuids, timestamptzs, int8s) =
         "update billing.cap_usage u set quantity = k.quantity
            from unnest($1, $2, $3, $4, $5) k (org_id, cap, member_id, period_start, quantity)
-          where u.org_id = k.org_id and u.cap = k.cap and u.member_id = k.member_id and u.period_start = k.period_start";
+          where u.org_id = k.org_id and u.cap = k.cap and u.member_id = k.member_id and u.period_start = k.period_start
+            and u.org_id = any ($1)";
     RECORDED(uuid, texts, timestamptz) =
         "select (coalesce((select sum(quantity) from billing.unsettled_usage
                             where org_id = $1 and metric = any ($2) and segment >= $3), 0)

@@ -28,9 +28,11 @@ statements! {
         "insert into billing.period_usage (org_id, metric, period_start, period_end)
          select * from unnest($1, $2, $3, $4) order by 1, 2, 3
          on conflict do nothing";
+    // The orgs are named once more, so that no plan reads those of others.
     LOCK(uuids, texts, timestamptzs) = concat!(
         "select ", counter_columns!(), " from unnest($1, $2, $3) k (org_id, metric, period_start)
            join billing.period_usage u using (org_id, metric, period_start)
+          where u.org_id = any ($1)
           order by u.org_id, u.metric, u.period_start for update of u");
     READ(uuid, text, timestamptz) = concat!(
         "select ", counter_columns!(), " from billing.period_usage u where org_id = $1 and metric = $2 and period_start = $3");
@@ -42,10 +44,11 @@ statements! {
            from unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
                 k (org_id, metric, period_start, quantity, overage, credits, priced, price_id, unpaid, unit, level, level_at,
                    period_end)
-          where u.org_id = k.org_id and u.metric = k.metric and u.period_start = k.period_start";
+          where u.org_id = k.org_id and u.metric = k.metric and u.period_start = k.period_start and u.org_id = any ($1)";
     UNSETTLED(uuids, texts, timestamptzs) =
         "select u.org_id, u.metric, sum(u.quantity)::int8 from unnest($1, $2, $3) k (org_id, metric, period_start)
            join billing.unsettled_usage u using (org_id, metric, period_start)
+          where u.org_id = any ($1)
           group by u.org_id, u.metric";
 }
 
