@@ -313,7 +313,9 @@ fn adjust_credits(
                 };
                 let mut operation = call.operation(facts);
                 let grant_id = if amount > 0 {
-                    Some(wallet.grant(&mut operation, "adjustment", adjustment(wallet, amount))?)
+                    let grant_id = wallet.grant(&mut operation, "adjustment", adjustment(wallet, amount))?;
+                    debts::pay(db, wallet)?;
+                    Some(grant_id)
                 } else {
                     let parts = wallet.allocate(needed, None)?;
                     wallet.take(&mut operation, "adjustment", &parts)?;

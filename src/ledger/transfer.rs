@@ -6,6 +6,7 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::json::Jsonb;
 use crate::ledger::call::{Answer, Call, to_json};
+use crate::ledger::debts;
 use crate::ledger::store;
 use crate::ledger::wallet::{Facts, Lot, Operation, Part, Wallet};
 use crate::raise::or_raise;
@@ -87,6 +88,7 @@ fn transfer(call: &Call, to_org: Uuid, amount: i64, unit: &str) -> Result<Transf
         for lot in arriving {
             wallets[to].grant(&mut arrival, "transfer", lot)?;
         }
+        debts::pay(db, &mut wallets[to])?;
         let answer = TransferReceipt {
             operation_id: leaving.id(),
             amount,

@@ -51,6 +51,9 @@ statements! {
         "insert into billing.subscription_requests (org_id, idempotency_key, request_hash, result) values ($1, $2, $3, $4)";
 }
 
+/// A subscription may begin so many months ago, or ahead.
+const LONGEST_AGO: i64 = 120;
+
 /// A call that changes an org's subscription.
 struct Call<'a> {
     org_id: Uuid,
@@ -167,6 +170,10 @@ fn subscribe_to(
         }
         current => {
             let starts_at = starts_at.unwrap_or(now);
+            // Each period since then is begun, one after the other.
+            if starts_at < time::add_months(now, -LONGEST_AGO) || starts_at > time::add_months(now, LONGEST_AGO) {
+                return Err(Error::invalid("starts_at", "must be at most 10 years away"));
+            }
             if let Some(current) = current {
                 store::end(db, org_id, current.starts_at, now.min(starts_at));
             }
