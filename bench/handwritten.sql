@@ -41,6 +41,19 @@ begin
 end
 $$;
 
+-- For usage that is only recorded: a table of events that takes each event once. No counts: whoever wants one groups it.
+create table handwritten.events (
+    id          bigint      generated always as identity primary key,
+    org         uuid        not null,
+    metric      text        not null,
+    quantity    bigint      not null,
+    event_id    text        not null,
+    properties  jsonb       not null default '{}',
+    occurred_at timestamptz not null default now(),
+    unique (org, event_id)
+);
+
 grant usage on schema handwritten to billing_bench;
 grant select, update on handwritten.balances to billing_bench;
 grant select, insert on handwritten.ledger to billing_bench;
+grant select, insert on handwritten.events to billing_bench;

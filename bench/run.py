@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Benchmark of pg_billing against a hand-written UPDATE + INSERT, both in one interleaved run on one cluster.
+"""Benchmark of pg_billing against what is written by hand instead, both in one interleaved run on one cluster.
 
 bin/bench starts a private cluster and calls this; README.md beside this file says what is measured and why.
 """
@@ -24,21 +24,38 @@ import psycopg2
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROLE = "billing_bench"
-SMALL, SCRATCH, LARGE = (f"{ROLE}_{name}" for name in ("small", "scratch", "large"))
+SMALL, SCRATCH, LARGE, USAGE, UNSETTLED = (f"{ROLE}_{name}" for name in ("small", "scratch", "large", "usage", "unsettled"))
+LEDGERS = (SMALL, LARGE)
+LEDGER_PARTS, USAGE_PARTS = ("consume", "total"), ("record", "settle", "check")
 OURS, HAND = "pg_billing", "hand-written"
 SCRIPTS = {
     ("consume", OURS): "consume.sql",
     ("consume", HAND): "consume_handwritten.sql",
     ("total", OURS): "total.sql",
     ("total", HAND): "total_handwritten.sql",
+    ("record", OURS): "record.sql",
+    ("record", HAND): "record_handwritten.sql",
+    ("check", OURS): "check.sql",
+    ("check", HAND): "total_handwritten.sql",
 }
 LEDGER = {OURS: "billing.entries", HAND: "handwritten.ledger"}
 PRICE = 15  # consume_handwritten.sql passes the same number
 CATALOG = '{"metrics": {"bench_call": {"price": %d}}}' % PRICE
+# Every org goes over what its plan includes, so that each settlement charges each of them, for both metrics.
+USAGE_CATALOG = """{
+    "metrics": {"bench_event": {"price": {"steps": [{"up_to": 1000, "credits": 3, "per": 2}, {"credits": 1, "per": 1}]}},
+                "bench_byte": {"price": {"steps": [{"credits": 7, "per": 1000}]}}},
+    "plans": {"bench": {"price": {"USD": 900}, "allowances": {"bench_event": 100, "bench_byte": 10000}, "limits": {"bench_event": "hard"}}}
+}"""
 CREDIT = 10**12
+CHECK_ORGS = 20
 ORG = "('00000000-0000-4000-8000-' || lpad(to_hex(({})::int), 12, '0'))::uuid"
 THROUGHPUT_AIM = 0.9
 TOTAL_AIM = 1.5
+RECORD_AIM = 0.8
+SETTLE_AIM = 6
+CHECK_AIM = 4
+FLAT_AIM = 1.1
 SIZES_AIM = 0.10
 BYTES_AIM = 350
 STATED_SETTINGS = (
@@ -74,23 +91,37 @@ def arguments():
     parser.add_argument("--calls", type=int, help="calls of each single-client block (20,000)")
     parser.add_argument("--wallets", type=int, default=1000)
     parser.add_argument("--clients", help="client counts, comma-separated (8,32)")
+    parser.add_argument("--only", help="parts, comma-separated, of consume, total, record, settle and check (all of them)")
+    parser.add_argument("--events", type=int, help="events that a settlement finds (1,000,000)")
+    parser.add_argument("--unsettled", type=int, help="unsettled events of an org that check_limit finds (10,000)")
     parser.add_argument("--quick", action="store_true", help="small numbers everywhere: shows that it runs, the figures mean nothing")
     parser.add_argument("--profile", action="store_true", help="also run perf on a backend that consumes")
     parser.add_argument("--output", type=pathlib.Path, help="Markdown file (docs/BENCHMARKS.md; with --quick none)")
     parser.add_argument("--template", help="start from a copy of this database, which has the extension, instead of an empty one")
     parser.add_argument("--keep", action="store_true", help="leave the databases behind")
     options = parser.parse_args()
-    usual = {"entries": 5_000_000, "small_entries": 10_000, "rounds": 5, "seconds": 5, "calls": 20_000, "clients": "8,32"}
-    quick = {"entries": 5_000, "small_entries": 1_000, "rounds": 1, "seconds": 1, "calls": 500, "clients": "8"}
+    usual = {
+        "entries": 5_000_000, "small_entries": 10_000, "rounds": 5, "seconds": 5, "calls": 20_000, "clients": "8,32",
+        "events": 1_000_000, "unsettled": 10_000,
+    }  # fmt: skip
+    quick = {
+        "entries": 5_000, "small_entries": 1_000, "rounds": 1, "seconds": 1, "calls": 500, "clients": "8",
+        "events": 20_000, "unsettled": 500,
+    }  # fmt: skip
     for name, value in (quick if options.quick else usual).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
     options.clients = [int(count) for count in options.clients.split(",")]
-    if options.output is None and not options.quick:
+    options.parts = options.only.split(",") if options.only else [*LEDGER_PARTS, *USAGE_PARTS]
+    unknown = set(options.parts) - {*LEDGER_PARTS, *USAGE_PARTS}
+    if unknown:
+        parser.error(f"--only: there is no {', '.join(sorted(unknown))}")
+    # The page is whole or not written.
+    if options.output is None and not options.quick and not options.only:
         options.output = HERE.parent / "docs" / "BENCHMARKS.md"
     if options.output and not os.access(options.output if options.output.exists() else options.output.parent, os.W_OK):
         parser.error(f"cannot write {options.output}: choose another file with --output")
-    if min(options.rounds, options.seconds, options.calls, options.wallets, *options.clients) < 1:
+    if min(options.rounds, options.seconds, options.calls, options.wallets, options.events, options.unsettled, *options.clients) < 1:
         parser.error("counts must be positive")
     if not 0 < options.small_entries <= options.entries:
         parser.error("--small-entries must be positive and no more than --entries")
@@ -124,18 +155,18 @@ class PreparedCall:
             getattr(self.pg, name).restype = ctypes.c_void_p
         self.pg.PQresultErrorMessage.restype = ctypes.c_char_p
         self.handle = ctypes.c_void_p(connection.pgconn_ptr)
-        self.take(self.pg.PQprepare(self.handle, b"bench", sql.encode(), 1, None), self.COMMAND_OK)
+        self.take(self.pg.PQprepare(self.handle, b"bench", sql.encode(), 1, None))
 
-    def take(self, result, expected):
+    def take(self, result):
         """Frees a result, or raises what it says."""
         result = ctypes.c_void_p(result)
-        if self.pg.PQresultStatus(result) != expected:
+        if self.pg.PQresultStatus(result) not in (self.TUPLES_OK, self.COMMAND_OK):
             raise RuntimeError((self.pg.PQresultErrorMessage(result) or b"connection lost").decode())
         self.pg.PQclear(result)
 
     def __call__(self, number):
         values = (ctypes.c_char_p * 1)(str(number).encode())
-        self.take(self.pg.PQexecPrepared(self.handle, b"bench", 1, values, None, None, 0), self.TUPLES_OK)
+        self.take(self.pg.PQexecPrepared(self.handle, b"bench", 1, values, None, None, 0))
 
 
 def cpu_seconds(pid):
@@ -151,7 +182,7 @@ def cpu_seconds(pid):
 
 
 class Bench:
-    """The run: two ledgers, one small and one large, measured block by block."""
+    """The run, measured block by block: two ledgers, one small and one large, and recorded usage."""
 
     def __init__(self, options):
         self.options = options
@@ -160,7 +191,7 @@ class Bench:
         self.pgbench = pathlib.Path(bindir) / "pgbench"
         self.admin = self.connect("postgres")
         self.measures = {}
-        self.samples = {}  # (measure, ledger size, side) → one value per round
+        self.samples = {}  # (measure, database, side) → one value per round
         self.filled_bytes = {}  # (ledger size, side) → bytes per entry
         self.wal_stats = False
 
@@ -188,8 +219,12 @@ class Bench:
         self.run(self.admin, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
         self.run(self.admin, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
 
+    def wants(self, parts):
+        """Which of these parts are to be measured."""
+        return [part for part in parts if part in self.options.parts]
+
     def prepare(self):
-        """Settings, role, and both ledgers, filled."""
+        """Settings, role, and the databases that the parts need."""
         # A checkpoint that starts inside a block would hit whichever side is running.
         self.run(self.admin, "ALTER SYSTEM SET max_wal_size = '16GB'")
         self.run(self.admin, "ALTER SYSTEM SET checkpoint_timeout = '1h'")
@@ -200,31 +235,43 @@ class Bench:
             self.run(self.admin, "CREATE EXTENSION IF NOT EXISTS pg_walinspect")
             self.wal_stats = True
 
-        wallets = self.options.wallets
-        self.copy_database(SMALL, self.options.template or "template0")
-        with_admin = self.connect(SMALL)
+        if self.wants(LEDGER_PARTS):
+            self.prepare_ledgers()
+        if self.wants(USAGE_PARTS):
+            self.prepare_usage()
+
+    def make_database(self, name, catalog):
+        """A database with the tables of both sides, and credit for every wallet; and a connection to it."""
+        self.copy_database(name, self.options.template or "template0")
+        connection = self.connect(name)
         if not self.options.template:
-            self.run(with_admin, "CREATE EXTENSION pg_billing")
-        self.run(with_admin, "SELECT billing.install()")
-        self.run(with_admin, (HERE / "handwritten.sql").read_text(encoding="utf-8"))
-        self.run(with_admin, "SELECT billing.grant_access(%s, 'service')", (ROLE,))
-        self.run(with_admin, "SELECT * FROM billing.apply_catalog(%s)", (CATALOG,))
+            self.run(connection, "CREATE EXTENSION pg_billing")
+        self.run(connection, "SELECT billing.install()")
+        self.run(connection, (HERE / "handwritten.sql").read_text(encoding="utf-8"))
+        self.run(connection, "SELECT billing.grant_access(%s, 'service')", (ROLE,))
+        self.run(connection, "SELECT * FROM billing.apply_catalog(%s)", (catalog,))
+        parameters = {"wallets": self.options.wallets, "credit": CREDIT}
         # Credits that expire are burned first, so that every consumption has an expiry to watch.
         self.run(
-            with_admin,
+            connection,
             f"""
             SELECT sum(granted.amount)
               FROM generate_series(1, %(wallets)s) AS wallet,
                    LATERAL (VALUES ('purchase', NULL), ('bonus', now() + interval '1 year')) AS kind (source, expires_at),
                    LATERAL billing.grant_credits({ORG.format("wallet")}, %(credit)s, kind.source, expires_at => kind.expires_at) AS granted
             """,
-            {"wallets": wallets, "credit": CREDIT},
+            parameters,
         )
         self.run(
-            with_admin,
+            connection,
             f"INSERT INTO handwritten.balances SELECT {ORG.format('wallet')}, 2 * %(credit)s FROM generate_series(1, %(wallets)s) AS wallet",
-            {"wallets": wallets, "credit": CREDIT},
+            parameters,
         )
+        return connection
+
+    def prepare_ledgers(self):
+        """Both ledgers, filled."""
+        with_admin = self.make_database(SMALL, CATALOG)
         empty = {side: self.ledger_bytes(with_admin, side) for side in LEDGER}
         with_admin.close()
 
@@ -233,6 +280,37 @@ class Bench:
         self.copy_database(LARGE, SMALL)
         self.fill(LARGE, self.options.small_entries, self.options.entries)
         self.note_filled(LARGE, self.options.entries, empty)
+
+    def prepare_usage(self):
+        """Orgs with a plan, credit and no usage; and, for check_limit, the same with usage of some that was not settled."""
+        with_admin = self.make_database(USAGE, USAGE_CATALOG)
+        self.run(
+            with_admin,
+            f"SELECT count(s.plan) FROM generate_series(1, %s) AS wallet, LATERAL billing.subscribe({ORG.format('wallet')}, 'bench') AS s",
+            (self.options.wallets,),
+        )
+        self.run(with_admin, "CALL billing.settle()")
+        with_admin.close()
+        self.vacuum(USAGE)
+        if "check" in self.options.parts:
+            started = time.monotonic()
+            self.copy_database(UNSETTLED, USAGE)
+            orgs, clients = self.check_orgs(), 8
+            # A call for each event, from several clients at once: as many rows of counts as that makes.
+            calls = -(-self.options.unsettled * orgs // clients)
+            self.run_pgbench(("record", OURS), UNSETTLED, clients, ["--transactions", str(calls)], False, orgs)
+            self.vacuum(UNSETTLED)
+            say(f"{UNSETTLED}: {written(self.options.unsettled)} unsettled events of each of {orgs} orgs ({time.monotonic() - started:.0f} s)")
+
+    def check_orgs(self):
+        """How many orgs check_limit is asked for."""
+        return min(CHECK_ORGS, self.options.wallets)
+
+    def vacuum(self, database):
+        """So that no such work is left for the blocks."""
+        connection = self.connect(database)
+        self.run(connection, "VACUUM (ANALYZE)")
+        connection.close()
 
     def ledger_bytes(self, connection, side):
         """Heap, TOAST, maps and all indexes of a ledger, partitions included."""
@@ -334,18 +412,18 @@ class Bench:
             self.run(self.admin, f"ALTER SYSTEM RESET {setting}")
         self.run(self.admin, "SELECT pg_reload_conf()")
         if not self.options.keep:
-            for database in (SCRATCH, SMALL, LARGE):
+            for database in (SCRATCH, SMALL, LARGE, USAGE, UNSETTLED):
                 self.run(self.admin, f'DROP DATABASE IF EXISTS "{database}" WITH (FORCE)')
             self.run(self.admin, f"DROP ROLE IF EXISTS {ROLE}")
             self.run(self.admin, "DROP EXTENSION IF EXISTS pg_walinspect")
 
     # -- blocks ---------------------------------------------------------------------------------------------------
 
-    def fresh(self, ledger):
-        """The database a block runs in. A block adds many times ten thousand entries: the small ledger is set back before each."""
+    def fresh(self, ledger, reads_only=False):
+        """The database a block runs in. A block adds many times ten thousand entries: what is small is set back before each."""
         database = ledger
-        if ledger == SMALL:
-            self.copy_database(SCRATCH, SMALL)
+        if ledger in (SMALL, USAGE) and not reads_only:
+            self.copy_database(SCRATCH, ledger)
             database = SCRATCH
         self.run(self.admin, "CHECKPOINT")
         return database
@@ -359,13 +437,14 @@ class Bench:
         """CPU and time per call over one connection, and what the calls leave on disk and in the WAL."""
         script = (HERE / SCRIPTS[work, side]).read_text(encoding="utf-8")
         statement = re.sub(r"(?<!:):wallet\b", "$1", script.split("\n", 1)[1]).strip().rstrip(";")
-        database = self.fresh(ledger)
+        database = self.fresh(ledger, work == "check")
+        wallets = self.check_orgs() if work == "check" else self.options.wallets
         # Waiting for the disk is no CPU: with synchronous_commit on the same calls would only take longer.
         connection = self.connect(database, f"-c role={ROLE} -c synchronous_commit=off")
         pid = connection.get_backend_pid()
         call = PreparedCall(connection, statement)
         chosen = random.Random(self.options.wallets)
-        numbers = [chosen.randint(1, self.options.wallets) for _ in range(self.options.calls)]
+        numbers = [chosen.randint(1, wallets) for _ in range(self.options.calls)]
         inspector = self.connect(database)
         before_bytes = self.ledger_bytes(inspector, side)
         warm_up = min(500, len(numbers))
@@ -381,9 +460,11 @@ class Bench:
         end_lsn, wal = self.run(self.admin, "SELECT l, l - %s FROM pg_current_wal_insert_lsn() AS l", (lsn,))[0]
 
         label = f"{work}, 1 client: "
-        aim = TOTAL_AIM if work == "total" else None
+        aim = {"total": TOTAL_AIM, "check": CHECK_AIM}.get(work)
         self.note(Measure(label + "CPU of the backend per call, µs", 1, aim=aim), ledger, side, cpu / calls * 1e6)
         self.note(Measure(label + "time per call, µs", 1, aim=aim), ledger, side, wall / calls * 1e6)
+        if work == "record":
+            self.note(Measure("record: WAL bytes per call"), ledger, side, int(wal) / calls)
         if work == "consume":
             grown = self.ledger_bytes(inspector, side) - before_bytes
             self.note(Measure("consume: WAL bytes per call"), ledger, side, int(wal) / calls)
@@ -401,40 +482,133 @@ class Bench:
         database = self.fresh(ledger)
         # The first second is not counted: new backends load libraries and fill caches.
         seconds = self.options.seconds + (0 if self.options.quick else 1)
-        result = subprocess.run(
-            [
-                str(self.pgbench), "--host", self.options.host, "--port", str(self.options.port), "--no-vacuum", "--protocol", "prepared",
-                "--client", str(clients), "--jobs", str(min(clients, os.cpu_count() or 1)), "--time", str(seconds), "--progress", "1",
-                "--define", f"wallets={self.options.wallets}", "--file", str(HERE / SCRIPTS[work, side]), database,
-            ],
-            env={**os.environ, "PGOPTIONS": f"-c role={ROLE} -c synchronous_commit={'on' if durable else 'off'}"},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if result.returncode:
-            raise RuntimeError(f"pgbench failed on {SCRIPTS[work, side]}:\n{result.stderr}")
+        result = self.run_pgbench((work, side), database, clients, ["--time", str(seconds), "--progress", "1"], durable, self.options.wallets)
         per_second = [float(tps) for tps in re.findall(r"^progress: .*? s, ([\d.]+) tps", result.stderr, re.MULTILINE)]
         if len(per_second) > 1:
             calls_per_second = statistics.fmean(per_second[1:])
         else:
             calls_per_second = float(re.search(r"^tps = ([\d.]+)", result.stdout, re.MULTILINE).group(1))
-        how = ("" if durable else ", synchronous_commit off") if work == "consume" else ""
-        aim = THROUGHPUT_AIM if work == "consume" else 1 / TOTAL_AIM
-        measure = Measure(f"{work}, {clients} clients{how}: calls/s", more_is_better=True, aim=aim)
-        self.note(measure, ledger, side, calls_per_second)
+        how = "" if durable or work == "total" else ", synchronous_commit off"
+        aim = {"consume": THROUGHPUT_AIM, "record": RECORD_AIM, "total": 1 / TOTAL_AIM}[work]
+        name = f"{work}, {clients} client{'s' if clients > 1 else ''}{how}: calls/s"
+        self.note(Measure(name, more_is_better=True, aim=aim), ledger, side, calls_per_second)
+        if (work, side) == ("record", OURS):
+            self.check_counts(database)
+
+    def run_pgbench(self, script, database, clients, how_long, durable, wallets):
+        """pgbench on one of the scripts, and what it printed."""
+        result = subprocess.run(
+            [
+                str(self.pgbench), "--host", self.options.host, "--port", str(self.options.port), "--no-vacuum", "--protocol", "prepared",
+                "--client", str(clients), "--jobs", str(min(clients, os.cpu_count() or 1)), *how_long,
+                "--define", f"wallets={wallets}", "--file", str(HERE / SCRIPTS[script]), database,
+            ],
+            env={**os.environ, "PGOPTIONS": f"-c role={ROLE} -c synchronous_commit={'on' if durable else 'off'}"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if result.returncode:
+            raise RuntimeError(f"pgbench failed on {SCRIPTS[script]}:\n{result.stderr}")
+        return result
+
+    def check_counts(self, database):
+        """Every event that was recorded is counted."""
+        connection = self.connect(database)
+        sql = "SELECT (SELECT count(*) FROM billing.usage_events), (SELECT sum(events) FROM billing.unsettled_usage)"
+        events, counted = self.run(connection, sql)[0]
+        connection.close()
+        if events != counted:
+            raise RuntimeError(f"record: {events} events, {counted} counted")
+
+    def record_events(self, database):
+        """What a settlement finds: events of all orgs alike, for two metrics, in batches as collectors report them."""
+        workers, batch, failures = min(os.cpu_count() or 1, 4), 10_000, []
+
+        def work(worker):
+            try:
+                connection = self.connect(database, "-c synchronous_commit=off")
+                start, stop = self.options.events * worker // workers, self.options.events * (worker + 1) // workers
+                for position in range(start, stop, batch):
+                    self.run(
+                        connection,
+                        f"""
+                        SELECT billing.record_usage_batch((
+                            SELECT jsonb_agg(jsonb_build_object(
+                                       'org_id', {ORG.format("1 + i %% %(wallets)s")},
+                                       'metric', CASE WHEN i / %(wallets)s %% 2 = 0 THEN 'bench_event' ELSE 'bench_byte' END,
+                                       'quantity', CASE WHEN i / %(wallets)s %% 2 = 0 THEN 1 ELSE 1000 + i %% 100 END,
+                                       'event_id', gen_random_uuid()::text))
+                              FROM generate_series(%(position)s, %(until)s - 1) AS i))
+                        """,
+                        {"wallets": self.options.wallets, "position": position, "until": min(position + batch, stop)},
+                    )
+                connection.close()
+            except Exception as error:  # pylint: disable=broad-except  # handed to the main thread
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(worker,)) for worker in range(workers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failures:
+            raise failures[0]
+
+    def settling(self, sides):
+        """CALL settle() on events that are new to it, and the bare GROUP BY over the same events."""
+        database = self.fresh(USAGE)
+        self.record_events(database)
+        self.vacuum(database)
+        connection = self.connect(database)
+        # Neither is the first to read them.
+        events = self.value(connection, "SELECT count(*) FROM billing.usage_events WHERE quantity > 0")
+        measure = Measure(f"settle, {self.options.wallets:,} orgs: time, ms", aim=SETTLE_AIM)
+        self.run(self.admin, "CHECKPOINT")
+        for side in sides:
+            started = time.perf_counter()
+            if side == OURS:
+                self.run(connection, "CALL billing.settle()")
+            else:
+                self.run(connection, "SELECT org_id, metric, sum(quantity), count(*) FROM billing.usage_events GROUP BY org_id, metric")
+            self.note(measure, USAGE, side, (time.perf_counter() - started) * 1000)
+        done = self.run(connection, "SELECT orgs_done, orgs_failed FROM billing.settlement_runs ORDER BY run_id DESC LIMIT 1")[0]
+        wrong = self.value(
+            connection,
+            """
+            SELECT count(*)
+              FROM (SELECT org_id, metric, sum(quantity) AS quantity FROM billing.usage_events GROUP BY org_id, metric) AS recorded
+              FULL JOIN billing.period_usage AS settled USING (org_id, metric)
+             WHERE recorded.quantity IS DISTINCT FROM settled.quantity OR settled.unpaid > 0
+            """,
+        )
+        violations = self.run(connection, "SELECT * FROM billing.verify_ledger() LIMIT 5")
+        connection.close()
+        if events != self.options.events or done != (min(self.options.wallets, self.options.events), 0) or wrong or violations:
+            raise RuntimeError(f"settle: {events} events, {done} orgs done and failed, {wrong} sums differ, verify_ledger() found {violations}")
 
     def rounds(self):
         """Every block on both sides and both ledgers in every round; who goes first alternates."""
-        blocks = [(self.single_client, "consume", ())]
-        blocks += [(self.throughput, "consume", (clients, durable)) for durable in (True, False) for clients in self.options.clients]
-        blocks += [(self.single_client, "total", ())]
-        blocks += [(self.throughput, "total", (clients, True)) for clients in self.options.clients]
+        clients = self.options.clients
+        blocks = []
+        if "consume" in self.options.parts:
+            blocks.append((self.single_client, "consume", (), LEDGERS))
+            blocks += [(self.throughput, "consume", (count, durable), LEDGERS) for durable in (True, False) for count in clients]
+        if "total" in self.options.parts:
+            blocks.append((self.single_client, "total", (), LEDGERS))
+            blocks += [(self.throughput, "total", (count, True), LEDGERS) for count in clients]
+        if "record" in self.options.parts:
+            blocks.append((self.single_client, "record", (), (USAGE,)))
+            blocks += [(self.throughput, "record", (count, durable), (USAGE,)) for durable in (True, False) for count in sorted({1, *clients})]
+        if "check" in self.options.parts:
+            blocks.append((self.single_client, "check", (), (USAGE, UNSETTLED)))
         for number in range(self.options.rounds):
             say(f"round {number + 1} of {self.options.rounds}")
             sides = (OURS, HAND) if number % 2 == 0 else (HAND, OURS)
-            for measure, work, rest in blocks:
-                for ledger in (SMALL, LARGE):
+            for measure, work, rest, databases in blocks:
+                for database in databases:
                     for side in sides:
-                        measure(work, ledger, side, *rest)
+                        measure(work, database, side, *rest)
+            if "settle" in self.options.parts:
+                self.settling(sides)
 
     def check_ledger(self):
         """The small ledger after one last block: fast and wrong would not count."""
@@ -489,45 +663,113 @@ class Bench:
         pairs = zip(self.samples[name, ledger, OURS], self.samples[name, ledger, HAND], strict=True)
         return [ours / hand for ours, hand in pairs if hand]
 
-    def size_name(self, ledger):
-        """A ledger's size in words."""
-        return written(self.options.small_entries if ledger == SMALL else self.options.entries)
+    def found(self, measure, database):
+        """What a measure found in its database, in words."""
+        if measure.name.startswith("settle"):
+            return written(self.options.events)
+        if database == USAGE:
+            return "none"
+        return written({SMALL: self.options.small_entries, LARGE: self.options.entries, UNSETTLED: self.options.unsettled}[database])
 
-    def measured_rows(self):
-        """One row per measure and ledger size."""
-        rows = []
+    def measures_of(self, databases):
+        """The measures that were taken there, each with those of the databases."""
         for measure in self.measures.values():
-            for ledger in (SMALL, LARGE):
-                medians = [f"{statistics.median(self.samples[measure.name, ledger, side]):,.{measure.digits}f}" for side in (OURS, HAND)]
-                ratios = self.ratios(measure.name, ledger) if measure.ratio else []
+            taken = [database for database in databases if (measure.name, database, OURS) in self.samples]
+            if taken:
+                yield measure, taken
+
+    def measured_rows(self, databases):
+        """One row per measure and database."""
+        rows = []
+        for measure, taken in self.measures_of(databases):
+            for database in taken:
+                medians = [f"{statistics.median(self.samples[measure.name, database, side]):,.{measure.digits}f}" for side in (OURS, HAND)]
+                ratios = self.ratios(measure.name, database) if measure.ratio else []
                 shown = [f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} – {max(ratios):.2f}"] if ratios else ["", ""]
-                rows.append([measure.name, self.size_name(ledger), *medians, *shown])
-        for ledger in (SMALL, LARGE):
+                rows.append([measure.name, self.found(measure, database), *medians, *shown])
+        return rows
+
+    def bytes_rows(self):
+        """Bytes per consumption in each ledger."""
+        rows = []
+        for ledger, entries in ((SMALL, self.options.small_entries), (LARGE, self.options.entries)):
             ours, hand = (self.filled_bytes[ledger, side] for side in (OURS, HAND))
-            rows.append(["bytes on disk per consumption, all indexes", self.size_name(ledger), f"{ours:,.0f}", f"{hand:,.0f}", f"{ours / hand:.2f}", ""])
+            rows.append(["bytes on disk per consumption, all indexes", written(entries), f"{ours:,.0f}", f"{hand:,.0f}", f"{ours / hand:.2f}", ""])
+        return rows
+
+    def usage_aim_rows(self):
+        """Aims of recording, settling and checking beside what was reached."""
+        rows = []
+        for measure, taken in self.measures_of((USAGE, UNSETTLED)):
+            if measure.aim is None:
+                continue
+            for database in taken:
+                ratio = statistics.median(self.ratios(measure.name, database))
+                wanted = f"{'≥' if measure.more_is_better else '≤'} {measure.aim:.2f}"
+                rows.append([measure.name, self.found(measure, database), wanted, f"{ratio:.2f}", yes(measure.met(ratio))])
+            if len(taken) == 2:
+                none, many = (self.ratios(measure.name, database) for database in taken)
+                grown = statistics.median(more / less for more, less in zip(many, none, strict=True))
+                found = f"{self.found(measure, UNSETTLED)} / none"
+                rows.append([measure.name, found, f"≤ {FLAT_AIM:.2f}", f"{grown:.2f}", yes(grown <= FLAT_AIM)])
         return rows
 
     def aim_rows(self):
         """Aims beside what was reached."""
         rows = []
-        for measure in self.measures.values():
+        for measure, _ in self.measures_of(LEDGERS):
             if measure.aim is None:
                 continue
-            small, large = (statistics.median(self.ratios(measure.name, ledger)) for ledger in (SMALL, LARGE))
+            small, large = (statistics.median(self.ratios(measure.name, ledger)) for ledger in LEDGERS)
             change = large / small - 1
             rows.append([
                 measure.name, f"{'≥' if measure.more_is_better else '≤'} {measure.aim:.2f}", f"{small:.2f}", f"{large:.2f}",
                 yes(measure.met(small) and measure.met(large)), f"{change * 100:+.0f} %", yes(abs(change) <= SIZES_AIM),
             ])  # fmt: skip
-        small, large = (self.filled_bytes[ledger, OURS] for ledger in (SMALL, LARGE))
+        small, large = (self.filled_bytes[ledger, OURS] for ledger in LEDGERS)
         rows.append(["bytes on disk per consumption", f"≤ {BYTES_AIM}", f"{small:.0f}", f"{large:.0f}", yes(max(small, large) <= BYTES_AIM), "", ""])
         return rows
+
+    def report_ledgers(self):
+        """Consumptions and totals, over a small ledger and a large one."""
+        small, large = written(self.options.small_entries), written(self.options.entries)
+        return [
+            "## Aims and what was reached",
+            "Ratios are pg_billing / hand-written in the same round, the median over the rounds. The total may take at most"
+            f" {TOTAL_AIM} times a primary-key SELECT, so its throughput must be at least {1 / TOTAL_AIM:.2f} of that."
+            f" Change is how the ratio differs between the two ledgers; the aim is at most {SIZES_AIM * 100:.0f} %.",
+            table(["Aim for", "Wanted", f"{small} entries", f"{large} entries", "Reached", "Change", "Same at both"], self.aim_rows(), 1),
+            "## Measured",
+            "Medians over the rounds; spread is the smallest and the largest ratio of a round. Consume is consume_credits against UPDATE + INSERT,"
+            " total is get_total_credits against a primary-key SELECT. The single client runs with synchronous_commit off.",
+            table(
+                ["Measure", "Ledger entries", "pg_billing", "Hand-written", "Ratio", "Spread"],
+                self.measured_rows(LEDGERS) + self.bytes_rows(),
+                2,
+            ),
+        ]
+
+    def report_usage(self):
+        """Recording, settling and checking."""
+        return [
+            "## Usage: aims and what was reached",
+            f"Of {self.options.wallets:,} orgs with a plan. Record is record_usage against a bare INSERT into a table with a primary key and a unique event id;"
+            " settle is CALL settle() on events that are new to it against SELECT … GROUP BY org, metric over the same events; check is check_limit against a"
+            " primary-key SELECT. A line with two numbers of events is the ratio at the first by the ratio at the second.",
+            table(["Aim for", "Unsettled events", "Wanted", "Ratio", "Reached"], self.usage_aim_rows(), 2),
+            "## Usage: measured",
+            "Unsettled events are those of an org for check, and of all orgs for settle.",
+            table(["Measure", "Unsettled events", "pg_billing", "Hand-written", "Ratio", "Spread"], self.measured_rows((USAGE, UNSETTLED)), 2),
+        ]
 
     def report(self, profile):
         """The whole page in Markdown."""
         options = self.options
         settings = ", ".join(f"{name} {self.value(self.admin, f'SHOW {name}')}" for name in STATED_SETTINGS)
-        small, large = self.size_name(SMALL), self.size_name(LARGE)
+        run = f"- Run: {options.rounds} rounds, {options.seconds} s per throughput block, {options.calls:,} calls per single-client block"
+        run += f", {options.wallets:,} wallets"
+        if self.wants(LEDGER_PARTS):
+            run += f", ledgers of {written(options.small_entries)} and {written(options.entries)} entries"
         parts = [
             "# Benchmarks",
             "Written by `bin/bench`; [bench/README.md](../bench/README.md) says how each figure is taken."
@@ -537,19 +779,13 @@ class Bench:
                 f"- Machine: {cpu_model()}, {os.cpu_count()} cores, shared by server and clients",
                 f"- Server: {self.value(self.admin, 'SELECT version()')}",
                 f"- Settings: {settings}",
-                f"- Run: {options.rounds} rounds, {options.seconds} s per throughput block, {options.calls:,} calls per single-client block,"
-                f" {options.wallets:,} wallets, ledgers of {small} and {large} entries",
+                run,
             ]),
-            "## Aims and what was reached",
-            "Ratios are pg_billing / hand-written in the same round, the median over the rounds. The total may take at most"
-            f" {TOTAL_AIM} times a primary-key SELECT, so its throughput must be at least {1 / TOTAL_AIM:.2f} of that."
-            f" Change is how the ratio differs between the two ledgers; the aim is at most {SIZES_AIM * 100:.0f} %.",
-            table(["Aim for", "Wanted", f"{small} entries", f"{large} entries", "Reached", "Change", "Same at both"], self.aim_rows(), 1),
-            "## Measured",
-            "Medians over the rounds; spread is the smallest and the largest ratio of a round. Consume is consume_credits against UPDATE + INSERT,"
-            " total is get_total_credits against a primary-key SELECT. The single client runs with synchronous_commit off.",
-            table(["Measure", "Ledger entries", "pg_billing", "Hand-written", "Ratio", "Spread"], self.measured_rows(), 2),
         ]  # fmt: skip
+        if self.wants(LEDGER_PARTS):
+            parts += self.report_ledgers()
+        if self.wants(USAGE_PARTS):
+            parts += self.report_usage()
         if profile:
             parts += ["## Where the time of a consuming backend goes", f"```\n{profile}\n```"]
         return "\n\n".join(parts) + "\n"
@@ -584,8 +820,9 @@ def main():
     try:
         bench.prepare()
         bench.rounds()
-        bench.check_ledger()
-        page = bench.report(bench.profile() if options.profile else None)
+        if bench.wants(LEDGER_PARTS):
+            bench.check_ledger()
+        page = bench.report(bench.profile() if options.profile and "consume" in options.parts else None)
     finally:
         bench.clean_up()
     print(page)

@@ -35,7 +35,7 @@ ALLOWANCE = {"mau": "mau", "storage": "storage_bytes", "bandwidth": "bandwidth_b
 PLANS = ("Solo", "Maker", "Team", "Enterprise")
 # Of a hundred organizations, and devices that an organization sees on a day.
 SHARE = {"Solo": 56, "Maker": 28, "Team": 12, "Enterprise": 4}
-DEVICES = {"Solo": 5, "Maker": 10, "Team": 25, "Enterprise": 60}
+DEVICES = {"Solo": 4, "Maker": 8, "Team": 16, "Enterprise": 40}
 FIRST = (
     "Amber Arctic Basalt Birch Bright Cedar Cobalt Coral Crimson Delta Ember Fable Fern Flint Garnet Harbor Hazel Indigo Ivory Jade "
     "Juniper Lunar Maple Meadow Nimbus Ochre Onyx Opal Orchid Prairie Quartz River Rowan Sable Scarlet Sierra Silver Tundra Velvet Willow"
@@ -194,6 +194,7 @@ class Quarter:
         self.plans, self.steps = read_plans(options.plans), read_steps(options.steps)
         self.orgs = make_orgs(options.orgs, self.dice)
         self.by_name = {org.name: org for org in self.orgs}
+        self.by_id = {org.org_id: org for org in self.orgs}
         self.admins = [connect(), connect()]
         self.apps = [connect(), connect()]
         self.pool = concurrent.futures.ThreadPoolExecutor(2)
@@ -262,22 +263,25 @@ class Quarter:
         for _ in range(max(1, round(many * dice.uniform(0.6, 1.4)))):
             yield org.event("mau", moment(), device=int(many * 30 * dice.random() ** 2))
 
-        share = org.fill["bandwidth"] * growth * dice.uniform(0.6, 1.4)
-        if org.name == DEBTOR:
-            share *= 16 if DEBT_FROM <= start < DEBT_UNTIL else 1
-        yield org.event("bandwidth", moment(), max(1, int(included["bandwidth"] / 30 * share)))
+        if org.name == STOPPED:
+            yield from self.upload_and_download(start)
+        else:
+            share = org.fill["bandwidth"] * growth * dice.uniform(0.6, 1.4)
+            if org.name == DEBTOR and DEBT_FROM <= start < DEBT_UNTIL:
+                share *= 16
+            yield org.event("bandwidth", moment(), max(1, int(included["bandwidth"] / 30 * share)))
+            if dice.random() < 0.3:
+                org.level = int(included["storage"] * org.fill["storage"] * growth * dice.uniform(0.85, 1.05))
+                yield org.event("storage", moment(), org.level)
 
-        if org.name != STOPPED and dice.random() < 0.3:
-            org.level = int(included["storage"] * org.fill["storage"] * growth * dice.uniform(0.85, 1.05))
-            yield org.event("storage", moment(), org.level)
         if workday and dice.random() < 0.5:
             share = org.fill["build_time"] * growth * dice.uniform(0.5, 1.5)
             yield org.event("build_time", moment(), max(1, int(included["build_time"] / 10.5 * share)))
 
-    def upload_and_download(self, start, until):
+    def upload_and_download(self, start):
         """An app that asks before it lets a customer go on: check_limit, metric by metric."""
         org, conn = self.by_name[STOPPED], self.apps[0]
-        self.at(conn, until, APP_ROLE)
+        self.at(conn, start + HOUR, APP_ROLE)
         ask = "select allowed, reason, used, included from billing.check_limit(%s, %s, %s)"
         [(allowed, reason, used, included)] = query(conn, ask, org.org_id, "storage", UPLOAD)
         if allowed:
@@ -287,8 +291,8 @@ class Quarter:
             self.refused += 1
             if self.refused_first is None:
                 self.refused_first = start
-                self.story(start, f"{org.name} wants to upload {UPLOAD // MIB} MiB: check_limit says {RED}{reason}{PLAIN}, "
-                                  f"{used // MIB:,} of {included // MIB:,} MiB are used")
+                self.story(start, f"{org.name} wants to upload {UPLOAD // MIB} MiB: {RED}{reason}{PLAIN} (check_limit), "
+                                  f"{used // MIB:,} of {included // MIB:,} MiB used")
         size = self.dice.randrange(150 * MIB, 350 * MIB)
         [(allowed, _, _, _)] = query(conn, ask, org.org_id, "bandwidth", size)
         if allowed:
@@ -313,7 +317,6 @@ class Quarter:
     def happen(self, moment):
         """What customers decide at this hour."""
         app = self.apps[0]
-        self.at(app, moment, APP_ROLE)
         first_of_month = moment.day == 1 and moment.hour == 0
         for org in self.orgs if first_of_month else []:
             # Who expects to go over its plan buys enough beforehand.
@@ -323,6 +326,9 @@ class Quarter:
                 self.buy(org, max(moment, org.joined), max(5, math.ceil(cost / CREDITS_PER_USD)), f"{moment:%Y-%m}")
                 if org.name == PAYER and moment == START:
                     self.story(moment, f"{org.name} on Maker expects more than its plan has, and buys credits each month")
+        if moment.hour == 0:
+            self.pay_debts(moment)
+        self.at(app, moment, APP_ROLE)
         for org, grows_at in self.growers.items():
             if moment == grows_at:
                 [(plan, start, end)] = query(app, "select plan, period_start, period_end from billing.change_plan(%s, 'Maker')", org.org_id)
@@ -345,6 +351,14 @@ class Quarter:
         if moment == TOP_UP_AT:
             self.top_up(moment)
 
+    def pay_debts(self, moment):
+        """Who found more used than its credits could pay buys some the morning after."""
+        self.at(self.admins[0], moment)
+        for org_id, usd in query(self.admins[0], """
+                select org_id::text, 5 * ceil(sum(unpaid) / 50000.0)::int from billing.period_usage where unpaid > 0 group by org_id order by org_id"""):
+            if org_id != self.by_name[DEBTOR].org_id:
+                self.buy(self.by_id[org_id], moment, usd, f"{moment:%Y-%m-%d}")
+
     def top_up(self, moment):
         """The purchase pays at once what was owed: no settlement in between."""
         org = self.by_name[DEBTOR]
@@ -354,7 +368,7 @@ class Quarter:
         self.buy(org, moment, TOP_UP, "top-up")
         [(after,)] = query(self.admins[0], owed, org.org_id)
         [(balance,)] = query(self.admins[0], "select billing.get_total_credits(%s)", org.org_id)
-        self.story(moment, f"{org.name} buys {TOP_UP * CREDITS_PER_USD:,} credits: {GREEN}{before:,} of them pay at once{PLAIN} for what it owed, "
+        self.story(moment, f"{org.name} buys {TOP_UP * CREDITS_PER_USD:,} credits: {GREEN}{before:,} pay at once{PLAIN} for what it owed, "
                            f"{balance:,} are left")
         if not before or after or balance != TOP_UP * CREDITS_PER_USD - before:
             raise SystemExit(f"error: owed {before:,} before the top-up and {after:,} after it, balance {balance:,}")
@@ -379,9 +393,6 @@ class Quarter:
             events = []
             for org in self.orgs:
                 if org.window != moment.hour // 6 or org.joined > moment or (org.left and org.left <= moment):
-                    continue
-                if org.name == STOPPED:
-                    events += self.upload_and_download(moment, until)
                     continue
                 events += self.usage(org, moment)
                 if org.left and org.left - moment <= DAY:
@@ -437,8 +448,8 @@ class Quarter:
               from app.expected e full join app.charged c using (org_id, period_start, metric)""")
         [(faults,)] = query(admin, "select count(*) from billing.settlement_faults")
         violations = query(admin, "select violation, detail from billing.verify_ledger()")
-        say(f"  {periods_seen:,} sums (organization, billing month, metric) worth {credits:,} credits calculated from the events: "
-            + ("all as charged" if not wrong else f"{RED}{wrong} DIFFER{PLAIN}"))
+        say(f"  {periods_seen:,} sums (by organization, month, metric), {credits:,} credits calculated from the events:"
+            + (" as charged" if not wrong else f" {RED}{wrong} DIFFER{PLAIN}"))
         say(f"  verify_ledger(): {len(violations)} violations; settlement_faults: {faults}")
         [(stopped_reason,)] = query(admin, "select reason from billing.check_limit(%s, 'storage', %s)", self.by_name[STOPPED].org_id, UPLOAD)
         say(f"  {STOPPED} since {self.refused_first:%d %b}: {self.refused} uploads refused, {self.downloads} downloads went on")
@@ -460,7 +471,7 @@ def main():
     parser.add_argument("--catalog", required=True, help="metrics and plans, a JSON document")
     parser.add_argument("--plans", required=True, help="CSV file: plan and its allowances")
     parser.add_argument("--steps", required=True, help="CSV file: price steps")
-    parser.add_argument("--orgs", type=int, default=240)
+    parser.add_argument("--orgs", type=int, default=200)
     options = parser.parse_args()
 
     quarter = Quarter(options)
@@ -471,17 +482,17 @@ def main():
     title("A product with plans: metrics and plans in one document (billing.apply_catalog)")
     for name, plan in json.loads(catalog)["plans"].items():
         has = plan["allowances"]
-        say(f"  {name:<10} ${plan['price']['USD'] / 100:>4,.0f} a month   {has['mau']:>9,} users   {has['storage'] / GIB:>3,.0f} GiB stored   "
-            f"{has['bandwidth'] / GIB:>5,.0f} GiB of bandwidth   {has['build_time'] // 60:>6,} build minutes")
+        say(f"  {name:<10}  ${plan['price']['USD'] / 100:>4,.0f} a month  {has['mau']:>9,} users  {has['storage'] / GIB:>2,.0f} GiB stored "
+            f"{has['bandwidth'] / GIB:>5,.0f} GiB bandwidth {has['build_time'] // 60:>6,} build minutes")
     query(admin, "select count(*) from billing.apply_catalog(%s)", catalog)
     query(admin, "select billing.configure_alerts(shares => array[80, 100])")
     for org in quarter.orgs:
         query(admin, "insert into app.orgs values (%s, %s)", org.org_id, org.name)
 
     counts = collections.Counter(org.stretches[0][1] for org in quarter.orgs)
-    title(f"January to March 2027 on the test clock: {len(quarter.orgs)} organizations ("
+    title(f"January to March 2027: {len(quarter.orgs)} organizations ("
           + ", ".join(f"{counts[plan]} {plan}" for plan in PLANS) + ")")
-    say(f"  {DIM}record_usage_batch as usage comes in, settle() every six hours in two shards at once{PLAIN}")
+    say(f"  {DIM}on the test clock: record_usage_batch as usage comes in, settle() every six hours in two shards{PLAIN}")
     quarter.run()
     title("Is it right?")
     quarter.check()

@@ -87,7 +87,7 @@ create function billing.routines_of(level text) returns setof regprocedure
                                    chain_burn,make_partitions,metered_insert,meter_trigger,meter_fault,attach_meter}')
            when 'auditor' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
-                                  verify_ledger,export_catalog,check_limit,allows,credit_history}')
+                                  verify_ledger,export_catalog,check_limit,allows,credit_history,settlement_is_running}')
            when 'member' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
                                   check_limit,allows,credit_history}')
@@ -116,7 +116,7 @@ begin
     end loop;
     foreach readable in array array['wallets', 'grants', 'operations', 'entries', 'holds', 'lanes', 'lots',
         'wallet_settings', 'refunds', 'member_usage', 'period_usage', 'metrics', 'prices', 'org_prices', 'plans', 'caps',
-        'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'cap_usage', 'usage_days', 'credit_months', 'folded',
+        'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days', 'credit_months', 'folded',
         'alerts', 'usage_by_day', 'usage_by_month'] loop
         execute format('grant select on billing.%I to %I', readable, role);
     end loop;

@@ -25,6 +25,7 @@ create table billing.caps (
     per text not null check (per in ('day', 'month')),
     subject text not null check (subject in ('org', 'member')),
     quantity bigint not null check (quantity >= 0),
+    created_at timestamptz not null,
     check ((metric is null) <> (category is null))
 );
 comment on table billing.caps is 'Most that an org, or a member of one, may use of a metric or category per calendar day or month (UTC).';
@@ -34,6 +35,7 @@ comment on column billing.caps.category is 'the category whose metrics are cappe
 comment on column billing.caps.per is 'day or month.';
 comment on column billing.caps.subject is 'org or member: whose usage counts.';
 comment on column billing.caps.quantity is 'Most of it.';
+comment on column billing.caps.created_at is 'Since when it counts.';
 
 create table billing.subscriptions (
     org_id uuid not null,
@@ -47,6 +49,8 @@ create table billing.subscriptions (
     cancel_at_period_end boolean not null default false,
     origin text not null default 'subscribed' check (origin in ('subscribed', 'default')),
     grants bigint[] not null default '{}',
+    granted bigint not null default 0,
+    taken_back bigint not null default 0,
     metadata jsonb not null default '{}',
     primary key (org_id, starts_at),
     check (ends_at >= starts_at)
@@ -64,6 +68,8 @@ comment on column billing.subscriptions.pending_plan is 'The plan from the next 
 comment on column billing.subscriptions.cancel_at_period_end is 'Ends with the period instead of renewing.';
 comment on column billing.subscriptions.origin is 'subscribed; default: the default plan, begun by settlement because it grants credits.';
 comment on column billing.subscriptions.grants is 'Grants of the current period that the plan brought.';
+comment on column billing.subscriptions.granted is 'Credits that the plan brought in the current period, less what a change of plan took back; without what went on from the period before.';
+comment on column billing.subscriptions.taken_back is 'Credits of these grants that a change of plan took back.';
 comment on column billing.subscriptions.metadata is 'What the caller noted.';
 
 create table billing.org_allowances (

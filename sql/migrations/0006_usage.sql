@@ -74,33 +74,43 @@ comment on column billing.usage_uniques.value_key is 'First 128 bits of the SHA-
 
 alter table billing.period_usage
     add column overage bigint not null default 0 check (overage between 0 and quantity),
-    add column unpaid bigint not null default 0 check (unpaid between 0 and credits),
     add column priced bigint not null default 0,
     add column price_id bigint not null default 0,
     add column level bigint,
     add column level_at timestamptz,
     add column carried boolean not null default false,
-    add column period_end timestamptz,
-    add column unit text collate "C";
+    add column period_end timestamptz;
 update billing.period_usage
    set overage = quantity, priced = credits,
        period_end = (date_trunc('month', period_start at time zone 'UTC') + interval '1 month') at time zone 'UTC';
 alter table billing.period_usage alter column period_end set not null;
-create index period_usage_unpaid on billing.period_usage (org_id) where unpaid > 0;
-create index period_usage_levels on billing.period_usage (period_end) where level > 0 and not carried;
+create index period_usage_levels on billing.period_usage (period_end) where level is not null and not carried;
 comment on table billing.period_usage is 'What was decided of a metric in a billing period: included or charged. What is recorded and not settled stands in unsettled_usage.';
 comment on column billing.period_usage.period_start is 'Start of the billing period.';
 comment on column billing.period_usage.quantity is 'Consumed, and recorded and settled.';
-comment on column billing.period_usage.credits is 'Charged for it, unpaid overage included.';
+comment on column billing.period_usage.credits is 'Charged for it, also what is unpaid.';
 comment on column billing.period_usage.overage is 'Part of the quantity beyond the allowance.';
-comment on column billing.period_usage.unpaid is 'Part of the credits that the wallet could not pay yet.';
 comment on column billing.period_usage.priced is 'Value of what was charged so far, at the price price_id: the next charge is the value of the new overage less this.';
 comment on column billing.period_usage.price_id is 'Fingerprint of the price of the last charge.';
 comment on column billing.period_usage.level is 'max, last: the newest level that was settled.';
 comment on column billing.period_usage.level_at is 'When that was.';
 comment on column billing.period_usage.carried is 'The level went on into the next period.';
 comment on column billing.period_usage.period_end is 'End of the billing period.';
-comment on column billing.period_usage.unit is 'Unit of the wallet that pays.';
+
+create table billing.unpaid_overage (
+    org_id uuid not null,
+    unit text collate "C" not null,
+    metric text collate "C" not null,
+    period_start timestamptz not null,
+    credits bigint not null check (credits >= 0),
+    primary key (org_id, unit, metric, period_start)
+);
+comment on table billing.unpaid_overage is 'Overage that settlement charged and the wallet could not pay yet; the next credit that comes in does.';
+comment on column billing.unpaid_overage.org_id is 'The billed customer.';
+comment on column billing.unpaid_overage.unit is 'Unit of the wallet that pays.';
+comment on column billing.unpaid_overage.metric is 'What was used.';
+comment on column billing.unpaid_overage.period_start is 'Start of the billing period in which it was used.';
+comment on column billing.unpaid_overage.credits is 'What is owed.';
 
 create table billing.cap_usage (
     org_id uuid not null,
@@ -174,6 +184,8 @@ end $$;
 comment on function billing.refuse_event_change() is 'Trigger that refuses to change or remove recorded events.';
 revoke all on function billing.refuse_event_change() from public;
 create trigger usage_events_append_only before update or delete or truncate on billing.usage_events
+    for each statement execute function billing.refuse_event_change();
+create trigger usage_events_append_only before update or delete or truncate on billing.usage_events_default
     for each statement execute function billing.refuse_event_change();
 create trigger usage_event_keys_append_only before update or delete or truncate on billing.usage_event_keys
     for each statement execute function billing.refuse_event_change();

@@ -11,7 +11,7 @@ begin
         execute pg_catalog.format('alter table billing.%I enable row level security', name);
     end loop;
     foreach tenant in array array['wallet_settings', 'lanes', 'lots', 'holds', 'entries', 'refunds', 'member_usage', 'period_usage',
-                                  'org_prices', 'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'cap_usage',
+                                  'org_prices', 'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage',
                                   'usage_days', 'credit_months', 'folded', 'alerts'] loop
         if not exists (select from pg_catalog.pg_policy
                         where polrelid = pg_catalog.format('billing.%I', tenant)::regclass and polname = 'own_orgs') then

@@ -29,7 +29,7 @@ select d.org_id, d.day, d.metric,
        case max(m.aggregation)
        when 'max' then max(d.quantity) filter (where d.quantity > 0 or d.level_at is not null)
        when 'last' then (array_agg(d.quantity order by d.level_at desc nulls last))[1]
-       else sum(d.quantity) end::bigint as quantity,
+       else least(sum(d.quantity), 9223372036854775807) end::bigint as quantity,
        sum(d.credits)::bigint as credits
   from (select org_id, metric, day, consumed + recorded as quantity, credits, level_at from billing.usage_days
         union all
@@ -53,7 +53,7 @@ select d.org_id, date_trunc('month', d.day)::date as month, d.metric,
        case max(m.aggregation)
        when 'max' then max(d.quantity)
        when 'last' then (array_agg(d.quantity order by d.day desc))[1]
-       else sum(d.quantity) end::bigint as quantity,
+       else least(sum(d.quantity), 9223372036854775807) end::bigint as quantity,
        sum(d.credits)::bigint as credits
   from billing.usage_by_day d join billing.metrics m using (metric)
  group by d.org_id, date_trunc('month', d.day), d.metric;
@@ -62,6 +62,6 @@ comment on view billing.usage_by_month is 'Usage per calendar month (UTC) and me
 create or replace view billing.settlement_progress with (security_invoker = true) as
 select r.run_id, r.pid, r.phase, r.orgs_done, r.orgs_failed, r.orgs_total, r.charged, r.as_of, r.shard, r.shards, r.started_at,
        clock_timestamp() - r.started_at as running_for
-  from billing.settlement_runs r join pg_catalog.pg_stat_activity a using (pid)
- where r.status = 'running' and a.backend_start <= r.started_at;
+  from billing.settlement_runs r
+ where r.status = 'running' and billing.settlement_is_running(r.run_id);
 comment on view billing.settlement_progress is 'Settlements that run now. Brought up to date with each batch of orgs.';

@@ -30,12 +30,16 @@ statements! {
          values ($1, $2, $3, $4, $5, $6, $7)
          on conflict (metric) do update
             set unit = $2, aggregation = $3, category = $4, tier = $5, unique_by = $7, retired_at = null";
+    COUNTED(text) =
+        "select exists (select from billing.unsettled_usage where metric = $1)
+             or exists (select from billing.period_usage where metric = $1)";
     SAVE_PLAN(text, jsonb, timestamptz) =
         "insert into billing.plans (plan, terms, created_at) values ($1, $2, $3)
          on conflict (plan) do update set terms = $2, retired_at = null";
     RETIRE_PLAN(text, timestamptz) = "update billing.plans set retired_at = $2 where plan = $1";
-    SAVE_CAP(text, text, text, text, text, int8) =
-        "insert into billing.caps (cap, metric, category, per, subject, quantity) values ($1, $2, $3, $4, $5, $6)
+    SAVE_CAP(text, text, text, text, text, int8, timestamptz) =
+        "insert into billing.caps (cap, metric, category, per, subject, quantity, created_at)
+         values ($1, $2, $3, $4, $5, $6, $7)
          on conflict (cap) do update set quantity = $6";
     REMOVE_CAP(text) = "delete from billing.caps where cap = $1";
     SAVE_PRICE(text, timestamptz, jsonb) =
@@ -80,7 +84,16 @@ fn apply(catalog: &Value, dry_run: bool) -> Result<Vec<Change>> {
             db.write(&LOCK_CATALOG, &[]);
         }
         let (metrics, plans, caps) = (current(db, now)?, current_plans(db)?, current_caps(db)?);
-        let faults = document.check_references(&metrics, &plans);
+        let mut faults = document.check_references(&metrics, &plans);
+        for (name, spec) in document.metrics.iter().flatten() {
+            let counts_otherwise = metrics.get(name).is_some_and(|known| known.spec.aggregation != spec.aggregation);
+            if counts_otherwise && db.scan(&COUNTED, args![name]).first().is_some_and(|row| row.get(0)) {
+                faults.push(serde_json::json!({
+                    "path": format!("metrics.{name}.aggregation"),
+                    "fault": "cannot change once something was counted: make another metric",
+                }));
+            }
+        }
         if !faults.is_empty() {
             return Err(Error::invalid_catalog(faults));
         }
@@ -135,7 +148,7 @@ fn store(db: &Db, change: &Change, document: &Document, now: Moment) {
         _ => match document.caps.as_ref().and_then(|all| all.get(name)) {
             Some(cap) => {
                 let (metric, category) = (cap.metric.as_deref(), cap.category.as_deref());
-                db.write(&SAVE_CAP, args![name, metric, category, &cap.per, &cap.subject, cap.quantity]);
+                db.write(&SAVE_CAP, args![name, metric, category, &cap.per, &cap.subject, cap.quantity, At(now)]);
             }
             None => drop(db.write(&REMOVE_CAP, args![name])),
         },

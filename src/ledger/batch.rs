@@ -13,7 +13,6 @@ use crate::ledger::consume::{self, Consumption};
 use crate::ledger::store::{self, Replay};
 use crate::ledger::wallet::{Facts, Operation, Request, Wallet};
 use crate::limits::caps::Caps;
-use crate::plans::store as plans;
 use crate::raise::or_raise;
 use crate::settlement;
 use crate::sql::{self, Db, Row};
@@ -156,18 +155,12 @@ fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Result<Locked> {
     let valid = || items.iter().flatten().filter(|p| p.known.is_ok());
     let names: BTreeSet<_> = valid().map(|p| (p.item.org_id, p.unit().to_owned())).collect();
     let names: Vec<_> = names.into_iter().collect();
-    // An org may have no wallet in a price's unit, and what is free is noted all the same: so it gets one.
-    let mut lanes = store::lock_all_or_create(db, &names, now)?;
-    let now = clock::now();
     // The credits of a period are there from its start, though nobody has begun it yet.
     let orgs: BTreeSet<Uuid> = names.iter().map(|(org_id, _)| *org_id).collect();
-    let due = plans::due(db, orgs.into_iter().collect(), now)?;
-    if !due.is_empty() {
-        for org_id in due {
-            settlement::catch_up(db, org_id, now)?;
-        }
-        lanes = store::lock_all_or_create(db, &names, now)?;
-    }
+    settlement::begin_due(db, orgs.into_iter().collect())?;
+    // An org may have no wallet in a price's unit, and what is free is noted all the same: so it gets one.
+    let lanes = store::lock_all_or_create(db, &names, now)?;
+    let now = clock::now();
     let counted = || valid().filter(|p| p.is_counted()).filter_map(|p| Some((&p.item, p.metric()?)));
     let wanted: Vec<_> = counted().map(|(item, metric)| (item.org_id, Rc::clone(metric))).collect();
     let metered = counters::lock_metered(db, &wanted, now)?;

@@ -8,6 +8,7 @@ use crate::json::Jsonb;
 use crate::ledger::chain::fingerprint;
 use crate::ledger::store;
 use crate::ledger::wallet::{Facts, Lane, Operation, Request, Wallet};
+use crate::settlement;
 use crate::sql::{self, Db};
 use crate::time::Moment;
 use serde::Serialize;
@@ -58,6 +59,8 @@ impl Call {
     ) -> Result<R> {
         sql::connect(|db| {
             cache::require_installed(db)?;
+            // What the period before is to pay is charged before anything of it expires.
+            settlement::begin_due(db, vec![self.org_id])?;
             let lane = match lock(db, clock::now()) {
                 Ok(lane) => lane,
                 // What was refused before there was a lock may still be a repeated call.

@@ -8,6 +8,7 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
+use crate::plans::store as plans;
 use crate::raise::or_raise;
 use crate::sql::{self, At};
 use crate::{args, statements};
@@ -44,6 +45,10 @@ fn book_expiries(max_wallets: default!(Option<i32>, 500)) -> i64 {
         // A connection per wallet, so that its memory is free before the next.
         for (org_id, unit) in &due {
             done += sql::connect(|db| -> Result<i64> {
+                if !plans::due(db, vec![*org_id], clock::now())?.is_empty() {
+                    // Settlement charges the usage of the old period first.
+                    return Ok(0);
+                }
                 // A wallet that somebody works on is left to him: he books what is due, or the next run does.
                 let Some(lane) = store::lock_if_free(db, *org_id, unit) else { return Ok(0) };
                 let mut wallet = Wallet::new(lane, clock::now());

@@ -12,9 +12,7 @@ use crate::ledger::consume::Consumption;
 use crate::ledger::store;
 use crate::ledger::wallet::{Facts, Hold, Operation, Part, Wallet, split};
 use crate::limits::caps::{self, Caps};
-use crate::plans::store as plans;
 use crate::raise::or_raise;
-use crate::settlement;
 use crate::sql::{At, Db};
 use crate::time::Moment;
 use crate::usage::counters::{self, Metered};
@@ -190,10 +188,6 @@ fn reserve_credits(
                 let known = cache::metric(db, metric)?;
                 let found = cache::price(db, &known, Some(org_id), now)?;
                 let unit = found.as_ref().map_or(units::CREDIT, |p| p.unit.as_str());
-                if !plans::due(db, vec![org_id], now)?.is_empty() {
-                    store::lock_org(db, org_id, &[], now)?;
-                    settlement::catch_up(db, org_id, now)?;
-                }
                 let lane = if known.is_plain(found.as_deref()) {
                     let credits =
                         found.as_ref().map_or(Ok(0), |p| p.charge(0, quantity).map_err(catalog::too_large))?;

@@ -41,6 +41,7 @@ statements! {
           order by l.org_id, l.unit for update of l");
     LOCK_ORG(uuid) =
         concat!("select ", lane_columns!(), " from billing.lanes where org_id = $1 and lane = 0 order by unit for update");
+    LOCK_ORGS(uuids) = "select from billing.lanes where org_id = any ($1) order by org_id, unit for update";
     READ_LANE(uuid, text) =
         concat!("select ", lane_columns!(), " from billing.lanes where org_id = $1 and unit = $2 and lane = 0");
     ORG_EXISTS(uuid) = "select from billing.lanes where org_id = $1 limit 1";
@@ -216,6 +217,11 @@ pub fn lock_org(db: &Db, org_id: Uuid, units: &[String], now: Moment) -> Result<
         }
     }
     Err(Error::contended())
+}
+
+/// Locks all wallets of orgs, in the one order.
+pub fn lock_orgs(db: &Db, orgs: Vec<Uuid>) {
+    db.write(&LOCK_ORGS, args![orgs]);
 }
 
 /// Whether the org has any wallet, as of this very moment.

@@ -35,16 +35,26 @@ statements! {
                             where org_id = $1 and metric = any ($2) and segment >= $3), 0)
                + coalesce((select sum(recorded) from billing.usage_days
                             where org_id = $1 and metric = any ($2) and day >= ($3 at time zone 'UTC')::date), 0))::int8";
-    // A hold that is closed counts no longer for what was not used of it, in the period in which it was made.
+    // A hold that is closed counts no longer for what was not used of it, in the period in which it was made; in caps that
+    // were there then.
     GIVE_BACK(uuid, int8s, int8) =
-        "update billing.cap_usage u set quantity = greatest(0, u.quantity - coalesce(h.quantity - $3, h.quantity))
-           from billing.holds h
-           join billing.metrics m on m.metric = h.metric
-           join billing.caps k on k.metric = h.metric or k.category = m.category
-          where h.org_id = $1 and h.hold_id = any ($2) and u.org_id = h.org_id and u.cap = k.cap
-            and u.member_id = case k.subject when 'member' then h.member_id
-                                             else '00000000-0000-0000-0000-000000000000' end
-            and u.period_start = date_trunc(k.per, h.created_at at time zone 'UTC') at time zone 'UTC'";
+        "with unused as (
+            select k.cap, case k.subject when 'member' then h.member_id else '00000000-0000-0000-0000-000000000000' end as member_id,
+                   date_trunc(k.per, h.created_at at time zone 'UTC') at time zone 'UTC' as period_start,
+                   sum(coalesce(h.quantity - $3, h.quantity)) as quantity
+              from billing.holds h
+              join billing.metrics m on m.metric = h.metric
+              join billing.caps k on (k.metric = h.metric or k.category = m.category) and k.created_at <= h.created_at
+             where h.org_id = $1 and h.hold_id = any ($2)
+             group by 1, 2, 3),
+         locked as (
+            select u.cap, u.member_id, u.period_start, g.quantity
+              from unused g join billing.cap_usage u
+                on u.org_id = $1 and u.cap = g.cap and u.member_id = g.member_id and u.period_start = g.period_start
+             order by u.cap, u.member_id, u.period_start for update of u)
+         update billing.cap_usage u set quantity = greatest(0, u.quantity - l.quantity)
+           from locked l
+          where u.org_id = $1 and u.cap = l.cap and u.member_id = l.member_id and u.period_start = l.period_start";
 }
 
 /// Names a row of `cap_usage`.

@@ -10,21 +10,28 @@ use crate::sql::{At, Db};
 use crate::time::Moment;
 use crate::units;
 use crate::usage::counters::{self, Counter};
-use crate::usage::tally::{Charge, Tally};
+use crate::usage::tally::{Charge, Tally, price_id};
 use crate::{args, statements};
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
 statements! {
-    PENDING(uuid) =
-        "select metric, period_start, period_end, segment, quantity, level, level_at from billing.unsettled_usage
-          where org_id = $1 order by metric, period_start, segment";
+    // What is recorded and not settled; what is unpaid; and the counter of one metric and period: one statement, because each
+    // costs as much to begin as its look-ups.
+    STATE(uuid, text, timestamptz) =
+        "select 0, metric, period_start, period_end, segment, quantity, level, level_at,
+                null::int8, null::int8, null::int8, null::int8
+           from billing.unsettled_usage where org_id = $1
+         union all
+         select 1, metric, period_start, period_end, null, quantity, level, level_at, overage, credits, priced, price_id
+           from billing.period_usage where org_id = $1 and metric = $2 and period_start = $3
+         union all
+         select 2, unit, period_start, period_start, null, credits, null, null, null, null, null, null
+           from billing.unpaid_overage where org_id = $1";
     LAST_LEVEL(uuid, text, timestamptz) =
         "select level, level_at from billing.period_usage
           where org_id = $1 and metric = $2 and period_start <= $3 order by period_start desc limit 1";
-    UNPAID(uuid, text) =
-        "select coalesce(sum(unpaid), 0)::int8 from billing.period_usage where org_id = $1 and unpaid > 0 and unit = $2";
     // What is consumed without a counter: by the day, and what of the ledger is not folded yet.
     CONSUMED(uuid, text, timestamptz, timestamptz) =
         "select (coalesce((select sum(consumed) from billing.usage_days
@@ -57,7 +64,15 @@ pub struct Reader<'a> {
     org_id: Uuid,
     now: Moment,
     timeline: Timeline,
-    pending: OnceCell<Vec<Pending>>,
+    state: OnceCell<State>,
+}
+
+/// What the first look finds of an org, whatever the metric.
+#[derive(Default)]
+struct State {
+    pending: Vec<Pending>,
+    /// Unpaid overage by unit.
+    unpaid: BTreeMap<String, i64>,
 }
 
 /// Where an org stands with a metric in the current period.
@@ -87,7 +102,7 @@ impl<'a> Reader<'a> {
     /// For an org at a moment.
     pub fn new(db: &'a Db, org_id: Uuid, now: Moment) -> Result<Self> {
         let timeline = plans::timeline(db, org_id, false)?;
-        Ok(Self { db, org_id, now, timeline, pending: OnceCell::new() })
+        Ok(Self { db, org_id, now, timeline, state: OnceCell::new() })
     }
 
     /// Credits that a consumption would find, because it begins the period.
@@ -95,18 +110,48 @@ impl<'a> Reader<'a> {
         self.timeline.credits_due(self.now)
     }
 
-    fn pending(&self) -> &[Pending] {
-        self.pending.get_or_init(|| {
-            let rows = self.db.read(&PENDING, args![self.org_id]);
-            let pending = |row: crate::sql::Row| Pending {
-                metric: row.get(0),
-                span: Span { start: row.get(1), end: row.get(2) },
-                segment: row.get(3),
-                quantity: row.get(4),
-                level: row.opt(5).zip(row.opt(6)),
-            };
-            rows.iter().map(pending).collect()
-        })
+    fn state(&self) -> &State {
+        self.state.get_or_init(|| self.look("", 0).0)
+    }
+
+    /// The counter of a metric; the first time, with everything else.
+    fn counter(&self, metric: &str, span: Span) -> Counter {
+        if self.state.get().is_some() {
+            return counters::peek(self.db, self.org_id, metric, span);
+        }
+        let (state, counter) = self.look(metric, span.start);
+        self.state.set(state).ok();
+        counter.unwrap_or_else(|| Counter::new(self.org_id, metric, span))
+    }
+
+    fn look(&self, metric: &str, start: Moment) -> (State, Option<Counter>) {
+        let mut state = State::default();
+        let mut counter = None;
+        for row in self.db.read(&STATE, args![self.org_id, metric, At(start)]).iter() {
+            let (name, span) = (row.get::<String>(1), Span { start: row.get(2), end: row.get(3) });
+            let (quantity, level) = (row.get::<i64>(5), row.opt(6).zip(row.opt(7)));
+            match row.get::<i32>(0) {
+                0 => state.pending.push(Pending { metric: name, span, segment: row.get(4), quantity, level }),
+                1 => {
+                    let mut found = Counter::new(self.org_id, &name, span);
+                    found.tally = Tally {
+                        quantity,
+                        overage: row.get(8),
+                        credits: row.get(9),
+                        priced: row.get(10),
+                        price_id: row.get(11),
+                    };
+                    found.level = level;
+                    counter = Some(found);
+                }
+                _ => {
+                    let sum = state.unpaid.entry(name).or_default();
+                    *sum = sum.saturating_add(quantity);
+                }
+            }
+        }
+        state.pending.sort_by(|a, b| (&a.metric, a.span, a.segment).cmp(&(&b.metric, b.span, b.segment)));
+        (state, counter)
     }
 
     fn terms(&self, metric: &Metric, at: Moment) -> Terms {
@@ -116,13 +161,13 @@ impl<'a> Reader<'a> {
     /// Where the org stands with a metric.
     pub fn standing(&self, metric: &Metric) -> Result<Standing> {
         let terms = self.terms(metric, self.now);
-        let counter = counters::peek(self.db, self.org_id, &metric.name, terms.span);
+        let counter = self.counter(&metric.name, terms.span);
         let recorded = |p: &&Pending| p.metric == metric.name && p.span.start == terms.span.start;
         let decided = counter.tally.quantity;
         let unsettled = if metric.is_gauge() {
             (self.level(metric, &counter) - decided).max(0)
         } else {
-            self.pending().iter().filter(recorded).fold(0, |sum, p| p.quantity.saturating_add(sum))
+            self.state().pending.iter().filter(recorded).fold(0, |sum, p| p.quantity.saturating_add(sum))
         };
         let mut used = decided.saturating_add(unsettled);
         if metric.aggregation == "last" {
@@ -140,7 +185,7 @@ impl<'a> Reader<'a> {
     /// The level of a gauge: for max the highest of the period, for last the newest. A period begins with the level before it.
     fn level(&self, metric: &Metric, counter: &Counter) -> i64 {
         let start = counter.span.start;
-        let mine = || self.pending().iter().filter(|p| p.metric == metric.name);
+        let mine = || self.state().pending.iter().filter(|p| p.metric == metric.name);
         let earlier = self.db.read(&LAST_LEVEL, args![self.org_id, &metric.name, At(start)]);
         let earlier = earlier.first().and_then(|row| row.opt::<i64>(0).zip(row.opt::<Moment>(1)));
         let newest = |until: Moment| {
@@ -156,28 +201,30 @@ impl<'a> Reader<'a> {
 
     /// What the org owes in a unit: unpaid overage, and what will be charged for what is recorded and not settled.
     pub fn owed(&self, unit: &str) -> Result<i64> {
-        let unpaid = self.db.read(&UNPAID, args![self.org_id, unit]);
-        let mut owed: i64 = unpaid.first().map_or(0, |row| row.get(0));
+        let mut owed = self.state().unpaid.get(unit).copied().unwrap_or(0);
         let mut groups: BTreeMap<(&str, Span), Vec<&Pending>> = BTreeMap::new();
-        for pending in self.pending() {
+        for pending in &self.state().pending {
             groups.entry((&pending.metric, pending.span)).or_default().push(pending);
         }
         for ((metric, span), parts) in groups {
             let metric = cache::any_metric(self.db, metric)?;
-            let terms = self.terms(&metric, self.now.min(span.end - 1).max(span.start));
             let mut tally = counters::peek(self.db, self.org_id, &metric.name, span).tally;
             let newest = parts.iter().filter_map(|p| p.level).max_by_key(|(_, at)| *at);
+            let now = price_id(cache::price(self.db, &metric, Some(self.org_id), self.now)?.as_deref());
             for part in parts {
                 let quantity = match metric.aggregation.as_str() {
                     "max" => (part.quantity - tally.quantity).max(0),
                     "last" => newest.map_or(0, |(level, _)| (level - tally.quantity).max(0)),
                     _ => part.quantity,
                 };
+                let terms = self.terms(&metric, part.segment.max(span.start));
                 let price = cache::price(self.db, &metric, Some(self.org_id), part.segment)?;
-                let charge = tally.settle(quantity, terms.allowance, price.as_deref()).map_err(catalog::too_large)?;
-                tally.add(charge, price.as_deref()).map_err(catalog::too_large)?;
-                if price.as_ref().map_or(units::CREDIT, |p| p.unit.as_str()) == unit {
-                    owed = owed.saturating_add(charge.credits);
+                let price = price.as_deref();
+                let charge = tally.settle(quantity, terms.allowance, price, price_id(price) != now);
+                // What does not fit is more than anybody has.
+                let credits = charge.map_or(i64::MAX, |charge| charge.credits);
+                if price.map_or(units::CREDIT, |p| p.unit.as_str()) == unit {
+                    owed = owed.saturating_add(credits);
                 }
             }
         }

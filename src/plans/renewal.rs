@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::ledger::debts;
 use crate::ledger::store as ledger;
 use crate::ledger::wallet::{Facts, Lot, Operation, Wallet};
+use crate::plans::period::{Span, prorated};
 use crate::plans::store::{self, Subscription};
 use crate::sql::{At, Db};
 use crate::time::{self, INFINITY, Moment};
@@ -16,12 +17,12 @@ use std::rc::Rc;
 use uuid::Uuid;
 
 statements! {
-    // What of the last period's grants expired unused: booked already, or about to be.
+    // What of the last period's grants expired unused, booked already or about to be.
     EXPIRED(uuid, int8s, timestamptz) =
-        "select coalesce(sum(case when g.written_off > 0 then g.written_off
-                     else g.remaining + coalesce((select sum(l.slice_credits) from billing.lanes l
-                                                   where l.org_id = g.org_id and l.unit = g.unit
-                                                     and l.slice_grant = g.grant_id), 0) end), 0)::int8
+        "select coalesce(sum(g.written_off + g.remaining
+                             + coalesce((select sum(l.slice_credits) from billing.lanes l
+                                          where l.org_id = g.org_id and l.unit = g.unit and l.slice_grant = g.grant_id), 0)),
+                         0)::int8
            from billing.lots g
           where g.org_id = $1 and g.grant_id = any ($2) and g.expires_at <= $3 and g.voided_at is null";
 }
@@ -37,6 +38,10 @@ pub fn due(db: &Db, org_id: Uuid, as_of: Moment) -> Option<(Subscription, Moment
 /// Begins the period that starts at `start`; or ends the subscription there, or changes its plan. The wallet must be locked.
 pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result<()> {
     let mut wanted = old.pending_plan.clone();
+    if old.ends_at.is_some_and(|end| end <= start) {
+        store::nothing_due(db, org_id, old.starts_at);
+        return Ok(());
+    }
     if old.by_default {
         // Whatever the default plan is by now.
         match cache::default_plan(db)?.0 {
@@ -58,7 +63,7 @@ pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result
     };
     let anchor = if plan.cycle == before.cycle { old.anchor } else { start };
     let end = plan.cycle.boundary(anchor, plan.cycle.index(anchor, start) + 1);
-    let grants = grant(db, org_id, &plan, &old.grants, (start, end))?;
+    let (grants, granted) = grant(db, org_id, &plan, old, (start, end))?;
     if wanted.is_some() && start > old.starts_at {
         store::end(db, org_id, old.starts_at, start);
         let new = Subscription {
@@ -71,25 +76,55 @@ pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result
             cancel_at_period_end: false,
             by_default: old.by_default,
             grants,
+            granted,
+            taken_back: 0,
         };
         store::begin(db, org_id, &new, start, "{}");
-    } else if !store::advance(db, org_id, old.starts_at, start, end, grants) {
+    } else if !store::advance(db, org_id, old, start, end, (grants, granted)) {
         return Err(Error::contended());
     }
     Ok(())
 }
 
-/// Grants the credits of a period that begins, and what goes on of the last one.
-fn grant(db: &Db, org_id: Uuid, plan: &Plan, last: &[i64], (start, end): (Moment, Moment)) -> Result<Vec<i64>> {
-    let Some(credits) = plan.credits else { return Ok(Vec::new()) };
-    let mut amounts = vec![credits.amount];
-    if let Rollover::Capped(cap) = credits.rollover
-        && !last.is_empty()
-    {
-        let rows = db.write(&EXPIRED, args![org_id, last.to_vec(), At(start)]);
-        amounts.push(rows.first().map_or(0, |row| row.get::<i64>(0)).min(cap));
+/// Grants the credits of a period that begins, and what goes on of the last one. Gives the grants, and what the plan granted.
+fn grant(
+    db: &Db,
+    org_id: Uuid,
+    plan: &Plan,
+    last: &Subscription,
+    (start, end): (Moment, Moment),
+) -> Result<(Vec<i64>, i64)> {
+    let Some(credits) = plan.credits else { return Ok((Vec::new(), 0)) };
+    let mut granted = credits.amount;
+    if start == last.starts_at {
+        granted = (granted - covered(db, org_id, last, start)?).max(0);
     }
-    grant_amounts(db, org_id, plan, &amounts, (start, end), start)
+    let mut amounts = vec![granted];
+    if let Rollover::Capped(cap) = credits.rollover
+        && !last.grants.is_empty()
+    {
+        let rows = db.write(&EXPIRED, args![org_id, last.grants.clone(), At(start)]);
+        let expired = rows.first().map_or(0, |row| row.get::<i64>(0)) - last.taken_back;
+        amounts.push(expired.clamp(0, cap));
+    }
+    Ok((grant_amounts(db, org_id, plan, &amounts, (start, end), start)?, granted))
+}
+
+/// What earlier subscriptions granted for time that is still to come: whoever ends one and begins another does not get it
+/// twice.
+fn covered(db: &Db, org_id: Uuid, new: &Subscription, start: Moment) -> Result<i64> {
+    let mut sum: i64 = 0;
+    for old in store::subscriptions(db, org_id) {
+        let Some(end) = old.ends_at else { continue };
+        if old.by_default != new.by_default || old.granted == 0 || end > start {
+            continue;
+        }
+        let plan = cache::any_plan(db, &old.plan)?;
+        let n = plan.cycle.index(old.anchor, (end - 1).max(old.starts_at));
+        let period = Span { start: plan.cycle.boundary(old.anchor, n), end: plan.cycle.boundary(old.anchor, n + 1) };
+        sum = sum.saturating_add(prorated(old.granted, period, start));
+    }
+    Ok(sum)
 }
 
 /// Grants credits of a plan for the rest of a period.
@@ -138,8 +173,8 @@ fn expiry(credits: Option<Credits>, end: Moment) -> Moment {
     }
 }
 
-/// Takes credits of a plan back, as far as they are there: at most `credits` of these grants.
-pub fn take_back(db: &Db, org_id: Uuid, grants: &[i64], credits: i64, now: Moment) -> Result<()> {
+/// Takes credits of a plan back, as far as they are there: at most `credits` of these grants. Gives how much it was.
+pub fn take_back(db: &Db, org_id: Uuid, grants: &[i64], credits: i64, now: Moment) -> Result<i64> {
     let lane = ledger::lock_or_create(db, org_id, units::CREDIT, now)?;
     let mut wallet = Wallet::new(lane, now);
     ledger::load(db, &mut wallet, grants)?;
@@ -153,5 +188,6 @@ pub fn take_back(db: &Db, org_id: Uuid, grants: &[i64], credits: i64, now: Momen
             missing -= credits;
         }
     }
-    ledger::save(db, std::slice::from_mut(&mut wallet), UNUSED)
+    ledger::save(db, std::slice::from_mut(&mut wallet), UNUSED)?;
+    Ok(credits - missing)
 }

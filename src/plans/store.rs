@@ -11,25 +11,39 @@ use uuid::Uuid;
 
 statements! {
     STRETCHES(uuid) =
-        "select starts_at, ends_at, anchor, plan, next_period_at from billing.subscriptions
-          where org_id = $1 order by starts_at";
-    DUE(uuids, timestamptz) =
-        "select org_id from billing.subscriptions where org_id = any ($1) and next_period_at <= $2 order by org_id";
+        "select starts_at, ends_at, anchor, plan, next_period_at, cancel_at_period_end, pending_plan
+           from billing.subscriptions
+          where org_id = $1 and (ends_at is null or ends_at > starts_at) order by starts_at";
+    DUE(uuids, timestamptz, boolean) =
+        "select k.org_id from unnest($1) k (org_id)
+          where exists (select from billing.subscriptions s where s.org_id = k.org_id and s.next_period_at <= $2)
+             or ($3 and not exists (select from billing.subscriptions s
+                                     where s.org_id = k.org_id and (s.ends_at is null or s.ends_at > $2)))
+          order by k.org_id";
     OWN_TERMS(uuid, text) = "select allowance, limit_kind from billing.org_allowances where org_id = $1 and metric = $2";
     SUBSCRIPTIONS(uuid) =
-        "select starts_at, ends_at, anchor, next_period_at, plan, pending_plan, cancel_at_period_end, origin = 'default', grants
+        "select starts_at, ends_at, anchor, next_period_at, plan, pending_plan, cancel_at_period_end, origin = 'default', grants,
+                granted, taken_back
            from billing.subscriptions where org_id = $1 order by starts_at";
-    BEGIN_STRETCH(uuid, timestamptz, timestamptz, timestamptz, timestamptz, text, text, jsonb, int8s) =
-        "insert into billing.subscriptions (org_id, starts_at, anchor, next_period_at, created_at, plan, origin, metadata, grants)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+    // One that ended where it began gives its place to the next one.
+    BEGIN_STRETCH(uuid, timestamptz, timestamptz, timestamptz, timestamptz, text, text, jsonb, int8s, int8, int8) =
+        "insert into billing.subscriptions as s
+                (org_id, starts_at, anchor, next_period_at, created_at, plan, origin, metadata, grants, granted, taken_back)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+         on conflict (org_id, starts_at) do update
+            set anchor = $3, next_period_at = $4, created_at = $5, plan = $6, origin = $7, metadata = $8, grants = $9,
+                granted = $10, taken_back = $11, ends_at = null, pending_plan = null, cancel_at_period_end = false
+          where s.ends_at = s.starts_at";
     END_STRETCH(uuid, timestamptz, timestamptz) =
         "update billing.subscriptions
-            set ends_at = $3, next_period_at = null, pending_plan = null, cancel_at_period_end = false
+            set ends_at = greatest($3, starts_at), pending_plan = null, cancel_at_period_end = false,
+                next_period_at = case when next_period_at < $3 then next_period_at end
           where org_id = $1 and starts_at = $2";
-    REMOVE_STRETCH(uuid, timestamptz) = "delete from billing.subscriptions where org_id = $1 and starts_at = $2";
+    NOTHING_DUE(uuid, timestamptz) =
+        "update billing.subscriptions set next_period_at = null where org_id = $1 and starts_at = $2";
     // Once only: whoever finds another start there than he saw comes too late.
-    ADVANCE(uuid, timestamptz, timestamptz, timestamptz, int8s) =
-        "update billing.subscriptions set next_period_at = $4, grants = $5
+    ADVANCE(uuid, timestamptz, timestamptz, timestamptz, int8s, int8) =
+        "update billing.subscriptions set next_period_at = $4, grants = $5, granted = $6, taken_back = 0
           where org_id = $1 and starts_at = $2 and next_period_at = $3";
     SET_ENDING(uuid, timestamptz, boolean, text) =
         "update billing.subscriptions set cancel_at_period_end = $3, pending_plan = $4 where org_id = $1 and starts_at = $2";
@@ -46,24 +60,46 @@ pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
         return Ok(Timeline::default());
     }
     let rows = db.query(fresh, &STRETCHES, args![org_id]);
-    let stretches = rows.iter().map(|row| {
-        Ok(Stretch {
+    let mut stretches = Vec::new();
+    for row in rows.iter() {
+        let mut stretch = Stretch {
             starts_at: row.get(0),
             ends_at: row.opt(1).unwrap_or(INFINITY),
             anchor: row.get(2),
             plan: cache::any_plan(db, &row.get::<String>(3))?,
             next_period_at: row.opt(4),
-        })
-    });
-    Ok(Timeline { stretches: stretches.collect::<Result<_>>()?, fallback })
+        };
+        // What is to happen at the end of the period happens then, also before somebody notes it.
+        let (cancelled, pending) = (row.get::<bool>(5), row.opt::<String>(6));
+        let turn = stretch.next_period_at.filter(|at| *at > stretch.starts_at);
+        if let Some(turn) = turn
+            && (cancelled || pending.is_some())
+        {
+            stretch.ends_at = stretch.ends_at.min(turn);
+            stretch.next_period_at = None;
+        }
+        let next = match (turn, pending) {
+            (Some(turn), Some(name)) => {
+                let plan = cache::any_plan(db, &name)?;
+                let anchor = if plan.cycle == stretch.plan.cycle { stretch.anchor } else { turn };
+                Some(Stretch { starts_at: turn, ends_at: INFINITY, anchor, plan, next_period_at: Some(turn) })
+            }
+            _ => None,
+        };
+        stretches.push(stretch);
+        stretches.extend(next);
+    }
+    Ok(Timeline { stretches, fallback })
 }
 
 /// Which of the orgs have a period to begin by then.
 pub fn due(db: &Db, orgs: Vec<Uuid>, as_of: Moment) -> Result<Vec<Uuid>> {
-    if !cache::default_plan(db)?.1 {
+    let (fallback, any) = cache::default_plan(db)?;
+    if !any {
         return Ok(Vec::new());
     }
-    Ok(db.write(&DUE, args![orgs, At(as_of)]).iter().map(|row| row.get(0)).collect())
+    let enrolls = fallback.is_some_and(|plan| plan.credits.is_some());
+    Ok(db.write(&DUE, args![orgs, At(as_of), enrolls]).iter().map(|row| row.get(0)).collect())
 }
 
 /// The org's own terms for a metric, if it has any.
@@ -90,6 +126,16 @@ pub struct Subscription {
     /// The default plan, begun by settlement.
     pub by_default: bool,
     pub grants: Vec<i64>,
+    /// By the plan in the current period, net of what was taken back.
+    pub granted: i64,
+    pub taken_back: i64,
+}
+
+impl Subscription {
+    /// It never held.
+    pub fn is_void(&self) -> bool {
+        self.ends_at == Some(self.starts_at)
+    }
 }
 
 fn subscription(row: &Row) -> Subscription {
@@ -103,6 +149,8 @@ fn subscription(row: &Row) -> Subscription {
         cancel_at_period_end: row.get(6),
         by_default: row.get(7),
         grants: row.get(8),
+        granted: row.get(9),
+        taken_back: row.get(10),
     }
 }
 
@@ -112,7 +160,6 @@ pub fn subscriptions(db: &Db, org_id: Uuid) -> Vec<Subscription> {
 }
 
 /// Begins a stretch. Its first period is to be begun at `next_period_at`.
-#[allow(clippy::too_many_arguments)]
 pub fn begin(db: &Db, org_id: Uuid, new: &Subscription, now: Moment, metadata: &str) {
     let origin = if new.by_default { "default" } else { "subscribed" };
     let metadata = crate::json::from_text(metadata);
@@ -127,23 +174,26 @@ pub fn begin(db: &Db, org_id: Uuid, new: &Subscription, now: Moment, metadata: &
             &new.plan,
             origin,
             metadata,
-            new.grants.clone()
+            new.grants.clone(),
+            new.granted,
+            new.taken_back
         ],
     );
 }
 
-/// Ends a stretch; one that never began goes without a trace.
+/// Ends a stretch.
 pub fn end(db: &Db, org_id: Uuid, starts_at: Moment, at: Moment) {
-    if at <= starts_at {
-        db.write(&REMOVE_STRETCH, args![org_id, At(starts_at)]);
-    } else {
-        db.write(&END_STRETCH, args![org_id, At(starts_at), At(at)]);
-    }
+    db.write(&END_STRETCH, args![org_id, At(starts_at), At(at)]);
+}
+
+/// Notes that a stretch has no further period.
+pub fn nothing_due(db: &Db, org_id: Uuid, starts_at: Moment) {
+    db.write(&NOTHING_DUE, args![org_id, At(starts_at)]);
 }
 
 /// Sets the next period if it still is the one that was seen.
-pub fn advance(db: &Db, org_id: Uuid, starts_at: Moment, from: Moment, to: Moment, grants: Vec<i64>) -> bool {
-    db.write(&ADVANCE, args![org_id, At(starts_at), At(from), At(to), grants]).count() == 1
+pub fn advance(db: &Db, org_id: Uuid, old: &Subscription, from: Moment, to: Moment, new: (Vec<i64>, i64)) -> bool {
+    db.write(&ADVANCE, args![org_id, At(old.starts_at), At(from), At(to), new.0, new.1]).count() == 1
 }
 
 /// Notes what is to happen at the end of the period.

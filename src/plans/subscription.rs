@@ -119,14 +119,14 @@ impl<'a> Call<'a> {
 
 /// The subscription that runs, or is about to begin.
 fn active(all: &[Subscription], now: Moment) -> Option<&Subscription> {
-    all.iter().find(|s| s.ends_at.is_none_or(|end| end > now))
+    all.iter().rev().find(|s| !s.is_void() && s.ends_at.is_none_or(|end| end > now))
 }
 
 /// The newest subscription as it is now.
 fn status(db: &Db, org_id: Uuid, now: Moment) -> Result<SubscriptionStatus> {
     let all = store::subscriptions(db, org_id);
     let Some(newest) = all.last() else { return Err(Error::no_subscription(&org_id.to_string())) };
-    let ended = newest.ends_at.is_some_and(|end| end <= now);
+    let ended = newest.is_void() || newest.ends_at.is_some_and(|end| end <= now);
     let status = match newest {
         _ if ended => "canceled",
         s if s.starts_at > now => "scheduled",
@@ -160,7 +160,7 @@ fn subscribe_to(
         Some(current) if !current.by_default && current.starts_at <= now => {
             let end = current.next_period_at.unwrap_or(now);
             match starts_at.filter(|at| *at > now) {
-                None => change_now(db, call, current, plan, now)?,
+                None => change_now(db, call, all, current, plan, now)?,
                 Some(at) if at == end => store::set_ending(db, org_id, current.starts_at, false, Some(&plan.name)),
                 Some(_) => {
                     return Err(Error::invalid("starts_at", "must be null or the end of the current period")
@@ -174,14 +174,17 @@ fn subscribe_to(
             if starts_at < time::add_months(now, -LONGEST_AGO) || starts_at > time::add_months(now, LONGEST_AGO) {
                 return Err(Error::invalid("starts_at", "must be at most 10 years away"));
             }
-            if let Some(current) = current {
-                store::end(db, org_id, current.starts_at, now.min(starts_at));
-            }
-            let before = all.iter().filter(|s| s.ends_at.is_some()).filter_map(|s| s.ends_at).max();
-            if before.is_some_and(|end| end > starts_at) {
+            // The default plan until then; one that had not begun, not at all.
+            let mut before = all.iter().filter(|s| !s.by_default && !s.is_void()).filter_map(|s| s.ends_at);
+            if before.any(|end| end > starts_at) {
                 return Err(Error::invalid("starts_at", "lies within an earlier subscription"));
             }
-            begin(db, call, plan, (starts_at, starts_at, starts_at), Vec::new(), now);
+            for other in all.iter().filter(|s| !s.is_void() && s.ends_at.is_none_or(|end| end > starts_at)) {
+                let end = if other.by_default { starts_at } else { other.starts_at };
+                store::end(db, org_id, other.starts_at, end);
+            }
+            debug_assert!(current.is_none_or(|s| s.by_default || s.starts_at > now));
+            begin(db, call, plan, (starts_at, starts_at, starts_at), None, now);
             settlement::catch_up(db, org_id, now)?;
         }
     }
@@ -193,9 +196,10 @@ fn begin(
     call: &Call<'_>,
     plan: &Plan,
     (starts_at, anchor, next): (Moment, Moment, Moment),
-    grants: Vec<i64>,
+    changed: Option<(Vec<i64>, i64, i64)>,
     now: Moment,
 ) {
+    let (grants, granted, taken_back) = changed.unwrap_or_default();
     let new = Subscription {
         starts_at,
         ends_at: None,
@@ -206,12 +210,21 @@ fn begin(
         cancel_at_period_end: false,
         by_default: false,
         grants,
+        granted,
+        taken_back,
     };
     store::begin(db, call.org_id, &new, now, &call.metadata);
 }
 
 /// Another plan for the rest of the period: allowances and credits in proportion to the time.
-fn change_now(db: &Db, call: &Call<'_>, current: &Subscription, plan: &Plan, now: Moment) -> Result<()> {
+fn change_now(
+    db: &Db,
+    call: &Call<'_>,
+    all: &[Subscription],
+    current: &Subscription,
+    plan: &Plan,
+    now: Moment,
+) -> Result<()> {
     let org_id = call.org_id;
     if current.plan == plan.name {
         store::set_ending(db, org_id, current.starts_at, false, None);
@@ -220,21 +233,31 @@ fn change_now(db: &Db, call: &Call<'_>, current: &Subscription, plan: &Plan, now
     let old = cache::any_plan(db, &current.plan)?;
     if old.cycle != plan.cycle {
         store::end(db, org_id, current.starts_at, now);
-        begin(db, call, plan, (now, now, now), Vec::new(), now);
+        begin(db, call, plan, (now, now, now), None, now);
         return settlement::catch_up(db, org_id, now).map(drop);
     }
     let n = plan.cycle.index(current.anchor, now);
     let whole = Span { start: plan.cycle.boundary(current.anchor, n), end: plan.cycle.boundary(current.anchor, n + 1) };
-    let part = |plan: &Plan| plan.credits.map_or(0, |credits| prorated(credits.amount, whole, now));
-    let difference = part(plan) - part(&old);
-    let mut grants = current.grants.clone();
+    // What the plans of the whole period come to, by time; what was granted already counts, however often it is changed.
+    let share = |plan: &Plan, from: Moment| plan.credits.map_or(0, |credits| prorated(credits.amount, whole, from));
+    let mut due = share(plan, now) - share(&old, now) + share(&old, current.starts_at);
+    for earlier in all.iter().filter(|s| s.anchor == current.anchor && s.starts_at < current.starts_at) {
+        let known = cache::any_plan(db, &earlier.plan)?;
+        let end = earlier.ends_at.unwrap_or(now);
+        due += share(&known, earlier.starts_at) - share(&known, end);
+    }
+    let difference = due - current.granted;
+    let (mut grants, mut granted, mut taken_back) = (current.grants.clone(), current.granted, current.taken_back);
     if difference > 0 {
         grants.extend(renewal::grant_amounts(db, org_id, plan, &[difference], (now, whole.end), now)?);
+        granted += difference;
     } else if difference < 0 {
-        renewal::take_back(db, org_id, &grants, -difference, now)?;
+        let back = renewal::take_back(db, org_id, &grants, -difference, now)?;
+        granted -= back;
+        taken_back += back;
     }
     store::end(db, org_id, current.starts_at, now);
-    begin(db, call, plan, (now, current.anchor, whole.end), grants, now);
+    begin(db, call, plan, (now, current.anchor, whole.end), Some((grants, granted, taken_back)), now);
     Ok(())
 }
 
@@ -300,7 +323,7 @@ fn change_plan(
             if at_period_end && current.plan != plan.name {
                 store::set_ending(db, org_id, current.starts_at, false, Some(&plan.name));
             } else {
-                change_now(db, &call, current, &plan, now)?;
+                change_now(db, &call, all, current, &plan, now)?;
             }
             status(db, org_id, now)
         })
@@ -325,23 +348,7 @@ fn cancel_subscription(org_id: Option<pgrx::Uuid>, at_period_end: default!(Optio
                 return status(db, org_id, now);
             }
             store::end(db, org_id, current.starts_at, now);
-            let plan = current.plan.clone();
-            match status(db, org_id, now) {
-                Ok(status) if status.starts_at == Some(current.starts_at) => Ok(status),
-                // It had not begun, and went without a trace.
-                _ => Ok(SubscriptionStatus {
-                    org_id,
-                    plan,
-                    status: "canceled".to_owned(),
-                    starts_at: Some(current.starts_at),
-                    period_start: None,
-                    period_end: None,
-                    cancel_at_period_end: false,
-                    pending_plan: None,
-                    ends_at: Some(now),
-                    replayed: false,
-                }),
-            }
+            status(db, org_id, now)
         })
     })())
 }

@@ -3,11 +3,13 @@
 use crate::catalog;
 use crate::catalog::cache::{self, Metric};
 use crate::error::{Error, Result};
+use crate::ledger::debts::{self, Debt};
 use crate::plans::period::{Span, Timeline};
 use crate::plans::store as plans;
 use crate::sql::{At, Db, Row};
 use crate::time::{INFINITY, Moment};
 use crate::usage::counters::{self, Counter};
+use crate::usage::tally::price_id;
 use crate::{args, statements, units};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -17,9 +19,8 @@ statements! {
     METRICS(uuid) =
         "select distinct metric from billing.unsettled_usage where org_id = $1
          union
-         select metric from billing.period_usage where org_id = $1 and unpaid > 0
-         union
-         select metric from billing.period_usage where org_id = $1 and level > 0 and not carried";
+         select metric from billing.period_usage where org_id = $1 and level is not null and not carried";
+    OWED_IN(uuid) = "select distinct unit from billing.unpaid_overage where org_id = $1";
     // What a writer holds is left for the next time. What reports its newest level waits for the end of the period.
     TAKE(uuid, timestamptz, timestamptz) =
         "delete from billing.unsettled_usage
@@ -46,11 +47,12 @@ statements! {
                            when 'last' then case when d.level_at > excluded.level_at then d.recorded
                                                  else excluded.recorded end
                            else d.recorded + excluded.recorded end";
-    LEVELS(uuid, timestamptz, boolean) =
-        "select u.metric, u.period_start, u.period_end from billing.period_usage u join billing.metrics m using (metric)
-          where u.org_id = $1 and u.level > 0 and not u.carried and u.period_end <= $2
-            and (m.aggregation = 'last' or not $3)
-          order by u.period_start, u.metric limit 1";
+    LEVELS(uuid, timestamptz) =
+        "select metric, period_start, period_end from billing.period_usage
+          where org_id = $1 and level is not null and not carried and period_end <= $2
+          order by period_start, metric";
+    EXISTS(uuid, text, timestamptz) =
+        "select from billing.period_usage where org_id = $1 and metric = $2 and period_start = $3";
     CARRIED(uuid, text, timestamptz) =
         "update billing.period_usage set carried = true where org_id = $1 and metric = $2 and period_start = $3";
 }
@@ -75,13 +77,23 @@ struct Day {
 /// The units in which an org will have to pay.
 pub fn units(db: &Db, org_id: Uuid) -> Result<Vec<String>> {
     let now = crate::clock::now();
-    let mut units = BTreeSet::new();
+    let mut units: BTreeSet<String> = db.write(&OWED_IN, args![org_id]).iter().map(|row| row.get(0)).collect();
     for row in db.write(&METRICS, args![org_id]).iter() {
         let metric = cache::any_metric(db, &row.get::<String>(0))?;
         let price = cache::price(db, &metric, Some(org_id), now)?;
         units.insert(price.map_or_else(|| units::CREDIT.to_owned(), |p| p.unit.clone()));
     }
     Ok(units.into_iter().collect())
+}
+
+/// What a settlement of one org works with, and finds.
+struct Work<'a> {
+    db: &'a Db,
+    org_id: Uuid,
+    timeline: Timeline,
+    now: Moment,
+    days: Vec<Day>,
+    debts: Vec<Debt>,
 }
 
 /// Decides what was recorded in periods that began before `before`, at `now`. Gives the number of events.
@@ -93,7 +105,7 @@ pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<i64>
         groups.entry((row.get(0), span)).or_default().push(taken(&row));
     }
     let timeline = plans::timeline(db, org_id, true)?;
-    let mut days = Vec::new();
+    let mut work = Work { db, org_id, timeline, now, days: Vec::new(), debts: Vec::new() };
     let mut events = 0;
     if !groups.is_empty() {
         let names: Vec<_> = groups.keys().map(|(metric, span)| (org_id, metric.clone(), *span)).collect();
@@ -102,20 +114,22 @@ pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<i64>
         order.sort_by_key(|((_, span), _)| span.start);
         for ((name, span), mut taken) in order {
             let metric = cache::any_metric(db, &name)?;
-            let counter = locked
-                .get_mut(&(org_id, name, span.start))
-                .ok_or(Error::corrupt("a counter that was made is not there"))?;
+            let counter = locked.get_mut(&(org_id, name, span.start)).ok_or_else(missing)?;
             taken.sort_by_key(|t| t.segment);
             for part in taken {
                 events += part.events;
-                days.push(decide(db, &timeline, &metric, counter, &part, now)?);
+                work.decide(&metric, counter, &part)?;
             }
         }
         counters::save(db, &locked.values().collect::<Vec<_>>());
     }
+    work.close_levels()?;
     // What begins a new period is for whoever charges that one.
-    carry(db, org_id, &timeline, (now, before != INFINITY), &mut days)?;
-    note(db, org_id, &days);
+    if before == INFINITY {
+        work.carry_levels()?;
+    }
+    note(db, org_id, &work.days);
+    debts::owe(db, org_id, &work.debts);
     Ok(events)
 }
 
@@ -123,101 +137,132 @@ fn taken(row: &Row) -> Taken {
     Taken { segment: row.get(3), quantity: row.get(4), level: row.opt(5).zip(row.opt(6)), events: row.get(7) }
 }
 
-/// Charges one stretch of recorded usage.
-fn decide(
-    db: &Db,
-    timeline: &Timeline,
-    metric: &Rc<Metric>,
-    counter: &mut Counter,
-    part: &Taken,
-    now: Moment,
-) -> Result<Day> {
-    if part.level.is_some_and(|(_, at)| counter.level.is_none_or(|(_, known)| at >= known)) {
-        counter.level = part.level;
-    }
-    let (shown, quantity) = match metric.aggregation.as_str() {
-        // What goes beyond the highest level so far.
-        "max" => (part.quantity, (part.quantity - counter.tally.quantity).max(0)),
-        // What the period comes to in the end: see carry().
-        "last" => (part.level.map_or(part.quantity, |(level, _)| level), 0),
-        _ => (part.quantity, part.quantity),
-    };
-    let credits = take(db, timeline, metric, counter, quantity, part.segment, now)?;
-    Ok(Day {
-        metric: Rc::clone(metric),
-        segment: part.segment,
-        quantity: shown,
-        credits,
-        level_at: part.level.map_or(0, |(_, at)| at),
-    })
+fn missing() -> Error {
+    Error::corrupt("a counter that was made is not there")
 }
 
-/// Charges a quantity at the price that held at `priced_at`.
-fn take(
-    db: &Db,
-    timeline: &Timeline,
-    metric: &Metric,
-    counter: &mut Counter,
-    quantity: i64,
-    priced_at: Moment,
-    now: Moment,
-) -> Result<i64> {
-    let span = counter.span;
-    let own = plans::own_terms(db, counter.org_id, metric, true);
-    let terms = timeline.terms(&metric.name, own, now.min(span.end - 1).max(span.start));
-    let price = cache::price(db, metric, Some(counter.org_id), priced_at)?;
-    let charge = counter.tally.settle(quantity, terms.allowance, price.as_deref()).map_err(catalog::too_large)?;
-    counter.tally.add(charge, price.as_deref()).map_err(catalog::too_large)?;
-    if let Some(price) = &price {
-        if counter.unpaid > 0 && counter.unit.as_ref().is_some_and(|unit| *unit != price.unit) {
-            return Err(Error::invalid("price", "is in another unit than what is still unpaid of the period"));
+impl Work<'_> {
+    /// Charges one stretch of recorded usage.
+    fn decide(&mut self, metric: &Rc<Metric>, counter: &mut Counter, part: &Taken) -> Result<()> {
+        if part.level.is_some_and(|(_, at)| counter.level.is_none_or(|(_, known)| at >= known)) {
+            counter.level = part.level;
         }
-        counter.unit = Some(price.unit.clone());
+        let (shown, quantity) = match metric.aggregation.as_str() {
+            // What goes beyond the highest level so far.
+            "max" => (part.quantity, (part.quantity - counter.tally.quantity).max(0)),
+            // What the period comes to in the end: see close_levels().
+            "last" => (part.level.map_or(part.quantity, |(level, _)| level), 0),
+            _ => (part.quantity, part.quantity),
+        };
+        self.take(metric, counter, (quantity, shown), part.segment, part.level.map_or(0, |(_, at)| at))
     }
-    counter.unpaid = counter.unpaid.checked_add(charge.credits).ok_or(catalog::too_large(catalog::price::Overflow))?;
-    Ok(charge.credits)
-}
 
-/// Takes levels from periods that have ended into the next ones, until now. A period of `last` is charged when it ends; one of
-/// `max` begins with the level that it finds.
-fn carry(
-    db: &Db,
-    org_id: Uuid,
-    timeline: &Timeline,
-    (now, only_closing): (Moment, bool),
-    days: &mut Vec<Day>,
-) -> Result<()> {
-    loop {
-        let rows = db.write(&LEVELS, args![org_id, At(now.saturating_add(1)), only_closing]);
-        let Some(row) = rows.first() else { return Ok(()) };
-        let (name, span) = (row.get::<String>(0), Span { start: row.get(1), end: row.get(2) });
-        let metric = cache::any_metric(db, &name)?;
-        let next = timeline.period(span.end);
-        let mut both = counters::lock(db, &[(org_id, name.clone(), span), (org_id, name.clone(), next)]);
-        let missing = || Error::corrupt("a counter that was made is not there");
-        let mut from = both.remove(&(org_id, name.clone(), span.start)).ok_or_else(missing)?;
-        let mut to = both.remove(&(org_id, name.clone(), next.start)).ok_or_else(missing)?;
-        let Some((level, at)) = from.level else { return Ok(()) };
-        if metric.aggregation == "last" {
-            let quantity = (level - from.tally.quantity).max(0);
-            let credits = take(db, timeline, &metric, &mut from, quantity, span.end - 1, now)?;
-            days.push(day(&metric, span.end - 1, level, credits, at));
+    /// Charges a quantity at the price that held in its segment.
+    fn take(
+        &mut self,
+        metric: &Rc<Metric>,
+        counter: &mut Counter,
+        (quantity, shown): (i64, i64),
+        segment: Moment,
+        level_at: Moment,
+    ) -> Result<()> {
+        let own = plans::own_terms(self.db, self.org_id, metric, true);
+        let terms = self.timeline.terms(&metric.name, own, segment.max(counter.span.start));
+        let price = cache::price(self.db, metric, Some(self.org_id), segment)?;
+        let price = price.as_deref();
+        let today = cache::price(self.db, metric, Some(self.org_id), self.now)?;
+        let superseded = price_id(price) != price_id(today.as_deref());
+        let charge =
+            counter.tally.settle(quantity, terms.allowance, price, superseded).map_err(catalog::too_large)?;
+        if charge.credits > 0 {
+            self.debts.push(Debt {
+                unit: price.map_or_else(|| units::CREDIT.to_owned(), |p| p.unit.clone()),
+                metric: metric.name.clone(),
+                period_start: counter.span.start,
+                credits: charge.credits,
+            });
         }
-        if to.level.is_none_or(|(_, known)| known <= at) {
-            to.level = Some((level, at));
-        }
-        if metric.aggregation == "max" {
-            let quantity = (level - to.tally.quantity).max(0);
-            let credits = take(db, timeline, &metric, &mut to, quantity, next.start, now)?;
-            days.push(day(&metric, next.start, level, credits, at));
-        }
-        counters::save(db, &[&from, &to]);
-        db.write(&CARRIED, args![org_id, &name, At(span.start)]);
+        let metric = Rc::clone(metric);
+        self.days.push(Day { metric, segment, quantity: shown, credits: charge.credits, level_at });
+        Ok(())
     }
-}
 
-fn day(metric: &Rc<Metric>, segment: Moment, quantity: i64, credits: i64, level_at: Moment) -> Day {
-    Day { metric: Rc::clone(metric), segment, quantity, credits, level_at }
+    /// Periods that have ended, with levels that did not go on yet: metric and period.
+    fn ended(&self) -> Vec<(String, Span)> {
+        let rows = self.db.write(&LEVELS, args![self.org_id, At(self.now.saturating_add(1))]);
+        rows.iter().map(|row| (row.get(0), Span { start: row.get(1), end: row.get(2) })).collect()
+    }
+
+    /// A period of `last` is charged when it ends.
+    fn close_levels(&mut self) -> Result<()> {
+        for (name, span) in self.ended() {
+            let metric = cache::any_metric(self.db, &name)?;
+            if metric.aggregation == "last" {
+                self.close_level(&metric, span)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn close_level(&mut self, metric: &Rc<Metric>, span: Span) -> Result<()> {
+        let name = (self.org_id, metric.name.clone(), span);
+        let mut counter = counters::lock(self.db, &[name]).pop_first().ok_or_else(missing)?.1;
+        if let Some((level, at)) = counter.level {
+            let quantity = (level - counter.tally.quantity).max(0);
+            self.take(metric, &mut counter, (quantity, level), span.end - 1, at)?;
+            counters::save(self.db, &[&counter]);
+        }
+        Ok(())
+    }
+
+    /// Takes levels from periods that have ended into the next ones, until now. A period of `max` begins with the level that
+    /// it finds.
+    fn carry_levels(&mut self) -> Result<()> {
+        loop {
+            let Some((name, span)) = self.ended().into_iter().next() else { return Ok(()) };
+            let metric = cache::any_metric(self.db, &name)?;
+            self.carry_level(&metric, span)?;
+        }
+    }
+
+    fn carry_level(&mut self, metric: &Rc<Metric>, span: Span) -> Result<()> {
+        let (db, org_id) = (self.db, self.org_id);
+        let mut from =
+            counters::lock(db, &[(org_id, metric.name.clone(), span)]).pop_first().ok_or_else(missing)?.1;
+        // The subscription may have changed since the end was noted.
+        let period = self.timeline.period(span.start);
+        if period.start == span.start && period.end != span.end {
+            from.span.end = period.end;
+            counters::save(db, &[&from]);
+            if period.end > self.now.saturating_add(1) {
+                return Ok(());
+            }
+        }
+        let next = self.timeline.period(from.span.end);
+        if let Some((level, at)) = from.level
+            && next.start > span.start
+        {
+            if metric.aggregation == "last" {
+                self.close_level(metric, from.span)?;
+            }
+            // Nothing goes on as nothing, but where a period has it otherwise.
+            let there = db.write(&EXISTS, args![org_id, &metric.name, At(next.start)]).count() > 0;
+            if level > 0 || there {
+                let name = (org_id, metric.name.clone(), next);
+                let mut to = counters::lock(db, &[name]).pop_first().ok_or_else(missing)?.1;
+                if to.level.is_none_or(|(_, known)| known <= at) {
+                    to.level = Some((level, at));
+                }
+                if metric.aggregation == "max" {
+                    let quantity = (level - to.tally.quantity).max(0);
+                    self.take(metric, &mut to, (quantity, level), next.start, at)?;
+                }
+                counters::save(db, &[&to]);
+            }
+        }
+        db.write(&CARRIED, args![org_id, &metric.name, At(span.start)]);
+        Ok(())
+    }
 }
 
 /// Adds to the days of the reports.

@@ -10,14 +10,13 @@ use crate::catalog::cache;
 use crate::error::{Error, Result};
 use crate::ledger::wallet::Wallet;
 use crate::ledger::{debts, store as ledger};
-use crate::plans::period::Timeline;
 use crate::plans::renewal;
 use crate::plans::store::{self as plans, Subscription};
 use crate::raise::or_raise;
 use crate::sql::{self, Db};
 use crate::time::{INFINITY, Moment, Period};
 use crate::usage::fold;
-use crate::{alerts, clock, receipt};
+use crate::{alerts, args, clock, receipt, statements, units};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use uuid::Uuid;
@@ -25,6 +24,10 @@ use uuid::Uuid;
 receipt! {
     /// Of the settlement of one org.
     SettlementReceipt as "settlement_receipt" { org_id: Uuid, charged: i64, unpaid: i64, renewed: i64, events: i64 }
+}
+
+statements! {
+    BEGIN_PERIODS(uuids) = "select billing.begin_periods_of($1)";
 }
 
 /// Begins the periods that are due by then, each after the usage before it is charged. The wallet must be locked.
@@ -59,14 +62,17 @@ fn pay(db: &Db, org_id: Uuid, now: Moment) -> Result<(i64, i64)> {
 }
 
 /// An org without a subscription whose default plan grants credits gets a row, so that its periods are begun.
-fn enroll(db: &Db, org_id: Uuid, timeline: &Timeline, now: Moment) -> Result<()> {
+fn enroll(db: &Db, org_id: Uuid, now: Moment) -> Result<()> {
     let (Some(plan), _) = cache::default_plan(db)? else { return Ok(()) };
-    let ahead = timeline.stretches.iter().any(|s| s.ends_at > now);
-    if plan.credits.is_none() || ahead {
+    let known = plans::subscriptions(db, org_id);
+    if plan.credits.is_none() || known.iter().any(|s| !s.is_void() && s.ends_at.is_none_or(|end| end > now)) {
         return Ok(());
     }
-    let anchor = plan.cycle.boundary(Period::Month.start(now), 0);
-    let start = timeline.stretches.iter().map(|s| s.ends_at).max().unwrap_or(anchor).max(anchor);
+    // From the period that runs, or from the end of what was before it.
+    let anchor = Period::Month.start(now);
+    let start = plan.cycle.boundary(anchor, plan.cycle.index(anchor, now));
+    let ended = known.iter().filter_map(|s| s.ends_at).filter(|end| *end <= now).max();
+    let start = ended.map_or(start, |end| end.max(start));
     let new = Subscription {
         starts_at: start,
         ends_at: None,
@@ -77,8 +83,22 @@ fn enroll(db: &Db, org_id: Uuid, timeline: &Timeline, now: Moment) -> Result<()>
         cancel_at_period_end: false,
         by_default: true,
         grants: Vec::new(),
+        granted: 0,
+        taken_back: 0,
     };
     plans::begin(db, org_id, &new, now, "{}");
+    Ok(())
+}
+
+/// Begins the periods that are due, for a call that is about to lock wallets of these orgs. What fails for one org is left to
+/// settlement.
+pub fn begin_due(db: &Db, orgs: Vec<Uuid>) -> Result<()> {
+    let due = plans::due(db, orgs.clone(), clock::now())?;
+    if !due.is_empty() {
+        // All wallets of all orgs of the call, in their order.
+        ledger::lock_orgs(db, orgs);
+        db.write(&BEGIN_PERIODS, args![due]);
+    }
     Ok(())
 }
 
@@ -90,7 +110,7 @@ fn settle(db: &Db, org_id: Uuid, as_of: Moment) -> Result<SettlementReceipt> {
         return Ok(SettlementReceipt { org_id, charged: 0, unpaid: 0, renewed: 0, events: 0 });
     }
     let before: i64 = lanes.iter().fold(0, |sum, lane| lane.consumed.saturating_add(sum));
-    enroll(db, org_id, &plans::timeline(db, org_id, true)?, as_of)?;
+    enroll(db, org_id, as_of)?;
     let (renewed, mut events) = catch_up(db, org_id, as_of)?;
     events += charge::charge(db, org_id, INFINITY, as_of)?;
     let (_, unpaid) = pay(db, org_id, as_of)?;
@@ -113,6 +133,25 @@ fn moment(as_of: Option<TimestampWithTimeZone>) -> Result<Moment> {
         Some(crate::time::NEVER_YET) => Err(Error::invalid("as_of", "must be finite")),
         Some(at) => Ok(at),
     }
+}
+
+/// Begins the periods of an org that are due, each after the usage before it is charged; gives their number. Consumption does it
+/// by itself.
+///
+/// Errors: 22023.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn begin_periods(org_id: Option<pgrx::Uuid>) -> i64 {
+    or_raise((|| {
+        let org_id = required_uuid("org_id", org_id)?;
+        sql::connect(|db| {
+            cache::require_installed(db)?;
+            ledger::lock_org(db, org_id, &[units::CREDIT.to_owned()], clock::now())?;
+            let now = clock::now();
+            enroll(db, org_id, now)?;
+            Ok(catch_up(db, org_id, now)?.0)
+        })
+    })())
 }
 
 /// Settles one org as of a moment (null: now): charges recorded usage beyond what is included, begins periods that are due,

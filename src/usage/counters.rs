@@ -18,8 +18,8 @@ use uuid::Uuid;
 
 macro_rules! counter_columns {
     () => {
-        "u.org_id, u.metric, u.period_start, u.period_end, u.quantity, u.overage, u.credits, u.priced, u.price_id, u.unpaid,
-         u.unit, u.level, u.level_at"
+        "u.org_id, u.metric, u.period_start, u.period_end, u.quantity, u.overage, u.credits, u.priced, u.price_id,
+         u.level, u.level_at"
     };
 }
 
@@ -36,14 +36,13 @@ statements! {
           order by u.org_id, u.metric, u.period_start for update of u");
     READ(uuid, text, timestamptz) = concat!(
         "select ", counter_columns!(), " from billing.period_usage u where org_id = $1 and metric = $2 and period_start = $3");
-    SAVE(uuids, texts, timestamptzs, int8s, int8s, int8s, int8s, int8s, int8s, texts, int8s, timestamptzs, timestamptzs) =
+    SAVE(uuids, texts, timestamptzs, int8s, int8s, int8s, int8s, int8s, int8s, timestamptzs, timestamptzs) =
         "update billing.period_usage u
             set quantity = k.quantity, overage = k.overage, credits = k.credits, priced = k.priced, price_id = k.price_id,
-                unpaid = k.unpaid, unit = k.unit, level = k.level, level_at = case when k.level is not null then k.level_at end,
-                period_end = k.period_end, carried = u.carried and k.level_at is not distinct from u.level_at
-           from unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
-                k (org_id, metric, period_start, quantity, overage, credits, priced, price_id, unpaid, unit, level, level_at,
-                   period_end)
+                level = k.level, level_at = case when k.level is not null then k.level_at end, period_end = k.period_end,
+                carried = u.carried and k.level is not distinct from u.level and k.level_at is not distinct from u.level_at
+           from unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+                k (org_id, metric, period_start, quantity, overage, credits, priced, price_id, level, level_at, period_end)
           where u.org_id = k.org_id and u.metric = k.metric and u.period_start = k.period_start and u.org_id = any ($1)";
     UNSETTLED(uuids, texts, timestamptzs) =
         "select u.org_id, u.metric, sum(u.quantity)::int8 from unnest($1, $2, $3) k (org_id, metric, period_start)
@@ -60,8 +59,6 @@ pub struct Counter {
     pub metric: String,
     pub span: Span,
     pub tally: Tally,
-    pub unpaid: i64,
-    pub unit: Option<String>,
     /// Of max and last: the newest level and when it was reported.
     pub level: Option<(i64, Moment)>,
 }
@@ -73,7 +70,7 @@ impl Counter {
     /// One that has counted nothing.
     pub fn new(org_id: Uuid, metric: &str, span: Span) -> Self {
         let (metric, tally) = (metric.to_owned(), Tally::default());
-        Self { org_id, metric, span, tally, unpaid: 0, unit: None, level: None }
+        Self { org_id, metric, span, tally, level: None }
     }
 
     /// See [`Name`].
@@ -94,9 +91,7 @@ fn counter(row: &Row) -> Counter {
             priced: row.get(7),
             price_id: row.get(8),
         },
-        unpaid: row.get(9),
-        unit: row.opt(10),
-        level: row.opt(11).zip(row.opt(12)),
+        level: row.opt(9).zip(row.opt(10)),
     }
 }
 
@@ -144,8 +139,6 @@ pub fn save(db: &Db, counters: &[&Counter]) {
             numbers(|c| c.tally.credits),
             numbers(|c| c.tally.priced),
             numbers(|c| c.tally.price_id),
-            numbers(|c| c.unpaid),
-            counters.iter().map(|c| c.unit.clone()).collect::<Vec<_>>(),
             counters.iter().map(|c| c.level.map(|l| l.0)).collect::<Vec<_>>(),
             counters.iter().map(|c| At(c.level.map_or(0, |l| l.1))).collect::<Vec<_>>(),
             counters.iter().map(|c| At(c.span.end)).collect::<Vec<_>>(),
@@ -180,9 +173,6 @@ impl Metered {
     /// Notes that it was made.
     pub fn take(&mut self, charge: Charge, price: Option<&Price>) -> Result<()> {
         self.changed = true;
-        if let Some(price) = price {
-            self.counter.unit = Some(price.unit.clone());
-        }
         self.counter.tally.add(charge, price).map_err(catalog::too_large)
     }
 }

@@ -15,6 +15,9 @@ use uuid::Uuid;
 /// Clocks differ: an event may lie so far in the future.
 const TOLERANCE: i64 = 5 * 60 * 1_000_000;
 
+/// Most of one event, and of what it costs.
+const MOST: i64 = 1 << 53;
+
 /// An event that was reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -83,6 +86,12 @@ impl<'a> Placer<'a> {
             let fault = if least == 0 { "must not be negative" } else { "must be at least 1" };
             return Err(Error::invalid("quantity", fault));
         }
+        let price = cache::price(self.db, &metric, Some(event.org_id), self.now)?;
+        let costs = price.map_or(Ok(0), |price| price.total(event.quantity));
+        // What cannot be priced could never be settled; a thousand of the largest events still add up.
+        if event.quantity > MOST || costs.is_err() || costs.is_ok_and(|credits| credits > MOST) {
+            return Err(Error::invalid("quantity", "must be at most 2^53, and so must be its price").with("most", MOST));
+        }
         if event.event_id.as_ref().is_some_and(|id| id.is_empty() || id.len() > arguments::KEY_BYTES) {
             return Err(Error::invalid("event_id", "must have 1 to 255 bytes"));
         }
@@ -92,8 +101,8 @@ impl<'a> Placer<'a> {
                 .with("occurred_at", time::display(occurred_at))
                 .with("now", time::display(self.now)));
         }
-        if occurred_at == time::NEVER_YET {
-            return Err(Error::invalid("occurred_at", "must be finite"));
+        if occurred_at < 0 {
+            return Err(Error::invalid("occurred_at", "must not be before the year 2000"));
         }
         let span = self.timeline(event.org_id)?.period(occurred_at);
         let version = cache::price_since(self.db, &metric, event.org_id, occurred_at);

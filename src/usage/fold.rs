@@ -6,7 +6,7 @@ use crate::{args, statements};
 use uuid::Uuid;
 
 /// A lane is folded by the call that writes its entry of such a number.
-const EVERY: i64 = 256;
+const EVERY: i64 = 64;
 
 statements! {
     POSITION(uuid, int8) = "select entry_id from billing.folded where org_id = $1 and slot = ($2 >> 40)::int2";

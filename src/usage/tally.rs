@@ -69,7 +69,11 @@ impl Tally {
 
     /// Takes a charge that was made in.
     pub fn add(&mut self, charge: Charge, price: Option<&Price>) -> Result<(), Overflow> {
-        self.rebase(price)?;
+        self.rebase(price, 0)?;
+        self.take(charge)
+    }
+
+    fn take(&mut self, charge: Charge) -> Result<(), Overflow> {
         self.quantity = self.quantity.checked_add(charge.included + charge.overage).ok_or(Overflow)?;
         self.overage += charge.overage;
         self.credits = self.credits.checked_add(charge.credits).ok_or(Overflow)?;
@@ -77,27 +81,38 @@ impl Tally {
         Ok(())
     }
 
-    /// What recorded usage comes to when it is settled.
-    pub fn settle(&self, quantity: i64, allowance: Option<i64>, price: Option<&Price>) -> Result<Charge, Overflow> {
+    /// Settles recorded usage. `superseded`: its price holds no longer, so what was charged at another one came later.
+    pub fn settle(
+        &mut self,
+        quantity: i64,
+        allowance: Option<i64>,
+        price: Option<&Price>,
+        superseded: bool,
+    ) -> Result<Charge, Overflow> {
         self.quantity.checked_add(quantity).ok_or(Overflow)?;
         let included = quantity.min(self.free(allowance));
         let overage = quantity - included;
-        let mut based = self.clone();
-        based.rebase(price)?;
+        self.rebase(price, if superseded { overage } else { 0 })?;
         let credits = match price {
             // Also what an earlier consumption left open below its place.
-            Some(price) => (price.total(self.overage + overage)? - based.priced).max(0),
-            None => 0,
+            Some(price) if overage > 0 => (price.total(self.overage + overage)? - self.priced).max(0),
+            _ => 0,
         };
-        Ok(Charge { included, overage, credits: if overage > 0 { credits } else { 0 } })
+        let charge = Charge { included, overage, credits };
+        self.take(charge)?;
+        Ok(charge)
     }
 
-    /// What was charged before, at the price that is used now: under another one, only what comes now counts.
-    fn rebase(&mut self, price: Option<&Price>) -> Result<(), Overflow> {
+    /// What was charged before, at the price that is used now: under another one, only what comes now counts. `below` is
+    /// what has its place below all that was charged.
+    fn rebase(&mut self, price: Option<&Price>, below: i64) -> Result<(), Overflow> {
         let id = price_id(price);
         if id != self.price_id {
             self.price_id = id;
-            self.priced = price.map_or(Ok(0), |p| p.total(self.overage))?;
+            self.priced = match price {
+                Some(price) => price.total(self.overage + below)? - price.total(below)?,
+                None => 0,
+            };
         }
         Ok(())
     }
@@ -121,16 +136,28 @@ mod tests {
         let charge = tally.charge(50, Some(100), 80, Some(&price)).unwrap();
         assert_eq!(charge, Charge { included: 20, overage: 30, credits: 60 });
         tally.add(charge, Some(&price)).unwrap();
-        assert_eq!(tally.settle(80, Some(100), Some(&price)).unwrap(), Charge { included: 80, overage: 0, credits: 0 });
+        let charge = tally.settle(80, Some(100), Some(&price), false).unwrap();
+        assert_eq!(charge, Charge { included: 80, overage: 0, credits: 0 });
     }
 
     #[test]
     fn a_new_price_counts_from_where_the_old_one_came_to() {
         let (old, new) = (price(&[(Some(10), 5, 1), (None, 1, 1)]), price(&[(Some(10), 7, 1), (None, 3, 1)]));
         let mut tally = Tally::default();
-        tally.add(tally.settle(8, Some(0), Some(&old)).unwrap(), Some(&old)).unwrap();
-        let charge = tally.settle(4, Some(0), Some(&new)).unwrap();
+        tally.settle(8, Some(0), Some(&old), false).unwrap();
+        let charge = tally.settle(4, Some(0), Some(&new), false).unwrap();
         assert_eq!(charge.credits, 2 * 7 + 2 * 3);
+    }
+
+    #[test]
+    fn usage_from_before_a_new_price_has_its_place_below_what_came_after() {
+        let (old, new) = (price(&[(Some(10), 5, 1), (None, 1, 1)]), price(&[(Some(10), 7, 1), (None, 3, 1)]));
+        let mut tally = Tally::default();
+        // 10 were recorded at the old price; then 5 are consumed at the new one.
+        let charge = tally.charge(5, Some(0), 10, Some(&new)).unwrap();
+        assert_eq!(charge.credits, 5 * 3);
+        tally.add(charge, Some(&new)).unwrap();
+        assert_eq!(tally.settle(10, Some(0), Some(&old), true).unwrap().credits, 10 * 5);
     }
 
     #[test]
@@ -170,12 +197,12 @@ mod tests {
                         total += quantity;
                     }
                     _ => {
-                        tally.add(tally.settle(unsettled, Some(allowance), Some(&price)).unwrap(), Some(&price)).unwrap();
+                        tally.settle(unsettled, Some(allowance), Some(&price), false).unwrap();
                         unsettled = 0;
                     }
                 }
             }
-            tally.add(tally.settle(unsettled, Some(allowance), Some(&price)).unwrap(), Some(&price)).unwrap();
+            tally.settle(unsettled, Some(allowance), Some(&price), false).unwrap();
             prop_assert_eq!(tally.quantity, total);
             prop_assert_eq!(tally.overage, (total - allowance).max(0));
             prop_assert_eq!(tally.credits, price.total(tally.overage).unwrap());

@@ -45,6 +45,27 @@ insert into expected values
     ('set_member_budget', 'org_id uuid, member_id uuid, credits bigint, per text, unit text', 3, 'void'),
     ('set_org_price', 'org_id uuid, metric text, price jsonb, effective_at timestamp with time zone', 3, 'void'),
     ('book_expiries', 'max_wallets integer', 0, 'bigint'),
+    ('record_usage', 'org_id uuid, metric text, quantity bigint, event_id text, occurred_at timestamp with time zone, member_id uuid, properties jsonb', 2, 'boolean'),
+    ('record_usage_batch', 'events jsonb', 1, 'accepted bigint, duplicates bigint'),
+    ('check_limit', 'org_id uuid, metric text, quantity bigint', 2,
+     'allowed boolean, reason text, metric text, used bigint, included bigint, remaining bigint, credits_required bigint, credits_available bigint, resets_at timestamp with time zone'),
+    ('allows', 'org_id uuid, metric text, quantity bigint', 2, 'boolean'),
+    ('credit_history', 'org_id uuid, months integer', 1,
+     'month date, unit text, came_in bigint, used bigint, used_by_metric jsonb, expired bigint, refunded bigint, other bigint, closing_balance bigint'),
+    ('subscribe', 'org_id uuid, plan text, starts_at timestamp with time zone, idempotency_key text, metadata jsonb', 2,
+     'org_id uuid, plan text, status text, starts_at timestamp with time zone, period_start timestamp with time zone, period_end timestamp with time zone, cancel_at_period_end boolean, pending_plan text, ends_at timestamp with time zone, replayed boolean'),
+    ('change_plan', 'org_id uuid, plan text, at_period_end boolean, idempotency_key text, metadata jsonb', 2,
+     'org_id uuid, plan text, status text, starts_at timestamp with time zone, period_start timestamp with time zone, period_end timestamp with time zone, cancel_at_period_end boolean, pending_plan text, ends_at timestamp with time zone, replayed boolean'),
+    ('cancel_subscription', 'org_id uuid, at_period_end boolean', 1,
+     'org_id uuid, plan text, status text, starts_at timestamp with time zone, period_start timestamp with time zone, period_end timestamp with time zone, cancel_at_period_end boolean, pending_plan text, ends_at timestamp with time zone, replayed boolean'),
+    ('set_org_allowance', 'org_id uuid, metric text, allowance bigint, limit_kind text', 2, 'void'),
+    ('configure_alerts', 'shares integer[], expiring_days integer', 0, 'void'),
+    ('settle_org', 'org_id uuid, as_of timestamp with time zone', 1, 'org_id uuid, charged bigint, unpaid bigint, renewed bigint, events bigint'),
+    ('settle', 'as_of timestamp with time zone, shard integer, of integer', 0, 'void'),
+    ('meter_table', 'relation regclass, metric text, org_column name, quantity_column name, member_column name, key_column name, mode text', 3, 'void'),
+    ('unmeter_table', 'relation regclass, metric text', 2, 'boolean'),
+    ('schedule_settlement', 'schedule text', 0, 'bigint'),
+    ('unschedule_settlement', '', 0, 'boolean'),
     ('grant_access', 'role name, level text', 2, 'void'),
     ('revoke_access', 'role name', 1, 'void'),
     ('configure_membership', 'relation regclass, org_column name, user_column name', 3, 'void'),
@@ -85,12 +106,25 @@ select has_column('billing', t.relation, c, format('billing.%s.%s', t.relation, 
     ('grants', 'org_id grant_id unit source category amount remaining cost_minor currency priority metrics effective_at expires_at voided_at created_at metadata'),
     ('holds', 'org_id hold_id unit kind metric quantity credits member_id status reason expires_at created_at closed_at'),
     ('member_usage', 'org_id unit member_id consumed last_activity_at budget budget_per'),
-    ('period_usage', 'org_id metric period_start quantity credits')) t (relation, columns), lateral regexp_split_to_table(t.columns, ' ') c;
--- Every table of orgs is keyed by the org first, and uses built-in types only.
+    ('period_usage', 'org_id metric period_start period_end quantity overage credits unpaid unit'),
+    ('usage_by_day', 'org_id day metric quantity credits'),
+    ('usage_by_month', 'org_id month metric quantity credits'),
+    ('alerts', 'org_id kind subject share raised_at resolved_at value threshold number'),
+    ('usage_events', 'org_id metric quantity event_id occurred_at recorded_at member_id properties'),
+    ('subscriptions', 'org_id plan starts_at ends_at pending_plan cancel_at_period_end metadata'),
+    ('plans', 'plan terms created_at retired_at'),
+    ('caps', 'cap metric category per subject quantity'),
+    ('settlement_progress', 'run_id pid phase orgs_done orgs_failed orgs_total charged as_of shard shards started_at running_for'),
+    ('settlement_runs', 'run_id started_at finished_at as_of status orgs_total orgs_done orgs_failed charged unpaid renewed'),
+    ('settlement_faults', 'org_id run_id failed_at sqlstate message detail')) t (relation, columns), lateral regexp_split_to_table(t.columns, ' ') c;
+-- Every table of orgs is keyed by the org first, and uses built-in types only. Events are evidence, found by org and time; what
+-- makes them unique stands in usage_event_keys.
 select is_empty($$select c.relname from pg_class c where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p')
     and exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'org_id' and not a.attisdropped)
-    and not exists (select from pg_index i join pg_attribute a on a.attrelid = c.oid and a.attnum = i.indkey[0] where i.indrelid = c.oid and i.indisprimary and a.attname = 'org_id')$$,
+    and c.relname <> 'usage_events' and not c.relispartition and not exists (select from pg_index i join pg_attribute a on a.attrelid = c.oid and a.attnum = i.indkey[0] where i.indrelid = c.oid and i.indisprimary and a.attname = 'org_id')$$,
     'org_id is first in every primary key');
+select is((select count(*) from pg_inherits h where h.inhparent = 'billing.usage_events'::regclass and not exists (select from pg_index i join pg_attribute a on a.attrelid = h.inhrelid and a.attnum = i.indkey[0]
+    where i.indrelid = h.inhrelid and a.attname = 'org_id')), 0::bigint, 'and in the index of every partition of events');
 select is_empty($$select i.indexrelid::regclass from pg_class c join pg_index i on i.indrelid = c.oid join pg_attribute o on o.attrelid = c.oid and o.attname = 'org_id'
     where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p') and i.indisunique and i.indkey[0] <> o.attnum$$, 'and in every unique index');
 select is_empty($$select c.relname, a.attname, t.typname from pg_class c join pg_attribute a on a.attrelid = c.oid join pg_type t on t.oid = a.atttypid

@@ -26,29 +26,42 @@ select billing.grant_access('tap_former', 'service');
 select billing.revoke_access('tap_former');
 
 -- ---------------------------------------------------------------- tables and views
--- Readable by the levels under row-level security, or by nobody.
-create temp table expected_relation (relation text primary key, readable boolean not null);
-insert into expected_relation values
-    ('lanes', true), ('lots', true), ('holds', true), ('entries', true), ('member_usage', true), ('period_usage', true), ('refunds', true),
-    ('wallet_settings', true), ('metrics', true), ('prices', true), ('org_prices', true),
-    ('wallets', true), ('grants', true), ('operations', true),
-    ('settings', false), ('access', false), ('migrations', false);
+-- Readable by members (and services and auditors) under row-level security, by services and auditors only, or by nobody.
+create temp table expected_relation (relation text primary key, readable text not null check (readable in ('members', 'auditors', 'nobody')));
+insert into expected_relation
+    select unnest(array['lanes', 'lots', 'holds', 'entries', 'member_usage', 'period_usage', 'refunds', 'wallet_settings', 'metrics', 'prices', 'org_prices', 'wallets', 'grants', 'operations',
+                        'plans', 'caps', 'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'cap_usage', 'usage_days', 'credit_months', 'folded', 'alerts', 'usage_by_day', 'usage_by_month']), 'members'
+    union all select unnest(array['settlement_runs', 'settlement_faults', 'settlement_progress']), 'auditors'
+    union all select unnest(array['settings', 'access', 'migrations', 'metered_tables', 'usage_uniques', 'usage_event_keys', 'subscription_requests', 'settlement_runs_run_id_seq']), 'nobody';
 
+-- Without partitions, whose names tell the month.
 create temp view relation as
     select c.oid, c.relname::text as relation, c.relkind, c.relrowsecurity, c.reloptions
-    from pg_class c where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S');
+    from pg_class c where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S') and not c.relispartition;
+create temp view partition as
+    select c.oid, c.relname::text as relation, c.relrowsecurity from pg_class c where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p') and c.relispartition;
 
 select bag_eq('select relation from relation', 'select relation from expected_relation',
               'every table, view and sequence of the schema has a stated expectation');
 
 select is(case when p.privilege in ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES') then has_any_column_privilege(r.role, c.oid, p.privilege)
                else has_table_privilege(r.role, c.oid, p.privilege) end,
-          p.privilege = 'SELECT' and e.readable and r.level is not null,
+          p.privilege = 'SELECT' and case e.readable when 'members' then r.level is not null when 'auditors' then coalesce(r.level in ('service', 'auditor'), false) else false end,
           format('%s: %s on %s', r.role, p.privilege, c.relation))
     from relation c
     join expected_relation e using (relation)
     cross join (values ('tap_member', 'member'), ('tap_service', 'service'), ('tap_auditor', 'auditor'), ('tap_stranger', null), ('tap_former', null), ('public', null)) r (role, level)
     cross join (values ('SELECT'), ('INSERT'), ('UPDATE'), ('DELETE'), ('TRUNCATE'), ('REFERENCES'), ('TRIGGER')) p (privilege)
+    where c.relkind <> 'S'
+    order by c.relation, r.role, p.privilege;
+select is(has_sequence_privilege(r.role, c.oid, p.privilege), false, format('%s: %s on %s', r.role, p.privilege, c.relation))
+    from relation c, unnest(array['tap_member', 'tap_service', 'tap_auditor', 'tap_stranger', 'tap_former', 'public']) r (role), unnest(array['USAGE', 'SELECT', 'UPDATE']) p (privilege)
+    where c.relkind = 'S' order by c.relation, r.role, p.privilege;
+-- A partition is read through its table only.
+select isnt_empty('select 1 from partition', 'there are partitions');
+select is(has_any_column_privilege(r.role, c.oid, p.privilege) or has_table_privilege(r.role, c.oid, 'DELETE') or has_table_privilege(r.role, c.oid, 'TRUNCATE'), false,
+          format('%s: %s on %s', r.role, p.privilege, c.relation))
+    from partition c, unnest(array['tap_member', 'tap_service', 'tap_auditor', 'tap_stranger', 'tap_former', 'public']) r (role), unnest(array['SELECT', 'INSERT', 'UPDATE', 'REFERENCES']) p (privilege)
     order by c.relation, r.role, p.privilege;
 
 select is(has_schema_privilege(r.role, 'billing', 'USAGE'), r.granted, format('%s: USAGE on the schema', r.role))
@@ -56,28 +69,34 @@ select is(has_schema_privilege(r.role, 'billing', 'USAGE'), r.granted, format('%
 select is(has_schema_privilege(role, 'billing', 'CREATE'), false, format('%s: CREATE in the schema', role))
     from unnest(array['tap_member', 'tap_service', 'tap_auditor', 'tap_stranger', 'tap_former', 'public']) role;
 
-select ok(relrowsecurity, format('row-level security is on: %s', relation)) from relation where relkind in ('r', 'p') order by relation;
+select ok(relrowsecurity, format('row-level security is on: %s', relation))
+    from (select relation, relrowsecurity from relation where relkind in ('r', 'p') union all select relation, relrowsecurity from partition) c order by relation;
 select ok('security_invoker=true' = any (reloptions) or 'security_invoker=on' = any (reloptions), format('the view reads with the rights of its reader: %s', relation))
     from relation where relkind = 'v' order by relation;
-select is_empty($$select tablename from pg_policies where schemaname = 'billing' and tablename in ('settings', 'access')$$,
-                'settings and access have no policy at all');
+select is_empty($$select tablename from pg_policies p join expected_relation e on e.relation = p.tablename where p.schemaname = 'billing' and e.readable = 'nobody'$$,
+                'what nobody reads has no policy at all');
 select is_empty($$select tablename, policyname, cmd from pg_policies where schemaname = 'billing' and cmd <> 'SELECT'$$, 'policies are for reading only');
-select is_empty($$select relation from relation where relkind = 'S'$$, 'there are no sequences');
+select is(string_agg(relation, ' '), 'settlement_runs_run_id_seq', 'the only sequence numbers the runs of the settlement') from relation where relkind = 'S';
 
 -- ---------------------------------------------------------------- functions
-create temp table expected_function (name text, level text);
+create temp table expected_function (name text primary key, level text);
 insert into expected_function
-    select unnest(array['my_orgs', 'get_total_credits', 'get_wallet', 'explain_consumption', 'calculate_cost', 'clock', 'version']), 'member'
+    select unnest(array['my_orgs', 'get_total_credits', 'get_wallet', 'explain_consumption', 'calculate_cost', 'clock', 'version', 'check_limit', 'allows', 'credit_history']), 'member'
     union all select unnest(array['verify_ledger', 'export_catalog']), 'auditor'
     union all select unnest(array['create_wallet', 'grant_credits', 'consume_credits', 'consume_credits_batch', 'reserve_credits', 'capture_credits', 'release_credits',
                                   'lock_credits', 'pay_out', 'refund_credits', 'adjust_credits', 'void_grant', 'transfer_credits',
-                                  'set_member_budget', 'set_org_price', 'book_expiries', 'apply_catalog']), 'service'
-    union all select unnest(array['install', 'grant_access', 'revoke_access', 'configure_membership']), 'owner';
+                                  'set_member_budget', 'set_org_price', 'book_expiries', 'apply_catalog',
+                                  'subscribe', 'change_plan', 'cancel_subscription', 'set_org_allowance', 'record_usage', 'record_usage_batch', 'configure_alerts',
+                                  'settle', 'settle_org', 'settlement_due', 'begin_settlement', 'settle_orgs', 'settlement_phase',
+                                  'meter_table', 'unmeter_table', 'schedule_settlement', 'unschedule_settlement']), 'service'
+    union all select unnest(array['install', 'grant_access', 'revoke_access', 'configure_membership']), 'owner'
+    -- The insides.
+    union all select unnest(array['routines_of', 'chain_burn', 'make_partitions', 'metered_insert', 'meter_trigger', 'meter_fault', 'attach_meter', 'refuse_change', 'refuse_event_change']), 'nobody';
 create temp view function as
     select p.oid, p.proname::text as name, p.oid::regprocedure as signature, p.prosecdef, p.proconfig, p.prokind, p.provolatile
     from pg_proc p where p.pronamespace = 'billing'::regnamespace;
 
-select is_empty('select name from expected_function except select name from function', 'every function of the interface is there');
+select bag_eq('select distinct name from function', 'select name from expected_function', 'every function of the schema has a stated expectation');
 select is(has_function_privilege('public', oid, 'EXECUTE'), false, format('PUBLIC may not execute %s', signature)) from function order by signature::text;
 select is(has_function_privilege(role, oid, 'EXECUTE'), false, format('%s may not execute %s', role, signature))
     from function, unnest(array['tap_stranger', 'tap_former']) role order by role, signature::text;
@@ -99,7 +118,8 @@ select is_empty($$select a.rolname, d.defaclacl from pg_default_acl d join pg_ro
 \set bolt 00000000-0000-4000-8000-000000000002
 \set corp 00000000-0000-4000-8000-000000000003
 \set ann 00000000-0000-4000-8000-0000000000a1
-select count(*) from billing.apply_catalog('{"metrics": {"call": {"price": {"steps": [{"credits": 1, "per": 2}]}}}}') \gset
+select count(*) from billing.apply_catalog('{"metrics": {"call": {"price": {"steps": [{"credits": 1, "per": 2}]}}, "user": {"aggregation": "unique"}},
+    "plans": {"solo": {"credits": {"amount": 10}, "allowances": {"call": 10}}}, "caps": [{"metric": "call", "per": "day", "limit": 1000}]}') \gset
 -- Three orgs with a row in every tenant table.
 select count(*) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org,
     lateral billing.create_wallet(org, low_balance_threshold => 5) \gset
@@ -107,6 +127,17 @@ select count(*) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org, later
 select count(*) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org, lateral billing.consume_credits(org, 'call', 4, member_id => :'ann') used, lateral billing.refund_credits(org, used.operation_id, 1) \gset
 select count(*) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org, lateral billing.reserve_credits(org, 'call', 4) \gset
 select count(billing.set_org_price(org, 'call', '1')) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org \gset
+select count(*) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org, lateral billing.subscribe(org, 'solo', idempotency_key => 'key') \gset
+select count(billing.set_org_allowance(org, 'call', 4)) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org \gset
+select count(billing.record_usage(org, 'call', 5, 'event')), count(billing.record_usage(org, 'user', member_id => :'ann')) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org \gset
+select count(*) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org, lateral billing.settle_org(org) \gset
+select count(billing.record_usage(org, 'call', 5)) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org \gset
+select billing.begin_settlement(billing.clock(), 0, 1) as run \gset
+select billing.settlement_phase(:run, 'settling', 3) is null as noted \gset
+insert into billing.settlement_faults (org_id, run_id, sqlstate, message) select org, :run, 'XX000', 'a fault' from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org;
+select billing.configure_alerts() is null as configured \gset
+create table public.tap_metered (org_id uuid);
+select billing.meter_table('public.tap_metered', 'call', 'org_id') is null as metered \gset
 
 -- The orgs whose rows a role with some claims sees; or the SQLSTATE.
 create function pg_temp.orgs_seen(role text, claims text, relation text) returns text language plpgsql as $$
@@ -137,9 +168,13 @@ end $$;
 
 create temp view tenant_relation as
     select c.relation from relation c join expected_relation e using (relation)
-    where e.readable and exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'org_id' and not a.attisdropped);
+    where e.readable = 'members' and exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'org_id' and not a.attisdropped);
 select is((select string_agg(relation, ' ' order by relation) from tenant_relation),
-          'entries grants holds lanes lots member_usage operations org_prices period_usage refunds wallet_settings wallets', 'the tables and views with rows of orgs');
+          'alerts cap_usage credit_months entries folded grants holds lanes lots member_usage operations org_allowances org_prices period_usage refunds subscriptions unsettled_usage '
+          'usage_by_day usage_by_month usage_days usage_events wallet_settings wallets', 'the tables and views with rows of orgs');
+-- Of the others there are rows, too, so that nobody is shown nothing for lack of any.
+select isnt_empty(format('select from billing.%I', e.relation), format('there is something to be seen: %s', e.relation))
+    from expected_relation e join relation c using (relation) where e.readable <> 'members' and c.relkind <> 'S' order by e.relation;
 create temp table claim (what text, claims text, seen text);
 insert into claim values
     ('one org in app_metadata.org_ids', '{"sub": "00000000-0000-4000-8000-0000000000a1", "app_metadata": {"org_ids": ["00000000-0000-4000-8000-000000000001"]}}', '1'),
@@ -163,11 +198,22 @@ select is(pg_temp.orgs_seen('tap_stranger', c.claims, t.relation), '42501', form
     from tenant_relation t, claim c where c.what = 'org_id' order by t.relation;
 select is(pg_temp.orgs_seen('tap_former', '', t.relation), '42501', format('access taken back: %s', t.relation)) from tenant_relation t order by t.relation;
 select is(pg_temp.state_of(r.role, '', format('select * from billing.%I', e.relation)), '42501', format('%s cannot read %s', r.role, e.relation))
-    from expected_relation e, (values ('tap_member'), ('tap_service'), ('tap_auditor')) r (role) where not e.readable order by e.relation, r.role;
+    from expected_relation e, (values ('tap_member', 'member'), ('tap_service', 'service'), ('tap_auditor', 'auditor')) r (role, level)
+    where e.readable = 'nobody' or (e.readable = 'auditors' and r.level = 'member') order by e.relation, r.role;
+-- Runs are no org's: who sees every org sees them all; whoever may read the table, but not every org, sees none.
+select is(pg_temp.orgs_seen(r.role, '', 'settlement_faults'), '1,2,3', format('%s sees the faults of every org', r.role)) from (values ('tap_auditor'), ('tap_service')) r (role);
+select is(pg_temp.state_of(r.role, '', format('do $d$ begin if not exists (select from billing.%I where run_id = %s) then raise sqlstate ''EMPTY''; end if; end $d$', t, :run)), '00000',
+          format('%s sees the runs: %s', r.role, t))
+    from unnest(array['settlement_runs', 'settlement_progress']) t, (values ('tap_auditor'), ('tap_service')) r (role);
+grant select on billing.settlement_runs, billing.settlement_faults, billing.usage_event_keys, billing.usage_uniques, billing.subscription_requests, billing.metered_tables to tap_member;
+select is(pg_temp.state_of('tap_member', '{"org_id": "00000000-0000-4000-8000-000000000001"}', format('do $d$ begin if exists (select from billing.%I) then raise sqlstate ''SEEN0''; end if; end $d$', t)), '00000',
+          format('a member would see nothing of it: %s', t))
+    from unnest(array['settlement_runs', 'settlement_faults', 'usage_event_keys', 'usage_uniques', 'subscription_requests', 'metered_tables']) t;
+revoke select on billing.settlement_runs, billing.settlement_faults, billing.usage_event_keys, billing.usage_uniques, billing.subscription_requests, billing.metered_tables from tap_member;
 -- Catalog tables have no orgs: each level sees them.
 select is(pg_temp.state_of(r.role, '{"org_id": "00000000-0000-4000-8000-000000000001"}', format('do $d$ begin if not exists (select from billing.%I) then raise sqlstate ''EMPTY''; end if; end $d$', t)), '00000',
           format('%s sees the catalog: %s', r.role, t))
-    from unnest(array['metrics', 'prices']) t, (values ('tap_member'), ('tap_auditor'), ('tap_service')) r (role);
+    from unnest(array['metrics', 'prices', 'plans', 'caps']) t, (values ('tap_member'), ('tap_auditor'), ('tap_service')) r (role);
 
 -- The members of an org may stand in the app's own table.
 create schema tap_app;
@@ -185,13 +231,19 @@ select is(pg_temp.orgs_seen('tap_member', '{"sub": "00000000-0000-4000-8000-0000
 create temp table own_org_call (call text);
 insert into own_org_call values
     ('select billing.get_total_credits(%L)'), ('select * from billing.get_wallet(%L)'), ('select * from billing.explain_consumption(%L, ''call'')'),
-    ('select billing.calculate_cost(''call'', 1, %L)'), ('select billing.calculate_cost(''{"call": 1}''::jsonb, %L)');
+    ('select billing.calculate_cost(''call'', 1, %L)'), ('select billing.calculate_cost(''{"call": 1}''::jsonb, %L)'),
+    ('select * from billing.check_limit(%L, ''call'')'), ('select * from billing.credit_history(%L)');
 select is(pg_temp.state_of('tap_member', '{"org_id": "00000000-0000-4000-8000-000000000001"}', format(call, :'acme')), '00000', 'a member may: ' || call) from own_org_call;
 select is(pg_temp.state_of('tap_member', '{"org_id": "00000000-0000-4000-8000-000000000001"}', format(call, :'bolt')), '42501 not_authorized', 'not of another org: ' || call) from own_org_call;
 select is(pg_temp.state_of('tap_member', '', format(call, :'bolt')), '42501 not_authorized', 'not without claims: ' || call) from own_org_call;
 select is(pg_temp.state_of('tap_member', '{"org_id": "00000000-0000-4000-8000-000000000001"}', format(call, '00000000-0000-4000-8000-00000000dead')), '42501 not_authorized', 'an unknown org is not told from another: ' || call) from own_org_call;
 select is(pg_temp.state_of(r.role, '', format(call, :'bolt')), '00000', r.role || ' may, of every org: ' || call) from own_org_call, (values ('tap_auditor'), ('tap_service')) r (role);
 select is(pg_temp.state_of('tap_stranger', '{"org_id": "00000000-0000-4000-8000-000000000001"}', format(call, :'acme')), '42501', 'a stranger may not: ' || call) from own_org_call;
+-- allows() is for policies of the app: it does not fail, it says no.
+select is(pg_temp.state_of(r.role, r.claims, format('do $d$ begin if billing.allows(%L, ''call'') is distinct from %L then raise sqlstate ''WRONG''; end if; end $d$', r.org, r.allowed)), '00000',
+          format('%s is told %s of %s', r.role, r.allowed, coalesce(right(r.org, 1), 'nobody')))
+    from (values ('tap_member', '{"org_id": "00000000-0000-4000-8000-000000000001"}', :'acme', true), ('tap_member', '{"org_id": "00000000-0000-4000-8000-000000000001"}', :'bolt', false),
+                 ('tap_member', '', :'acme', false), ('tap_member', '{"org_id": "00000000-0000-4000-8000-000000000001"}', null, false), ('tap_auditor', '', :'bolt', true), ('tap_service', '', :'bolt', true)) r (role, claims, org, allowed);
 -- Claims do not make a service: neither one in the token nor the role in it.
 select is(pg_temp.state_of('tap_member', '{"role": "tap_service", "org_id": "00000000-0000-4000-8000-000000000001"}', format('select * from billing.grant_credits(%L, 5)', :'acme')), '42501', 'a member cannot grant itself credits');
 -- Whoever has the service role may, whatever claims the request carries.
@@ -217,11 +269,16 @@ select throws_ok(statement, null, null, 'a superuser cannot: ' || statement)
     from unnest(array['update billing.entries set amount = amount + 1', 'update billing.entries set metadata = ''{}'' where false', 'delete from billing.entries', 'delete from billing.entries where false',
                       'truncate billing.entries', 'truncate billing.entries, billing.lots cascade',
                       'insert into billing.entries select * from billing.entries where false on conflict do nothing; update billing.entries set entry_id = 0']) statement;
-select is((select count(*) from pg_trigger where tgrelid = 'billing.entries'::regclass and not tgisinternal and tgenabled = 'D'), 0::bigint, 'no guard is switched off');
+select isnt_empty('select 1 from billing.usage_events', 'there are events');
+select throws_ok(statement, '42501', null, 'a superuser cannot: ' || statement)
+    from unnest(array['update billing.usage_events set quantity = quantity + 1', 'update billing.usage_events set properties = ''{}'' where false', 'delete from billing.usage_events', 'truncate billing.usage_events',
+                      'delete from billing.usage_event_keys', 'update billing.usage_event_keys set org_id = org_id', 'truncate billing.usage_event_keys']) statement;
+select is((select count(*) from pg_trigger where tgrelid = any (array['billing.entries', 'billing.usage_events', 'billing.usage_event_keys']::regclass[]) and not tgisinternal and tgenabled = 'D'), 0::bigint, 'no guard is switched off');
 
 -- ---------------------------------------------------------------- comments
 select ok(obj_description('billing'::regnamespace, 'pg_namespace') is not null, 'the schema has a comment');
-select ok(obj_description(oid, 'pg_class') is not null, format('has a comment: %s', relation)) from relation order by relation;
+select ok(obj_description(oid, 'pg_class') is not null, format('has a comment: %s', relation))
+    from (select oid, relation from relation where relkind <> 'S' union all select oid, relation from partition) c order by relation;
 select ok(obj_description(oid, 'pg_proc') is not null, format('has a comment: %s', signature)) from function order by signature::text;
 select ok(obj_description(t.oid, 'pg_type') is not null, format('has a comment: type %s', t.typname))
     from pg_type t left join pg_class c on c.oid = t.typrelid

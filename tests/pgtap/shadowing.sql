@@ -14,10 +14,12 @@ select count(billing.install()) from generate_series(1, 1) \gset
 select no_plan();
 \set acme 00000000-0000-4000-8000-000000000001
 \set bolt 00000000-0000-4000-8000-000000000002
+\set corp 00000000-0000-4000-8000-000000000003
 
 create role tap_service;
 create role tap_member;
 select count(billing.grant_access('tap_service', 'service')), count(billing.grant_access('tap_member', 'member')) from generate_series(1, 1) \gset
+create schema tap_app authorization tap_service;
 
 -- What the hostile functions do.
 create schema evil;
@@ -32,7 +34,8 @@ create temp table hostile_function as
        or p.pronamespace = 'pg_catalog'::regnamespace and p.proname in ('now', 'clock_timestamp', 'transaction_timestamp', 'statement_timestamp', 'current_setting', 'set_config', 'sha256',
               'digest', 'gen_random_uuid', 'lower', 'upper', 'length', 'octet_length', 'concat_ws', 'format', 'date_trunc', 'timezone', 'extract', 'date_part', 'greatest',
               'jsonb_typeof', 'jsonb_build_object', 'jsonb_build_array', 'jsonb_array_elements', 'jsonb_each', 'jsonb_object_keys', 'to_jsonb', 'to_json', 'unnest', 'generate_series',
-              'array_append', 'array_length', 'cardinality', 'array_position', 'string_agg', 'pg_has_role', 'has_table_privilege', 'pg_notify', 'txid_current', 'encode', 'decode', 'convert_to', 'int8send', 'uuid_send', 'textsend', 'mod', 'abs', 'ceil', 'div', 'least'))
+              'array_append', 'array_length', 'cardinality', 'array_position', 'string_agg', 'pg_has_role', 'has_table_privilege', 'pg_notify', 'txid_current', 'encode', 'decode', 'convert_to', 'int8send', 'uuid_send', 'textsend', 'mod', 'abs', 'ceil', 'div', 'least',
+              'to_char', 'make_interval', 'to_regclass', 'to_regprocedure', 'pg_backend_pid', 'uuid_hash_extended', 'left', 'right', 'has_function_privilege'))
       and not exists (select from unnest(p.proargtypes) t (type) join pg_type y on y.oid = t.type where y.typtype = 'p')
       and p.prorettype <> all (array['trigger', 'event_trigger', 'internal']::regtype[]);
 do $$
@@ -74,7 +77,7 @@ begin
         execute format('grant all on evil.%I, pg_temp.%1$I to public', relation);
     end loop;
     -- Of the catalog, too.
-    foreach relation in array array['pg_class', 'pg_proc', 'pg_roles', 'pg_extension', 'pg_namespace', 'pg_settings', 'pg_authid', 'pg_auth_members'] loop
+    foreach relation in array array['pg_class', 'pg_proc', 'pg_roles', 'pg_extension', 'pg_namespace', 'pg_settings', 'pg_authid', 'pg_auth_members', 'pg_depend', 'pg_locks'] loop
         execute format('create table evil.%I as select * from pg_catalog.%1$I with no data', relation);
         execute format('create temp table %I as select * from pg_catalog.%1$I with no data', relation);
         execute format('grant all on evil.%I, pg_temp.%1$I to public', relation);
@@ -108,7 +111,8 @@ select count(*) as shadowed from lanes \gset
 
 -- Each call of the interface, the way an application would make it.
 reset role;
-select count(*) from billing.apply_catalog('{"metrics": {"call": {"price": 2}, "third": {"price": {"steps": [{"credits": 1, "per": 3}]}}}}') \gset catalog_
+select count(*) from billing.apply_catalog('{"metrics": {"call": {"price": 2}, "third": {"price": {"steps": [{"credits": 1, "per": 3}]}}, "pack": {"price": 2}, "user": {"aggregation": "unique"}, "level": {"aggregation": "max"}},
+    "plans": {"solo": {"credits": {"amount": 50}, "allowances": {"pack": 5}}, "team": {"credits": {"amount": 80}}}, "caps": [{"metric": "pack", "per": "day", "limit": 1000}]}') \gset catalog_
 set local role tap_service;
 select owner_type from billing.create_wallet(:'bolt') \gset wallet_
 select grant_id, balance_after from billing.grant_credits(:'acme', 100, metadata => '{"a": 1}') \gset grant_
@@ -134,6 +138,30 @@ select billing.calculate_cost('call', 2) as cost, billing.calculate_cost('{"call
 select billing.set_member_budget(:'acme', '00000000-0000-4000-8000-0000000000a1', 100), billing.set_org_price(:'acme', 'call', '1'), billing.book_expiries() as booked \gset
 select count(*) as violations from billing.verify_ledger() \gset
 select billing.export_catalog() is not null as exported \gset
+-- Plans, recorded usage, limits and settlement.
+select plan from billing.subscribe(:'corp', 'solo', idempotency_key => 'key') \gset subscribed_
+select pending_plan from billing.change_plan(:'corp', 'team', at_period_end => true) \gset change_
+select billing.set_org_allowance(:'corp', 'pack', 4), billing.configure_alerts() \gset
+select included from billing.consume_credits(:'corp', 'pack', 3) \gset pack_
+select billing.record_usage(:'corp', 'pack', 4, 'event') as recorded, billing.record_usage(:'corp', 'pack', 4, 'event') as recorded_again,
+       billing.record_usage(:'corp', 'user', member_id => '00000000-0000-4000-8000-0000000000a1') as user_recorded, billing.record_usage(:'corp', 'level', 7) as level_recorded \gset
+select accepted, duplicates from billing.record_usage_batch('[{"org_id": "00000000-0000-4000-8000-000000000003", "metric": "pack", "quantity": 2, "event_id": "event-2"},
+    {"org_id": "00000000-0000-4000-8000-000000000003", "metric": "pack", "quantity": 9, "event_id": "event"}]') \gset batch_
+select used, credits_required, credits_available from billing.check_limit(:'corp', 'pack') \gset limit_
+select billing.allows(:'corp', 'pack') as allowed \gset
+select billing.begin_settlement(billing.clock(), 0, 1) as run \gset
+select billing.settlement_due(billing.clock(), 0, 1) as due \gset
+select billing.settle_orgs(:run, '{00000000-0000-4000-8000-000000000001,00000000-0000-4000-8000-000000000003}', billing.clock()), billing.settlement_phase(:run, 'done', 2) \gset
+select charged from billing.settle_org(:'bolt') \gset settled_
+select charged as run_charged, orgs_done, orgs_failed, status as run_status from billing.settlement_runs \gset
+create table tap_app.events (org_id pg_catalog.uuid);
+select billing.meter_table('tap_app.events', 'pack', 'org_id'), billing.meter_table('tap_app.events', 'third', 'org_id', mode => 'record') \gset
+insert into tap_app.events values (:'corp');
+select billing.unmeter_table('tap_app.events', 'third') as unmetered \gset
+select used as third_used from billing.check_limit(:'corp', 'third') \gset
+select cancel_at_period_end as canceled from billing.cancel_subscription(:'corp') \gset
+select used as history_used, closing_balance from billing.credit_history(:'corp', 1) \gset
+select quantity as day_quantity, credits as day_credits from billing.usage_by_day where org_id operator(pg_catalog.=) :'corp' and metric operator(pg_catalog.=) 'pack' \gset
 -- Policies and views, too.
 select count(*) as entries_seen from billing.entries \gset
 select count(*) as wallets_seen from billing.wallets \gset
@@ -156,6 +184,12 @@ select is(:'again_replayed'::text, 't'::text, 'the replay found its operation');
 select is(:'batch_status'::text, 'ok'::text, 'so did the batch');
 -- 100 - 4 (of the first use; 10 came from scoped credit) - 2 - 4 - 3 - 6 are 81, which the void took: the adjustment is left.
 select is(array[:total, :void_voided], array[5, 81], 'total and void');
+-- 3 consumed and 6 recorded are 5 beyond the 4; the row in the table of the app is one more.
+select is(array[:'subscribed_plan', :'change_pending_plan', :'pack_included', :'limit_used', :'limit_credits_required', :'limit_credits_available'], array['solo', 'team', '3', '9', '2', '40'], 'plan and limit');
+select is(array[:'recorded', :'recorded_again', :'user_recorded', :'level_recorded', :'batch_accepted', :'batch_duplicates', :'allowed'], array['t', 'f', 't', 't', '1', '1', 't'], 'events');
+select is(:'due'::text, '{00000000-0000-4000-8000-000000000001,00000000-0000-4000-8000-000000000002,00000000-0000-4000-8000-000000000003}'::text, 'everybody is due');
+select is(array[:'run_charged', :'orgs_done', :'orgs_failed', :'run_status', :'settled_charged'], array['10', '2', '0', 'done', '0'], 'the run of the settlement');
+select is(array[:'unmetered', :'third_used', :'canceled', :'history_used', :'closing_balance', :'day_quantity', :'day_credits'], array['t', '1', 't', '12', '38', '10', '12'], 'the metered table and the reports');
 select is(:violations, 0, 'the ledger is sound');
 select cmp_ok(:entries_seen, '>', 10, 'the service reads the real entries');
 select cmp_ok(:wallets_seen, '>=', 2, 'and the real wallets');

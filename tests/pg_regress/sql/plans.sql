@@ -93,11 +93,14 @@ select charged, unpaid, events from billing.settle_org(:'dyne');
 select starts_at, ends_at, next_period_at, cancel_at_period_end from billing.subscriptions where org_id = :'dyne';
 select * from billing.cancel_subscription(:'dyne');
 \echo :LAST_ERROR_SQLSTATE
--- Another subscription, another anchor. Cancelled at once: the credits stay until they expire.
+-- Another subscription, another anchor. Cancelled at once: the credits stay until they expire, and what the plan included until
+-- then is not charged.
 set local billing.test_clock = '2027-07-04 00:00:00+00';
 select plan, status, starts_at, period_end from billing.subscribe(:'dyne', 'solo');
+select billing.record_usage(:'dyne', 'call', 8);
 set local billing.test_clock = '2027-07-05 00:00:00+00';
 select * from billing.cancel_subscription(:'dyne', at_period_end => false);
+select charged from billing.settle_org(:'dyne');
 select billing.get_total_credits(:'dyne');
 select allowed, reason, used, included, credits_required, credits_available, resets_at from billing.check_limit(:'dyne', 'call');
 set local billing.test_clock = '2027-08-04 00:00:00+00';
@@ -176,7 +179,7 @@ select status from billing.cancel_subscription(:'hobo');
 set local billing.test_clock = '2027-12-20 00:00:00+00';
 select unpaid from billing.settle_org(:'hobo');
 select starts_at, ends_at, anchor, next_period_at, plan, origin from billing.subscriptions where org_id = :'hobo' order by starts_at;
-select grant_id, amount, effective_at, expires_at from billing.grants where org_id = :'hobo' order by grant_id;
+select amount, effective_at, expires_at from billing.grants where org_id = :'hobo' order by grant_id;
 -- A default plan that nobody has any more goes at the end of the month.
 select action, name from billing.apply_catalog(jsonb_build_object('plans', (billing.export_catalog() -> 'plans') - 'free'));
 set local billing.test_clock = '2028-01-02 00:00:00+00';
