@@ -22,7 +22,7 @@ begin
                          (start + interval '1 month')::date || ' 00:00:00+00');
         begin
             -- Whoever writes events is not to wait behind somebody who reads them for long: then the next run does it.
-            perform set_config('lock_timeout', '2s', true);
+            perform set_config('lock_timeout', '100ms', true);
             execute format('create table billing.%I (like billing.usage_events including defaults including constraints)', name);
             execute format('comment on table billing.%I is %L', name, 'Events that were recorded in ' || to_char(start, 'YYYY-MM') || ' (UTC).');
             execute format('alter table billing.%I enable row level security', name);

@@ -167,7 +167,7 @@ create function billing.routines_of(level text) returns setof regprocedure
                                    chain_burn,make_partitions,metered_insert,meter_trigger,meter_fault,attach_meter}')
            when 'auditor' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
-                                  verify_ledger,export_catalog,check_limit,allows,credit_history}')
+                                  verify_ledger,export_catalog,check_limit,allows,credit_history,settlement_is_running}')
            when 'member' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
                                   check_limit,allows,credit_history}')
@@ -196,7 +196,7 @@ begin
     end loop;
     foreach readable in array array['wallets', 'grants', 'operations', 'entries', 'holds', 'lanes', 'lots',
         'wallet_settings', 'refunds', 'member_usage', 'period_usage', 'metrics', 'prices', 'org_prices', 'plans', 'caps',
-        'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'cap_usage', 'usage_days', 'credit_months', 'folded',
+        'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days', 'credit_months', 'folded',
         'alerts', 'usage_by_day', 'usage_by_month'] loop
         execute format('grant select on billing.%I to %I', readable, role);
     end loop;
@@ -255,10 +255,12 @@ begin
                          (start + interval '1 month')::date || ' 00:00:00+00');
         begin
             -- Whoever writes events is not to wait behind somebody who reads them for long: then the next run does it.
-            perform set_config('lock_timeout', '2s', true);
+            perform set_config('lock_timeout', '100ms', true);
             execute format('create table billing.%I (like billing.usage_events including defaults including constraints)', name);
             execute format('comment on table billing.%I is %L', name, 'Events that were recorded in ' || to_char(start, 'YYYY-MM') || ' (UTC).');
             execute format('alter table billing.%I enable row level security', name);
+            execute format('create trigger usage_events_append_only before update or delete or truncate on billing.%I
+                            for each statement execute function billing.refuse_event_change()', name);
             execute format('alter table billing.usage_events attach partition billing.%I for values %s', name, bounds);
         exception when lock_not_available or deadlock_detected or duplicate_table or check_violation then
             null;
@@ -282,8 +284,8 @@ begin
         select org_id from (
             select org_id from billing.unsettled_usage
             union select org_id from billing.subscriptions where next_period_at <= as_of
-            union select org_id from billing.period_usage where unpaid > 0
-            union select org_id from billing.period_usage where level > 0 and not carried and period_end <= as_of
+            union select org_id from billing.unpaid_overage
+            union select org_id from billing.period_usage where level is not null and not carried and period_end <= as_of
             union select org_id from billing.holds where status = 'open' and expires_at <= as_of
             union select org_id from billing.lanes where fresh_until <= soon
             union select org_id from billing.alerts where resolved_at is null
@@ -298,24 +300,44 @@ begin
          order by org_id);
 end $$;
 
+-- Whether the process of a run is still at it: in the statement that began before the run did.
+create function billing.settlement_is_running(run bigint) returns boolean
+    language plpgsql stable security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+begin
+    return exists (select from billing.settlement_runs r join pg_stat_activity a using (pid)
+                    where r.run_id = run and r.status = 'running' and a.backend_start <= r.started_at
+                      and case a.state when 'disabled' then true when 'active' then a.query_start <= r.started_at
+                                       else false end);
+end $$;
+
 create function billing.begin_settlement(as_of timestamptz, shard int, shards int) returns bigint
     language plpgsql volatile security definer
     set search_path = pg_catalog, billing, pg_temp as $$
 declare
+    share int;
     run bigint;
 begin
     if shards is null or shard is null or shards < 1 or shards > 1000 or shard < 0 or shard > shards then
         raise exception using errcode = '22023', message = 'invalid argument',
             detail = '{"code": "invalid_argument", "argument": "shard", "fault": "of must be 1 to 1000 and shard 0 to of"}';
     end if;
-    if as_of > billing.clock() then
+    if as_of > billing.clock() or not isfinite(as_of) then
         raise exception using errcode = '22023', message = 'invalid argument',
-            detail = '{"code": "invalid_argument", "argument": "as_of", "fault": "must not be in the future"}';
+            detail = '{"code": "invalid_argument", "argument": "as_of", "fault": "must be finite and not in the future"}';
+    end if;
+    share := mod(shard, shards);
+    -- Two that begin at the same instant take turns.
+    perform pg_advisory_xact_lock(1886217071, shards * 1000 + share);
+    if exists (select from billing.settlement_runs r
+                where r.status = 'running' and mod(r.shard, r.shards) = share and r.shards = begin_settlement.shards
+                  and billing.settlement_is_running(r.run_id)) then
+        return null;
     end if;
     update billing.settlement_runs r set status = 'interrupted', finished_at = clock_timestamp()
-     where r.status = 'running' and r.shard = begin_settlement.shard and r.shards = begin_settlement.shards;
-    insert into billing.settlement_runs (as_of, pid, shard, shards, phase)
-    values (as_of, pg_backend_pid(), shard, shards, 'preparing') returning run_id into run;
+     where r.status = 'running' and mod(r.shard, r.shards) = share and r.shards = begin_settlement.shards;
+    insert into billing.settlement_runs (started_at, as_of, pid, shard, shards, phase)
+    values (clock_timestamp(), as_of, pg_backend_pid(), shard, shards, 'preparing') returning run_id into run;
     perform billing.make_partitions(as_of);
     return run;
 end $$;
@@ -334,6 +356,11 @@ declare
     said text;
     said_detail text;
 begin
+    perform from billing.settlement_runs where run_id = run and status = 'running' for update;
+    if not found then
+        raise exception using errcode = '55000', message = 'this settlement was taken for dead, and another one began',
+            detail = jsonb_build_object('code', 'settlement_superseded', 'run_id', run)::text;
+    end if;
     foreach org in array orgs loop
         begin
             receipt := billing.settle_org(org, as_of);
@@ -365,40 +392,57 @@ begin
      where r.run_id = run;
 end $$;
 
+-- Begins the periods of orgs that are due, for a call that needs their credits: each for itself, so that what one cannot do
+-- stops neither the others nor the call.
+create function billing.begin_periods_of(orgs uuid[]) returns void
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+declare
+    org uuid;
+begin
+    foreach org in array orgs loop
+        begin
+            perform billing.begin_periods(org);
+        exception
+            when serialization_failure or deadlock_detected then
+                raise;
+            when others then
+                null; -- settlement will say what is wrong
+        end;
+    end loop;
+end $$;
+
 create procedure billing.settle(as_of timestamptz default null, shard int default 0, "of" int default 1)
     language plpgsql as $$
 declare
-    moment timestamptz := coalesce(as_of, billing.clock());
-    lock_class constant int := 1886217071;
-    lock_share constant int := "of" * 1000 + mod(shard, greatest("of", 1));
+    moment timestamptz;
     batch constant int := 50;
     run bigint;
     orgs uuid[];
     done int := 0;
 begin
-    if not pg_catalog.pg_try_advisory_lock(lock_class, lock_share) then
+    -- Fails in a transaction block before anything is done.
+    commit;
+    -- The search_path holds to the next commit: nothing of what the caller's path has is to be taken for the server's own.
+    perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    moment := coalesce(as_of, billing.clock());
+    run := billing.begin_settlement(moment, shard, "of");
+    if run is null then
         raise notice 'another settlement of this share of the orgs is running; nothing done'
             using hint = 'See billing.settlement_progress.';
         return;
     end if;
-    run := billing.begin_settlement(moment, shard, "of");
     commit;
+    perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     orgs := billing.settlement_due(moment, shard, "of");
-    perform billing.settlement_phase(run, 'settling', pg_catalog.cardinality(orgs));
-    commit;
-    while done < pg_catalog.cardinality(orgs) loop
-        perform billing.settle_orgs(run, orgs[done + 1 : done + batch], moment);
+    perform billing.settlement_phase(run, 'settling', cardinality(orgs));
+    while done < cardinality(orgs) loop
         commit;
+        perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+        perform billing.settle_orgs(run, orgs[done + 1 : done + batch], moment);
         done := done + batch;
     end loop;
-    perform billing.settlement_phase(run, 'done', pg_catalog.cardinality(orgs));
-    commit;
-    -- Also what a run of this session that was cancelled left behind.
-    while exists (select from pg_catalog.pg_locks l
-                   where l.locktype = 'advisory' and l.pid = pg_catalog.pg_backend_pid()
-                     and l.classid = lock_class::pg_catalog.oid and l.objid = lock_share::pg_catalog.oid) loop
-        perform pg_catalog.pg_advisory_unlock(lock_class, lock_share);
-    end loop;
+    perform billing.settlement_phase(run, 'done', cardinality(orgs));
 end $$;
 /* </end connected objects> */
 
@@ -798,6 +842,18 @@ VOLATILE SECURITY DEFINER
 SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'apply_catalog_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/settlement/mod.rs
+-- pg_billing::settlement::begin_periods
+CREATE  FUNCTION "begin_periods"(
+	"org_id" uuid /* Option < pgrx :: Uuid > */
+) RETURNS bigint /* i64 */
+VOLATILE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'begin_periods_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -1435,6 +1491,12 @@ comment on function billing.begin_settlement is
 'Notes the beginning of a run, marks an earlier one that was killed, and makes partitions ahead, for settle().';
 comment on function billing.settle_orgs is
 'Settles orgs, each for itself, and notes faults, for settle().';
+comment on function billing.settlement_is_running is
+'Whether the process of a run is still at it, for settlement_progress.';
+comment on function billing.begin_periods is
+'Begins the periods of an org that are due, each after the usage before it is charged; gives their number. Consumption does it by itself. Errors: 22023.';
+comment on function billing.begin_periods_of is
+'Begins the periods of orgs that are due, each for itself, for calls that need their credits.';
 comment on function billing.settlement_phase is
 'Notes how far a run is, for settle().';
 comment on function billing.make_partitions is

@@ -11,6 +11,7 @@ use crate::ledger::store;
 use crate::ledger::wallet::{Facts, Lot, Operation, Part, Wallet};
 use crate::raise::or_raise;
 use crate::receipt;
+use crate::settlement;
 use crate::sql;
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -60,6 +61,7 @@ fn transfer(call: &Call, to_org: Uuid, amount: i64, unit: &str) -> Result<Transf
         if !store::org_exists(db, from_org) {
             return Err(Error::unknown("unknown_org", from_org.to_string()));
         }
+        settlement::begin_due(db, vec![from_org, to_org])?;
         // Both in the one order. A giver without a wallet in that unit gets one, which goes with the refusal.
         let names = [(from_org, unit.to_owned()), (to_org, unit.to_owned())];
         let lanes = store::lock_all_or_create(db, &names, clock::now())?;

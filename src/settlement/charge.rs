@@ -172,8 +172,7 @@ impl Work<'_> {
         let price = price.as_deref();
         let today = cache::price(self.db, metric, Some(self.org_id), self.now)?;
         let superseded = price_id(price) != price_id(today.as_deref());
-        let charge =
-            counter.tally.settle(quantity, terms.allowance, price, superseded).map_err(catalog::too_large)?;
+        let charge = counter.tally.settle(quantity, terms.allowance, price, superseded).map_err(catalog::too_large)?;
         if charge.credits > 0 {
             self.debts.push(Debt {
                 unit: price.map_or_else(|| units::CREDIT.to_owned(), |p| p.unit.clone()),
@@ -227,8 +226,7 @@ impl Work<'_> {
 
     fn carry_level(&mut self, metric: &Rc<Metric>, span: Span) -> Result<()> {
         let (db, org_id) = (self.db, self.org_id);
-        let mut from =
-            counters::lock(db, &[(org_id, metric.name.clone(), span)]).pop_first().ok_or_else(missing)?.1;
+        let mut from = counters::lock(db, &[(org_id, metric.name.clone(), span)]).pop_first().ok_or_else(missing)?.1;
         // The subscription may have changed since the end was noted.
         let period = self.timeline.period(span.start);
         if period.start == span.start && period.end != span.end {

@@ -54,14 +54,16 @@ statements! {
          on conflict do nothing returning org_id, metric, period_start, value_key";
     ADD(uuid, text, timestamptz, timestamptz, int8, int8) =
         "update billing.unsettled_usage set quantity = quantity + $5, events = events + $6
-          where ctid = (select ctid from billing.unsettled_usage
+          where org_id = $1 and metric = $2 and period_start = $3 and segment = $4
+            and slot = (select slot from billing.unsettled_usage
                          where org_id = $1 and metric = $2 and period_start = $3 and segment = $4
                          limit 1 for update skip locked)";
     RAISE(uuid, text, timestamptz, timestamptz, int8, int8, int8, timestamptz) =
         "update billing.unsettled_usage
             set quantity = greatest(quantity, $5), events = events + $6,
                 level = case when $8 >= level_at then $7 else level end, level_at = greatest(level_at, $8)
-          where ctid = (select ctid from billing.unsettled_usage
+          where org_id = $1 and metric = $2 and period_start = $3 and segment = $4
+            and slot = (select slot from billing.unsettled_usage
                          where org_id = $1 and metric = $2 and period_start = $3 and segment = $4
                          limit 1 for update skip locked)";
     // The slot is the transaction's number: nobody else makes a row with it.
