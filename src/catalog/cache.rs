@@ -236,6 +236,7 @@ fn load_caps(db: &Db) -> Vec<Rc<Cap>> {
         per: row.get(3),
         subject: row.get(4),
         quantity: row.get(5),
+        position: 0,
     };
     db.scan(&CAPS, &[]).iter().map(|row| Rc::new(cap(row))).collect()
 }

@@ -143,9 +143,9 @@ impl Document {
                 faults.add(&format!("plans.{name}.period"), "cannot change: make another plan");
             }
         }
-        for (name, cap) in self.caps.iter().flatten() {
-            if let Some(metric) = cap.metric.as_ref().filter(|m| !known.contains(m)) {
-                faults.add(&format!("caps.{name}.{metric}"), "unknown metric");
+        for cap in self.caps.iter().flat_map(BTreeMap::values) {
+            if cap.metric.as_ref().is_some_and(|m| !known.contains(m)) {
+                faults.add(&format!("caps[{}].metric", cap.position), "unknown metric");
             }
         }
         faults.0
@@ -180,7 +180,7 @@ fn parse_caps(faults: &mut Faults, section: Option<&Value>) -> Option<BTreeMap<S
     let mut caps = BTreeMap::new();
     for (i, value) in all.iter().enumerate() {
         let path = format!("caps[{i}]");
-        if let Some(cap) = Cap::parse(faults, &path, value)
+        if let Some(cap) = Cap::parse(faults, i, value)
             && caps.insert(cap.name.clone(), cap).is_some()
         {
             faults.add(&path, "the same cap stands there twice");

@@ -283,10 +283,13 @@ pub struct Cap {
     /// org | member
     pub subject: String,
     pub quantity: i64,
+    /// Where it stands in the document, from 0.
+    pub position: usize,
 }
 
 impl Cap {
-    pub(super) fn parse(faults: &mut Faults, path: &str, value: &Value) -> Option<Self> {
+    pub(super) fn parse(faults: &mut Faults, position: usize, value: &Value) -> Option<Self> {
+        let path = &format!("caps[{position}]");
         let object = faults.object(path, value)?;
         faults.unknown_keys(path, object, &["metric", "category", "per", "for", "limit"]);
         let metric = faults.text(&join(path, "metric"), object.get("metric"));
@@ -309,7 +312,7 @@ impl Cap {
             }
             Some(value) => faults.whole(&join(path, "limit"), value, 0)?,
         };
-        let mut cap = Self { name: String::new(), metric, category, per, subject, quantity };
+        let mut cap = Self { name: String::new(), metric, category, per, subject, quantity, position };
         cap.name = cap.name();
         Some(cap)
     }

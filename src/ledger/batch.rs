@@ -159,8 +159,17 @@ fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Result<Locked> {
     let orgs: BTreeSet<Uuid> = names.iter().map(|(org_id, _)| *org_id).collect();
     settlement::begin_due(db, orgs.into_iter().collect())?;
     // An org may have no wallet in a price's unit, and what is free is noted all the same: so it gets one.
-    let lanes = store::lock_all_or_create(db, &names, now)?;
+    let mut lanes = store::lock_all_or_create(db, &names, now)?;
     let now = clock::now();
+    // Holds that timed out count in caps no longer, once that is booked.
+    if valid().any(|p| p.metric().is_some_and(|m| !m.caps.is_empty())) && lanes.iter().any(|l| l.holds_due <= now) {
+        for lane in lanes.iter().filter(|l| l.holds_due <= now) {
+            let mut wallet = Wallet::new(lane.clone(), now);
+            store::load(db, &mut wallet, &[])?;
+            store::save(db, std::slice::from_mut(&mut wallet), "{}")?;
+        }
+        lanes = store::lock_all_or_create(db, &names, now)?;
+    }
     let counted = || valid().filter(|p| p.is_counted()).filter_map(|p| Some((&p.item, p.metric()?)));
     let wanted: Vec<_> = counted().map(|(item, metric)| (item.org_id, Rc::clone(metric))).collect();
     let metered = counters::lock_metered(db, &wanted, now)?;

@@ -31,7 +31,7 @@ statements! {
            from billing.unpaid_overage where org_id = $1";
     LAST_LEVEL(uuid, text, timestamptz) =
         "select level, level_at from billing.period_usage
-          where org_id = $1 and metric = $2 and period_start <= $3 order by period_start desc limit 1";
+          where org_id = $1 and metric = $2 and period_start <= $3 and level is not null order by period_start desc limit 1";
     // What is consumed without a counter: by the day, and what of the ledger is not folded yet.
     CONSUMED(uuid, text, timestamptz, timestamptz) =
         "select (coalesce((select sum(consumed) from billing.usage_days

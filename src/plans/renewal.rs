@@ -36,11 +36,12 @@ pub fn due(db: &Db, org_id: Uuid, as_of: Moment) -> Option<(Subscription, Moment
 }
 
 /// Begins the period that starts at `start`; or ends the subscription there, or changes its plan. The wallet must be locked.
-pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result<()> {
+/// Gives whether a period was begun.
+pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result<bool> {
     let mut wanted = old.pending_plan.clone();
     if old.ends_at.is_some_and(|end| end <= start) {
         store::nothing_due(db, org_id, old.starts_at);
-        return Ok(());
+        return Ok(false);
     }
     if old.by_default {
         // Whatever the default plan is by now.
@@ -48,13 +49,13 @@ pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result
             Some(plan) if plan.credits.is_some() => wanted = Some(plan.name.clone()).filter(|name| *name != old.plan),
             _ => {
                 store::end(db, org_id, old.starts_at, start);
-                return Ok(());
+                return Ok(false);
             }
         }
     }
     if old.cancel_at_period_end && start > old.starts_at {
         store::end(db, org_id, old.starts_at, start);
-        return Ok(());
+        return Ok(false);
     }
     let before = cache::any_plan(db, &old.plan)?;
     let plan = match &wanted {
@@ -83,7 +84,7 @@ pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result
     } else if !store::advance(db, org_id, old, start, end, (grants, granted)) {
         return Err(Error::contended());
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Grants the credits of a period that begins, and what goes on of the last one. Gives the grants, and what the plan granted.

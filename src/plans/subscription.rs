@@ -168,7 +168,7 @@ fn subscribe_to(
                 }
             }
         }
-        current => {
+        _ => {
             let starts_at = starts_at.unwrap_or(now);
             // Each period since then is begun, one after the other.
             if starts_at < time::add_months(now, -LONGEST_AGO) || starts_at > time::add_months(now, LONGEST_AGO) {
@@ -183,7 +183,9 @@ fn subscribe_to(
                 let end = if other.by_default { starts_at } else { other.starts_at };
                 store::end(db, org_id, other.starts_at, end);
             }
-            debug_assert!(current.is_none_or(|s| s.by_default || s.starts_at > now));
+            if starts_at <= now {
+                settlement::cut_period(db, org_id, now, starts_at)?;
+            }
             begin(db, call, plan, (starts_at, starts_at, starts_at), None, now);
             settlement::catch_up(db, org_id, now)?;
         }
@@ -232,6 +234,7 @@ fn change_now(
     }
     let old = cache::any_plan(db, &current.plan)?;
     if old.cycle != plan.cycle {
+        settlement::cut_period(db, org_id, now, now)?;
         store::end(db, org_id, current.starts_at, now);
         begin(db, call, plan, (now, now, now), None, now);
         return settlement::catch_up(db, org_id, now).map(drop);
@@ -290,7 +293,6 @@ fn subscribe(
         let starts_at = finite(starts_at)?;
         let start = starts_at.map(|at| at.to_string());
         let call = Call::new(org_id, "subscribe", &[Some(name), start.as_deref()], idempotency_key, metadata)?;
-        sql::connect(|db| cache::plan(db, name).map(drop))?;
         call.run(true, |db, all, now| {
             let plan = cache::plan(db, name)?;
             subscribe_to(db, &call, all, &plan, starts_at, now)
@@ -346,6 +348,9 @@ fn cancel_subscription(org_id: Option<pgrx::Uuid>, at_period_end: default!(Optio
             if at_period_end && current.starts_at <= now {
                 store::set_ending(db, org_id, current.starts_at, true, None);
                 return status(db, org_id, now);
+            }
+            if current.starts_at <= now {
+                settlement::cut_period(db, org_id, now, now)?;
             }
             store::end(db, org_id, current.starts_at, now);
             status(db, org_id, now)

@@ -7,7 +7,7 @@ use crate::ledger::debts::{self, Debt};
 use crate::plans::period::{Span, Timeline};
 use crate::plans::store as plans;
 use crate::sql::{At, Db, Row};
-use crate::time::{INFINITY, Moment};
+use crate::time::Moment;
 use crate::usage::counters::{self, Counter};
 use crate::usage::tally::price_id;
 use crate::{args, statements, units};
@@ -53,6 +53,15 @@ statements! {
           order by period_start, metric";
     EXISTS(uuid, text, timestamptz) =
         "select from billing.period_usage where org_id = $1 and metric = $2 and period_start = $3";
+    // What a writer holds is left: its segment tells the terms all the same.
+    CUT_UNSETTLED(uuid, timestamptz) =
+        "update billing.unsettled_usage set period_end = $2
+          where org_id = $1 and ctid = any (array(select s.ctid from billing.unsettled_usage s
+                                                   where s.org_id = $1 and s.period_start < $2 and s.period_end > $2
+                                                     for update of s skip locked))";
+    CUT_COUNTERS(uuid, timestamptz) =
+        "update billing.period_usage set period_end = $2
+          where org_id = $1 and period_start < $2 and period_end > $2";
     CARRIED(uuid, text, timestamptz) =
         "update billing.period_usage set carried = true where org_id = $1 and metric = $2 and period_start = $3";
 }
@@ -92,20 +101,29 @@ struct Work<'a> {
     org_id: Uuid,
     timeline: Timeline,
     now: Moment,
+    /// Periods up to this moment have ended.
+    ended: Moment,
     days: Vec<Day>,
     debts: Vec<Debt>,
 }
 
-/// Decides what was recorded in periods that began before `before`, at `now`. Gives the number of events.
-pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<i64> {
+/// Ends the periods that run at a moment, because the subscription does.
+pub fn cut(db: &Db, org_id: Uuid, at: Moment) {
+    db.write(&CUT_UNSETTLED, args![org_id, At(at)]);
+    db.write(&CUT_COUNTERS, args![org_id, At(at)]);
+}
+
+/// Decides what was recorded in periods that began before `before`, at `now`. Gives the number of events. `in_last_moment`:
+/// of the periods that end in the next moment; what begins then is for whoever charges it.
+pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment, in_last_moment: bool) -> Result<i64> {
+    let ended = now.saturating_add(i64::from(in_last_moment));
     let mut groups: BTreeMap<(String, Span), Vec<Taken>> = BTreeMap::new();
-    // A period whose last moment this is has ended.
-    for row in db.write(&TAKE, args![org_id, At(before), At(now.saturating_add(1))]).iter() {
+    for row in db.write(&TAKE, args![org_id, At(before), At(ended)]).iter() {
         let span = Span { start: row.get(1), end: row.get(2) };
         groups.entry((row.get(0), span)).or_default().push(taken(&row));
     }
     let timeline = plans::timeline(db, org_id, true)?;
-    let mut work = Work { db, org_id, timeline, now, days: Vec::new(), debts: Vec::new() };
+    let mut work = Work { db, org_id, timeline, now, ended, days: Vec::new(), debts: Vec::new() };
     let mut events = 0;
     if !groups.is_empty() {
         let names: Vec<_> = groups.keys().map(|(metric, span)| (org_id, metric.clone(), *span)).collect();
@@ -124,8 +142,7 @@ pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<i64>
         counters::save(db, &locked.values().collect::<Vec<_>>());
     }
     work.close_levels()?;
-    // What begins a new period is for whoever charges that one.
-    if before == INFINITY {
+    if !in_last_moment {
         work.carry_levels()?;
     }
     note(db, org_id, &work.days);
@@ -188,7 +205,7 @@ impl Work<'_> {
 
     /// Periods that have ended, with levels that did not go on yet: metric and period.
     fn ended(&self) -> Vec<(String, Span)> {
-        let rows = self.db.write(&LEVELS, args![self.org_id, At(self.now.saturating_add(1))]);
+        let rows = self.db.write(&LEVELS, args![self.org_id, At(self.ended)]);
         rows.iter().map(|row| (row.get(0), Span { start: row.get(1), end: row.get(2) })).collect()
     }
 
@@ -232,7 +249,7 @@ impl Work<'_> {
         if period.start == span.start && period.end != span.end {
             from.span.end = period.end;
             counters::save(db, &[&from]);
-            if period.end > self.now.saturating_add(1) {
+            if period.end > self.ended {
                 return Ok(());
             }
         }

@@ -14,7 +14,7 @@ use crate::plans::renewal;
 use crate::plans::store::{self as plans, Subscription};
 use crate::raise::or_raise;
 use crate::sql::{self, Db};
-use crate::time::{INFINITY, Moment, Period};
+use crate::time::{Moment, Period};
 use crate::usage::fold;
 use crate::{alerts, args, clock, receipt, statements, units};
 use pgrx::datum::TimestampWithTimeZone;
@@ -33,16 +33,29 @@ statements! {
 /// Begins the periods that are due by then, each after the usage before it is charged. The wallet must be locked.
 pub fn catch_up(db: &Db, org_id: Uuid, as_of: Moment) -> Result<(i64, i64)> {
     let (mut renewed, mut events) = (0, 0);
-    while let Some((subscription, start)) = renewal::due(db, org_id, as_of) {
+    loop {
+        let Some((subscription, start)) = renewal::due(db, org_id, as_of) else {
+            if enroll(db, org_id, as_of)? {
+                continue;
+            }
+            return Ok((renewed, events));
+        };
         // The credits of the old period pay for its usage, in its last moment.
         let units = charge::units(db, org_id)?;
         ledger::lock_org(db, org_id, &units, as_of)?;
-        events += charge::charge(db, org_id, start, start - 1)?;
+        events += charge::charge(db, org_id, start, start - 1, true)?;
         pay(db, org_id, start - 1)?;
-        renewal::renew(db, org_id, &subscription, start)?;
-        renewed += 1;
+        renewed += i64::from(renewal::renew(db, org_id, &subscription, start)?);
     }
-    Ok((renewed, events))
+}
+
+/// Charges what was recorded before a subscription ends, or begins, in the middle of a period, and ends that period.
+pub fn cut_period(db: &Db, org_id: Uuid, now: Moment, at: Moment) -> Result<()> {
+    let units = charge::units(db, org_id)?;
+    ledger::lock_org(db, org_id, &units, now)?;
+    charge::charge(db, org_id, now.saturating_add(1), now, false)?;
+    charge::cut(db, org_id, at);
+    pay(db, org_id, now).map(drop)
 }
 
 /// Burns what is owed as far as the wallets go, and books what expired.
@@ -62,11 +75,11 @@ fn pay(db: &Db, org_id: Uuid, now: Moment) -> Result<(i64, i64)> {
 }
 
 /// An org without a subscription whose default plan grants credits gets a row, so that its periods are begun.
-fn enroll(db: &Db, org_id: Uuid, now: Moment) -> Result<()> {
-    let (Some(plan), _) = cache::default_plan(db)? else { return Ok(()) };
+fn enroll(db: &Db, org_id: Uuid, now: Moment) -> Result<bool> {
+    let (Some(plan), _) = cache::default_plan(db)? else { return Ok(false) };
     let known = plans::subscriptions(db, org_id);
     if plan.credits.is_none() || known.iter().any(|s| !s.is_void() && s.ends_at.is_none_or(|end| end > now)) {
-        return Ok(());
+        return Ok(false);
     }
     // From the period that runs, or from the end of what was before it.
     let anchor = Period::Month.start(now);
@@ -87,7 +100,7 @@ fn enroll(db: &Db, org_id: Uuid, now: Moment) -> Result<()> {
         taken_back: 0,
     };
     plans::begin(db, org_id, &new, now, "{}");
-    Ok(())
+    Ok(true)
 }
 
 /// Begins the periods that are due, for a call that is about to lock wallets of these orgs. What fails for one org is left to
@@ -110,9 +123,8 @@ fn settle(db: &Db, org_id: Uuid, as_of: Moment) -> Result<SettlementReceipt> {
         return Ok(SettlementReceipt { org_id, charged: 0, unpaid: 0, renewed: 0, events: 0 });
     }
     let before: i64 = lanes.iter().fold(0, |sum, lane| lane.consumed.saturating_add(sum));
-    enroll(db, org_id, as_of)?;
     let (renewed, mut events) = catch_up(db, org_id, as_of)?;
-    events += charge::charge(db, org_id, INFINITY, as_of)?;
+    events += charge::charge(db, org_id, as_of.saturating_add(1), as_of, false)?;
     let (_, unpaid) = pay(db, org_id, as_of)?;
     let lanes = ledger::lock_org(db, org_id, &[], as_of)?;
     for lane in &lanes {
@@ -148,7 +160,6 @@ fn begin_periods(org_id: Option<pgrx::Uuid>) -> i64 {
             cache::require_installed(db)?;
             ledger::lock_org(db, org_id, &[units::CREDIT.to_owned()], clock::now())?;
             let now = clock::now();
-            enroll(db, org_id, now)?;
             Ok(catch_up(db, org_id, now)?.0)
         })
     })())
