@@ -125,7 +125,12 @@ fn active(all: &[Subscription], now: Moment) -> Option<&Subscription> {
 /// The newest subscription as it is now.
 fn status(db: &Db, org_id: Uuid, now: Moment) -> Result<SubscriptionStatus> {
     let all = store::subscriptions(db, org_id);
-    let Some(newest) = all.last() else { return Err(Error::no_subscription(&org_id.to_string())) };
+    let newest = all.iter().rev().find(|s| !s.is_void()).or(all.last());
+    let newest = newest.ok_or_else(|| Error::no_subscription(&org_id.to_string()))?;
+    status_of(db, org_id, newest, now)
+}
+
+fn status_of(db: &Db, org_id: Uuid, newest: &Subscription, now: Moment) -> Result<SubscriptionStatus> {
     let ended = newest.is_void() || newest.ends_at.is_some_and(|end| end <= now);
     let status = match newest {
         _ if ended => "canceled",
@@ -353,7 +358,8 @@ fn cancel_subscription(org_id: Option<pgrx::Uuid>, at_period_end: default!(Optio
                 settlement::cut_period(db, org_id, now, now)?;
             }
             store::end(db, org_id, current.starts_at, now);
-            status(db, org_id, now)
+            let ended = Subscription { ends_at: Some(now.max(current.starts_at)), ..current.clone() };
+            status_of(db, org_id, &ended, now)
         })
     })())
 }

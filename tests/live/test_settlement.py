@@ -26,7 +26,7 @@ CATALOG = {
 NOON = "2027-03-10T12:00Z"
 SETTLE = "call billing.settle()"
 CHARGED = """select (coalesce((select -sum(amount) from billing.entries where org_id = %s and kind = 'usage'), 0)
-                     + coalesce((select sum(unpaid) from billing.period_usage where org_id = %s), 0))::bigint"""
+                     + coalesce((select sum(credits) from billing.unpaid_overage where org_id = %s), 0))::bigint"""
 
 
 def price(quantity):
@@ -356,11 +356,12 @@ class Once(Settlement):
         other = self.org(6)
         call(self.db, "transfer_credits", other, org, 4)
         rows(self.db, SETTLE)
-        self.assertEqual(value(self.db, "select sum(unpaid) from billing.period_usage where org_id = %s", org), 6)
+        self.assertEqual(value(self.db, "select sum(credits) from billing.unpaid_overage where org_id = %s", org), 6)
         self.assertEqual(call(self.db, "grant_credits", org, 100).balance_after, 94)
         rows(self.db, SETTLE)
         self.assertEqual((self.settle(org).charged, total(self.db, org), self.charged(org)), (0, 94, 28))
-        self.assertEqual(rows(self.db, "select quantity, credits, unpaid from billing.period_usage where org_id = %s", org), [(28, 28, 0)])
+        self.assertEqual(rows(self.db, "select quantity, credits from billing.period_usage where org_id = %s", org), [(28, 28)])
+        self.assertEqual(rows(self.db, "select * from billing.unpaid_overage where org_id = %s", org), [])
         self.assertEqual(value(self.db, "select sum(-amount) from billing.entries where org_id = %s and source = 'settlement'", org), 28)
 
     def test_unpaid_by_many(self):

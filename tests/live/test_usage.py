@@ -94,7 +94,7 @@ class Usage(LiveTestCase):
     def charged(self, org, metric=None):
         """What the ledger says was burned for usage, and what is still unpaid."""
         return value(self.db, """select (coalesce((select -sum(amount) from billing.entries where org_id = %s and kind = 'usage' and metric = coalesce(%s, metric)), 0)
-                                         + coalesce((select sum(unpaid) from billing.period_usage where org_id = %s and metric = coalesce(%s, metric)), 0))::bigint""",
+                                         + coalesce((select sum(credits) from billing.unpaid_overage where org_id = %s and metric = coalesce(%s, metric)), 0))::bigint""",
                      org, metric, org, metric)
 
     def count(self, table, org):
