@@ -188,9 +188,7 @@ fn subscribe_to(
                 let end = if other.by_default { starts_at } else { other.starts_at };
                 store::end(db, org_id, other.starts_at, end);
             }
-            if starts_at <= now {
-                settlement::cut_period(db, org_id, now, starts_at)?;
-            }
+            settlement::cut_period(db, org_id, now, starts_at)?;
             begin(db, call, plan, (starts_at, starts_at, starts_at), None, now);
             settlement::catch_up(db, org_id, now)?;
         }

@@ -62,6 +62,8 @@ statements! {
     CUT_COUNTERS(uuid, timestamptz) =
         "update billing.period_usage set period_end = $2
           where org_id = $1 and period_start < $2 and period_end > $2";
+    SET_END(uuid, text, timestamptz, timestamptz) =
+        "update billing.period_usage set period_end = $4 where org_id = $1 and metric = $2 and period_start = $3";
     CARRIED(uuid, text, timestamptz) =
         "update billing.period_usage set carried = true where org_id = $1 and metric = $2 and period_start = $3";
 }
@@ -206,7 +208,20 @@ impl Work<'_> {
     /// Periods that have ended, with levels that did not go on yet: metric and period.
     fn ended(&self) -> Vec<(String, Span)> {
         let rows = self.db.write(&LEVELS, args![self.org_id, At(self.ended)]);
-        rows.iter().map(|row| (row.get(0), Span { start: row.get(1), end: row.get(2) })).collect()
+        let mut ended = Vec::new();
+        for row in rows.iter() {
+            let (name, mut span) = (row.get::<String>(0), Span { start: row.get(1), end: row.get(2) });
+            // The subscription may have changed since the end was noted.
+            let period = self.timeline.period(span.start);
+            if period.start == span.start && period.end != span.end {
+                span.end = period.end;
+                self.db.write(&SET_END, args![self.org_id, &name, At(span.start), At(span.end)]);
+            }
+            if span.end <= self.ended {
+                ended.push((name, span));
+            }
+        }
+        ended
     }
 
     /// A period of `last` is charged when it ends.
@@ -243,22 +258,13 @@ impl Work<'_> {
 
     fn carry_level(&mut self, metric: &Rc<Metric>, span: Span) -> Result<()> {
         let (db, org_id) = (self.db, self.org_id);
-        let mut from = counters::lock(db, &[(org_id, metric.name.clone(), span)]).pop_first().ok_or_else(missing)?.1;
-        // The subscription may have changed since the end was noted.
-        let period = self.timeline.period(span.start);
-        if period.start == span.start && period.end != span.end {
-            from.span.end = period.end;
-            counters::save(db, &[&from]);
-            if period.end > self.ended {
-                return Ok(());
-            }
-        }
-        let next = self.timeline.period(from.span.end);
+        let from = counters::lock(db, &[(org_id, metric.name.clone(), span)]).pop_first().ok_or_else(missing)?.1;
+        let next = self.timeline.period(span.end);
         if let Some((level, at)) = from.level
             && next.start > span.start
         {
             if metric.aggregation == "last" {
-                self.close_level(metric, from.span)?;
+                self.close_level(metric, span)?;
             }
             // Nothing goes on as nothing, but where a period has it otherwise.
             let there = db.write(&EXISTS, args![org_id, &metric.name, At(next.start)]).count() > 0;

@@ -49,8 +49,13 @@ pub fn catch_up(db: &Db, org_id: Uuid, as_of: Moment) -> Result<(i64, i64)> {
     }
 }
 
-/// Charges what was recorded before a subscription ends, or begins, in the middle of a period, and ends that period.
+/// Ends the period that runs where a subscription ends or begins; what was recorded before is charged, unless that is still to
+/// come.
 pub fn cut_period(db: &Db, org_id: Uuid, now: Moment, at: Moment) -> Result<()> {
+    if at > now {
+        charge::cut(db, org_id, at);
+        return Ok(());
+    }
     let units = charge::units(db, org_id)?;
     ledger::lock_org(db, org_id, &units, now)?;
     charge::charge(db, org_id, now.saturating_add(1), now, false)?;

@@ -726,7 +726,7 @@ class Year(Usage):
         go("2028-10-31T08:59:59Z")
         record(self.db, org, "call", 150)
         receipt = go("2028-11-02T00:00Z", 0)
-        self.assertEqual((receipt.charged, receipt.renewed), (50, 1))
+        self.assertEqual((receipt.charged, receipt.renewed), (50, 0))
         self.assertEqual(rows(self.db, "select starts_at, ends_at, next_period_at from billing.subscriptions where org_id = %s", org), [(starts[0], starts[12], None)])
         self.assertFalse(call(self.db, "check_limit", org, "call").allowed)
 
