@@ -186,7 +186,9 @@ impl<'a> Reader<'a> {
     fn level(&self, metric: &Metric, counter: &Counter) -> i64 {
         let start = counter.span.start;
         let mine = || self.state().pending.iter().filter(|p| p.metric == metric.name);
-        let earlier = self.db.read(&LAST_LEVEL, args![self.org_id, &metric.name, At(start)]);
+        // Of max, what this period itself came to is decided already.
+        let until = if metric.aggregation == "max" { start.saturating_sub(1) } else { start };
+        let earlier = self.db.read(&LAST_LEVEL, args![self.org_id, &metric.name, At(until)]);
         let earlier = earlier.first().and_then(|row| row.opt::<i64>(0).zip(row.opt::<Moment>(1)));
         let newest = |until: Moment| {
             let recorded = mine().filter(|p| p.span.start < until).filter_map(|p| p.level);
