@@ -355,14 +355,14 @@ class Quarter:
         """Who found more used than its credits could pay buys some the morning after."""
         self.at(self.admins[0], moment)
         for org_id, usd in query(self.admins[0], """
-                select org_id::text, 5 * ceil(sum(unpaid) / 50000.0)::int from billing.period_usage where unpaid > 0 group by org_id order by org_id"""):
+                select org_id::text, 5 * ceil(sum(credits) / 50000.0)::int from billing.unpaid_overage group by org_id order by org_id"""):
             if org_id != self.by_name[DEBTOR].org_id:
                 self.buy(self.by_id[org_id], moment, usd, f"{moment:%Y-%m-%d}")
 
     def top_up(self, moment):
         """The purchase pays at once what was owed: no settlement in between."""
         org = self.by_name[DEBTOR]
-        owed = "select coalesce(sum(unpaid), 0)::bigint from billing.period_usage where org_id = %s"
+        owed = "select coalesce(sum(credits), 0)::bigint from billing.unpaid_overage where org_id = %s"
         self.at(self.admins[0], moment)
         [(before,)] = query(self.admins[0], owed, org.org_id)
         self.buy(org, moment, TOP_UP, "top-up")

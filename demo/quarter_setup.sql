@@ -21,12 +21,14 @@ create table app.expected (
 -- What pg_billing made of them: counted, burned in the ledger, and still owed.
 create view app.charged as
 select u.org_id, u.period_start, u.metric, u.quantity as used, u.overage,
-       coalesce(l.burned, 0) + u.unpaid as credits, coalesce(l.burned, 0) as burned, u.unpaid
+       coalesce(l.burned, 0) + coalesce(o.credits, 0) as credits, coalesce(l.burned, 0) as burned,
+       coalesce(o.credits, 0) as unpaid
   from billing.period_usage u
   left join (select org_id, metric, source_id::timestamptz as period_start, -sum(amount)::bigint as burned
                from billing.entries
               where kind = 'usage' and source = 'settlement'
               group by 1, 2, 3) l using (org_id, metric, period_start)
+  left join billing.unpaid_overage o using (org_id, metric, period_start)
  where u.quantity > 0;
 
 do $$
