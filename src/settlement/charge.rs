@@ -116,9 +116,10 @@ pub fn cut(db: &Db, org_id: Uuid, at: Moment) {
 }
 
 /// Decides what was recorded in periods that began before `before`, at `now`. Gives the number of events. `in_last_moment`:
-/// of the periods that end in the next moment; what begins then is for whoever charges it.
+/// what begins after it is for whoever charges that.
 pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment, in_last_moment: bool) -> Result<i64> {
-    let ended = now.saturating_add(i64::from(in_last_moment));
+    // A period whose last moment this is has ended; the next one has not begun.
+    let ended = now.saturating_add(1);
     let mut groups: BTreeMap<(String, Span), Vec<Taken>> = BTreeMap::new();
     for row in db.write(&TAKE, args![org_id, At(before), At(ended)]).iter() {
         let span = Span { start: row.get(1), end: row.get(2) };
@@ -145,6 +146,7 @@ pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment, in_last_moment
     }
     work.close_levels()?;
     if !in_last_moment {
+        work.ended = now;
         work.carry_levels()?;
     }
     note(db, org_id, &work.days);
