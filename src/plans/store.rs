@@ -39,6 +39,8 @@ statements! {
             set ends_at = greatest($3, starts_at), pending_plan = null, cancel_at_period_end = false,
                 next_period_at = case when next_period_at < $3 then next_period_at end
           where org_id = $1 and starts_at = $2";
+    REOPEN_STRETCH(uuid, timestamptz, timestamptz) =
+        "update billing.subscriptions set ends_at = null, next_period_at = $3 where org_id = $1 and starts_at = $2";
     NOTHING_DUE(uuid, timestamptz) =
         "update billing.subscriptions set next_period_at = null where org_id = $1 and starts_at = $2";
     // Once only: whoever finds another start there than he saw comes too late.
@@ -184,6 +186,11 @@ pub fn begin(db: &Db, org_id: Uuid, new: &Subscription, now: Moment, metadata: &
 /// Ends a stretch.
 pub fn end(db: &Db, org_id: Uuid, starts_at: Moment, at: Moment) {
     db.write(&END_STRETCH, args![org_id, At(starts_at), At(at)]);
+}
+
+/// Lets a stretch go on that was to end.
+pub fn reopen(db: &Db, org_id: Uuid, starts_at: Moment, next: Moment) {
+    db.write(&REOPEN_STRETCH, args![org_id, At(starts_at), At(next)]);
 }
 
 /// Notes that a stretch has no further period.

@@ -179,14 +179,18 @@ fn subscribe_to(
             if starts_at < time::add_months(now, -LONGEST_AGO) || starts_at > time::add_months(now, LONGEST_AGO) {
                 return Err(Error::invalid("starts_at", "must be at most 10 years away"));
             }
-            // The default plan until then; one that had not begun, not at all.
             let mut before = all.iter().filter(|s| !s.by_default && !s.is_void()).filter_map(|s| s.ends_at);
             if before.any(|end| end > starts_at) {
                 return Err(Error::invalid("starts_at", "lies within an earlier subscription"));
             }
-            for other in all.iter().filter(|s| !s.is_void() && s.ends_at.is_none_or(|end| end > starts_at)) {
-                let end = if other.by_default { starts_at } else { other.starts_at };
-                store::end(db, org_id, other.starts_at, end);
+            if let Some(scheduled) = active(all, now).filter(|s| !s.by_default) {
+                withdraw(db, org_id, all, scheduled, now)?;
+            }
+            // The default plan until then.
+            for other in store::subscriptions(db, org_id).iter().filter(|s| s.by_default && !s.is_void()) {
+                if other.ends_at.is_none_or(|end| end > starts_at) {
+                    store::end(db, org_id, other.starts_at, starts_at);
+                }
             }
             settlement::cut_period(db, org_id, now, starts_at)?;
             begin(db, call, plan, (starts_at, starts_at, starts_at), None, now);
@@ -194,6 +198,18 @@ fn subscribe_to(
         }
     }
     status(db, org_id, now)
+}
+
+/// Takes back a subscription that has not begun: as if it had never been, the default plan goes on.
+fn withdraw(db: &Db, org_id: Uuid, all: &[Subscription], scheduled: &Subscription, now: Moment) -> Result<()> {
+    let at = scheduled.starts_at;
+    store::end(db, org_id, at, at);
+    for before in all.iter().filter(|s| s.by_default && !s.is_void() && s.ends_at == Some(at)) {
+        let cycle = cache::any_plan(db, &before.plan)?.cycle;
+        let next = cycle.boundary(before.anchor, cycle.index(before.anchor, now) + 1);
+        store::reopen(db, org_id, before.starts_at, before.next_period_at.unwrap_or(next));
+    }
+    settlement::join_period(db, org_id, at)
 }
 
 fn begin(
@@ -354,8 +370,10 @@ fn cancel_subscription(org_id: Option<pgrx::Uuid>, at_period_end: default!(Optio
             }
             if current.starts_at <= now {
                 settlement::cut_period(db, org_id, now, now)?;
+                store::end(db, org_id, current.starts_at, now);
+            } else {
+                withdraw(db, org_id, all, current, now)?;
             }
-            store::end(db, org_id, current.starts_at, now);
             let ended = Subscription { ends_at: Some(now.max(current.starts_at)), ..current.clone() };
             status_of(db, org_id, &ended, now)
         })

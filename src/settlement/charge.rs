@@ -62,6 +62,14 @@ statements! {
     CUT_COUNTERS(uuid, timestamptz) =
         "update billing.period_usage set period_end = $2
           where org_id = $1 and period_start < $2 and period_end > $2";
+    JOIN_UNSETTLED(uuid, timestamptz, timestamptz, timestamptz) =
+        "update billing.unsettled_usage set period_end = $4
+          where org_id = $1 and ctid = any (array(select s.ctid from billing.unsettled_usage s
+                                                   where s.org_id = $1 and s.period_start = $2 and s.period_end = $3
+                                                     for update of s skip locked))";
+    JOIN_COUNTERS(uuid, timestamptz, timestamptz, timestamptz) =
+        "update billing.period_usage set period_end = $4
+          where org_id = $1 and period_start = $2 and period_end = $3";
     SET_END(uuid, text, timestamptz, timestamptz) =
         "update billing.period_usage set period_end = $4 where org_id = $1 and metric = $2 and period_start = $3";
     CARRIED(uuid, text, timestamptz) =
@@ -113,6 +121,12 @@ struct Work<'a> {
 pub fn cut(db: &Db, org_id: Uuid, at: Moment) {
     db.write(&CUT_UNSETTLED, args![org_id, At(at)]);
     db.write(&CUT_COUNTERS, args![org_id, At(at)]);
+}
+
+/// Takes back what `cut` did at a moment: the period is the whole of `span` again.
+pub fn join(db: &Db, org_id: Uuid, at: Moment, span: Span) {
+    db.write(&JOIN_UNSETTLED, args![org_id, At(span.start), At(at), At(span.end)]);
+    db.write(&JOIN_COUNTERS, args![org_id, At(span.start), At(at), At(span.end)]);
 }
 
 /// Decides what was recorded in periods that began before `before`, at `now`. Gives the number of events. `in_last_moment`:

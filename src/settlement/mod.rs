@@ -63,6 +63,12 @@ pub fn cut_period(db: &Db, org_id: Uuid, now: Moment, at: Moment) -> Result<()> 
     pay(db, org_id, now).map(drop)
 }
 
+/// Lets the period go on that was to end at a moment to come.
+pub fn join_period(db: &Db, org_id: Uuid, at: Moment) -> Result<()> {
+    charge::join(db, org_id, at, plans::timeline(db, org_id, true)?.period(at - 1));
+    Ok(())
+}
+
 /// Burns what is owed as far as the wallets go, and books what expired.
 fn pay(db: &Db, org_id: Uuid, now: Moment) -> Result<(i64, i64)> {
     let (mut paid, mut unpaid) = (0_i64, 0_i64);
