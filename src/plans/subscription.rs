@@ -186,13 +186,13 @@ fn subscribe_to(
             if let Some(scheduled) = active(all, now).filter(|s| !s.by_default) {
                 withdraw(db, org_id, all, scheduled, now)?;
             }
+            settlement::cut_period(db, org_id, now, starts_at)?;
             // The default plan until then.
             for other in store::subscriptions(db, org_id).iter().filter(|s| s.by_default && !s.is_void()) {
                 if other.ends_at.is_none_or(|end| end > starts_at) {
                     store::end(db, org_id, other.starts_at, starts_at);
                 }
             }
-            settlement::cut_period(db, org_id, now, starts_at)?;
             begin(db, call, plan, (starts_at, starts_at, starts_at), None, now);
             settlement::catch_up(db, org_id, now)?;
         }

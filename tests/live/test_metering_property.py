@@ -127,6 +127,12 @@ class Period(NamedTuple):
     end: datetime.datetime
     plan: Optional[str]
     subscribed: bool
+    whole: tuple  # from when to when it would run if nothing cut it short
+
+    def part(self, amount, moment):
+        """What of an amount for the whole of it falls on the time from a moment."""
+        start, end = self.whole
+        return amount * (end - min(max(moment, start), end)) // (end - start)
 
 
 @dataclass
@@ -157,9 +163,9 @@ class Account:
             stop = next((at for at, what, _ in made if what == "stop"), None)
             if stop is not None:
                 if stop > start:
-                    yield Period(start, stop, plan, True)
+                    yield Period(start, stop, plan, True, (start, end))
                 return
-            yield Period(start, end, plan, True)
+            yield Period(start, end, plan, True, (start, end))
             _, what, wanted = made[-1] if made else (None, "go on", None)
             if what == "cancel":
                 return
@@ -177,8 +183,9 @@ class Account:
         def fill(until):
             start = free
             while start < until:
-                end = min(until, months_later(start.replace(day=1, hour=0, minute=0, second=0, microsecond=0), 1))
-                found.append(Period(start, end, default, False))
+                month = start.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+                end = min(until, months_later(month, 1))
+                found.append(Period(start, end, default, False, (month, months_later(month, 1))))
                 start = end
 
         for subscription in self.subscriptions:
@@ -854,18 +861,25 @@ class History:
                   from billing.entries e where e.org_id = %s and e.kind = 'plan' order by e.entry_id""", org.org):
             granted[plan, at].append(amount)
             rest[at] += expired
-        expected, before = {}, None
+        expected, before, cut = {}, None, []
         for period in org.account.periods():
             credits = self.plans[period.plan].credits if period.subscribed else None
             if credits and period.start <= self.now:
-                amounts, found = [credits["amount"]], granted.get((period.plan, period.start), [])
+                amount, found = credits["amount"], granted.get((period.plan, period.start), [])
+                if any(period.start == subscription.start for subscription in org.account.subscriptions):
+                    # Who ended one in the middle of a period has the credits for the rest of it.
+                    amount = max(0, amount - sum(earlier.part(given, period.start) for earlier, given in cut))
+                if period.end < period.whole[1]:
+                    cut.append((period, amount))
+                amounts = [amount] if amount else []
                 if credits["rollover"] == "capped" and before and before.subscribed and before.end == period.start:
                     over = min(credits["cap"], rest[before.start])
                     if org.had_holds and sum(found[1:]) <= credits["cap"]:
                         # What was reserved came back too late.
                         over = sum(found[1:])
                     amounts += [over] if over else []
-                expected[period.plan, period.start] = amounts
+                if amounts:
+                    expected[period.plan, period.start] = amounts
             before = period
         self.equal({name: amounts for name, amounts in granted.items() if name[0] != "basis"}, expected, org)
         self.check_default_credits(org, {at: amounts for (plan, at), amounts in granted.items() if plan == "basis"})
@@ -877,12 +891,18 @@ class History:
             self.equal(granted, {}, org)
             return
         # One that begins as a subscription does lasts no time, and may have been begun.
-        periods = {period.start for period in org.account.periods() if not period.subscribed} | {begun.start for begun in org.account.subscriptions}
-        most = credits["amount"] + credits.get("cap", 0)
+        periods = {period.start: period for period in org.account.periods() if not period.subscribed}
+        most, rollover = credits["amount"], credits.get("cap", 0)
         for at, amounts in granted.items():
-            self.equal((at in periods, amounts[0], len(amounts) <= 2, sum(amounts) <= most), (True, credits["amount"], True, True), org)
+            self.equal((at in periods or any(at == begun.start for begun in org.account.subscriptions), len(amounts) <= 2), (True, True), org)
+            # What was given for a month that a subscription cut short counts for the rest of it.
+            before = [granted[other][0] for other in granted if other < at and month_of(other) == month_of(at)]
+            if before:
+                self.equal(sum(amounts) < most + rollover, True, org)
+            else:
+                self.equal((amounts[0], sum(amounts) <= most + rollover), (most, True), org)
         current = org.account.period(self.now)
-        if not current.subscribed and org.units and current.end == months_later(month_start(self.now), 1):
+        if not current.subscribed and org.units and current[:2] == current.whole:
             self.equal(current.start in granted, True, org)
 
     def finish(self):
