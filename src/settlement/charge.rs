@@ -111,8 +111,6 @@ struct Work<'a> {
     org_id: Uuid,
     timeline: Timeline,
     now: Moment,
-    /// Periods up to this moment have ended.
-    ended: Moment,
     days: Vec<Day>,
     debts: Vec<Debt>,
 }
@@ -129,9 +127,8 @@ pub fn join(db: &Db, org_id: Uuid, at: Moment, span: Span) {
     db.write(&JOIN_COUNTERS, args![org_id, At(span.start), At(at), At(span.end)]);
 }
 
-/// Decides what was recorded in periods that began before `before`, at `now`. Gives the number of events. `in_last_moment`:
-/// what begins after it is for whoever charges that.
-pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment, in_last_moment: bool) -> Result<i64> {
+/// Decides what was recorded in periods that began before `before`, at `now`. Gives the number of events.
+pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<i64> {
     // A period whose last moment this is has ended; the next one has not begun.
     let ended = now.saturating_add(1);
     let mut groups: BTreeMap<(String, Span), Vec<Taken>> = BTreeMap::new();
@@ -140,7 +137,7 @@ pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment, in_last_moment
         groups.entry((row.get(0), span)).or_default().push(taken(&row));
     }
     let timeline = plans::timeline(db, org_id, true)?;
-    let mut work = Work { db, org_id, timeline, now, ended, days: Vec::new(), debts: Vec::new() };
+    let mut work = Work { db, org_id, timeline, now, days: Vec::new(), debts: Vec::new() };
     let mut events = 0;
     if !groups.is_empty() {
         let names: Vec<_> = groups.keys().map(|(metric, span)| (org_id, metric.clone(), *span)).collect();
@@ -158,11 +155,8 @@ pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment, in_last_moment
         }
         counters::save(db, &locked.values().collect::<Vec<_>>());
     }
+    work.carry_levels()?;
     work.close_levels()?;
-    if !in_last_moment {
-        work.ended = now;
-        work.carry_levels()?;
-    }
     note(db, org_id, &work.days);
     debts::owe(db, org_id, &work.debts);
     Ok(events)
@@ -221,9 +215,9 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Periods that have ended, with levels that did not go on yet: metric and period.
-    fn ended(&self) -> Vec<(String, Span)> {
-        let rows = self.db.write(&LEVELS, args![self.org_id, At(self.ended)]);
+    /// Periods that have ended by then, with levels that did not go on yet: metric and period.
+    fn ended(&self, by: Moment) -> Vec<(String, Span)> {
+        let rows = self.db.write(&LEVELS, args![self.org_id, At(by)]);
         let mut ended = Vec::new();
         for row in rows.iter() {
             let (name, mut span) = (row.get::<String>(0), Span { start: row.get(1), end: row.get(2) });
@@ -233,16 +227,16 @@ impl Work<'_> {
                 span.end = period.end;
                 self.db.write(&SET_END, args![self.org_id, &name, At(span.start), At(span.end)]);
             }
-            if span.end <= self.ended {
+            if span.end <= by {
                 ended.push((name, span));
             }
         }
         ended
     }
 
-    /// A period of `last` is charged when it ends.
+    /// A period of `last` is charged in its last moment.
     fn close_levels(&mut self) -> Result<()> {
-        for (name, span) in self.ended() {
+        for (name, span) in self.ended(self.now.saturating_add(1)) {
             let metric = cache::any_metric(self.db, &name)?;
             if metric.aggregation == "last" {
                 self.close_level(&metric, span)?;
@@ -266,7 +260,7 @@ impl Work<'_> {
     /// it finds.
     fn carry_levels(&mut self) -> Result<()> {
         loop {
-            let Some((name, span)) = self.ended().into_iter().next() else { return Ok(()) };
+            let Some((name, span)) = self.ended(self.now).into_iter().next() else { return Ok(()) };
             let metric = cache::any_metric(self.db, &name)?;
             self.carry_level(&metric, span)?;
         }

@@ -43,7 +43,7 @@ pub fn catch_up(db: &Db, org_id: Uuid, as_of: Moment) -> Result<(i64, i64)> {
         // The credits of the old period pay for its usage, in its last moment.
         let units = charge::units(db, org_id)?;
         ledger::lock_org(db, org_id, &units, as_of)?;
-        events += charge::charge(db, org_id, start, start - 1, true)?;
+        events += charge::charge(db, org_id, start, start - 1)?;
         pay(db, org_id, start - 1)?;
         renewed += i64::from(renewal::renew(db, org_id, &subscription, start)?);
     }
@@ -58,7 +58,7 @@ pub fn cut_period(db: &Db, org_id: Uuid, now: Moment, at: Moment) -> Result<()> 
     }
     let units = charge::units(db, org_id)?;
     ledger::lock_org(db, org_id, &units, now)?;
-    charge::charge(db, org_id, now.saturating_add(1), now, false)?;
+    charge::charge(db, org_id, now.saturating_add(1), now)?;
     charge::cut(db, org_id, at);
     pay(db, org_id, now).map(drop)
 }
@@ -135,7 +135,7 @@ fn settle(db: &Db, org_id: Uuid, as_of: Moment) -> Result<SettlementReceipt> {
     }
     let before: i64 = lanes.iter().fold(0, |sum, lane| lane.consumed.saturating_add(sum));
     let (renewed, mut events) = catch_up(db, org_id, as_of)?;
-    events += charge::charge(db, org_id, as_of.saturating_add(1), as_of, false)?;
+    events += charge::charge(db, org_id, as_of.saturating_add(1), as_of)?;
     let (_, unpaid) = pay(db, org_id, as_of)?;
     let lanes = ledger::lock_org(db, org_id, &[], as_of)?;
     for lane in &lanes {
