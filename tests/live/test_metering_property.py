@@ -350,6 +350,8 @@ class History:
         if function in ("subscribe", "change_plan", "cancel_subscription"):
             org.decided = org.begun_until = self.now
             org.units.add("credit")
+        # What ended before it is charged by the call that begins a period.
+        org.decided = max([org.decided, *self.turns(org)])
         self.note(org, f"{function}{arguments} {named}")
         self.done[function] += 1
         try:
@@ -565,9 +567,18 @@ class History:
         return limit == "hard" or (limit is None and metric.name in plan.allowances and metric.tier != "core")
 
     def is_due(self, org):
-        """A period began that brings credits, and perhaps nobody has begun it in the books."""
-        starts = [period.start for period in org.account.periods() if period.subscribed or (period.plan and self.plans[period.plan].credits)]
-        return any(org.begun_until < start <= self.now for start in starts)
+        """A period began that brings credits, or a subscription ended, and perhaps nobody noted it in the books."""
+        return any(org.begun_until < at for at in self.turns(org))
+
+    def turns(self, org):
+        """When whoever calls next finds something to begin or to end."""
+        found, before = [], None
+        for period in org.account.periods():
+            credits = period.plan and self.plans[period.plan].credits
+            if period.start <= self.now and (period.subscribed or credits or (before and before.subscribed)):
+                found.append(period.start)
+            before = period
+        return found
 
     def consume(self):
         """At once, or not at all."""
