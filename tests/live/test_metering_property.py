@@ -570,6 +570,11 @@ class History:
         """A period began that brings credits, or a subscription ended, and perhaps nobody noted it in the books."""
         return any(org.begun_until < at for at in self.turns(org))
 
+    def is_plain(self, metric):
+        """In no plan, and each unit costs the same."""
+        planned = any(metric.name in plan.allowances or metric.name in plan.limits for plan in self.plans.values())
+        return not planned and (metric.steps is None or (len(metric.steps) == 1 and metric.steps[0][1] % metric.steps[0][2] == 0))
+
     def turns(self, org):
         """When whoever calls next finds something to begin or to end."""
         found, before = [], None
@@ -753,7 +758,7 @@ class History:
         row = call(self.db, "check_limit", org.org, metric.name, quantity)
         remaining = None if allowance is None else max(0, allowance - used)
         # What nothing limits is counted by whole days.
-        seen = used if metric.name in ("plain", "gratis") else row.used
+        seen = used if self.is_plain(metric) else row.used
         self.equal((metric.name, seen, row.included, row.remaining, row.credits_required, row.resets_at),
                    (metric.name, used, allowance, remaining, required, period.end), org)
         available = self.available(org, metric)
