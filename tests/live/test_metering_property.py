@@ -317,7 +317,7 @@ class History:
         rng = self.rng
         self.db = connect(test.fresh_database())
         planned, other = random_metrics(rng)
-        self.planned, self.metrics = set(planned), {**planned, **other}
+        self.metrics = {**planned, **other}
         self.plans = {"solo": random_plan(rng, planned), "team": random_plan(rng, planned), "weekly": random_plan(rng, planned, "week")}
         if rng.random() < 0.8:
             self.plans["basis"] = random_plan(rng, planned, default=True)
@@ -739,6 +739,7 @@ class History:
         elif self.now > period.start:
             what, row = "stop", self.get(org, "cancel_subscription", False)
             self.equal((row.status, row.ends_at), ("canceled", self.now), org)
+            org.begun_until -= TICK
         else:
             return
         if what != "stop":
@@ -868,7 +869,7 @@ class History:
                 cost = account.cost(name, period, quantity)
                 costs[name] += cost
                 self.equal((name, period, charged[name, period.start]), (name, period, cost), org)
-                if name in self.planned and is_due:
+                if is_due and not self.is_plain(self.metrics[name]):
                     overage = account.overage(name, period, quantity)
                     self.equal((name, period, counted.get((name, period.start), (0, 0))), (name, period, (quantity, overage)), org)
         reported = Counter(dict(rows(self.db, "select metric, sum(credits)::int8 from billing.usage_by_month where org_id = %s group by 1", org.org)))
