@@ -41,8 +41,7 @@ impl Stretch {
 
     /// The whole period around `at`, wherever the stretch begins or ends.
     fn whole_period(&self, at: Moment) -> Span {
-        let n = self.plan.cycle.index(self.anchor, at);
-        Span { start: self.plan.cycle.boundary(self.anchor, n), end: self.plan.cycle.boundary(self.anchor, n + 1) }
+        whole_period(self.plan.cycle, self.anchor, at)
     }
 
     /// A change of plan within a period keeps the anchor.
@@ -211,6 +210,12 @@ enum Included {
     Nothing,
     Quantity(i64),
     Unlimited,
+}
+
+/// The period around a moment, of those that count from the anchor.
+pub fn whole_period(cycle: Cycle, anchor: Moment, at: Moment) -> Span {
+    let n = cycle.index(anchor, at);
+    Span { start: cycle.boundary(anchor, n), end: cycle.boundary(anchor, n + 1) }
 }
 
 /// The part of an amount that falls on the rest of a period.

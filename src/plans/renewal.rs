@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::ledger::debts;
 use crate::ledger::store as ledger;
 use crate::ledger::wallet::{Facts, Lot, Operation, Wallet};
-use crate::plans::period::{Span, prorated};
+use crate::plans::period::{prorated, whole_period};
 use crate::plans::store::{self, Subscription};
 use crate::sql::{At, Db};
 use crate::time::{self, INFINITY, Moment};
@@ -63,7 +63,7 @@ pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result
         None => Rc::clone(&before),
     };
     let anchor = if plan.cycle == before.cycle { old.anchor } else { start };
-    let end = plan.cycle.boundary(anchor, plan.cycle.index(anchor, start) + 1);
+    let end = whole_period(plan.cycle, anchor, start).end;
     let (grants, granted) = grant(db, org_id, &plan, old, (start, end))?;
     if wanted.is_some() && start > old.starts_at {
         store::end(db, org_id, old.starts_at, start);
@@ -98,7 +98,9 @@ fn grant(
     let Some(credits) = plan.credits else { return Ok((Vec::new(), 0)) };
     let mut granted = credits.amount;
     if start == last.starts_at {
-        granted = (granted - covered(db, org_id, last, start)?).max(0);
+        // The default plan may take over in the middle of a month.
+        let whole = whole_period(plan.cycle, last.anchor, start);
+        granted = (prorated(granted, whole, start) - covered(db, org_id, last, start)?).max(0);
     }
     let mut amounts = vec![granted];
     if let Rollover::Capped(cap) = credits.rollover
@@ -121,8 +123,7 @@ fn covered(db: &Db, org_id: Uuid, new: &Subscription, start: Moment) -> Result<i
             continue;
         }
         let plan = cache::any_plan(db, &old.plan)?;
-        let n = plan.cycle.index(old.anchor, (end - 1).max(old.starts_at));
-        let period = Span { start: plan.cycle.boundary(old.anchor, n), end: plan.cycle.boundary(old.anchor, n + 1) };
+        let period = whole_period(plan.cycle, old.anchor, (end - 1).max(old.starts_at));
         sum = sum.saturating_add(prorated(old.granted, period, start));
     }
     Ok(sum)

@@ -9,7 +9,7 @@ use crate::json::Jsonb;
 use crate::ledger::call::{Answer, to_json};
 use crate::ledger::chain;
 use crate::ledger::store as ledger;
-use crate::plans::period::{Override, Span, prorated};
+use crate::plans::period::{Override, prorated, whole_period};
 use crate::plans::renewal;
 use crate::plans::store::{self, Subscription};
 use crate::raise::or_raise;
@@ -206,7 +206,7 @@ fn withdraw(db: &Db, org_id: Uuid, all: &[Subscription], scheduled: &Subscriptio
     store::end(db, org_id, at, at);
     for before in all.iter().filter(|s| s.by_default && !s.is_void() && s.ends_at == Some(at)) {
         let cycle = cache::any_plan(db, &before.plan)?.cycle;
-        let next = cycle.boundary(before.anchor, cycle.index(before.anchor, now) + 1);
+        let next = whole_period(cycle, before.anchor, now).end;
         store::reopen(db, org_id, before.starts_at, before.next_period_at.unwrap_or(next));
     }
     settlement::join_period(db, org_id, at)
@@ -258,8 +258,7 @@ fn change_now(
         begin(db, call, plan, (now, now, now), None, now);
         return settlement::catch_up(db, org_id, now).map(drop);
     }
-    let n = plan.cycle.index(current.anchor, now);
-    let whole = Span { start: plan.cycle.boundary(current.anchor, n), end: plan.cycle.boundary(current.anchor, n + 1) };
+    let whole = whole_period(plan.cycle, current.anchor, now);
     // What the plans of the whole period come to, by time; what was granted already counts, however often it is changed.
     let share = |plan: &Plan, from: Moment| plan.credits.map_or(0, |credits| prorated(credits.amount, whole, from));
     let mut due = share(plan, now) - share(&old, now) + share(&old, current.starts_at);

@@ -10,6 +10,7 @@ use crate::catalog::cache;
 use crate::error::{Error, Result};
 use crate::ledger::wallet::Wallet;
 use crate::ledger::{debts, store as ledger};
+use crate::plans::period::whole_period;
 use crate::plans::renewal;
 use crate::plans::store::{self as plans, Subscription};
 use crate::raise::or_raise;
@@ -94,7 +95,7 @@ fn enroll(db: &Db, org_id: Uuid, now: Moment) -> Result<bool> {
     }
     // From the period that runs, or from the end of what was before it.
     let anchor = Period::Month.start(now);
-    let start = plan.cycle.boundary(anchor, plan.cycle.index(anchor, now));
+    let start = whole_period(plan.cycle, anchor, now).start;
     let ended = known.iter().filter_map(|s| s.ends_at).filter(|end| *end <= now).max();
     let start = ended.map_or(start, |end| end.max(start));
     let new = Subscription {

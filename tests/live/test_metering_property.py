@@ -918,12 +918,12 @@ class History:
         most, rollover = credits["amount"], credits.get("cap", 0)
         for at, amounts in granted.items():
             self.equal((at in periods or any(at == begun.start for begun in org.account.subscriptions), len(amounts) <= 2), (True, True), org)
-            # What was given for a month that a subscription cut short counts for the rest of it.
-            before = [granted[other][0] for other in granted if other < at and month_of(other) == month_of(at)]
-            if before:
-                self.equal(sum(amounts) < most + rollover, True, org)
-            else:
-                self.equal((amounts[0], sum(amounts) <= most + rollover), (most, True), org)
+            # For the rest of the month; what was given for a part that a subscription cut short counts.
+            month = month_start(at)
+            share = Period(at, at, None, False, (month, months_later(month, 1)))
+            first = share.part(most, at) - sum(share.part(granted[other][0], at) for other in granted if month <= other < at)
+            found = ([0] if first <= 0 else []) + amounts
+            self.equal((found[0], sum(found) <= max(0, first) + rollover), (max(0, first), True), org)
         current = org.account.period(self.now)
         if not current.subscribed and org.units and current[:2] == current.whole:
             self.equal(current.start in granted, True, org)
