@@ -577,7 +577,8 @@ class Bench:
             SELECT count(*)
               FROM (SELECT org_id, metric, sum(quantity) AS quantity FROM billing.usage_events GROUP BY org_id, metric) AS recorded
               FULL JOIN billing.period_usage AS settled USING (org_id, metric)
-             WHERE recorded.quantity IS DISTINCT FROM settled.quantity OR settled.unpaid > 0
+             WHERE recorded.quantity IS DISTINCT FROM settled.quantity
+                OR EXISTS (SELECT FROM billing.unpaid_overage)
             """,
         )
         violations = self.run(connection, "SELECT * FROM billing.verify_ledger() LIMIT 5")
