@@ -11,6 +11,7 @@ mod arguments;
 mod catalog;
 mod clock;
 mod error;
+mod heap;
 mod install;
 mod json;
 mod ledger;

@@ -8,10 +8,11 @@ use crate::arguments::{self, optional_uuid, required, required_uuid};
 use crate::catalog::cache;
 use crate::clock;
 use crate::error::{Error, Result};
+use crate::heap::{Equal, Key, Table};
 use crate::json::Jsonb;
 use crate::raise::or_raise;
-use crate::sql::{self, At, Db};
-use crate::time::Moment;
+use crate::sql::{self, At, Db, FromSql, ToSql};
+use crate::time::{self, Moment};
 use crate::usage::events::{self, Event, Place, Placed, Placer};
 use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
@@ -52,20 +53,6 @@ statements! {
         "insert into billing.usage_uniques (org_id, metric, period_start, value_key)
          select * from unnest($1, $2, $3, $4) order by 1, 2, 3, 4
          on conflict do nothing returning org_id, metric, period_start, value_key";
-    ADD(uuid, text, timestamptz, timestamptz, int8, int8) =
-        "update billing.unsettled_usage set quantity = quantity + $5, events = events + $6
-          where org_id = $1 and metric = $2 and period_start = $3 and segment = $4
-            and slot = (select slot from billing.unsettled_usage
-                         where org_id = $1 and metric = $2 and period_start = $3 and segment = $4
-                         limit 1 for update skip locked)";
-    RAISE(uuid, text, timestamptz, timestamptz, int8, int8, int8, timestamptz) =
-        "update billing.unsettled_usage
-            set quantity = greatest(quantity, $5), events = events + $6,
-                level = case when $8 >= level_at then $7 else level end, level_at = greatest(level_at, $8)
-          where org_id = $1 and metric = $2 and period_start = $3 and segment = $4
-            and slot = (select slot from billing.unsettled_usage
-                         where org_id = $1 and metric = $2 and period_start = $3 and segment = $4
-                         limit 1 for update skip locked)";
     // The slot is the transaction's number: nobody else makes a row with it.
     MAKE(uuid, text, timestamptz, timestamptz, int8, int8, int8, timestamptz, timestamptz, int8, boolean) =
         "insert into billing.unsettled_usage as u
@@ -99,7 +86,7 @@ impl Gain {
         // Of distinct values, each counts once.
         let quantity = if placed.value.is_some() { i64::from(is_new) } else { quantity };
         let sum = self.quantity.checked_add(quantity);
-        self.quantity = sum.ok_or_else(|| Error::invalid("quantity", "the sum would not fit 63 bits"))?;
+        self.quantity = sum.ok_or_else(too_much)?;
         Ok(())
     }
 }
@@ -117,6 +104,28 @@ fn record(db: &Db, event: Event) -> Result<bool> {
     let mut gain = Gain::default();
     let is_new = placed.value.is_some() && !new_values(db, std::slice::from_ref(&placed)).is_empty();
     gain.add(&placed, is_new)?;
+    keep(db, &placed, now);
+    count(db, &placed.place, &gain)?;
+    Ok(true)
+}
+
+/// Notes the event in the partition of its month of arrival.
+fn keep(db: &Db, placed: &Placed, now: Moment) {
+    let event = &placed.event;
+    let month = time::display(now)[..7].replace('-', "_");
+    if let Some(partition) = Table::open(&format!("usage_events_{month}")).filter(Table::is_partition) {
+        partition.insert(&[
+            event.org_id.to_sql(),
+            now.to_sql(),
+            placed.occurred_at.to_sql(),
+            event.quantity.to_sql(),
+            event.member_id.to_sql(),
+            event.metric.as_str().to_sql(),
+            event.event_id.as_deref().to_sql(),
+            crate::json::from_text(&event.properties).to_sql(),
+        ]);
+        return;
+    }
     db.write(
         &NEW_EVENT,
         args![
@@ -130,26 +139,62 @@ fn record(db: &Db, event: Event) -> Result<bool> {
             &event.properties,
         ],
     );
-    count(db, &placed.place, &gain);
-    Ok(true)
+}
+
+/// Columns of `unsettled_usage`.
+mod column {
+    pub const ORG_ID: i16 = 1;
+    pub const METRIC: i16 = 2;
+    pub const PERIOD_START: i16 = 3;
+    pub const SEGMENT: i16 = 4;
+    pub const QUANTITY: usize = 7;
+    pub const LEVEL: usize = 8;
+    pub const LEVEL_AT: usize = 9;
+    pub const EVENTS: usize = 10;
+}
+
+/// Adds to a row of the place that nobody holds; false where there is none.
+fn add_to_free(place: &Place, gain: &Gain) -> Result<bool> {
+    let Some(table) = Table::open("unsettled_usage") else { return Ok(false) };
+    let keys = [
+        Key(column::ORG_ID, Equal::Uuid, place.org_id.to_sql()),
+        Key(column::METRIC, Equal::Text, place.metric.as_str().to_sql()),
+        Key(column::PERIOD_START, Equal::Moment, place.span.start.to_sql()),
+        Key(column::SEGMENT, Equal::Moment, place.segment.to_sql()),
+    ];
+    let mut fits = true;
+    let found = table.update_any_free("unsettled_usage_pkey", &keys, |row| {
+        // SAFETY: columns of 64 bits, by value.
+        let number = |column: usize| row[column - 1].map(|datum| unsafe { i64::from_sql(datum) });
+        let (quantity, events) = (number(column::QUANTITY)?, number(column::EVENTS)?);
+        let mut changed = vec![(column::EVENTS, (events + gain.events).to_sql())];
+        if let Some((level, at)) = gain.level {
+            changed.push((column::QUANTITY, quantity.max(gain.quantity).to_sql()));
+            if number(column::LEVEL_AT).is_none_or(|known| at >= known) {
+                changed.extend([(column::LEVEL, level.to_sql()), (column::LEVEL_AT, at.to_sql())]);
+            }
+        } else {
+            let sum = quantity.checked_add(gain.quantity);
+            fits = sum.is_some();
+            changed.push((column::QUANTITY, sum?.to_sql()));
+        }
+        Some(changed)
+    });
+    if fits { Ok(found) } else { Err(too_much()) }
+}
+
+fn too_much() -> Error {
+    Error::invalid("quantity", "the sum would not fit 63 bits")
 }
 
 /// Adds to a row of the place that nobody holds, or to one of our own.
-fn count(db: &Db, place: &Place, gain: &Gain) {
+fn count(db: &Db, place: &Place, gain: &Gain) -> Result<()> {
     let (org_id, metric) = (place.org_id, place.metric.as_str());
     let (start, segment) = (At(place.span.start), At(place.segment));
     // SAFETY: reads a global.
     let one_snapshot = unsafe { pg_sys::XactIsoLevel } >= pg_sys::XACT_REPEATABLE_READ.cast_signed();
     // A row that changed since that snapshot was taken could not be changed.
-    let found = !one_snapshot
-        && match gain.level {
-            None => db.write(&ADD, args![org_id, metric, start, segment, gain.quantity, gain.events]),
-            Some((level, at)) => {
-                db.write(&RAISE, args![org_id, metric, start, segment, gain.quantity, gain.events, level, At(at)])
-            }
-        }
-        .count()
-            == 1;
+    let found = !one_snapshot && add_to_free(place, gain)?;
     if !found {
         // SAFETY: gives the transaction a number, as the writes before have.
         let slot = unsafe { pg_sys::GetTopFullTransactionId() }.value.cast_signed();
@@ -172,6 +217,7 @@ fn count(db: &Db, place: &Place, gain: &Gain) {
             ],
         );
     }
+    Ok(())
 }
 
 type Value = (Uuid, String, Moment, Uuid);
@@ -226,7 +272,7 @@ fn record_all(db: &Db, events: Vec<Event>) -> Result<UsageReceipt> {
         ],
     );
     for (place, gain) in &gains {
-        count(db, place, gain);
+        count(db, place, gain)?;
     }
     let accepted = i64::try_from(placed.len()).unwrap_or(i64::MAX);
     Ok(UsageReceipt { accepted, duplicates: i64::try_from(count_all).unwrap_or(i64::MAX) - accepted })
