@@ -46,6 +46,9 @@ fn relation_id(name: &str) -> pg_sys::Oid {
     }
 }
 
+/// Where the place of a row stands, this says that what stands there is a token: `SpecTokenOffsetNumber`.
+const SPECULATIVE: u16 = 0xfffe;
+
 /// How often a row that others changed meanwhile is looked for again.
 const ATTEMPTS: usize = 4;
 
@@ -91,17 +94,68 @@ impl Table {
         unsafe { (*self.0).rd_att }
     }
 
-    /// Inserts a row of all columns.
-    pub fn insert(&self, row: &[Value]) {
+    fn form(&self, row: &[Value]) -> pg_sys::HeapTuple {
         let mut values: Vec<_> = row.iter().map(|v| v.unwrap_or(pg_sys::Datum::from(0))).collect();
         let mut nulls: Vec<_> = row.iter().map(Option::is_none).collect();
         // SAFETY: an open relation; as many values as it has columns, of their types.
         unsafe {
             assert_eq!(usize::try_from((*self.descriptor()).natts).ok(), Some(row.len()), "columns of a row");
-            let tuple = pg_sys::heap_form_tuple(self.descriptor(), values.as_mut_ptr(), nulls.as_mut_ptr());
+            pg_sys::heap_form_tuple(self.descriptor(), values.as_mut_ptr(), nulls.as_mut_ptr())
+        }
+    }
+
+    /// Inserts a row of all columns.
+    pub fn insert(&self, row: &[Value]) {
+        let tuple = self.form(row);
+        // SAFETY: a tuple of this table.
+        unsafe {
             pg_sys::CatalogTupleInsert(self.0, tuple);
             pg_sys::heap_freetuple(tuple);
             pg_sys::CommandCounterIncrement();
+        }
+    }
+
+    /// Inserts a row of all columns, which are those of the table's only index, unless there may be one like it: one that is
+    /// there, or is being inserted. Does not wait to learn which: that is for a statement with ON CONFLICT.
+    pub fn insert_new(&self, index: &str, row: &[Value]) -> bool {
+        let index = relation_id(index);
+        if index == pg_sys::InvalidOid {
+            return false;
+        }
+        let tuple = self.form(row);
+        let mut values: Vec<_> = row.iter().map(|v| v.unwrap_or(pg_sys::Datum::from(0))).collect();
+        let mut nulls: Vec<_> = row.iter().map(Option::is_none).collect();
+        // As ON CONFLICT does: a row that turns out to be no news is gone at once, also for those who would wait for us.
+        // SAFETY: a tuple of this table, an index of it, and the values of the index's columns.
+        unsafe {
+            let transaction = pg_sys::GetCurrentTransactionId();
+            let token = pg_sys::SpeculativeInsertionLockAcquire(transaction);
+            let place = &raw mut (*(*tuple).t_data).t_ctid;
+            pgrx::itemptr::item_pointer_set_all(&mut *place, token, SPECULATIVE);
+            let options = pg_sys::HEAP_INSERT_SPECULATIVE.cast_signed();
+            pg_sys::heap_insert(self.0, tuple, pg_sys::GetCurrentCommandId(true), options, std::ptr::null_mut());
+            let lock = pg_sys::RowExclusiveLock.cast_signed();
+            let index = pg_sys::index_open(index, lock);
+            let is_new = pg_sys::index_insert(
+                index,
+                values.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+                &raw mut (*tuple).t_self,
+                self.0,
+                pg_sys::IndexUniqueCheck::UNIQUE_CHECK_PARTIAL,
+                false,
+                pg_sys::BuildIndexInfo(index),
+            );
+            pg_sys::index_close(index, pg_sys::NoLock.cast_signed());
+            if is_new {
+                pg_sys::heap_finish_speculative(self.0, &raw mut (*tuple).t_self);
+            } else {
+                pg_sys::heap_abort_speculative(self.0, &raw mut (*tuple).t_self);
+            }
+            pg_sys::SpeculativeInsertionLockRelease(transaction);
+            pg_sys::heap_freetuple(tuple);
+            pg_sys::CommandCounterIncrement();
+            is_new
         }
     }
 

@@ -97,7 +97,7 @@ fn record(db: &Db, event: Event) -> Result<bool> {
     let placed = Placer::new(db, now).place(event)?;
     let event = &placed.event;
     if let Some(key) = placed.key
-        && db.write(&NEW_KEY, args![event.org_id, key]).count() == 0
+        && !is_new_key(db, event.org_id, key)
     {
         return Ok(false);
     }
@@ -107,6 +107,13 @@ fn record(db: &Db, event: Event) -> Result<bool> {
     keep(db, &placed, now);
     count(db, &placed.place, &gain)?;
     Ok(true)
+}
+
+/// Whether the event was not recorded before; waits for whoever is just recording it.
+fn is_new_key(db: &Db, org_id: Uuid, key: Uuid) -> bool {
+    let row = [org_id.to_sql(), key.to_sql()];
+    Table::open("usage_event_keys").is_some_and(|keys| keys.insert_new("usage_event_keys_pkey", &row))
+        || db.write(&NEW_KEY, args![org_id, key]).count() == 1
 }
 
 /// Notes the event in the partition of its month of arrival.
