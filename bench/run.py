@@ -50,6 +50,7 @@ USAGE_CATALOG = """{
 CREDIT = 10**12
 CHECK_ORGS = 20
 ORG = "('00000000-0000-4000-8000-' || lpad(to_hex(({})::int), 12, '0'))::uuid"
+WARM_UP = 3  # seconds
 THROUGHPUT_AIM = 0.9
 TOTAL_AIM = 1.5
 RECORD_AIM = 0.8
@@ -480,12 +481,13 @@ class Bench:
     def throughput(self, work, ledger, side, clients, durable):
         """Calls per second of pgbench with so many clients."""
         database = self.fresh(ledger)
-        # The first second is not counted: new backends load libraries and fill caches.
-        seconds = self.options.seconds + (0 if self.options.quick else 1)
+        # Not counted: new backends load libraries, fill caches and meet the pages of shared memory for the first time.
+        warm_up = 0 if self.options.quick else WARM_UP
+        seconds = self.options.seconds + warm_up
         result = self.run_pgbench((work, side), database, clients, ["--time", str(seconds), "--progress", "1"], durable, self.options.wallets)
         per_second = [float(tps) for tps in re.findall(r"^progress: .*? s, ([\d.]+) tps", result.stderr, re.MULTILINE)]
-        if len(per_second) > 1:
-            calls_per_second = statistics.fmean(per_second[1:])
+        if len(per_second) > warm_up:
+            calls_per_second = statistics.fmean(per_second[warm_up:])
         else:
             calls_per_second = float(re.search(r"^tps = ([\d.]+)", result.stdout, re.MULTILINE).group(1))
         how = "" if durable or work == "total" else ", synchronous_commit off"
