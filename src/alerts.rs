@@ -15,11 +15,11 @@ use pgrx::prelude::*;
 use uuid::Uuid;
 
 statements! {
-    RESOLVE(uuid, texts, text, texts, texts, int8s, timestamptz) =
-        "update billing.alerts a set resolved_at = $7
-          where org_id = $1 and resolved_at is null and kind = any ($2) and ($3 is null or subject = $3)
-            and not exists (select from unnest($4, $5, $6) w (kind, subject, share)
-                             where w.kind = a.kind and w.subject = a.subject and w.share = a.share)";
+    OPEN(uuid) = "select kind, subject, share from billing.alerts where org_id = $1 and resolved_at is null";
+    RESOLVE(uuid, texts, texts, int8s, timestamptz) =
+        "update billing.alerts a set resolved_at = $5
+          where org_id = $1 and resolved_at is null
+            and (kind, subject, share) in (select * from unnest($2, $3, $4))";
     RAISE(uuid, texts, texts, int8s, int8s, int8s, timestamptz) =
         "insert into billing.alerts (org_id, kind, subject, share, raised_at, value, threshold, number)
          select $1, w.kind, w.subject, w.share, $7, w.value, w.threshold,
@@ -27,7 +27,6 @@ statements! {
                   where a.org_id = $1 and a.kind = w.kind and a.subject = w.subject and a.share = w.share)
            from unnest($2, $3, $4, $5, $6) w (kind, subject, share, value, threshold)
          on conflict (org_id, kind, subject, share) where resolved_at is null do nothing";
-    OPEN(uuid) = "select exists (select from billing.alerts where org_id = $1 and resolved_at is null)";
     // What the wallet had after the last grant.
     BASE(uuid, text) =
         "select (select e.balance_after from billing.lots g
@@ -86,54 +85,72 @@ fn crossed_balance(unit: &str, balance: i64, base: i64, low: i64, shares: &[i64]
     (alerts, below)
 }
 
-fn raise(db: &Db, org_id: Uuid, alerts: &[Alert], now: Moment) {
-    if alerts.is_empty() {
-        return;
+/// What is raised of an org and not resolved.
+pub struct Open(Vec<(String, String, i64)>);
+
+impl Open {
+    /// As it stands.
+    pub fn of(db: &Db, org_id: Uuid) -> Self {
+        Self(db.write(&OPEN, args![org_id]).iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
     }
-    db.write(
-        &RAISE,
-        args![
-            org_id,
-            alerts.iter().map(|a| a.kind.to_owned()).collect::<Vec<_>>(),
-            alerts.iter().map(|a| a.subject.clone()).collect::<Vec<_>>(),
-            alerts.iter().map(|a| a.share).collect::<Vec<_>>(),
-            alerts.iter().map(|a| a.value).collect::<Vec<_>>(),
-            alerts.iter().map(|a| a.threshold).collect::<Vec<_>>(),
-            At(now),
-        ],
-    );
+
+    fn has(&self, alert: &Alert) -> bool {
+        self.0.iter().any(|(kind, subject, share)| {
+            (kind.as_str(), subject.as_str(), *share) == (alert.kind, alert.subject.as_str(), alert.share)
+        })
+    }
 }
 
-/// Resolves those of the kinds (and the subject) that are not among `alerts`.
-fn resolve(db: &Db, org_id: Uuid, kinds: &[&str], subject: Option<&str>, alerts: &[Alert], now: Moment) {
-    db.write(
-        &RESOLVE,
-        args![
-            org_id,
-            kinds.iter().map(|kind| (*kind).to_owned()).collect::<Vec<_>>(),
-            subject,
-            alerts.iter().map(|a| a.kind.to_owned()).collect::<Vec<_>>(),
-            alerts.iter().map(|a| a.subject.clone()).collect::<Vec<_>>(),
-            alerts.iter().map(|a| a.share).collect::<Vec<_>>(),
-            At(now),
-        ],
-    );
-}
-
-fn has_open(db: &Db, org_id: Uuid) -> bool {
-    db.write(&OPEN, args![org_id]).first().is_some_and(|row| row.get(0))
+/// Raises those that are not raised yet, and resolves what is raised of the kinds (and the subject) but is not among them.
+fn bring_up_to_date(
+    db: &Db,
+    org_id: Uuid,
+    (open, kinds, subject): (&Open, &[&str], Option<&str>),
+    alerts: &[Alert],
+    now: Moment,
+) {
+    let is_ours = |kind: &str, about: &str| kinds.contains(&kind) && subject.is_none_or(|subject| subject == about);
+    let holds = |kind: &str, about: &str, share: i64| {
+        alerts.iter().any(|a| (a.kind, a.subject.as_str(), a.share) == (kind, about, share))
+    };
+    let gone: Vec<_> =
+        open.0.iter().filter(|(k, about, share)| is_ours(k, about) && !holds(k, about, *share)).collect();
+    if !gone.is_empty() {
+        db.write(
+            &RESOLVE,
+            args![
+                org_id,
+                gone.iter().map(|g| g.0.clone()).collect::<Vec<_>>(),
+                gone.iter().map(|g| g.1.clone()).collect::<Vec<_>>(),
+                gone.iter().map(|g| g.2).collect::<Vec<_>>(),
+                At(now),
+            ],
+        );
+    }
+    let new: Vec<_> = alerts.iter().filter(|alert| !open.has(alert)).collect();
+    if !new.is_empty() {
+        db.write(
+            &RAISE,
+            args![
+                org_id,
+                new.iter().map(|a| a.kind.to_owned()).collect::<Vec<_>>(),
+                new.iter().map(|a| a.subject.clone()).collect::<Vec<_>>(),
+                new.iter().map(|a| a.share).collect::<Vec<_>>(),
+                new.iter().map(|a| a.value).collect::<Vec<_>>(),
+                new.iter().map(|a| a.threshold).collect::<Vec<_>>(),
+                At(now),
+            ],
+        );
+    }
 }
 
 /// Looks at the balance of a wallet, whose lane is locked.
-pub fn balance(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) -> Result<()> {
+pub fn balance(db: &Db, org_id: Uuid, open: &Open, (unit, balance): (&str, i64), now: Moment) -> Result<()> {
     let rows = db.write(&BASE, args![org_id, unit]);
     let (base, low) = rows.first().map_or((None, None), |row| (row.opt::<i64>(0), row.opt::<i64>(1)));
     let shares = cache::alert_settings(db)?.shares;
     let (alerts, below) = crossed_balance(unit, balance, base.unwrap_or(0), low.unwrap_or(0), &shares);
-    if has_open(db, org_id) {
-        resolve(db, org_id, &["balance", "low_balance"], Some(unit), &alerts, now);
-    }
-    raise(db, org_id, &alerts, now);
+    bring_up_to_date(db, org_id, (open, &["balance", "low_balance"], Some(unit)), &alerts, now);
     db.write(&ALERT_BELOW, args![org_id, unit, below]);
     Ok(())
 }
@@ -142,20 +159,21 @@ pub fn balance(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) -> 
 pub fn caps(db: &Db, caps: &Caps) -> Result<()> {
     let shares = cache::alert_settings(db)?.shares;
     for (org_id, cap, before, after) in caps.used() {
-        let is_new = |alert: &Alert| before < alert.threshold;
-        let new: Vec<_> = crossed("cap", &cap.name, after, cap.quantity, &shares).into_iter().filter(is_new).collect();
-        if !new.is_empty() {
-            // Of an earlier day or month, perhaps.
-            let still: Vec<_> = crossed("cap", &cap.name, before, cap.quantity, &shares);
-            resolve(db, org_id, &["cap"], Some(&cap.name), &still, caps.now());
-            raise(db, org_id, &new, caps.now());
+        let alerts = crossed("cap", &cap.name, after, cap.quantity, &shares);
+        if alerts.iter().any(|alert| before < alert.threshold) {
+            // What is raised may be of an earlier day or month.
+            let open = Open::of(db, org_id);
+            let mut known = crossed("cap", &cap.name, before, cap.quantity, &shares);
+            known.retain(|alert| open.has(alert));
+            bring_up_to_date(db, org_id, (&open, &["cap"], Some(&cap.name)), &known, caps.now());
+            bring_up_to_date(db, org_id, (&Open::of(db, org_id), &["cap"], Some(&cap.name)), &alerts, caps.now());
         }
     }
     Ok(())
 }
 
 /// Looks at everything of an org but its balances: for settlement.
-pub fn settle(db: &Db, org_id: Uuid, now: Moment) -> Result<()> {
+pub fn settle(db: &Db, org_id: Uuid, open: &Open, now: Moment) -> Result<()> {
     let settings = cache::alert_settings(db)?;
     let mut alerts = Vec::new();
     let reader = Reader::new(db, org_id, now)?;
@@ -180,10 +198,7 @@ pub fn settle(db: &Db, org_id: Uuid, now: Moment) -> Result<()> {
             alerts.push(Alert { kind: "expiring", subject, share: 0, value: rest, threshold: amount });
         }
     }
-    if !alerts.is_empty() || has_open(db, org_id) {
-        resolve(db, org_id, &["allowance", "cap", "expiring"], None, &alerts, now);
-        raise(db, org_id, &alerts, now);
-    }
+    bring_up_to_date(db, org_id, (open, &["allowance", "cap", "expiring"], None), &alerts, now);
     Ok(())
 }
 

@@ -187,7 +187,7 @@ fn charge(db: &Db, asked: &Asked<'_>, plan: &Plan) -> Result<Consumption> {
         fold::fold(db, asked.org_id, burned.entry_id);
     }
     if burned.balance < burned.alert_below {
-        alerts::balance(db, asked.org_id, unit, burned.balance, now)?;
+        alerts::balance(db, asked.org_id, &alerts::Open::of(db, asked.org_id), (unit, burned.balance), now)?;
     }
     Ok(Consumption {
         operation_id: burned.entry_id,

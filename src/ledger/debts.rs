@@ -5,6 +5,7 @@ use crate::ledger::wallet::{Facts, Operation, Wallet};
 use crate::sql::{At, Db};
 use crate::time::{self, Moment};
 use crate::{args, statements};
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 statements! {
@@ -53,36 +54,56 @@ pub fn owe(db: &Db, org_id: Uuid, debts: &[Debt]) {
 /// The source of the entries that charge recorded usage.
 pub const SOURCE: &str = "settlement";
 
-/// Burns for unpaid overage as far as the wallet's credit goes, the oldest first. Gives what was paid, and what is still owed.
+/// What is owed for one metric and period.
+#[derive(Default)]
+struct Owed {
+    /// Stands in the table.
+    noted: i64,
+    /// Was charged just now.
+    new: i64,
+}
+
+/// Burns for unpaid overage, `new` debts of the wallet among it, as far as the wallet's credit goes, the oldest first. Gives
+/// what was paid, and what is still owed.
 ///
 /// The wallet's lane is locked.
-pub fn pay(db: &Db, wallet: &mut Wallet) -> Result<(i64, i64)> {
-    let rows = db.write(&UNPAID, args![wallet.lane.org_id, &wallet.lane.unit]);
-    let mut owed: Vec<(Moment, String, i64)> = rows.iter().map(|row| (row.get(1), row.get(0), row.get(2))).collect();
-    owed.sort();
-    let (mut paid, mut unpaid) = (0_i64, 0_i64);
-    for (period_start, metric, due) in owed {
+pub fn pay(db: &Db, wallet: &mut Wallet, new: &[Debt]) -> Result<(i64, i64)> {
+    let (org_id, unit) = (wallet.lane.org_id, wallet.lane.unit.clone());
+    let mut owed: BTreeMap<(Moment, String), Owed> = BTreeMap::new();
+    for row in db.write(&UNPAID, args![org_id, &unit]).iter() {
+        owed.insert((row.get(1), row.get(0)), Owed { noted: row.get(2), new: 0 });
+    }
+    for debt in new {
+        let place = owed.entry((debt.period_start, debt.metric.clone())).or_default();
+        place.new = place.new.saturating_add(debt.credits);
+    }
+    let (mut paid, mut unpaid, mut rest) = (0_i64, 0_i64, Vec::new());
+    for ((period_start, metric), due) in owed {
         if wallet.lots.is_none() {
             crate::ledger::store::load(db, wallet, &[])?;
         }
-        let credits = due.min(wallet.spendable(Some(&metric)));
-        unpaid = unpaid.saturating_add(due - credits.max(0));
-        if credits <= 0 {
-            continue;
-        }
-        let parts = wallet.allocate(credits, Some(&metric))?;
-        let mut operation = Operation::new(Facts {
-            metric: Some(metric.clone()),
-            ..Facts::from_source(SOURCE, Some(time::display(period_start)))
-        });
-        wallet.consume(&mut operation, &parts, 0)?;
-        let (org_id, unit) = (wallet.lane.org_id, wallet.lane.unit.as_str());
-        if credits == due {
-            db.write(&ALL_PAID, args![org_id, unit, &metric, At(period_start)]);
-        } else {
-            db.write(&PAID, args![org_id, unit, &metric, At(period_start), credits]);
+        let credits = due.noted.saturating_add(due.new).min(wallet.spendable(Some(&metric))).max(0);
+        if credits > 0 {
+            let parts = wallet.allocate(credits, Some(&metric))?;
+            let mut operation = Operation::new(Facts {
+                metric: Some(metric.clone()),
+                ..Facts::from_source(SOURCE, Some(time::display(period_start)))
+            });
+            wallet.consume(&mut operation, &parts, 0)?;
         }
         paid += credits;
+        let of_noted = credits.min(due.noted);
+        let left = due.new - (credits - of_noted);
+        unpaid = unpaid.saturating_add(due.noted - of_noted).saturating_add(left);
+        if of_noted > 0 && of_noted == due.noted {
+            db.write(&ALL_PAID, args![org_id, &unit, &metric, At(period_start)]);
+        } else if of_noted > 0 {
+            db.write(&PAID, args![org_id, &unit, &metric, At(period_start), of_noted]);
+        }
+        if left > 0 {
+            rest.push(Debt { unit: unit.clone(), metric, period_start, credits: left });
+        }
     }
+    owe(db, org_id, &rest);
     Ok((paid, unpaid))
 }

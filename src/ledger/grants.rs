@@ -189,7 +189,7 @@ fn grant_credits(
                 };
                 let mut operation = call.operation(Facts::from_source(source, None));
                 let grant_id = wallet.grant(&mut operation, kind, lot)?;
-                debts::pay(db, wallet)?;
+                debts::pay(db, wallet, &[])?;
                 let scope = metrics.as_ref().and_then(|m| m.first()).map(String::as_str);
                 let receipt = GrantReceipt {
                     grant_id: Some(grant_id),
@@ -314,7 +314,7 @@ fn adjust_credits(
                 let mut operation = call.operation(facts);
                 let grant_id = if amount > 0 {
                     let grant_id = wallet.grant(&mut operation, "adjustment", adjustment(wallet, amount))?;
-                    debts::pay(db, wallet)?;
+                    debts::pay(db, wallet, &[])?;
                     Some(grant_id)
                 } else {
                     let parts = wallet.allocate(needed, None)?;

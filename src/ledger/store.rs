@@ -510,7 +510,7 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()>
     }
     let came_in = wallet.lots.iter().flatten().any(|lot| lot.saved.is_none());
     if came_in || lane.balance < lane.alert_below {
-        alerts::balance(db, lane.org_id, &lane.unit, lane.balance, wallet.now())?;
+        alerts::balance(db, lane.org_id, &alerts::Open::of(db, lane.org_id), (&lane.unit, lane.balance), wallet.now())?;
     }
     Ok(())
 }

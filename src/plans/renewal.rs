@@ -163,7 +163,7 @@ pub fn grant_amounts(
         let mut operation = Operation::new(Facts::from_source("plan", Some(period)));
         grants.push(wallet.grant(&mut operation, "plan", lot)?);
     }
-    debts::pay(db, &mut wallet)?;
+    debts::pay(db, &mut wallet, &[])?;
     ledger::save(db, std::slice::from_mut(&mut wallet), UNUSED)?;
     Ok(grants)
 }

@@ -3,7 +3,7 @@
 use crate::catalog;
 use crate::catalog::cache::{self, Metric};
 use crate::error::{Error, Result};
-use crate::ledger::debts::{self, Debt};
+use crate::ledger::debts::Debt;
 use crate::plans::period::{Span, Timeline};
 use crate::plans::store as plans;
 use crate::sql::{At, Db, Row};
@@ -127,8 +127,9 @@ pub fn join(db: &Db, org_id: Uuid, at: Moment, span: Span) {
     db.write(&JOIN_COUNTERS, args![org_id, At(span.start), At(at), At(span.end)]);
 }
 
-/// Decides what was recorded in periods that began before `before`, at `now`. Gives the number of events.
-pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<i64> {
+/// Decides what was recorded in periods that began before `before`, at `now`. Gives the number of events, and
+/// what is to be paid.
+pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<(i64, Vec<Debt>)> {
     // A period whose last moment this is has ended; the next one has not begun.
     let ended = now.saturating_add(1);
     let mut groups: BTreeMap<(String, Span), Vec<Taken>> = BTreeMap::new();
@@ -158,8 +159,7 @@ pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<i64>
     work.carry_levels()?;
     work.close_levels()?;
     note(db, org_id, &work.days);
-    debts::owe(db, org_id, &work.debts);
-    Ok(events)
+    Ok((events, work.debts))
 }
 
 fn taken(row: &Row) -> Taken {

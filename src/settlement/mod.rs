@@ -5,11 +5,13 @@
 
 mod charge;
 
+use crate::alerts::{self, Open};
 use crate::arguments::required_uuid;
 use crate::catalog::cache;
 use crate::error::{Error, Result};
+use crate::ledger::debts::{self, Debt};
+use crate::ledger::store as ledger;
 use crate::ledger::wallet::Wallet;
-use crate::ledger::{debts, store as ledger};
 use crate::plans::period::whole_period;
 use crate::plans::renewal;
 use crate::plans::store::{self as plans, Subscription};
@@ -17,7 +19,7 @@ use crate::raise::or_raise;
 use crate::sql::{self, Db};
 use crate::time::{Moment, Period};
 use crate::usage::fold;
-use crate::{alerts, args, clock, receipt, statements, units};
+use crate::{args, clock, receipt, statements, units};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use uuid::Uuid;
@@ -44,8 +46,9 @@ pub fn catch_up(db: &Db, org_id: Uuid, as_of: Moment) -> Result<(i64, i64)> {
         // The credits of the old period pay for its usage, in its last moment.
         let units = charge::units(db, org_id)?;
         ledger::lock_org(db, org_id, &units, as_of)?;
-        events += charge::charge(db, org_id, start, start - 1)?;
-        pay(db, org_id, start - 1)?;
+        let (charged, debts) = charge::charge(db, org_id, start, start - 1)?;
+        events += charged;
+        pay(db, org_id, start - 1, debts)?;
         renewed += i64::from(renewal::renew(db, org_id, &subscription, start)?);
     }
 }
@@ -59,9 +62,9 @@ pub fn cut_period(db: &Db, org_id: Uuid, now: Moment, at: Moment) -> Result<()> 
     }
     let units = charge::units(db, org_id)?;
     ledger::lock_org(db, org_id, &units, now)?;
-    charge::charge(db, org_id, now.saturating_add(1), now)?;
+    let (_, debts) = charge::charge(db, org_id, now.saturating_add(1), now)?;
     charge::cut(db, org_id, at);
-    pay(db, org_id, now).map(drop)
+    pay(db, org_id, now, debts).map(drop)
 }
 
 /// Lets the period go on that was to end at a moment to come.
@@ -70,19 +73,24 @@ pub fn join_period(db: &Db, org_id: Uuid, at: Moment) -> Result<()> {
     Ok(())
 }
 
-/// Burns what is owed as far as the wallets go, and books what expired.
-fn pay(db: &Db, org_id: Uuid, now: Moment) -> Result<(i64, i64)> {
+/// Burns what is owed, new debts among it, as far as the wallets go, and books what expired.
+fn pay(db: &Db, org_id: Uuid, now: Moment, mut debts: Vec<Debt>) -> Result<(i64, i64)> {
     let (mut paid, mut unpaid) = (0_i64, 0_i64);
     for lane in ledger::lock_org(db, org_id, &[], now)? {
         let mut wallet = Wallet::new(lane, now);
         if !wallet.is_fresh() {
             ledger::load(db, &mut wallet, &[])?;
         }
-        let (more, left) = debts::pay(db, &mut wallet)?;
+        let (mine, others) = debts.into_iter().partition(|debt: &Debt| debt.unit == wallet.lane.unit);
+        debts = others;
+        let (more, left) = debts::pay(db, &mut wallet, &mine)?;
         paid = paid.saturating_add(more);
         unpaid = unpaid.saturating_add(left);
         ledger::save(db, std::slice::from_mut(&mut wallet), "{}")?;
     }
+    // In a unit of which there is no wallet.
+    unpaid = debts.iter().fold(unpaid, |sum, debt| sum.saturating_add(debt.credits));
+    debts::owe(db, org_id, &debts);
     Ok((paid, unpaid))
 }
 
@@ -136,14 +144,16 @@ fn settle(db: &Db, org_id: Uuid, as_of: Moment) -> Result<SettlementReceipt> {
     }
     let before: i64 = lanes.iter().fold(0, |sum, lane| lane.consumed.saturating_add(sum));
     let (renewed, mut events) = catch_up(db, org_id, as_of)?;
-    events += charge::charge(db, org_id, as_of.saturating_add(1), as_of)?;
-    let (_, unpaid) = pay(db, org_id, as_of)?;
+    let (charged, debts) = charge::charge(db, org_id, as_of.saturating_add(1), as_of)?;
+    events += charged;
+    let (_, unpaid) = pay(db, org_id, as_of, debts)?;
     let lanes = ledger::lock_org(db, org_id, &[], as_of)?;
+    let open = Open::of(db, org_id);
     for lane in &lanes {
         fold::fold(db, org_id, lane.last_entry_id);
-        alerts::balance(db, org_id, &lane.unit, lane.balance, as_of)?;
+        alerts::balance(db, org_id, &open, (&lane.unit, lane.balance), as_of)?;
     }
-    alerts::settle(db, org_id, as_of)?;
+    alerts::settle(db, org_id, &open, as_of)?;
     let after: i64 = lanes.iter().fold(0, |sum, lane| lane.consumed.saturating_add(sum));
     Ok(SettlementReceipt { org_id, charged: after - before, unpaid, renewed, events })
 }
