@@ -574,6 +574,40 @@ class Events(Usage):
             rows(self.db, "delete from billing.usage_event_keys where org_id = %s", org)
         self.assertEqual(code_of(caught.exception), "42501 append_only")
 
+    def test_one_by_one_and_in_a_batch(self):
+        """An event is stored alike both ways, also a large one, in a partition and without one, as a trigger of somebody else sees it."""
+        wide = {"text": "".join(random.choice("äöü€abc") for _ in range(50_000)), "n": [1, None, {"deep": True}]}
+        events = [{"metric": "call", "quantity": 2}, {"metric": "call", "event_id": "é", "occurred_at": "2032-01-31T23:59:59.999999+00:00"},
+                  {"metric": "peak", "quantity": 0, "event_id": "x" * 255, "properties": {}}, {"metric": "disk", "quantity": 2**53 // 3, "properties": wide},
+                  {"metric": "seat", "member_id": str(uuid.uuid4()), "event_id": "with all", "properties": {"a": 1}}]  # fmt: skip
+        stored = """select metric, quantity, event_id, occurred_at, recorded_at, member_id, properties from billing.usage_events
+                     where org_id = %s order by metric, event_id"""
+        self.clock("2032-01-02T00:00Z")
+        rows(self.db, "call billing.settle()")
+        for partition, moment in (("2032_02", "2032-02-10T00:00Z"), ("default", "2033-05-10T00:00Z")):
+            self.clock(moment)
+            single, many = self.org(1000), self.org(1000)
+            rows(self.db, "create table public.seen (org_id uuid)")
+            rows(self.db, "create function public.see() returns trigger language plpgsql as $$ begin insert into public.seen values (new.org_id); return new; end $$")
+            for turn in range(2):
+                for event in events:
+                    named = {name: given for name, given in event.items() if name not in ("metric", "quantity")}
+                    if "properties" in named:
+                        named["properties"] = psycopg2.extras.Json(named["properties"])
+                    self.assertEqual(record(self.db, single, event["metric"], event.get("quantity", 1), **named), turn == 0 or "event_id" not in event)
+                accepted = batch(self.db, [{"org_id": str(many), **event} for event in events])
+                self.assertEqual(accepted, ((5, 0), (2, 3))[turn])
+                rows(self.db, "create trigger see before insert on billing.usage_events for each row execute function public.see()" if turn == 0 else "drop trigger see on billing.usage_events")
+            found = rows(self.db, stored, single)
+            self.assertEqual(found, rows(self.db, stored, many))
+            self.assertEqual(len(found), 7)
+            self.assertEqual(value(self.db, "select count(*) from public.seen where org_id = %s", single), 2)
+            where = value(self.db, "select string_agg(distinct tableoid::regclass::text, ' ') from billing.usage_events where org_id = %s", single)
+            self.assertEqual(where, f"billing.usage_events_{partition}")
+            self.assertEqual([used(self.db, org, metric) for org in (single, many) for metric in ("call", "peak", "disk", "seat")],
+                             [4, 0, 2**53 // 3, 1] * 2)
+            rows(self.db, "drop function public.see(); drop table public.seen")
+
     def test_reports(self):
         """usage_by_day and usage_by_month are the same before and after settlement, and what the events say."""
         org = self.org(100_000)
