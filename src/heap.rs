@@ -1,10 +1,12 @@
 //! Rows of our own tables by the server's access methods, where to begin and end a statement costs several times its work.
 //!
-//! What a statement would do and this does not: checks, defaults, generated columns, and triggers (a table with triggers for
-//! what is to be done does not open). Indexes must be without expressions and predicates. Columns are numbered from 1, as in
-//! the table's definition; the numbers of a table's columns never change.
+//! Only for tables that need no more than that: ordinary heaps with the columns we know, whose triggers, checks and indexes a
+//! statement would not have to evaluate. [`Table::open`] gives nothing else, so a table to which somebody adds a trigger or an
+//! index on an expression is written by statements again. Columns are numbered from 1, as in the table's definition.
 
-use pgrx::pg_sys;
+use pgrx::{pg_guard, pg_sys};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::CString;
 
 /// A value of a column; None is NULL.
@@ -37,13 +39,12 @@ impl Equal {
     }
 }
 
-fn relation_id(name: &str) -> pg_sys::Oid {
-    let name = CString::new(name).expect("a name without NUL");
-    // SAFETY: looks names up.
-    unsafe {
-        let schema = pg_sys::get_namespace_oid(c"billing".as_ptr(), true);
-        pg_sys::get_relname_relid(name.as_ptr(), schema)
-    }
+/// What is to be written.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Write {
+    Insert,
+    Update,
 }
 
 /// Where the place of a row stands, this says that what stands there is a token: `SpecTokenOffsetNumber`.
@@ -60,27 +61,79 @@ enum Found {
     Outdated,
 }
 
+thread_local! {
+    /// Which tables need no statement, as far as this backend looked, until something about them changes.
+    static SIMPLE: RefCell<HashMap<(pg_sys::Oid, Write), bool>> = RefCell::default();
+}
+
+/// Registers the callback; once per backend.
+pub fn watch_invalidations() {
+    // SAFETY: the callback lives as long as the library.
+    unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(forget), pg_sys::Datum::from(0)) };
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn forget(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
+    // Borrows are short and take no invalidation inside.
+    SIMPLE.with(|simple| {
+        simple.try_borrow_mut().map(|mut s| s.retain(|(id, _), _| relation != pg_sys::InvalidOid && *id != relation)).ok()
+    });
+}
+
+fn relation_id(name: &str) -> pg_sys::Oid {
+    let name = CString::new(name).expect("a name without NUL");
+    // SAFETY: looks names up.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(c"billing".as_ptr(), true);
+        pg_sys::get_relname_relid(name.as_ptr(), schema)
+    }
+}
+
 /// A table that is open for writing, until the end of the transaction.
 pub struct Table(pg_sys::Relation);
 
 impl Table {
-    /// None where there is no such table, or it has triggers for rows that come or change.
-    pub fn open(name: &str) -> Option<Self> {
+    /// None where there is no such table with so many columns, or a statement is needed to write it.
+    pub fn open(name: &str, columns: usize, write: Write) -> Option<Self> {
         let id = relation_id(name);
         if id == pg_sys::InvalidOid {
             return None;
         }
         // SAFETY: the table exists, or the server raises an error.
         let table = unsafe { Self(pg_sys::table_open(id, pg_sys::RowExclusiveLock.cast_signed())) };
-        // SAFETY: an open relation.
-        let triggers = unsafe { (*table.0).trigdesc.as_ref() };
-        let stands_aside = triggers.is_none_or(|t| {
-            !(t.trig_insert_before_row
-                || t.trig_insert_after_row
-                || t.trig_insert_before_statement
-                || t.trig_insert_after_statement)
+        let known = SIMPLE.with_borrow(|simple| simple.get(&(id, write)).copied());
+        let simple = known.unwrap_or_else(|| {
+            let simple = table.is_simple(write);
+            SIMPLE.with_borrow_mut(|all| all.insert((id, write), simple));
+            simple
         });
-        stands_aside.then_some(table)
+        (simple && table.columns() == columns).then_some(table)
+    }
+
+    fn is_simple(&self, write: Write) -> bool {
+        // SAFETY: an open relation.
+        unsafe {
+            let (relation, form) = (&*self.0, &*(*self.0).rd_rel);
+            let is_heap = form.relkind == pg_sys::RELKIND_RELATION.cast_signed() && form.relam == pg_sys::Oid::from(HEAP);
+            let checks = (*relation.rd_att).constr.as_ref();
+            let is_unchecked = checks.is_none_or(|c| c.num_check == 0 && !c.has_generated_stored);
+            let triggers = relation.trigdesc.as_ref();
+            let stands_aside = triggers.is_none_or(|t| match write {
+                Write::Insert => {
+                    !(t.trig_insert_before_row
+                        || t.trig_insert_after_row
+                        || t.trig_insert_before_statement
+                        || t.trig_insert_after_statement)
+                }
+                Write::Update => {
+                    !(t.trig_update_before_row
+                        || t.trig_update_after_row
+                        || t.trig_update_before_statement
+                        || t.trig_update_after_statement)
+                }
+            });
+            is_heap && is_unchecked && stands_aside && self.indexes().iter().all(Index::is_simple)
+        }
     }
 
     /// Whether it is a partition of another table.
@@ -94,14 +147,27 @@ impl Table {
         unsafe { (*self.0).rd_att }
     }
 
-    fn form(&self, row: &[Value]) -> pg_sys::HeapTuple {
-        let mut values: Vec<_> = row.iter().map(|v| v.unwrap_or(pg_sys::Datum::from(0))).collect();
-        let mut nulls: Vec<_> = row.iter().map(Option::is_none).collect();
-        // SAFETY: an open relation; as many values as it has columns, of their types.
+    fn columns(&self) -> usize {
+        // SAFETY: the descriptor of an open relation.
+        usize::try_from(unsafe { (*self.descriptor()).natts }).unwrap_or_default()
+    }
+
+    fn indexes(&self) -> Vec<Index> {
+        // SAFETY: an open relation; the list is ours.
         unsafe {
-            assert_eq!(usize::try_from((*self.descriptor()).natts).ok(), Some(row.len()), "columns of a row");
-            pg_sys::heap_form_tuple(self.descriptor(), values.as_mut_ptr(), nulls.as_mut_ptr())
+            let list = pg_sys::RelationGetIndexList(self.0);
+            let count = list.as_ref().map_or(0, |l| usize::try_from(l.length).unwrap_or_default());
+            let all = (0..count).map(|n| Index::open((*(*list).elements.add(n)).oid_value)).collect();
+            pg_sys::list_free(list);
+            all
         }
+    }
+
+    fn form(&self, row: &[Value]) -> pg_sys::HeapTuple {
+        assert_eq!(self.columns(), row.len(), "columns of a row");
+        let (mut values, mut nulls) = split(row);
+        // SAFETY: an open relation; as many values as it has columns, of their types.
+        unsafe { pg_sys::heap_form_tuple(self.descriptor(), values.as_mut_ptr(), nulls.as_mut_ptr()) }
     }
 
     /// Inserts a row of all columns.
@@ -109,24 +175,22 @@ impl Table {
         let tuple = self.form(row);
         // SAFETY: a tuple of this table.
         unsafe {
-            pg_sys::CatalogTupleInsert(self.0, tuple);
+            pg_sys::heap_insert(self.0, tuple, pg_sys::GetCurrentCommandId(true), 0, std::ptr::null_mut());
+            for index in self.indexes() {
+                index.insert(self, tuple, row, false);
+            }
             pg_sys::heap_freetuple(tuple);
             pg_sys::CommandCounterIncrement();
         }
     }
 
-    /// Inserts a row of all columns, which are those of the table's only index, unless there may be one like it: one that is
-    /// there, or is being inserted. Does not wait to learn which: that is for a statement with ON CONFLICT.
-    pub fn insert_new(&self, index: &str, row: &[Value]) -> bool {
-        let index = relation_id(index);
-        if index == pg_sys::InvalidOid {
-            return false;
-        }
+    /// Inserts a row of all columns, unless there may be one like it in a unique index: one that is there, or is being inserted.
+    /// Does not wait to learn which: that is for a statement with ON CONFLICT.
+    pub fn insert_new(&self, unique: &str, row: &[Value]) -> bool {
+        let unique = relation_id(unique);
         let tuple = self.form(row);
-        let mut values: Vec<_> = row.iter().map(|v| v.unwrap_or(pg_sys::Datum::from(0))).collect();
-        let mut nulls: Vec<_> = row.iter().map(Option::is_none).collect();
         // As ON CONFLICT does: a row that turns out to be no news is gone at once, also for those who would wait for us.
-        // SAFETY: a tuple of this table, an index of it, and the values of the index's columns.
+        // SAFETY: a tuple of this table; the lock of the token is given back, on errors by the end of the transaction.
         unsafe {
             let transaction = pg_sys::GetCurrentTransactionId();
             let token = pg_sys::SpeculativeInsertionLockAcquire(transaction);
@@ -134,19 +198,9 @@ impl Table {
             pgrx::itemptr::item_pointer_set_all(&mut *place, token, SPECULATIVE);
             let options = pg_sys::HEAP_INSERT_SPECULATIVE.cast_signed();
             pg_sys::heap_insert(self.0, tuple, pg_sys::GetCurrentCommandId(true), options, std::ptr::null_mut());
-            let lock = pg_sys::RowExclusiveLock.cast_signed();
-            let index = pg_sys::index_open(index, lock);
-            let is_new = pg_sys::index_insert(
-                index,
-                values.as_mut_ptr(),
-                nulls.as_mut_ptr(),
-                &raw mut (*tuple).t_self,
-                self.0,
-                pg_sys::IndexUniqueCheck::UNIQUE_CHECK_PARTIAL,
-                false,
-                pg_sys::BuildIndexInfo(index),
-            );
-            pg_sys::index_close(index, pg_sys::NoLock.cast_signed());
+            let mut indexes = self.indexes();
+            indexes.sort_by_key(|index| index.id() != unique);
+            let is_new = indexes.iter().all(|index| index.insert(self, tuple, row, index.id() == unique));
             if is_new {
                 pg_sys::heap_finish_speculative(self.0, &raw mut (*tuple).t_self);
             } else {
@@ -257,18 +311,21 @@ impl Table {
     unsafe fn update(&self, tuple: pg_sys::HeapTuple, change: &mut impl FnMut(&[Value]) -> Change) -> bool {
         // SAFETY: the caller's promise; the new tuple has as many columns.
         unsafe {
-            let count = usize::try_from((*self.descriptor()).natts).unwrap_or_default();
-            let (mut values, mut nulls) = (vec![pg_sys::Datum::from(0); count], vec![true; count]);
+            let (mut values, mut nulls) = (vec![pg_sys::Datum::from(0); self.columns()], vec![true; self.columns()]);
             pg_sys::heap_deform_tuple(tuple, self.descriptor(), values.as_mut_ptr(), nulls.as_mut_ptr());
-            let row: Vec<Value> = values.iter().zip(&nulls).map(|(v, null)| (!null).then_some(*v)).collect();
+            let mut row: Vec<Value> = values.iter().zip(&nulls).map(|(v, null)| (!null).then_some(*v)).collect();
             let Some(changed) = change(&row) else { return false };
             for (column, value) in changed {
-                values[column - 1] = value.unwrap_or(pg_sys::Datum::from(0));
-                nulls[column - 1] = value.is_none();
+                row[column - 1] = value;
             }
-            let new = pg_sys::heap_form_tuple(self.descriptor(), values.as_mut_ptr(), nulls.as_mut_ptr());
-            (*new).t_self = (*tuple).t_self;
-            pg_sys::CatalogTupleUpdate(self.0, &raw mut (*tuple).t_self, new);
+            let new = self.form(&row);
+            replace(self.0, &raw mut (*tuple).t_self, new);
+            let is_heap_only = u32::from((*(*new).t_data).t_infomask2) & pg_sys::HEAP_ONLY_TUPLE != 0;
+            if !is_heap_only {
+                for index in self.indexes() {
+                    index.insert(self, new, &row, false);
+                }
+            }
             pg_sys::heap_freetuple(new);
             true
         }
@@ -282,6 +339,137 @@ impl Drop for Table {
             // SAFETY: opened above; the lock stays until the end of the transaction.
             unsafe {
                 pg_sys::table_close(self.0, pg_sys::NoLock.cast_signed());
+            }
+        }
+    }
+}
+
+/// The server's own tables are of this access method, and most others: `HEAP_TABLE_AM_OID`.
+const HEAP: u32 = 2;
+
+/// Values and whether they are null, as the server takes them.
+fn split(row: &[Value]) -> (Vec<pg_sys::Datum>, Vec<bool>) {
+    (row.iter().map(|v| v.unwrap_or(pg_sys::Datum::from(0))).collect(), row.iter().map(Option::is_none).collect())
+}
+
+/// Puts a new version of a row in the place of one that we hold.
+///
+/// # Safety
+/// An open relation, the place of a row of it that is locked, and a tuple of it.
+unsafe fn replace(relation: pg_sys::Relation, place: pg_sys::ItemPointer, new: pg_sys::HeapTuple) {
+    // SAFETY: the caller's promise.
+    let status = unsafe {
+        let mut failure = std::mem::zeroed();
+        let mut mode = std::mem::zeroed();
+        let command = pg_sys::GetCurrentCommandId(true);
+        #[cfg(feature = "pg15")]
+        let status = pg_sys::heap_update(
+            relation,
+            place,
+            new,
+            command,
+            std::ptr::null_mut(),
+            true,
+            &raw mut failure,
+            &raw mut mode,
+        );
+        #[cfg(not(feature = "pg15"))]
+        let status = pg_sys::heap_update(
+            relation,
+            place,
+            new,
+            command,
+            std::ptr::null_mut(),
+            true,
+            &raw mut failure,
+            &raw mut mode,
+            &mut std::mem::zeroed(),
+        );
+        status
+    };
+    assert_eq!(status, pg_sys::TM_Result::TM_Ok, "a row that is locked can be updated");
+}
+
+/// An index that is open for writing.
+struct Index {
+    relation: pg_sys::Relation,
+    info: *mut pg_sys::IndexInfo,
+}
+
+impl Index {
+    /// # Safety
+    /// The index exists, and its table is locked.
+    unsafe fn open(id: pg_sys::Oid) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let relation = pg_sys::index_open(id, pg_sys::RowExclusiveLock.cast_signed());
+            Self { relation, info: pg_sys::BuildIndexInfo(relation) }
+        }
+    }
+
+    fn id(&self) -> pg_sys::Oid {
+        // SAFETY: an open index.
+        unsafe { (*self.relation).rd_id }
+    }
+
+    /// Nothing has to be evaluated for it.
+    fn is_simple(&self) -> bool {
+        // SAFETY: an open index and what describes it.
+        unsafe {
+            let (info, form) = (&*self.info, &*(*self.relation).rd_index);
+            info.ii_Expressions.is_null()
+                && info.ii_Predicate.is_null()
+                && info.ii_ExclusionOps.is_null()
+                && form.indimmediate
+        }
+    }
+
+    /// Enters a tuple with these columns. `asks`: false, and it does not count, where there is or may be one like it; else the
+    /// server raises an error.
+    ///
+    /// # Safety
+    /// A tuple that was inserted into the table, of which this is an index.
+    unsafe fn insert(&self, table: &Table, tuple: pg_sys::HeapTuple, row: &[Value], asks: bool) -> bool {
+        use pg_sys::IndexUniqueCheck::{UNIQUE_CHECK_NO, UNIQUE_CHECK_PARTIAL, UNIQUE_CHECK_YES};
+        // SAFETY: the caller's promise; as many values as the index has columns.
+        unsafe {
+            let info = &*self.info;
+            if !info.ii_ReadyForInserts {
+                return true;
+            }
+            // Made since the table was opened.
+            assert!(self.is_simple(), "an index of the table has just changed");
+            let columns = usize::try_from(info.ii_NumIndexAttrs).unwrap_or_default();
+            let numbers = info.ii_IndexAttrNumbers.iter().take(columns);
+            let entry: Vec<Value> = numbers.map(|n| row[usize::try_from(*n - 1).unwrap_or_default()]).collect();
+            let (mut values, mut nulls) = split(&entry);
+            let check = match info.ii_Unique {
+                true if asks => UNIQUE_CHECK_PARTIAL,
+                true => UNIQUE_CHECK_YES,
+                false => UNIQUE_CHECK_NO,
+            };
+            let is_new = pg_sys::index_insert(
+                self.relation,
+                values.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+                &raw mut (*tuple).t_self,
+                table.0,
+                check,
+                false,
+                self.info,
+            );
+            is_new || !asks
+        }
+    }
+}
+
+impl Drop for Index {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: opened above; the lock stays until the end of the transaction.
+            unsafe {
+                pg_sys::index_close(self.relation, pg_sys::NoLock.cast_signed());
+                pg_sys::pfree(self.info.cast());
             }
         }
     }

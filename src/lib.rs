@@ -38,4 +38,5 @@ pgrx::extension_sql_file!("../sql/extension/comments.sql", name = "comments", fi
 pub extern "C-unwind" fn _PG_init() {
     clock::define_setting();
     catalog::cache::watch_invalidations();
+    heap::watch_invalidations();
 }

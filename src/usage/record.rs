@@ -8,7 +8,7 @@ use crate::arguments::{self, optional_uuid, required, required_uuid};
 use crate::catalog::cache;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::heap::{Equal, Key, Table};
+use crate::heap::{Equal, Key, Table, Write};
 use crate::json::Jsonb;
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db, FromSql, ToSql};
@@ -112,7 +112,7 @@ fn record(db: &Db, event: Event) -> Result<bool> {
 /// Whether the event was not recorded before; waits for whoever is just recording it.
 fn is_new_key(db: &Db, org_id: Uuid, key: Uuid) -> bool {
     let row = [org_id.to_sql(), key.to_sql()];
-    Table::open("usage_event_keys").is_some_and(|keys| keys.insert_new("usage_event_keys_pkey", &row))
+    Table::open("usage_event_keys", 2, Write::Insert).is_some_and(|keys| keys.insert_new("usage_event_keys_pkey", &row))
         || db.write(&NEW_KEY, args![org_id, key]).count() == 1
 }
 
@@ -120,7 +120,7 @@ fn is_new_key(db: &Db, org_id: Uuid, key: Uuid) -> bool {
 fn keep(db: &Db, placed: &Placed, now: Moment) {
     let event = &placed.event;
     let month = time::display(now)[..7].replace('-', "_");
-    if let Some(partition) = Table::open(&format!("usage_events_{month}")).filter(Table::is_partition) {
+    if let Some(partition) = Table::open(&format!("usage_events_{month}"), 8, Write::Insert).filter(Table::is_partition) {
         partition.insert(&[
             event.org_id.to_sql(),
             now.to_sql(),
@@ -162,7 +162,7 @@ mod column {
 
 /// Adds to a row of the place that nobody holds; false where there is none.
 fn add_to_free(place: &Place, gain: &Gain) -> Result<bool> {
-    let Some(table) = Table::open("unsettled_usage") else { return Ok(false) };
+    let Some(table) = Table::open("unsettled_usage", 10, Write::Update) else { return Ok(false) };
     let keys = [
         Key(column::ORG_ID, Equal::Uuid, place.org_id.to_sql()),
         Key(column::METRIC, Equal::Text, place.metric.as_str().to_sql()),

@@ -608,6 +608,39 @@ class Events(Usage):
                              [4, 0, 2**53 // 3, 1] * 2)
             rows(self.db, "drop function public.see(); drop table public.seen")
 
+    def test_tables_that_somebody_adds_to(self):
+        """What a DBA adds to the tables of recorded usage holds from the next event on, also in a session that knew them without it."""
+        self.clock("2034-01-02T00:00Z")
+        rows(self.db, "call billing.settle()")
+        org = self.org(1000)
+        at = lambda text: {"properties": psycopg2.extras.Json({"word": text})}
+        record(self.db, org, "call", 1, event_id="0", **at("before"))
+        by_index = "set enable_seqscan = off; select count(*) from billing.usage_events where properties ->> 'word' = 'within' and org_id = %s"
+        added = [
+            ("create index events_text on billing.usage_events ((properties ->> 'word'))", "drop index billing.events_text"),
+            ("create index events_large on billing.usage_events (quantity) where quantity > 5", "drop index billing.events_large"),
+            ("create index keys_half on billing.usage_event_keys (org_id) where event_key > '80000000-0000-0000-0000-000000000000'", "drop index billing.keys_half"),
+            ("create index unsettled_text on billing.unsettled_usage ((metric || 'x'))", "drop index billing.unsettled_text"),
+            ("create index unsettled_many on billing.unsettled_usage (org_id) where quantity > 3", "drop index billing.unsettled_many"),
+            ("create index events_when on billing.usage_events using brin (recorded_at)", "drop index billing.events_when"),
+            ("alter table billing.unsettled_usage add constraint few check (quantity < 1000)", "alter table billing.unsettled_usage drop constraint few"),
+        ]  # fmt: skip
+        for n, (add, drop) in enumerate(added, 1):
+            rows(self.db, add)
+            for i in range(3):
+                self.assertTrue(record(self.db, org, "call", n, event_id=f"{n} {i}", **at("within")))
+                self.assertFalse(record(self.db, org, "call", n, event_id=f"{n} {i}", **at("again")))
+            self.assertEqual(value(self.db, by_index, org), 3 * n)
+            self.assertEqual(used(self.db, org, "call"), 1 + sum(3 * m for m in range(1, n + 1)))
+            rows(self.db, "reset enable_seqscan")
+            rows(self.db, drop) if n < len(added) else None
+        with self.assertRaises(Refused) as caught:
+            record(self.db, org, "call", 1000, event_id="too many")
+        self.assertEqual(caught.exception.pgcode, "23514")
+        rows(self.db, added[-1][1])
+        self.assertTrue(record(self.db, org, "call", 1000, event_id="too many"))
+        self.assertEqual(used(self.db, org, "call"), 1 + 3 * sum(range(1, len(added) + 1)) + 1000)
+
     def test_reports(self):
         """usage_by_day and usage_by_month are the same before and after settlement, and what the events say."""
         org = self.org(100_000)
