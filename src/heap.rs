@@ -26,6 +26,7 @@ pub enum Equal {
     /// Of the collation "C".
     Text,
     Moment,
+    Small,
 }
 
 impl Equal {
@@ -34,6 +35,7 @@ impl Equal {
             Self::Uuid => pg_sys::F_UUID_EQ,
             Self::Text => pg_sys::F_TEXTEQ,
             Self::Moment => pg_sys::F_TIMESTAMPTZ_EQ,
+            Self::Small => pg_sys::F_INT2EQ,
         }
         .into()
     }
@@ -45,6 +47,15 @@ impl Equal {
 pub enum Write {
     Insert,
     Update,
+}
+
+/// What becomes of rows that others hold.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// They are passed by; so is what others keep changing.
+    Skip,
+    /// Until they are let go.
+    Wait,
 }
 
 /// Where the place of a row stands, this says that what stands there is a token: `SpecTokenOffsetNumber`.
@@ -76,7 +87,10 @@ pub fn watch_invalidations() {
 unsafe extern "C-unwind" fn forget(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
     // Borrows are short and take no invalidation inside.
     SIMPLE.with(|simple| {
-        simple.try_borrow_mut().map(|mut s| s.retain(|(id, _), _| relation != pg_sys::InvalidOid && *id != relation)).ok()
+        simple
+            .try_borrow_mut()
+            .map(|mut s| s.retain(|(id, _), _| relation != pg_sys::InvalidOid && *id != relation))
+            .ok()
     });
 }
 
@@ -93,8 +107,14 @@ fn relation_id(name: &str) -> pg_sys::Oid {
 pub struct Table(pg_sys::Relation);
 
 impl Table {
-    /// None where there is no such table with so many columns, or a statement is needed to write it.
+    /// None where there is no such table with so many columns, or a statement is needed to write it: also to change rows in a
+    /// transaction that has one snapshot, which must fail where a row changed since.
     pub fn open(name: &str, columns: usize, write: Write) -> Option<Self> {
+        // SAFETY: reads a global.
+        let one_snapshot = unsafe { pg_sys::XactIsoLevel } >= pg_sys::XACT_REPEATABLE_READ.cast_signed();
+        if one_snapshot && write == Write::Update {
+            return None;
+        }
         let id = relation_id(name);
         if id == pg_sys::InvalidOid {
             return None;
@@ -114,7 +134,8 @@ impl Table {
         // SAFETY: an open relation.
         unsafe {
             let (relation, form) = (&*self.0, &*(*self.0).rd_rel);
-            let is_heap = form.relkind == pg_sys::RELKIND_RELATION.cast_signed() && form.relam == pg_sys::Oid::from(HEAP);
+            let is_heap =
+                form.relkind == pg_sys::RELKIND_RELATION.cast_signed() && form.relam == pg_sys::Oid::from(HEAP);
             let checks = (*relation.rd_att).constr.as_ref();
             let is_unchecked = checks.is_none_or(|c| c.num_check == 0 && !c.has_generated_stored);
             let triggers = relation.trigdesc.as_ref();
@@ -213,9 +234,15 @@ impl Table {
         }
     }
 
-    /// Changes the first row with these keys that nobody holds: `change` gets its columns and gives those that change, or leaves
-    /// the row alone. False where none was changed. The snapshot is of this moment.
-    pub fn update_any_free(&self, index: &str, keys: &[Key], mut change: impl FnMut(&[Value]) -> Change) -> bool {
+    /// Changes one row with these keys: `change` gets its columns as they are once it is ours, and gives those that change, or
+    /// leaves the row alone. False where none was changed. The snapshot is of this moment.
+    pub fn update_one(
+        &self,
+        index: &str,
+        keys: &[Key],
+        held: Held,
+        mut change: impl FnMut(&[Value]) -> Change,
+    ) -> bool {
         let index = relation_id(index);
         if index == pg_sys::InvalidOid {
             return false;
@@ -230,8 +257,10 @@ impl Table {
                 pg_sys::ScanKeyInit(&raw mut key, *column, strategy, equal.procedure(), value);
                 scan_keys.push(key);
             }
-            for _ in 0..ATTEMPTS {
-                match self.scan(index, &mut scan_keys, &mut change) {
+            let mut attempts = 0;
+            while attempts < ATTEMPTS || held == Held::Wait {
+                attempts += 1;
+                match self.scan(index, &scan_keys, held, &mut change) {
                     Found::Nothing => return false,
                     Found::Changed => {
                         pg_sys::CommandCounterIncrement();
@@ -250,10 +279,13 @@ impl Table {
     unsafe fn scan(
         &self,
         index: pg_sys::Oid,
-        keys: &mut [pg_sys::ScanKeyData],
+        keys: &[pg_sys::ScanKeyData],
+        held: Held,
         change: &mut impl FnMut(&[Value]) -> Change,
     ) -> Found {
         let mut found = Found::Nothing;
+        // Its columns are renumbered to those of the index.
+        let mut keys = keys.to_vec();
         // SAFETY: the caller's promise; what is begun is ended, and by the end of the transaction on errors.
         unsafe {
             let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
@@ -264,7 +296,7 @@ impl Table {
                 if tuple.is_null() {
                     break;
                 }
-                match self.update_if_free(tuple, change) {
+                match self.update_row(tuple, held, change) {
                     Found::Nothing => {}
                     other => found = other,
                 }
@@ -280,24 +312,33 @@ impl Table {
 
     /// # Safety
     /// A tuple of this table, with its place.
-    unsafe fn update_if_free(&self, tuple: pg_sys::HeapTuple, change: &mut impl FnMut(&[Value]) -> Change) -> Found {
+    unsafe fn update_row(
+        &self,
+        tuple: pg_sys::HeapTuple,
+        held: Held,
+        change: &mut impl FnMut(&[Value]) -> Change,
+    ) -> Found {
+        let policy = match held {
+            Held::Skip => pg_sys::LockWaitPolicy::LockWaitSkip,
+            Held::Wait => pg_sys::LockWaitPolicy::LockWaitBlock,
+        };
         // SAFETY: the caller's promise; the buffer is released in any case.
         unsafe {
-            let mut held = *tuple;
+            let mut row = *tuple;
             let mut buffer = pg_sys::InvalidBuffer.cast_signed();
             let mut failure = std::mem::zeroed();
             let status = pg_sys::heap_lock_tuple(
                 self.0,
-                &raw mut held,
+                &raw mut row,
                 pg_sys::GetCurrentCommandId(true),
                 pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
-                pg_sys::LockWaitPolicy::LockWaitSkip,
+                policy,
                 false,
                 &raw mut buffer,
                 &raw mut failure,
             );
             let found = match status {
-                pg_sys::TM_Result::TM_Ok if self.update(&raw mut held, change) => Found::Changed,
+                pg_sys::TM_Result::TM_Ok if self.update(&raw mut row, change) => Found::Changed,
                 pg_sys::TM_Result::TM_Updated => Found::Outdated,
                 _ => Found::Nothing,
             };

@@ -1,13 +1,14 @@
-//! `consume_credits`: the common consumption, in two statements.
+//! `consume_credits`: the common consumption, in two rows.
 //!
-//! One UPDATE of the lane checks, burns from the slice and advances the chain; one INSERT writes the entry and takes the
-//! key. Whatever that UPDATE cannot decide alone (the slice is too small, a grant has expired, credit is scoped, an allowance,
+//! One update of the lane checks, burns from the slice and advances the chain; one insert writes the entry and takes the
+//! key: without statements where that is possible (`heap.rs`), else with one each. Whatever that update cannot decide alone (the slice is too small, a grant has expired, credit is scoped, an allowance,
 //! a cap or steps of a price ask what was used before…) goes through the rules, as a batch of one.
 
 use crate::arguments::{self, optional_uuid, positive, required, required_uuid};
 use crate::catalog::{self, cache};
 use crate::clock;
 use crate::error::{Error, Result};
+use crate::heap::{Equal, Held, Key, Table, Write};
 use crate::json::Jsonb;
 use crate::ledger::batch::{self, Item};
 use crate::ledger::call::Answer;
@@ -15,7 +16,7 @@ use crate::ledger::chain::{self, Content, Hash, Position};
 use crate::ledger::store::{self, Replay};
 use crate::ledger::wallet::{MemberDelta, Wallet};
 use crate::raise::or_raise;
-use crate::sql::{self, At, Db};
+use crate::sql::{self, At, Db, FromSql, ToSql};
 use crate::time::{INFINITY, Moment};
 use crate::usage::fold;
 use crate::{alerts, args, receipt, statements, units};
@@ -73,6 +74,23 @@ statements! {
                                       request_id, idempotency_key)
          values ($1, $2, $2, $3, $13, $4, $5, $6, $7, $8, $9, 'usage', $10, $11, $12, $14, $15)
          on conflict (org_id, request_id) do nothing";
+}
+
+/// Columns of `lanes`, and how many there are in it and in `entries`.
+mod column {
+    pub const ORG_ID: i16 = 1;
+    pub const SLICE_GRANT: usize = 9;
+    pub const LANE: i16 = 10;
+    pub const UNIT: i16 = 12;
+    pub const FAST_UNTIL: usize = 13;
+    pub const LAST_ENTRY_ID: usize = 14;
+    pub const BALANCE: usize = 15;
+    pub const SLICE_CREDITS: usize = 16;
+    pub const CONSUMED: usize = 17;
+    pub const HEAD: usize = 18;
+    pub const ALERT_BELOW: usize = 19;
+    pub const LANES: usize = 19;
+    pub const ENTRIES: usize = 23;
 }
 
 /// A consumption that was asked for.
@@ -227,6 +245,9 @@ fn burn(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment) -> Op
         offset: 0,
         terms: None,
     });
+    if let Some(lanes) = Table::open("lanes", column::LANES, Write::Update) {
+        return burn_row(&lanes, asked, unit, (credits, now), &content);
+    }
     let rows = db.write(&BURN, args![asked.org_id, unit, credits, content.as_slice(), At(now)]);
     rows.first().map(|row| Burned {
         entry_id: row.get(0),
@@ -238,10 +259,101 @@ fn burn(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment) -> Op
     })
 }
 
+/// What BURN does.
+fn burn_row(
+    lanes: &Table,
+    asked: &Asked<'_>,
+    unit: &str,
+    (credits, now): (i64, Moment),
+    content: &Hash,
+) -> Option<Burned> {
+    let keys = [
+        Key(column::ORG_ID, Equal::Uuid, asked.org_id.to_sql()),
+        Key(column::UNIT, Equal::Text, unit.to_sql()),
+        Key(column::LANE, Equal::Small, 0_i16.to_sql()),
+    ];
+    let mut burned = None;
+    lanes.update_one("lanes_pkey", &keys, Held::Wait, |row| {
+        // SAFETY: a column of 64 bits, by value.
+        let number = |column: usize| row[column - 1].map(|datum| unsafe { i64::from_sql(datum) });
+        let (slice, fast_until) = (number(column::SLICE_CREDITS)?, number(column::FAST_UNTIL)?);
+        if slice < credits || fast_until <= now {
+            return None;
+        }
+        // SAFETY: a column of type bytea.
+        let head: Vec<u8> = row[column::HEAD - 1].map(|datum| unsafe { FromSql::from_sql(datum) })?;
+        let (before, slice_grant) = (number(column::BALANCE)?, number(column::SLICE_GRANT)?);
+        let (balance, entry_id) = (before - credits, number(column::LAST_ENTRY_ID)? + 1);
+        let consumed = number(column::CONSUMED)?.checked_add(credits)?;
+        let head = chain::link(&head, content, position(entry_id, before, credits, slice_grant)).to_vec();
+        let changed = vec![
+            (column::LAST_ENTRY_ID, entry_id.to_sql()),
+            (column::BALANCE, balance.to_sql()),
+            (column::SLICE_CREDITS, (slice - credits).to_sql()),
+            (column::CONSUMED, consumed.to_sql()),
+            (column::HEAD, head.as_slice().to_sql()),
+        ];
+        let alert_below = number(column::ALERT_BELOW)?;
+        burned = Some(Burned { entry_id, balance, slice_grant, head, fast_until, alert_below });
+        Some(changed)
+    });
+    burned
+}
+
+/// Of a usage entry. A burn of nothing names no grant.
+fn position(entry_id: i64, balance: i64, credits: i64, slice_grant: i64) -> Position {
+    let grant_id = (credits != 0).then_some(slice_grant);
+    Position { entry_id, balance_before: balance, balance_after: balance - credits, grant_id }
+}
+
+/// What WRITE does; None where a statement has to decide.
+fn write_row(
+    asked: &Asked<'_>,
+    unit: &str,
+    (credits, now): (i64, Moment),
+    burned: &Burned,
+    metadata: Jsonb,
+) -> Option<()> {
+    let entries = Table::open("entries", column::ENTRIES, Write::Insert)?;
+    let row = [
+        asked.org_id.to_sql(),
+        burned.entry_id.to_sql(),
+        burned.entry_id.to_sql(),
+        (-credits).to_sql(),
+        (burned.balance + credits).to_sql(),
+        burned.balance.to_sql(),
+        now.to_sql(),
+        (credits > 0).then_some(burned.slice_grant).to_sql(),
+        asked.quantity.to_sql(),
+        None,
+        asked.key.map(chain::request_id).to_sql(),
+        asked.member_id.to_sql(),
+        unit.to_sql(),
+        "usage".to_sql(),
+        asked.metric.to_sql(),
+        None,
+        None,
+        asked.key.to_sql(),
+        None,
+        None,
+        metadata.to_sql(),
+        None,
+        burned.head.as_slice().to_sql(),
+    ];
+    if asked.key.is_none() {
+        entries.insert(&row);
+        return Some(());
+    }
+    entries.insert_new("entries_request", &row).then_some(())
+}
+
 /// Writes the entry; false when the key is taken.
 fn write(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment, burned: &Burned) -> bool {
     let grant = (credits > 0).then_some(burned.slice_grant);
     let metadata = asked.metadata.unwrap_or_else(|| crate::json::from_text("{}"));
+    if write_row(asked, unit, (credits, now), burned, metadata).is_some() {
+        return true;
+    }
     let written = db.write(
         &WRITE,
         args![
@@ -294,13 +406,7 @@ fn chain_burn(
     slice_grant: i64,
 ) -> Vec<u8> {
     let content = or_raise(Hash::try_from(content).map_err(|_| Error::invalid("content", "must have 32 bytes")));
-    let position = Position {
-        entry_id: last_entry_id + 1,
-        balance_before: balance,
-        balance_after: balance - credits,
-        grant_id: (credits != 0).then_some(slice_grant),
-    };
-    chain::link(previous, &content, position).to_vec()
+    chain::link(previous, &content, position(last_entry_id + 1, balance, credits, slice_grant)).to_vec()
 }
 
 /// Charges an org for `quantity` of a metric, in the caller's transaction: counts the usage, prices it, and burns the credit.

@@ -8,7 +8,7 @@ use crate::arguments::{self, optional_uuid, required, required_uuid};
 use crate::catalog::cache;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::heap::{Equal, Key, Table, Write};
+use crate::heap::{Equal, Held, Key, Table, Write};
 use crate::json::Jsonb;
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db, FromSql, ToSql};
@@ -120,7 +120,8 @@ fn is_new_key(db: &Db, org_id: Uuid, key: Uuid) -> bool {
 fn keep(db: &Db, placed: &Placed, now: Moment) {
     let event = &placed.event;
     let month = time::display(now)[..7].replace('-', "_");
-    if let Some(partition) = Table::open(&format!("usage_events_{month}"), 8, Write::Insert).filter(Table::is_partition) {
+    if let Some(partition) = Table::open(&format!("usage_events_{month}"), 8, Write::Insert).filter(Table::is_partition)
+    {
         partition.insert(&[
             event.org_id.to_sql(),
             now.to_sql(),
@@ -160,7 +161,7 @@ mod column {
     pub const EVENTS: usize = 10;
 }
 
-/// Adds to a row of the place that nobody holds; false where there is none.
+/// Adds to a row of the place that nobody holds; false where there is none, or none that this transaction could change.
 fn add_to_free(place: &Place, gain: &Gain) -> Result<bool> {
     let Some(table) = Table::open("unsettled_usage", 10, Write::Update) else { return Ok(false) };
     let keys = [
@@ -170,7 +171,7 @@ fn add_to_free(place: &Place, gain: &Gain) -> Result<bool> {
         Key(column::SEGMENT, Equal::Moment, place.segment.to_sql()),
     ];
     let mut fits = true;
-    let found = table.update_any_free("unsettled_usage_pkey", &keys, |row| {
+    let found = table.update_one("unsettled_usage_pkey", &keys, Held::Skip, |row| {
         // SAFETY: columns of 64 bits, by value.
         let number = |column: usize| row[column - 1].map(|datum| unsafe { i64::from_sql(datum) });
         let (quantity, events) = (number(column::QUANTITY)?, number(column::EVENTS)?);
@@ -198,10 +199,7 @@ fn too_much() -> Error {
 fn count(db: &Db, place: &Place, gain: &Gain) -> Result<()> {
     let (org_id, metric) = (place.org_id, place.metric.as_str());
     let (start, segment) = (At(place.span.start), At(place.segment));
-    // SAFETY: reads a global.
-    let one_snapshot = unsafe { pg_sys::XactIsoLevel } >= pg_sys::XACT_REPEATABLE_READ.cast_signed();
-    // A row that changed since that snapshot was taken could not be changed.
-    let found = !one_snapshot && add_to_free(place, gain)?;
+    let found = add_to_free(place, gain)?;
     if !found {
         // SAFETY: gives the transaction a number, as the writes before have.
         let slot = unsafe { pg_sys::GetTopFullTransactionId() }.value.cast_signed();
