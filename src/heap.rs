@@ -94,6 +94,15 @@ unsafe extern "C-unwind" fn forget(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
     });
 }
 
+/// What is known of a table, or what a look at it finds.
+fn known(about: (pg_sys::Oid, Write), look: impl FnOnce() -> bool) -> bool {
+    SIMPLE.with_borrow(|simple| simple.get(&about).copied()).unwrap_or_else(|| {
+        let found = look();
+        SIMPLE.with_borrow_mut(|simple| simple.insert(about, found));
+        found
+    })
+}
+
 fn relation_id(name: &str) -> pg_sys::Oid {
     let name = CString::new(name).expect("a name without NUL");
     // SAFETY: looks names up.
@@ -107,27 +116,35 @@ fn relation_id(name: &str) -> pg_sys::Oid {
 pub struct Table(pg_sys::Relation);
 
 impl Table {
-    /// None where there is no such table with so many columns, or a statement is needed to write it: also to change rows in a
-    /// transaction that has one snapshot, which must fail where a row changed since.
+    /// None where there is no such table with so many columns, or a statement is needed to write it: also in a read-only
+    /// transaction, which must fail, and to change rows in one that has one snapshot, which must fail where a row changed since.
     pub fn open(name: &str, columns: usize, write: Write) -> Option<Self> {
-        // SAFETY: reads a global.
-        let one_snapshot = unsafe { pg_sys::XactIsoLevel } >= pg_sys::XACT_REPEATABLE_READ.cast_signed();
-        if one_snapshot && write == Write::Update {
+        // SAFETY: reads globals.
+        let (level, reads_only) = unsafe { (pg_sys::XactIsoLevel, pg_sys::XactReadOnly) };
+        let one_snapshot = level >= pg_sys::XACT_REPEATABLE_READ.cast_signed();
+        // SAFETY: looks at the state of the transaction.
+        let reads_only = reads_only || unsafe { pg_sys::IsInParallelMode() };
+        if reads_only || (one_snapshot && write == Write::Update) {
             return None;
         }
         let id = relation_id(name);
         if id == pg_sys::InvalidOid {
             return None;
         }
+        let table = Self::begin(id, pg_sys::RowExclusiveLock);
+        (known((id, write), || table.is_simple(write)) && table.columns() == columns).then_some(table)
+    }
+
+    /// The same for a partition of a table, whose own triggers and rules count.
+    pub fn open_partition(name: &str, parent: &str, columns: usize, write: Write) -> Option<Self> {
+        let (table, id) = (Self::open(name, columns, write)?, relation_id(parent));
+        let is_unwatched = || known((id, write), || Self::begin(id, pg_sys::AccessShareLock).is_unwatched(write));
+        (id != pg_sys::InvalidOid && table.is_partition() && is_unwatched()).then_some(table)
+    }
+
+    fn begin(id: pg_sys::Oid, lock: u32) -> Self {
         // SAFETY: the table exists, or the server raises an error.
-        let table = unsafe { Self(pg_sys::table_open(id, pg_sys::RowExclusiveLock.cast_signed())) };
-        let known = SIMPLE.with_borrow(|simple| simple.get(&(id, write)).copied());
-        let simple = known.unwrap_or_else(|| {
-            let simple = table.is_simple(write);
-            SIMPLE.with_borrow_mut(|all| all.insert((id, write), simple));
-            simple
-        });
-        (simple && table.columns() == columns).then_some(table)
+        unsafe { Self(pg_sys::table_open(id, lock.cast_signed())) }
     }
 
     fn is_simple(&self, write: Write) -> bool {
@@ -138,27 +155,33 @@ impl Table {
                 form.relkind == pg_sys::RELKIND_RELATION.cast_signed() && form.relam == pg_sys::Oid::from(HEAP);
             let checks = (*relation.rd_att).constr.as_ref();
             let is_unchecked = checks.is_none_or(|c| c.num_check == 0 && !c.has_generated_stored);
-            let triggers = relation.trigdesc.as_ref();
-            let stands_aside = triggers.is_none_or(|t| match write {
-                Write::Insert => {
-                    !(t.trig_insert_before_row
-                        || t.trig_insert_after_row
-                        || t.trig_insert_before_statement
-                        || t.trig_insert_after_statement)
-                }
-                Write::Update => {
-                    !(t.trig_update_before_row
-                        || t.trig_update_after_row
-                        || t.trig_update_before_statement
-                        || t.trig_update_after_statement)
-                }
-            });
-            is_heap && is_unchecked && stands_aside && self.indexes().iter().all(Index::is_simple)
+            is_heap && is_unchecked && self.is_unwatched(write) && self.indexes().iter().all(Index::is_simple)
         }
     }
 
-    /// Whether it is a partition of another table.
-    pub fn is_partition(&self) -> bool {
+    /// Neither triggers nor rules for it.
+    fn is_unwatched(&self, write: Write) -> bool {
+        // SAFETY: an open relation.
+        unsafe {
+            (*self.0).rd_rules.is_null()
+                && (*self.0).trigdesc.as_ref().is_none_or(|t| match write {
+                    Write::Insert => {
+                        !(t.trig_insert_before_row
+                            || t.trig_insert_after_row
+                            || t.trig_insert_before_statement
+                            || t.trig_insert_after_statement)
+                    }
+                    Write::Update => {
+                        !(t.trig_update_before_row
+                            || t.trig_update_after_row
+                            || t.trig_update_before_statement
+                            || t.trig_update_after_statement)
+                    }
+                })
+        }
+    }
+
+    fn is_partition(&self) -> bool {
         // SAFETY: an open relation.
         unsafe { (*(*self.0).rd_rel).relispartition }
     }

@@ -120,8 +120,7 @@ fn is_new_key(db: &Db, org_id: Uuid, key: Uuid) -> bool {
 fn keep(db: &Db, placed: &Placed, now: Moment) {
     let event = &placed.event;
     let month = time::display(now)[..7].replace('-', "_");
-    if let Some(partition) = Table::open(&format!("usage_events_{month}"), 8, Write::Insert).filter(Table::is_partition)
-    {
+    if let Some(partition) = Table::open_partition(&format!("usage_events_{month}"), "usage_events", 8, Write::Insert) {
         partition.insert(&[
             event.org_id.to_sql(),
             now.to_sql(),

@@ -264,9 +264,46 @@ class App(LiveTestCase):
             self.assertEqual(value(session, "select billing.calculate_cost('page', 2, %s)", org), 14)
             self.assertEqual(rows(session, "select * from billing.verify_ledger()"), [])
             self.assertIsNotNone(value(session, "select billing.export_catalog()"))
-            with self.assertRaises(psycopg2.errors.ReadOnlySqlTransaction):
-                call(session, "consume_credits", org, "call")
             session.rollback()
+            for function, arguments in (("consume_credits", (org, "call")), ("consume_credits", (org, "call", 1, "key")),
+                                        ("record_usage", (org, "call")), ("record_usage", (org, "call", 1, "event"))):  # fmt: skip
+                rows(session, f"set transaction isolation level {level} read only")
+                with self.subTest(level=level, function=function), self.assertRaises(psycopg2.errors.ReadOnlySqlTransaction):
+                    call(session, function, *arguments)
+                session.rollback()
+        self.assertEqual(value(self.db, "select count(*) from billing.entries where org_id = %s and kind = 'usage'", org), 0)
+        self.assertEqual(call(self.db, "check_limit", org, "call").used, 0)
+
+    def test_tables_that_somebody_adds_to(self):
+        """What a DBA adds to the tables of the ledger holds from the next consumption on, also in a session that knew them without it."""
+        org, cost = self.org(1000), value(self.db, "select billing.calculate_cost('call', 1)")
+        rows(self.db, """create table app.seen (entry_id bigint);
+                         create function app.see() returns trigger language plpgsql as $$ begin insert into app.seen values (new.entry_id); return null; end $$""")
+        self.addCleanup(rows, self.db, "drop table app.seen; drop function app.see()")
+        added = [
+            ("create index entries_model on billing.entries ((metadata ->> 'model'))", "drop index billing.entries_model"),
+            ("create index entries_usage on billing.entries (metric) where kind = 'usage'", "drop index billing.entries_usage"),
+            ("create index lanes_low on billing.lanes (org_id) where balance < 990", "drop index billing.lanes_low"),
+            ("create trigger see after insert on billing.entries for each row execute function app.see()", "drop trigger see on billing.entries"),
+            ("alter table billing.entries add column mine int default 7", "alter table billing.entries drop column mine"),
+        ]  # fmt: skip
+        consumed = 0
+        for n, (add, drop) in enumerate([("select 1", "select 2"), *added]):
+            rows(self.db, add)
+            for i in range(3):
+                first = call(self.db, "consume_credits", org, "call", 1, f"{n} {i}", metadata={"model": "m"})
+                again = call(self.db, "consume_credits", org, "call", 1, f"{n} {i}", metadata={"model": "m"})
+                self.assertEqual((first.replayed, again.replayed, again.operation_id), (False, True, first.operation_id))
+                call(self.db, "consume_credits", org, "call")
+            consumed += 6
+            self.assertEqual(total(self.db, org), 1000 - consumed * cost)
+            for statement, found in (("select count(*) from billing.entries where org_id = %s and metadata ->> 'model' = 'm'", consumed // 2),
+                                     ("select count(*) from billing.entries where org_id = %s and metric = 'call' and kind = 'usage'", consumed),
+                                     ("select count(*) from billing.lanes where org_id = %s and balance < 990", int(1000 - consumed * cost < 990))):  # fmt: skip
+                self.assertEqual(value(self.db, "set enable_seqscan = off; " + statement, org), found)
+            rows(self.db, "reset enable_seqscan")
+            rows(self.db, drop)
+        self.assertEqual(value(self.db, "select count(*) from app.seen"), 6)
 
     def test_parallel_plans(self):
         """What reads works where the planner goes parallel, in a session that has done nothing before."""

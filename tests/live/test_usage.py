@@ -598,6 +598,14 @@ class Events(Usage):
                 accepted = batch(self.db, [{"org_id": str(many), **event} for event in events])
                 self.assertEqual(accepted, ((5, 0), (2, 3))[turn])
                 rows(self.db, "create trigger see before insert on billing.usage_events for each row execute function public.see()" if turn == 0 else "drop trigger see on billing.usage_events")
+            # What watches the statement stands at the parent alone.
+            rows(self.db, "create function public.see_all() returns trigger language plpgsql as $$ begin insert into public.seen values (null); return null; end $$")
+            for watch, forget in (("create trigger see after insert on billing.usage_events for each statement execute function public.see_all()", "drop trigger see on billing.usage_events; drop function public.see_all()"),
+                                  ("create rule see as on insert to billing.usage_events do also insert into public.seen values (null)", "drop rule see on billing.usage_events")):  # fmt: skip
+                rows(self.db, watch)
+                record(self.db, self.org(10), "call")
+                self.assertEqual(value(self.db, "with gone as (delete from public.seen where org_id is null returning 1) select count(*) from gone"), 1)
+                rows(self.db, forget)
             found = rows(self.db, stored, single)
             self.assertEqual(found, rows(self.db, stored, many))
             self.assertEqual(len(found), 7)
