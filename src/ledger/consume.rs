@@ -1,8 +1,9 @@
 //! `consume_credits`: the common consumption, in two rows.
 //!
 //! One update of the lane checks, burns from the slice and advances the chain; one insert writes the entry and takes the
-//! key: without statements where that is possible (`heap.rs`), else with one each. Whatever that update cannot decide alone (the slice is too small, a grant has expired, credit is scoped, an allowance,
-//! a cap or steps of a price ask what was used before…) goes through the rules, as a batch of one.
+//! key: without statements where that is possible (`heap.rs`), else with one each. Whatever that update cannot decide alone
+//! (the slice is too small, a grant has expired, credit is scoped, an allowance, a cap or steps of a price ask what was used
+//! before…) goes through the rules, as a batch of one.
 
 use crate::arguments::{self, optional_uuid, positive, required, required_uuid};
 use crate::catalog::{self, cache};
