@@ -232,6 +232,10 @@ impl Table {
     /// Does not wait to learn which: that is for a statement with ON CONFLICT.
     pub fn insert_new(&self, unique: &str, row: &[Value]) -> bool {
         let unique = relation_id(unique);
+        // By another name: a statement finds it by its columns.
+        if unique == pg_sys::InvalidOid {
+            return false;
+        }
         let tuple = self.form(row);
         // As ON CONFLICT does: a row that turns out to be no news is gone at once, also for those who would wait for us.
         // SAFETY: a tuple of this table; the lock of the token is given back, on errors by the end of the transaction.

@@ -285,6 +285,7 @@ class App(LiveTestCase):
             ("create index entries_usage on billing.entries (metric) where kind = 'usage'", "drop index billing.entries_usage"),
             ("create index lanes_low on billing.lanes (org_id) where balance < 990", "drop index billing.lanes_low"),
             ("create trigger see after insert on billing.entries for each row execute function app.see()", "drop trigger see on billing.entries"),
+            ("alter index billing.entries_request rename to keys", "alter index billing.keys rename to entries_request"),
             ("alter table billing.entries add column mine int default 7", "alter table billing.entries drop column mine"),
         ]  # fmt: skip
         consumed = 0

@@ -631,6 +631,8 @@ class Events(Usage):
             ("create index unsettled_text on billing.unsettled_usage ((metric || 'x'))", "drop index billing.unsettled_text"),
             ("create index unsettled_many on billing.unsettled_usage (org_id) where quantity > 3", "drop index billing.unsettled_many"),
             ("create index events_when on billing.usage_events using brin (recorded_at)", "drop index billing.events_when"),
+            ("alter index billing.usage_event_keys_pkey rename to keys", "alter index billing.keys rename to usage_event_keys_pkey"),
+            ("alter index billing.unsettled_usage_pkey rename to slots", "alter index billing.slots rename to unsettled_usage_pkey"),
             ("alter table billing.unsettled_usage add constraint few check (quantity < 1000)", "alter table billing.unsettled_usage drop constraint few"),
         ]  # fmt: skip
         for n, (add, drop) in enumerate(added, 1):
