@@ -27,12 +27,7 @@ statements! {
                   where a.org_id = $1 and a.kind = w.kind and a.subject = w.subject and a.share = w.share)
            from unnest($2, $3, $4, $5, $6) w (kind, subject, share, value, threshold)
          on conflict (org_id, kind, subject, share) where resolved_at is null do nothing";
-    // What the wallet had after the last grant.
-    BASE(uuid, text) =
-        "select (select e.balance_after from billing.lots g
-                   join billing.entries e on e.org_id = g.org_id and e.entry_id = g.grant_id
-                  where g.org_id = $1 and g.unit = $2 order by g.grant_id desc limit 1),
-                (select low_balance_threshold from billing.wallet_settings where org_id = $1 and unit = $2)";
+    LOW(uuid, text) = "select low_balance_threshold from billing.wallet_settings where org_id = $1 and unit = $2";
     ALERT_BELOW(uuid, text, int8) =
         "update billing.lanes set alert_below = $3 where org_id = $1 and unit = $2 and lane = 0 and alert_below <> $3";
     EXPIRING(uuid, timestamptz, timestamptz) =
@@ -144,12 +139,11 @@ fn bring_up_to_date(
     }
 }
 
-/// Looks at the balance of a wallet, whose lane is locked.
-pub fn balance(db: &Db, org_id: Uuid, open: &Open, (unit, balance): (&str, i64), now: Moment) -> Result<()> {
-    let rows = db.write(&BASE, args![org_id, unit]);
-    let (base, low) = rows.first().map_or((None, None), |row| (row.opt::<i64>(0), row.opt::<i64>(1)));
+/// Looks at the balance of a wallet, which is locked, and which had `base` after its last grant.
+pub fn balance(db: &Db, org_id: Uuid, open: &Open, (unit, balance, base): (&str, i64, i64), now: Moment) -> Result<()> {
+    let low = db.write(&LOW, args![org_id, unit]).first().and_then(|row| row.opt::<i64>(0));
     let shares = cache::alert_settings(db)?.shares;
-    let (alerts, below) = crossed_balance(unit, balance, base.unwrap_or(0), low.unwrap_or(0), &shares);
+    let (alerts, below) = crossed_balance(unit, balance, base, low.unwrap_or(0), &shares);
     bring_up_to_date(db, org_id, (open, &["balance", "low_balance"], Some(unit)), &alerts, now);
     db.write(&ALERT_BELOW, args![org_id, unit, below]);
     Ok(())

@@ -54,8 +54,32 @@ pub enum Write {
 pub enum Held {
     /// They are passed by; so is what others keep changing.
     Skip,
-    /// Until they are let go.
+    /// Locked, in the order in which transactions came to wait for it.
     Wait,
+    /// Waited for without a lock, so that a row that is left alone after that is not held.
+    Await,
+}
+
+/// What came of changing a row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Changed {
+    /// At once.
+    Yes,
+    /// After others who held it.
+    AfterWaiting,
+    /// There is none, or it was left alone.
+    No,
+    /// Only such as others hold or keep changing.
+    Held,
+}
+
+/// Which state of a table is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Snapshot {
+    /// What was committed by now.
+    Latest,
+    /// What the caller's statement sees.
+    Callers,
 }
 
 /// Where the place of a row stands, this says that what stands there is a token: `SpecTokenOffsetNumber`.
@@ -65,11 +89,14 @@ const SPECULATIVE: u16 = 0xfffe;
 const ATTEMPTS: usize = 4;
 
 /// What came of looking for a row that can be changed.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Found {
     Nothing,
     Changed,
-    /// Only such as somebody else changed just now.
-    Outdated,
+    /// Somebody holds it.
+    Held,
+    /// Somebody changed it since the snapshot; true where we waited for that.
+    Outdated(bool),
 }
 
 thread_local! {
@@ -135,6 +162,16 @@ impl Table {
         (known((id, write), || table.is_simple(write)) && table.columns() == columns).then_some(table)
     }
 
+    /// A table for reading its rows as they are.
+    pub fn open_to_read(name: &str, columns: usize) -> Option<Self> {
+        let id = relation_id(name);
+        if id == pg_sys::InvalidOid {
+            return None;
+        }
+        let table = Self::begin(id, pg_sys::AccessShareLock);
+        (table.is_heap() && table.columns() == columns).then_some(table)
+    }
+
     /// The same for a partition of a table, whose own triggers and rules count.
     pub fn open_partition(name: &str, parent: &str, columns: usize, write: Write) -> Option<Self> {
         let (table, id) = (Self::open(name, columns, write)?, relation_id(parent));
@@ -150,13 +187,16 @@ impl Table {
     fn is_simple(&self, write: Write) -> bool {
         // SAFETY: an open relation.
         unsafe {
-            let (relation, form) = (&*self.0, &*(*self.0).rd_rel);
-            let is_heap =
-                form.relkind == pg_sys::RELKIND_RELATION.cast_signed() && form.relam == pg_sys::Oid::from(HEAP);
-            let checks = (*relation.rd_att).constr.as_ref();
+            let checks = (*(*self.0).rd_att).constr.as_ref();
             let is_unchecked = checks.is_none_or(|c| c.num_check == 0 && !c.has_generated_stored);
-            is_heap && is_unchecked && self.is_unwatched(write) && self.indexes().iter().all(Index::is_simple)
+            self.is_heap() && is_unchecked && self.is_unwatched(write) && self.indexes().iter().all(Index::is_simple)
         }
+    }
+
+    fn is_heap(&self) -> bool {
+        // SAFETY: an open relation.
+        let form = unsafe { &*(*self.0).rd_rel };
+        form.relkind == pg_sys::RELKIND_RELATION.cast_signed() && form.relam == pg_sys::Oid::from(HEAP)
     }
 
     /// Neither triggers nor rules for it.
@@ -261,21 +301,63 @@ impl Table {
         }
     }
 
-    /// Changes one row with these keys: `change` gets its columns as they are once it is ours, and gives those that change, or
-    /// leaves the row alone. False where none was changed. The snapshot is of this moment.
+    /// Changes one row with these keys: `change` gets its columns as they are, and gives those that change, or leaves the row
+    /// alone. What it gets is what it changes: where somebody was faster, it is asked again. The snapshot is of this moment.
     pub fn update_one(
         &self,
         index: &str,
         keys: &[Key],
         held: Held,
         mut change: impl FnMut(&[Value]) -> Change,
-    ) -> bool {
+    ) -> Changed {
+        let mut waited = false;
+        let mut attempts = 0;
+        while attempts < ATTEMPTS || held != Held::Skip {
+            attempts += 1;
+            let mut found = Found::Nothing;
+            // SAFETY: a tuple of this table.
+            let is_there = self.visit(index, keys, Snapshot::Latest, |tuple| unsafe {
+                match self.update_row(tuple, held, &mut change) {
+                    Found::Nothing => {}
+                    other => found = other,
+                }
+                found != Found::Changed
+            });
+            match found {
+                Found::Changed => {
+                    // SAFETY: what was changed is seen from now on.
+                    unsafe { pg_sys::CommandCounterIncrement() };
+                    return if waited { Changed::AfterWaiting } else { Changed::Yes };
+                }
+                Found::Held => return Changed::Held,
+                // The next snapshot sees what came of it.
+                Found::Outdated(after_waiting) => waited |= after_waiting,
+                Found::Nothing => return Changed::No,
+            }
+            if !is_there {
+                return Changed::No;
+            }
+        }
+        Changed::Held
+    }
+
+    /// Shows the columns of all rows with these keys.
+    pub fn read(&self, index: &str, keys: &[Key], snapshot: Snapshot, mut show: impl FnMut(&[Value])) {
+        // SAFETY: a tuple of this table.
+        self.visit(index, keys, snapshot, |tuple| unsafe {
+            show(&self.deform(tuple));
+            true
+        });
+    }
+
+    /// Goes over the rows with these keys as long as `visit` says so; false where there is no such index.
+    fn visit(&self, index: &str, keys: &[Key], at: Snapshot, mut visit: impl FnMut(pg_sys::HeapTuple) -> bool) -> bool {
         let index = relation_id(index);
         if index == pg_sys::InvalidOid {
             return false;
         }
         let mut scan_keys: Vec<pg_sys::ScanKeyData> = Vec::with_capacity(keys.len());
-        // SAFETY: an open relation and an index of it.
+        // SAFETY: an open relation and an index of it; what is begun is ended, and by the end of the transaction on errors.
         unsafe {
             for Key(column, equal, value) in keys {
                 let mut key = std::mem::zeroed();
@@ -284,59 +366,37 @@ impl Table {
                 pg_sys::ScanKeyInit(&raw mut key, *column, strategy, equal.procedure(), value);
                 scan_keys.push(key);
             }
-            let mut attempts = 0;
-            while attempts < ATTEMPTS || held == Held::Wait {
-                attempts += 1;
-                match self.scan(index, &scan_keys, held, &mut change) {
-                    Found::Nothing => return false,
-                    Found::Changed => {
-                        pg_sys::CommandCounterIncrement();
-                        return true;
-                    }
-                    // Since the snapshot was taken: the next one sees what came of it.
-                    Found::Outdated => {}
-                }
-            }
-        }
-        false
-    }
-
-    /// # Safety
-    /// An index of this table, and keys for its columns.
-    unsafe fn scan(
-        &self,
-        index: pg_sys::Oid,
-        keys: &[pg_sys::ScanKeyData],
-        held: Held,
-        change: &mut impl FnMut(&[Value]) -> Change,
-    ) -> Found {
-        let mut found = Found::Nothing;
-        // Its columns are renumbered to those of the index.
-        let mut keys = keys.to_vec();
-        // SAFETY: the caller's promise; what is begun is ended, and by the end of the transaction on errors.
-        unsafe {
-            let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
+            let snapshot = match at {
+                Snapshot::Latest => pg_sys::GetLatestSnapshot(),
+                Snapshot::Callers => pg_sys::GetActiveSnapshot(),
+            };
+            let snapshot = pg_sys::RegisterSnapshot(snapshot);
             let count = i32::try_from(keys.len()).unwrap_or_default();
-            let scan = pg_sys::systable_beginscan(self.0, index, true, snapshot, count, keys.as_mut_ptr());
+            let scan = pg_sys::systable_beginscan(self.0, index, true, snapshot, count, scan_keys.as_mut_ptr());
             loop {
                 let tuple = pg_sys::systable_getnext(scan);
-                if tuple.is_null() {
-                    break;
-                }
-                match self.update_row(tuple, held, change) {
-                    Found::Nothing => {}
-                    other => found = other,
-                }
-                if matches!(found, Found::Changed) {
+                if tuple.is_null() || !visit(tuple) {
                     break;
                 }
             }
             pg_sys::systable_endscan(scan);
             pg_sys::UnregisterSnapshot(snapshot);
         }
-        found
+        true
     }
 
+    /// # Safety
+    /// A tuple of this table that stays where it is as long as the values are used.
+    unsafe fn deform(&self, tuple: pg_sys::HeapTuple) -> Vec<Value> {
+        let (mut values, mut nulls) = (vec![pg_sys::Datum::from(0); self.columns()], vec![true; self.columns()]);
+        // SAFETY: the caller's promise; as many places as it has columns.
+        unsafe { pg_sys::heap_deform_tuple(tuple, self.descriptor(), values.as_mut_ptr(), nulls.as_mut_ptr()) };
+        values.iter().zip(&nulls).map(|(v, null)| (!null).then_some(*v)).collect()
+    }
+
+    /// Tries to change a version of a row. Nothing is locked before it is known that it will be changed, so most rows are
+    /// written once.
+    ///
     /// # Safety
     /// A tuple of this table, with its place.
     unsafe fn update_row(
@@ -345,10 +405,32 @@ impl Table {
         held: Held,
         change: &mut impl FnMut(&[Value]) -> Change,
     ) -> Found {
-        let policy = match held {
-            Held::Skip => pg_sys::LockWaitPolicy::LockWaitSkip,
-            Held::Wait => pg_sys::LockWaitPolicy::LockWaitBlock,
-        };
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (found, holder) = self.update(tuple, false, change);
+            let is_many = u32::from((*(*tuple).t_data).t_infomask) & pg_sys::HEAP_XMAX_IS_MULTI != 0;
+            match (found, held) {
+                (Found::Held, _) if !is_many && pg_sys::TransactionIdIsCurrentTransactionId(holder) => {
+                    self.update(tuple, true, change).0
+                }
+                (Found::Held, Held::Await) if !is_many => {
+                    let place = &raw mut (*tuple).t_self;
+                    pg_sys::XactLockTableWait(holder, self.0, place, pg_sys::XLTW_Oper::XLTW_Update);
+                    Found::Outdated(true)
+                }
+                (Found::Held, Held::Wait | Held::Await) => self.update_when_locked(tuple, change),
+                (found, _) => found,
+            }
+        }
+    }
+
+    /// # Safety
+    /// A tuple of this table, with its place.
+    unsafe fn update_when_locked(
+        &self,
+        tuple: pg_sys::HeapTuple,
+        change: &mut impl FnMut(&[Value]) -> Change,
+    ) -> Found {
         // SAFETY: the caller's promise; the buffer is released in any case.
         unsafe {
             let mut row = *tuple;
@@ -359,43 +441,53 @@ impl Table {
                 &raw mut row,
                 pg_sys::GetCurrentCommandId(true),
                 pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
-                policy,
+                pg_sys::LockWaitPolicy::LockWaitBlock,
                 false,
                 &raw mut buffer,
                 &raw mut failure,
             );
             let found = match status {
-                pg_sys::TM_Result::TM_Ok if self.update(&raw mut row, change) => Found::Changed,
-                pg_sys::TM_Result::TM_Updated => Found::Outdated,
-                _ => Found::Nothing,
+                pg_sys::TM_Result::TM_Ok => self.update(&raw mut row, true, change).0,
+                _ => Found::Outdated(true),
             };
             pg_sys::ReleaseBuffer(buffer);
             found
         }
     }
 
+    /// Changes a version of a row, unless somebody holds or has changed it; gives who holds it. `is_ours`: we hold it.
+    ///
     /// # Safety
-    /// A tuple of this table that is locked and in a pinned buffer.
-    unsafe fn update(&self, tuple: pg_sys::HeapTuple, change: &mut impl FnMut(&[Value]) -> Change) -> bool {
+    /// A tuple of this table that is in a pinned buffer.
+    unsafe fn update(
+        &self,
+        tuple: pg_sys::HeapTuple,
+        is_ours: bool,
+        change: &mut impl FnMut(&[Value]) -> Change,
+    ) -> (Found, pg_sys::TransactionId) {
+        let nobody = pg_sys::InvalidTransactionId;
         // SAFETY: the caller's promise; the new tuple has as many columns.
         unsafe {
-            let (mut values, mut nulls) = (vec![pg_sys::Datum::from(0); self.columns()], vec![true; self.columns()]);
-            pg_sys::heap_deform_tuple(tuple, self.descriptor(), values.as_mut_ptr(), nulls.as_mut_ptr());
-            let mut row: Vec<Value> = values.iter().zip(&nulls).map(|(v, null)| (!null).then_some(*v)).collect();
-            let Some(changed) = change(&row) else { return false };
+            let mut row = self.deform(tuple);
+            let Some(changed) = change(&row) else { return (Found::Nothing, nobody) };
             for (column, value) in changed {
                 row[column - 1] = value;
             }
             let new = self.form(&row);
-            replace(self.0, &raw mut (*tuple).t_self, new);
+            let (status, holder) = replace(self.0, &raw mut (*tuple).t_self, new, is_ours);
+            let found = match status {
+                pg_sys::TM_Result::TM_Ok => Found::Changed,
+                pg_sys::TM_Result::TM_BeingModified => Found::Held,
+                _ => Found::Outdated(false),
+            };
             let is_heap_only = u32::from((*(*new).t_data).t_infomask2) & pg_sys::HEAP_ONLY_TUPLE != 0;
-            if !is_heap_only {
+            if found == Found::Changed && !is_heap_only {
                 for index in self.indexes() {
                     index.insert(self, new, &row, false);
                 }
             }
             pg_sys::heap_freetuple(new);
-            true
+            (found, holder)
         }
     }
 }
@@ -420,42 +512,39 @@ fn split(row: &[Value]) -> (Vec<pg_sys::Datum>, Vec<bool>) {
     (row.iter().map(|v| v.unwrap_or(pg_sys::Datum::from(0))).collect(), row.iter().map(Option::is_none).collect())
 }
 
-/// Puts a new version of a row in the place of one that we hold.
+/// Puts a new version of a row in the place of one, unless somebody holds it or was faster; gives who. The server asks to be
+/// allowed to wait where it is us who hold it.
 ///
 /// # Safety
-/// An open relation, the place of a row of it that is locked, and a tuple of it.
-unsafe fn replace(relation: pg_sys::Relation, place: pg_sys::ItemPointer, new: pg_sys::HeapTuple) {
+/// An open relation, the place of a row of it, and a tuple of it.
+unsafe fn replace(
+    relation: pg_sys::Relation,
+    place: pg_sys::ItemPointer,
+    new: pg_sys::HeapTuple,
+    is_ours: bool,
+) -> (pg_sys::TM_Result::Type, pg_sys::TransactionId) {
     // SAFETY: the caller's promise.
-    let status = unsafe {
-        let mut failure = std::mem::zeroed();
+    unsafe {
+        let mut failure: pg_sys::TM_FailureData = std::mem::zeroed();
         let mut mode = std::mem::zeroed();
         let command = pg_sys::GetCurrentCommandId(true);
+        let any = std::ptr::null_mut();
         #[cfg(feature = "pg15")]
-        let status = pg_sys::heap_update(
-            relation,
-            place,
-            new,
-            command,
-            std::ptr::null_mut(),
-            true,
-            &raw mut failure,
-            &raw mut mode,
-        );
+        let status = pg_sys::heap_update(relation, place, new, command, any, is_ours, &raw mut failure, &raw mut mode);
         #[cfg(not(feature = "pg15"))]
         let status = pg_sys::heap_update(
             relation,
             place,
             new,
             command,
-            std::ptr::null_mut(),
-            true,
+            any,
+            is_ours,
             &raw mut failure,
             &raw mut mode,
             &mut std::mem::zeroed(),
         );
-        status
-    };
-    assert_eq!(status, pg_sys::TM_Result::TM_Ok, "a row that is locked can be updated");
+        (status, failure.xmax)
+    }
 }
 
 /// An index that is open for writing.

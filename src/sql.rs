@@ -179,6 +179,7 @@ pub mod types {
     pub const text: pg_sys::Oid = pg_sys::TEXTOID;
     pub const int8: pg_sys::Oid = pg_sys::INT8OID;
     pub const int4: pg_sys::Oid = pg_sys::INT4OID;
+    pub const int2: pg_sys::Oid = pg_sys::INT2OID;
     pub const boolean: pg_sys::Oid = pg_sys::BOOLOID;
     pub const bytea: pg_sys::Oid = pg_sys::BYTEAOID;
     pub const jsonb: pg_sys::Oid = pg_sys::JSONBOID;
@@ -239,6 +240,25 @@ pub fn connect<R>(work: impl FnOnce(&Db) -> R) -> R {
         pg_sys::SPI_finish();
     }
     result
+}
+
+/// Does `work` in a subtransaction, and undoes it where it says that it was in vain.
+pub fn unless_in_vain(work: impl FnOnce() -> bool) -> bool {
+    // SAFETY: connected, as the procedural languages do it; errors unwind through it to the end of the transaction.
+    unsafe {
+        let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
+        pg_sys::BeginInternalSubTransaction(std::ptr::null());
+        pg_sys::MemoryContextSwitchTo(context);
+        let was_useful = work();
+        if was_useful {
+            pg_sys::ReleaseCurrentSubTransaction();
+        } else {
+            pg_sys::RollbackAndReleaseCurrentSubTransaction();
+        }
+        pg_sys::MemoryContextSwitchTo(context);
+        pg_sys::CurrentResourceOwner = owner;
+        was_useful
+    }
 }
 
 // `self` is the proof that there is a connection.

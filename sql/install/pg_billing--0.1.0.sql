@@ -1316,6 +1316,20 @@ AS 'MODULE_PATHNAME', 'set_org_price_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/ledger/split.rs
+-- pg_billing::ledger::split::set_wallet_lanes
+CREATE  FUNCTION "set_wallet_lanes"(
+	"org_id" uuid, /* Option < pgrx :: Uuid > */
+	"lanes" INT, /* Option < i32 > */
+	"unit" TEXT DEFAULT 'credit' /* Option < & str > */
+) RETURNS void
+VOLATILE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'set_wallet_lanes_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/settlement/mod.rs
 -- pg_billing::settlement::settle_org
 CREATE  FUNCTION "settle_org"(

@@ -10,6 +10,7 @@ use crate::json::Jsonb;
 use crate::ledger::call::to_json;
 use crate::ledger::chain;
 use crate::ledger::consume::{self, Consumption};
+use crate::ledger::split;
 use crate::ledger::store::{self, Replay};
 use crate::ledger::wallet::{Facts, Operation, Request, Wallet};
 use crate::limits::caps::Caps;
@@ -27,6 +28,9 @@ use uuid::Uuid;
 
 /// Most items of a batch.
 const MOST_ITEMS: usize = 10_000;
+
+/// How often a key may be taken by somebody else while we are at it.
+const ATTEMPTS: usize = 100;
 
 statements! {
     PARSE(jsonb) =
@@ -74,8 +78,12 @@ impl Priced {
         self.known.as_ref().ok().map(|(metric, _)| metric)
     }
 
+    fn price(&self) -> Option<&Price> {
+        self.known.as_ref().ok().and_then(|(_, price)| price.as_deref())
+    }
+
     fn unit(&self) -> &str {
-        self.known.as_ref().ok().and_then(|(_, price)| price.as_ref()).map_or(units::CREDIT, |p| p.unit.as_str())
+        self.price().map_or(units::CREDIT, |price| price.unit.as_str())
     }
 
     /// What it costs, or whether it may be, depends on what was used before.
@@ -92,46 +100,63 @@ struct Locked {
     replays: HashMap<(Uuid, i64), Replay>,
 }
 
-/// Makes the one consumption, or gives its refusal.
-pub fn consume_one(db: &Db, item: Item) -> Result<Consumption> {
-    consume_all(db, vec![Ok(item)])?.pop().unwrap_or(Err(Error::corrupt("a batch of one gave no outcome")))
+/// Makes the one consumption, or gives its refusal. `lane`: the one that had run dry, in a wallet that is split.
+pub fn consume_one(db: &Db, item: Item, lane: Option<i16>) -> Result<Consumption> {
+    consume_all(db, &[Ok(item)], lane)?.pop().unwrap_or(Err(Error::corrupt("a batch of one gave no outcome")))
 }
 
 /// Makes the consumptions in order; a refused one changes nothing and does not stop the others.
-fn consume_all(db: &Db, items: Vec<Result<Item>>) -> Result<Vec<Result<Consumption>>> {
+fn consume_all(db: &Db, items: &[Result<Item>], lane: Option<i16>) -> Result<Vec<Result<Consumption>>> {
+    for _ in 0..ATTEMPTS {
+        if let Some(outcomes) = try_all(db, items, lane)? {
+            return Ok(outcomes);
+        }
+    }
+    Err(Error::contended())
+}
+
+/// None where a key was taken meanwhile, in another lane: nothing was done, and the next time that call is seen.
+fn try_all(db: &Db, items: &[Result<Item>], lane: Option<i16>) -> Result<Option<Vec<Result<Consumption>>>> {
     cache::require_installed(db)?;
     let now = clock::now();
     let known = known_orgs(db, items.iter().flatten().map(|i| i.org_id).collect());
     let items: Vec<Result<Priced>> =
-        items.into_iter().map(|item| item.map(|item| priced(db, item, &known, now))).collect();
+        items.iter().map(|item| item.clone().map(|item| priced(db, item, &known, now))).collect();
     let mut locked = lock(db, &items, now)?;
-    let mut done: HashMap<(Uuid, String), (Item, Consumption)> = HashMap::new();
+    let mut done: HashMap<(Uuid, &str), (&Item, Consumption)> = HashMap::new();
     let outcomes = items
-        .into_iter()
+        .iter()
         .map(|item| {
-            let item = item?;
-            let name = item.item.key.as_ref().map(|key| (item.item.org_id, key.clone()));
-            if let Some(name) = &name {
-                if let Some(replay) = locked.replays.get(&(name.0, chain::request_id(&name.1))) {
-                    return consume::replayed(replay, &item.item);
+            let priced = item.as_ref().map_err(Clone::clone)?;
+            let item = &priced.item;
+            let name = item.key.as_ref().map(|key| (item.org_id, key.as_str()));
+            if let Some(name) = name {
+                if let Some(replay) = locked.replays.get(&(name.0, chain::request_id(name.1))) {
+                    return consume::replayed(replay, item);
                 }
-                if let Some((earlier, answer)) = done.get(name) {
-                    return if *earlier == item.item {
+                if let Some((earlier, answer)) = done.get(&name) {
+                    return if *earlier == item {
                         Ok(Consumption { replayed: true, ..answer.clone() })
                     } else {
-                        Err(Error::idempotency_conflict(&name.1))
+                        Err(Error::idempotency_conflict(name.1))
                     };
                 }
             }
-            let answer = consume(db, &mut locked, &item)?;
+            let answer = consume(db, &mut locked, priced)?;
             if let Some(name) = name {
-                done.insert(name, (item.item, answer.clone()));
+                done.insert(name, (item, answer.clone()));
             }
             Ok(answer)
         })
         .collect();
-    save(db, locked)?;
-    Ok(outcomes)
+    if let Some(lane) = lane {
+        for wallet in locked.wallets.values_mut() {
+            split::relax(db, wallet)?;
+            let credits = items.iter().flatten().map(|item| charge_plain(item.price(), item.item.quantity)).next();
+            store::refill(db, wallet, lane, credits.and_then(Result::ok).unwrap_or(0))?;
+        }
+    }
+    Ok(save(db, locked)?.then_some(outcomes))
 }
 
 fn known_orgs(db: &Db, orgs: BTreeSet<Uuid>) -> BTreeSet<Uuid> {
@@ -177,6 +202,7 @@ fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Result<Locked> {
     let caps = Caps::lock(db, &wanted, now)?;
     let mut wallets: BTreeMap<_, _> =
         lanes.into_iter().map(|lane| ((lane.org_id, lane.unit.clone()), Wallet::new(lane, now))).collect();
+    provide(db, items, &mut wallets, &metered)?;
     let mut members: BTreeMap<(Uuid, String), Vec<Uuid>> = BTreeMap::new();
     for priced in valid() {
         if let Some(member) = priced.item.member_id {
@@ -200,6 +226,40 @@ fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Result<Locked> {
     Ok(Locked { wallets, metered, caps, replays })
 }
 
+/// Gathers what split wallets need for all items, as long as nobody who holds a lane can wait for us.
+fn provide(
+    db: &Db,
+    items: &[Result<Priced>],
+    wallets: &mut BTreeMap<(Uuid, String), Wallet>,
+    metered: &BTreeMap<(Uuid, String), Metered>,
+) -> Result<()> {
+    if !wallets.values().any(|wallet| wallet.lane.is_split()) {
+        return Ok(());
+    }
+    let mut metered = metered.clone();
+    let mut needed: BTreeMap<(Uuid, String), (i64, &str)> = BTreeMap::new();
+    for priced in items.iter().flatten() {
+        let Ok((metric, price)) = &priced.known else { continue };
+        let item = &priced.item;
+        let credits = match metered.get_mut(&(item.org_id, item.metric.clone())) {
+            // What is refused needs nothing.
+            Some(counter) => match counter.charge(metric, item.quantity, price.as_deref()) {
+                Ok(charge) if counter.take(charge, price.as_deref()).is_ok() => charge.credits,
+                _ => 0,
+            },
+            None => charge_plain(price.as_deref(), item.quantity).unwrap_or(0),
+        };
+        let sum = needed.entry((item.org_id, priced.unit().to_owned())).or_insert((0, &item.metric));
+        sum.0 = sum.0.saturating_add(credits);
+    }
+    for (name, (credits, metric)) in needed {
+        if let Some(wallet) = wallets.get_mut(&name).filter(|wallet| wallet.lane.is_split()) {
+            store::provide(db, wallet, credits, Some(metric))?;
+        }
+    }
+    Ok(())
+}
+
 fn consume(db: &Db, locked: &mut Locked, priced: &Priced) -> Result<Consumption> {
     let item = &priced.item;
     let (known, price) = priced.known.clone()?;
@@ -214,10 +274,8 @@ fn consume(db: &Db, locked: &mut Locked, priced: &Priced) -> Result<Consumption>
         .wallets
         .get_mut(&(item.org_id, priced.unit().to_owned()))
         .ok_or_else(|| Error::insufficient(credits, 0))?;
-    if wallet.lots.is_none() && !wallet.slice_suffices(credits) {
-        store::load(db, wallet, &[])?;
-    }
     let metric = Some(item.metric.as_str());
+    store::provide(db, wallet, credits, metric)?;
     locked.caps.check(item.org_id, &known, item.member_id, item.quantity)?;
     wallet.check_budget(item.member_id, credits)?;
     let parts = wallet.allocate(credits, metric)?;
@@ -257,15 +315,17 @@ fn charge_plain(price: Option<&Price>, quantity: i64) -> Result<i64> {
     price.map_or(Ok(0), |price| price.charge(0, quantity).map_err(catalog::too_large))
 }
 
-fn save(db: &Db, locked: Locked) -> Result<()> {
+/// False where a key was taken meanwhile: nothing was written.
+fn save(db: &Db, locked: Locked) -> Result<bool> {
     let mut wallets: Vec<Wallet> = locked.wallets.into_values().collect();
-    if !wallets.is_empty() {
-        store::save(db, &mut wallets, "{}")?;
+    if !wallets.is_empty() && !store::save_new(db, &mut wallets, "{}")? {
+        return Ok(false);
     }
     let changed: Vec<_> = locked.metered.values().filter(|m| m.changed).map(|m| &m.counter).collect();
     counters::save(db, &changed);
     locked.caps.save(db);
-    alerts::caps(db, &locked.caps)
+    alerts::caps(db, &locked.caps)?;
+    Ok(true)
 }
 
 fn parse(db: &Db, items: Jsonb) -> Result<Vec<Result<Item>>> {
@@ -337,7 +397,7 @@ fn consume_credits_batch(
     let outcomes = or_raise(arguments::required("items", items).and_then(|items| {
         sql::connect(|db| {
             let items = parse(db, items)?;
-            consume_all(db, items)
+            consume_all(db, &items, None)
         })
     }));
     TableIterator::new((1..).zip(outcomes).map(|(item, outcome)| match outcome {

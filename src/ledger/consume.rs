@@ -1,6 +1,6 @@
 //! `consume_credits`: the common consumption, in two rows.
 //!
-//! One update of the lane checks, burns from the slice and advances the chain; one insert writes the entry and takes the
+//! One update of a lane checks, burns from its slice and advances the chain; one insert writes the entry and takes the
 //! key: without statements where that is possible (`heap.rs`), else with one each. Whatever that update cannot decide alone
 //! (the slice is too small, a grant has expired, credit is scoped, an allowance, a cap or steps of a price ask what was used
 //! before…) goes through the rules, as a batch of one.
@@ -9,11 +9,14 @@ use crate::arguments::{self, optional_uuid, positive, required, required_uuid};
 use crate::catalog::{self, cache};
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::heap::{Equal, Held, Key, Table, Write};
+use crate::heap::{Changed, Held, Snapshot, Table, Write};
 use crate::json::Jsonb;
 use crate::ledger::batch::{self, Item};
 use crate::ledger::call::Answer;
 use crate::ledger::chain::{self, Content, Hash, Position};
+use crate::ledger::lanes::{self, Step, Waits};
+use crate::ledger::rows::{self, column, number};
+use crate::ledger::split;
 use crate::ledger::store::{self, Replay};
 use crate::ledger::wallet::{MemberDelta, Wallet};
 use crate::raise::or_raise;
@@ -23,6 +26,8 @@ use crate::usage::fold;
 use crate::{alerts, args, receipt, statements, units};
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use uuid::Uuid;
 
 receipt! {
@@ -58,8 +63,8 @@ statements! {
                 consumed = consumed + $3,
                 head = billing.chain_burn(head, $4, last_entry_id, balance, $3, slice_grant)
           where org_id = $1 and unit = $2 and lane = 0 and slice_credits >= $3 and fast_until > $5
-         returning last_entry_id, balance, slice_grant, head, fast_until, alert_below";
-    UNBURN(uuid, text, int8) =
+         returning last_entry_id, balance, slice_grant, head, fast_until, alert_below, alert_base";
+    UNBURN(uuid, text, int8, int2) =
         "update billing.lanes l
             set balance = balance + $3,
                 slice_credits = slice_credits + $3,
@@ -67,31 +72,78 @@ statements! {
                 last_entry_id = last_entry_id - 1,
                 head = coalesce((select e.entry_hash from billing.entries e
                                   where e.org_id = $1 and e.entry_id = l.last_entry_id - 1), '')
-          where org_id = $1 and unit = $2 and lane = 0";
+          where org_id = $1 and unit = $2 and lane = $4";
     // Without a key there is nothing to conflict with: nulls are distinct.
-    WRITE(uuid, int8, int8, int8, timestamptz, int8, int8, uuid, text, text, jsonb, bytea, int8, int8, text) =
+    WRITE(uuid, int8, int8, int8, timestamptz, int8, int8, uuid, text, text, jsonb, bytea, int8, int8, text, text) =
         "insert into billing.entries (org_id, operation_id, entry_id, amount, balance_before, balance_after, created_at,
                                       grant_id, quantity, member_id, unit, kind, metric, metadata, entry_hash,
-                                      request_id, idempotency_key)
-         values ($1, $2, $2, $3, $13, $4, $5, $6, $7, $8, $9, 'usage', $10, $11, $12, $14, $15)
+                                      request_id, idempotency_key, result)
+         values ($1, $2, $2, $3, $13, $4, $5, $6, $7, $8, $9, 'usage', $10, $11, $12, $14, $15, $16)
          on conflict (org_id, request_id) do nothing";
 }
 
-/// Columns of `lanes`, and how many there are in it and in `entries`.
-mod column {
-    pub const ORG_ID: i16 = 1;
-    pub const SLICE_GRANT: usize = 9;
-    pub const LANE: i16 = 10;
-    pub const UNIT: i16 = 12;
-    pub const FAST_UNTIL: usize = 13;
-    pub const LAST_ENTRY_ID: usize = 14;
-    pub const BALANCE: usize = 15;
-    pub const SLICE_CREDITS: usize = 16;
-    pub const CONSUMED: usize = 17;
-    pub const HEAD: usize = 18;
-    pub const ALERT_BELOW: usize = 19;
-    pub const LANES: usize = 19;
-    pub const ENTRIES: usize = 23;
+/// Columns of `entries`.
+const COLUMNS: usize = 23;
+
+/// How often a split wallet is looked at again before the rules decide.
+const LOOKS: usize = 1000;
+
+/// Of how many contended wallets a backend takes notes.
+const MOST_HOT: usize = 256;
+
+/// How soon a backend asks again whether a wallet wants more lanes.
+const SECOND: Moment = 1_000_000;
+
+/// What a backend remembers of a wallet that many spend from: where to look, never what is there.
+#[derive(Clone, Copy)]
+struct Hot {
+    lanes: i16,
+    waits: Waits,
+    next_look: Moment,
+}
+
+thread_local! {
+    static HOT: RefCell<HashMap<(Uuid, String), Hot>> = RefCell::default();
+}
+
+impl Hot {
+    const COLD: Self = Self { lanes: 1, waits: Waits::NONE, next_look: 0 };
+
+    fn of(asked: &Asked<'_>, unit: &str) -> Self {
+        HOT.with_borrow(|hot| {
+            let known = if hot.is_empty() { None } else { hot.get(&(asked.org_id, unit.to_owned())).copied() };
+            known.unwrap_or(Self::COLD)
+        })
+    }
+
+    fn keep(self, asked: &Asked<'_>, unit: &str) {
+        HOT.with_borrow_mut(|hot| {
+            let name = (asked.org_id, unit.to_owned());
+            if self.lanes == 1 && self.waits == Waits::NONE {
+                hot.remove(&name);
+                return;
+            }
+            if hot.len() >= MOST_HOT {
+                hot.clear();
+            }
+            hot.insert(name, self);
+        });
+    }
+
+    /// Notes whether a call had to wait, and sees to it that there are lanes enough.
+    fn note(mut self, db: &Db, asked: &Asked<'_>, unit: &str, waited: bool) -> Result<()> {
+        if self.lanes == 1 && self.waits == Waits::NONE && !waited {
+            return Ok(());
+        }
+        self.waits.note(waited);
+        let now = clock::now();
+        if self.waits.are_many() && self.next_look <= now {
+            (self.waits, self.next_look) = (Waits::NONE, now.saturating_add(SECOND));
+            self.lanes = split::tense(db, asked.org_id, unit, self.lanes)?;
+        }
+        self.keep(asked, unit);
+        Ok(())
+    }
 }
 
 /// A consumption that was asked for.
@@ -132,28 +184,55 @@ pub fn replayed(found: &Replay, item: &Item) -> Result<Consumption> {
     if !same {
         return Err(Error::idempotency_conflict(item.key.as_deref().unwrap_or_default()));
     }
-    let stored = found.result.as_deref().and_then(|text| serde_json::from_str::<Consumption>(text).ok());
-    let answer = stored.unwrap_or_else(|| Consumption {
-        operation_id: found.operation_id,
+    let stored = found.result.as_deref().and_then(|text| serde_json::from_str::<Kept>(text).ok()).unwrap_or_default();
+    Ok(Consumption {
+        operation_id: stored.operation_id.unwrap_or(found.operation_id),
         metric: item.metric.clone(),
         quantity: item.quantity,
-        included: 0,
-        credits: -found.amount,
-        balance_before: found.balance_before,
-        balance_after: found.balance_after,
+        included: stored.included.unwrap_or(0),
+        credits: stored.credits.unwrap_or(-found.amount),
+        balance_before: stored.balance_before.unwrap_or(found.balance_before),
+        balance_after: stored.balance_after.unwrap_or(found.balance_after),
         replayed: true,
-    });
-    Ok(Consumption { replayed: true, ..answer })
+    })
 }
 
-/// What the UPDATE of the lane gave.
+/// What is kept of an answer where its entry alone does not tell it.
+#[derive(Default, Serialize, Deserialize)]
+struct Kept {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    operation_id: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    included: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    credits: Option<i64>,
+    balance_before: Option<i64>,
+    balance_after: Option<i64>,
+}
+
+/// What the update of a lane gave.
 struct Burned {
+    lane: i16,
     entry_id: i64,
+    /// The lane's.
     balance: i64,
     slice_grant: i64,
     head: Vec<u8>,
     fast_until: Moment,
+    /// The wallet's, after it.
+    total: i64,
     alert_below: i64,
+    alert_base: i64,
+    /// Kept with the entry, for a repeated call.
+    result: Option<String>,
+    waited: bool,
+}
+
+/// What became of it.
+enum Burn {
+    Done(Burned),
+    /// The rules must decide; and see to this lane, where it had run dry.
+    Dry(Option<i16>),
 }
 
 /// What a consumption costs now.
@@ -166,7 +245,7 @@ struct Plan {
 fn consume(asked: &Asked<'_>) -> Result<Consumption> {
     sql::connect(|db| match plan(db, asked) {
         Ok(Some(plan)) => charge(db, asked, &plan),
-        Ok(None) => batch::consume_one(db, asked.item()),
+        Ok(None) => batch::consume_one(db, asked.item(), None),
         // Whatever would be refused now: a call that was made before has its answer.
         Err(error) => replay(db, asked)?.ok_or(error),
     })
@@ -189,35 +268,55 @@ fn plan(db: &Db, asked: &Asked<'_>) -> Result<Option<Plan>> {
 
 fn charge(db: &Db, asked: &Asked<'_>, plan: &Plan) -> Result<Consumption> {
     let (now, unit, credits) = (plan.now, plan.unit.as_str(), plan.credits);
-    let Some(burned) = burn(db, asked, unit, credits, now) else {
-        return batch::consume_one(db, asked.item());
+    let hot = Hot::of(asked, unit);
+    let burned = match burn(db, asked, (unit, credits, now), hot) {
+        Burn::Done(burned) => burned,
+        Burn::Dry(lane) => return batch::consume_one(db, asked.item(), lane),
     };
     // The wait for the lock may have outlasted the figures of the row.
     if burned.fast_until != INFINITY && burned.fast_until <= clock::now() {
-        db.write(&UNBURN, args![asked.org_id, unit, credits]);
-        return batch::consume_one(db, asked.item());
+        db.write(&UNBURN, args![asked.org_id, unit, credits, burned.lane]);
+        return batch::consume_one(db, asked.item(), None);
     }
     if !write(db, asked, unit, credits, now, &burned) {
-        db.write(&UNBURN, args![asked.org_id, unit, credits]);
+        db.write(&UNBURN, args![asked.org_id, unit, credits, burned.lane]);
         return replay(db, asked)?.ok_or_else(Error::contended);
     }
     spend_budget(db, asked, unit, credits, now);
-    if fold::is_due(burned.entry_id - 1, burned.entry_id) {
-        fold::fold(db, asked.org_id, burned.entry_id);
-    }
-    if burned.balance < burned.alert_below {
-        alerts::balance(db, asked.org_id, &alerts::Open::of(db, asked.org_id), (unit, burned.balance), now)?;
-    }
+    afterwards(db, asked, unit, now, &burned)?;
+    let hot = if burned.lane == 0 {
+        Hot { lanes: 1, ..hot }
+    } else {
+        Hot { lanes: hot.lanes.max(2), ..Hot::of(asked, unit) }
+    };
+    hot.note(db, asked, unit, burned.waited)?;
     Ok(Consumption {
         operation_id: burned.entry_id,
         metric: asked.metric.to_owned(),
         quantity: asked.quantity,
         included: 0,
         credits,
-        balance_before: burned.balance + credits,
-        balance_after: burned.balance,
+        balance_before: burned.total + credits,
+        balance_after: burned.total,
         replayed: false,
     })
+}
+
+/// Reports and alerts. Whoever holds a lane does not wait for the wallet: it is for the next call then.
+fn afterwards(db: &Db, asked: &Asked<'_>, unit: &str, now: Moment, burned: &Burned) -> Result<()> {
+    let is_due = fold::is_due(burned.entry_id - 1, burned.entry_id);
+    let is_low = burned.total < burned.alert_below;
+    if !is_due && !is_low || burned.lane > 0 && store::lock_if_free(db, asked.org_id, unit).is_none() {
+        return Ok(());
+    }
+    if is_due {
+        fold::fold(db, asked.org_id, burned.entry_id);
+    }
+    if is_low {
+        let open = alerts::Open::of(db, asked.org_id);
+        alerts::balance(db, asked.org_id, &open, (unit, burned.total, burned.alert_base), now)?;
+    }
+    Ok(())
 }
 
 fn replay(db: &Db, asked: &Asked<'_>) -> Result<Option<Consumption>> {
@@ -225,8 +324,9 @@ fn replay(db: &Db, asked: &Asked<'_>) -> Result<Option<Consumption>> {
     store::find_replay(db, asked.org_id, key)?.map(|found| replayed(&found, &asked.item())).transpose()
 }
 
-fn burn(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment) -> Option<Burned> {
-    let content: Hash = chain::content(&Content {
+/// What all of the entry's columns come to but those that its place in the chain gives.
+fn content(asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment), result: Option<&str>) -> Hash {
+    chain::content(&Content {
         org_id: asked.org_id,
         unit,
         kind: "usage",
@@ -241,51 +341,132 @@ fn burn(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment) -> Op
         reason: None,
         actor: None,
         metadata: &asked.metadata_text,
-        result: None,
+        result,
         created_at: now,
         offset: 0,
         terms: None,
-    });
-    if let Some(lanes) = Table::open("lanes", column::LANES, Write::Update) {
-        return burn_row(&lanes, asked, unit, (credits, now), &content);
+    })
+}
+
+fn burn(db: &Db, asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment), hot: Hot) -> Burn {
+    let Some(lanes) = rows::open() else { return burn_by_statement(db, asked, (unit, credits, now)) };
+    let mut is_split = hot.lanes > 1;
+    // The note may be old: what is there decides.
+    for _ in 0..2 {
+        if is_split {
+            match burn_split(&lanes, asked, (unit, credits, now), hot) {
+                Some(burn) => return burn,
+                None => is_split = false,
+            }
+        } else {
+            let content = content(asked, (unit, credits, now), None);
+            match burn_lane(&lanes, asked, (unit, credits), (0, Held::Wait), &content) {
+                Tried::Burned(burned) => return Burn::Done(burned),
+                Tried::Split => is_split = true,
+                Tried::No | Tried::Held => return Burn::Dry(None),
+            }
+        }
     }
+    Burn::Dry(None)
+}
+
+/// Without the access methods; a wallet that is split is for the rules, since its lane 0 has no slice.
+fn burn_by_statement(db: &Db, asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment)) -> Burn {
+    let content = content(asked, (unit, credits, now), None);
     let rows = db.write(&BURN, args![asked.org_id, unit, credits, content.as_slice(), At(now)]);
-    rows.first().map(|row| Burned {
+    let Some(row) = rows.first() else { return Burn::Dry(None) };
+    Burn::Done(Burned {
+        lane: 0,
         entry_id: row.get(0),
         balance: row.get(1),
         slice_grant: row.get(2),
         head: row.get(3),
         fast_until: row.get(4),
+        total: row.get(1),
         alert_below: row.get(5),
+        alert_base: row.get(6),
+        result: None,
+        waited: false,
     })
 }
 
-/// What BURN does.
-fn burn_row(
-    lanes: &Table,
+/// Burns from one of the lanes of a split wallet; None where it is not split.
+fn burn_split(table: &Table, asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment), hot: Hot) -> Option<Burn> {
+    // Backends begin with lanes of their own.
+    // SAFETY: reads a global.
+    let mine = i16::try_from(unsafe { pg_sys::MyProcPid } % i32::from(lanes::MOST)).unwrap_or_default() + 1;
+    let (mut held, mut waited) = (Vec::new(), false);
+    for _ in 0..LOOKS {
+        let seen = rows::glance(table, asked.org_id, unit, Snapshot::Latest, clock::now())?;
+        if seen.lanes <= 1 {
+            Hot { lanes: 1, waits: Waits::NONE, ..hot }.keep(asked, unit);
+            return None;
+        }
+        if seen.lanes != hot.lanes {
+            Hot { lanes: seen.lanes, ..Hot::of(asked, unit) }.keep(asked, unit);
+        }
+        let step = lanes::step(&seen.view, mine, credits, &held);
+        let (lane, how) = match step {
+            _ if seen.fast_until <= clock::now() => return Some(Burn::Dry(None)),
+            Step::Wallet(lane) => return Some(Burn::Dry(Some(lane))),
+            Step::Burn(lane) => (lane, Held::Skip),
+            Step::Await(lane) => (lane, Held::Await),
+        };
+        waited |= how == Held::Await;
+        // A repeated call is told the wallet's figures again, not the lane's.
+        let total = seen.total - credits;
+        let (balance_before, balance_after) = (Some(seen.total), Some(total));
+        let result = asked
+            .key
+            .and_then(|_| serde_json::to_string(&Kept { balance_before, balance_after, ..Kept::default() }).ok());
+        let content = content(asked, (unit, credits, now), result.as_deref());
+        match burn_lane(table, asked, (unit, credits), (lane, how), &content) {
+            Tried::Burned(burned) => {
+                let (alert_below, alert_base) = (seen.alert_below, seen.alert_base);
+                return Some(Burn::Done(Burned { total, alert_below, alert_base, result, waited, ..burned }));
+            }
+            Tried::Held => held.push(lane),
+            // Somebody else was faster, or has waited with us.
+            Tried::No | Tried::Split => held.clear(),
+        }
+    }
+    Some(Burn::Dry(None))
+}
+
+/// What came of a lane.
+enum Tried {
+    Burned(Burned),
+    /// It has not enough, or time has passed over it.
+    No,
+    Held,
+    /// The wallet has other lanes to burn from.
+    Split,
+}
+
+/// What BURN does, on any lane.
+fn burn_lane(
+    table: &Table,
     asked: &Asked<'_>,
-    unit: &str,
-    (credits, now): (i64, Moment),
+    (unit, credits): (&str, i64),
+    (lane, held): (i16, Held),
     content: &Hash,
-) -> Option<Burned> {
-    let keys = [
-        Key(column::ORG_ID, Equal::Uuid, asked.org_id.to_sql()),
-        Key(column::UNIT, Equal::Text, unit.to_sql()),
-        Key(column::LANE, Equal::Small, 0_i16.to_sql()),
-    ];
+) -> Tried {
     let mut burned = None;
-    lanes.update_one("lanes_pkey", &keys, Held::Wait, |row| {
-        // SAFETY: a column of 64 bits, by value.
-        let number = |column: usize| row[column - 1].map(|datum| unsafe { i64::from_sql(datum) });
-        let (slice, fast_until) = (number(column::SLICE_CREDITS)?, number(column::FAST_UNTIL)?);
-        if slice < credits || fast_until <= now {
+    let mut is_split = false;
+    let changed = table.update_one(rows::KEY, &rows::key(asked.org_id, unit, lane), held, |row| {
+        is_split = rows::lanes(row) > 1;
+        if is_split {
+            return None;
+        }
+        let (slice, fast_until) = (number(row, column::SLICE_CREDITS)?, number(row, column::FAST_UNTIL)?);
+        if slice < credits || fast_until <= clock::now() {
             return None;
         }
         // SAFETY: a column of type bytea.
         let head: Vec<u8> = row[column::HEAD - 1].map(|datum| unsafe { FromSql::from_sql(datum) })?;
-        let (before, slice_grant) = (number(column::BALANCE)?, number(column::SLICE_GRANT)?);
-        let (balance, entry_id) = (before - credits, number(column::LAST_ENTRY_ID)? + 1);
-        let consumed = number(column::CONSUMED)?.checked_add(credits)?;
+        let (before, slice_grant) = (number(row, column::BALANCE)?, number(row, column::SLICE_GRANT)?);
+        let (balance, entry_id) = (before - credits, number(row, column::LAST_ENTRY_ID)? + 1);
+        let consumed = number(row, column::CONSUMED)?.checked_add(credits)?;
         let head = chain::link(&head, content, position(entry_id, before, credits, slice_grant)).to_vec();
         let changed = vec![
             (column::LAST_ENTRY_ID, entry_id.to_sql()),
@@ -294,11 +475,28 @@ fn burn_row(
             (column::CONSUMED, consumed.to_sql()),
             (column::HEAD, head.as_slice().to_sql()),
         ];
-        let alert_below = number(column::ALERT_BELOW)?;
-        burned = Some(Burned { entry_id, balance, slice_grant, head, fast_until, alert_below });
+        burned = Some(Burned {
+            lane,
+            entry_id,
+            balance,
+            slice_grant,
+            head,
+            fast_until,
+            total: balance,
+            alert_below: number(row, column::ALERT_BELOW)?,
+            alert_base: number(row, column::ALERT_BASE)?,
+            result: None,
+            waited: false,
+        });
         Some(changed)
     });
-    burned
+    match (changed, burned) {
+        (Changed::Yes, Some(burned)) => Tried::Burned(burned),
+        (Changed::AfterWaiting, Some(burned)) => Tried::Burned(Burned { waited: true, ..burned }),
+        _ if is_split => Tried::Split,
+        (Changed::Held, _) => Tried::Held,
+        _ => Tried::No,
+    }
 }
 
 /// Of a usage entry. A burn of nothing names no grant.
@@ -315,7 +513,7 @@ fn write_row(
     burned: &Burned,
     metadata: Jsonb,
 ) -> Option<()> {
-    let entries = Table::open("entries", column::ENTRIES, Write::Insert)?;
+    let entries = Table::open("entries", COLUMNS, Write::Insert)?;
     let row = [
         asked.org_id.to_sql(),
         burned.entry_id.to_sql(),
@@ -338,7 +536,7 @@ fn write_row(
         None,
         None,
         metadata.to_sql(),
-        None,
+        burned.result.as_deref().to_sql(),
         burned.head.as_slice().to_sql(),
     ];
     if asked.key.is_none() {
@@ -373,6 +571,7 @@ fn write(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment, burn
             burned.balance + credits,
             asked.key.map(chain::request_id),
             asked.key,
+            burned.result.as_deref(),
         ],
     );
     written.count() == 1
@@ -388,7 +587,7 @@ fn spend_budget(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Momen
 }
 
 fn refusal(db: &Db, asked: &Asked<'_>, unit: &str, member_id: Uuid, credits: i64, now: Moment) -> Result<()> {
-    let lane = store::lock(db, asked.org_id, unit).ok_or_else(Error::contended)?;
+    let lane = store::look(db, asked.org_id, unit).ok_or_else(Error::contended)?;
     let mut wallet = Wallet::new(lane, now);
     store::load_budgets(db, &mut wallet, vec![member_id]);
     wallet.check_budget(Some(member_id), credits)?;

@@ -82,7 +82,9 @@ pub fn pay(db: &Db, wallet: &mut Wallet, new: &[Debt]) -> Result<(i64, i64)> {
         if wallet.lots.is_none() {
             crate::ledger::store::load(db, wallet, &[])?;
         }
-        let credits = due.noted.saturating_add(due.new).min(wallet.spendable(Some(&metric))).max(0);
+        let owed = due.noted.saturating_add(due.new);
+        crate::ledger::store::provide(db, wallet, owed.min(wallet.spendable(Some(&metric))), Some(&metric))?;
+        let credits = owed.min(wallet.at_hand(Some(&metric))).max(0);
         if credits > 0 {
             let parts = wallet.allocate(credits, Some(&metric))?;
             let mut operation = Operation::new(Facts {

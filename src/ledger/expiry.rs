@@ -8,6 +8,7 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
+use crate::ledger::{lanes, split};
 use crate::plans::store as plans;
 use crate::raise::or_raise;
 use crate::sql::{self, At};
@@ -18,14 +19,17 @@ use uuid::Uuid;
 const MOST_WALLETS: i32 = 100_000;
 
 statements! {
-    DUE(timestamptz, int4) =
+    DUE(timestamptz, int4, timestamptz) =
         "select org_id, unit from billing.lanes where fresh_until <= $1
          union
          select org_id, unit from billing.holds where status = 'open' and expires_at <= $1
+         union
+         select org_id, unit from billing.wallet_settings where contended_at < $3
           limit $2";
 }
 
-/// Books expired credit and timed-out holds of at most `max_wallets` wallets; gives the number of wallets it looked after.
+/// Books expired credit and timed-out holds of at most `max_wallets` wallets, and joins lanes that are idle; gives the number of
+/// wallets it looked after.
 ///
 /// For pg_cron: `select cron.schedule('* * * * *', 'select billing.book_expiries()')`. Errors: 22023.
 #[pg_extern(volatile, security_definer)]
@@ -38,7 +42,8 @@ fn book_expiries(max_wallets: default!(Option<i32>, 500)) -> i64 {
         }
         let due: Vec<(Uuid, String)> = sql::connect(|db| {
             cache::require_installed(db)?;
-            let rows = db.write(&DUE, args![At(clock::now()), most]);
+            let now = clock::now();
+            let rows = db.write(&DUE, args![At(now), most, At(lanes::idle_since(now))]);
             Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect::<Vec<_>>())
         })?;
         let mut done = 0;
@@ -53,6 +58,7 @@ fn book_expiries(max_wallets: default!(Option<i32>, 500)) -> i64 {
                 let Some(lane) = store::lock_if_free(db, *org_id, unit) else { return Ok(0) };
                 let mut wallet = Wallet::new(lane, clock::now());
                 store::load(db, &mut wallet, &[])?;
+                split::relax(db, &mut wallet)?;
                 store::save(db, std::slice::from_mut(&mut wallet), "{}")?;
                 Ok(1)
             })?;

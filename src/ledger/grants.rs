@@ -247,6 +247,7 @@ fn void_grant(
             },
             |db, wallet| {
                 store::load(db, wallet, &[grant_id])?;
+                store::gather_all(db, wallet, |away| away.slice.grant_id == grant_id)?;
                 let lot = wallet.lot(grant_id)?;
                 let voided = lot.remaining;
                 let already_spent = lot.amount - lot.remaining - lot.written_off;
@@ -317,6 +318,7 @@ fn adjust_credits(
                     debts::pay(db, wallet, &[])?;
                     Some(grant_id)
                 } else {
+                    store::provide(db, wallet, needed, None)?;
                     let parts = wallet.allocate(needed, None)?;
                     wallet.take(&mut operation, "adjustment", &parts)?;
                     None

@@ -215,9 +215,7 @@ fn reserve_credits(
                 caps.add(org_id, &known, member_id, quantity);
                 caps.save(db);
                 alerts::caps(db, &caps)?;
-                if !wallet.slice_suffices(credits) {
-                    store::load(db, wallet, &[])?;
-                }
+                store::provide(db, wallet, credits, Some(metric))?;
                 store::load_budgets(db, wallet, member_id.into_iter().collect());
                 wallet.check_budget(member_id, credits)?;
                 let parts = wallet.allocate(credits, Some(metric))?;
@@ -355,13 +353,11 @@ fn capture(
     }
     let parts = parts_of(db, call.org_id, hold_id);
     let in_slice = parts.iter().all(|p| p.grant_id == wallet.lane.slice_grant);
-    if !(in_slice
-        && wallet.is_fresh()
-        && wallet.lane.scoped == 0
-        && wallet.lane.slice_credits >= credits - hold.credits)
-    {
+    let beyond = (credits - hold.credits).max(0);
+    if !(in_slice && wallet.slice_suffices(beyond)) {
         let named: Vec<i64> = parts.iter().map(|p| p.grant_id).collect();
         store::load(db, wallet, &named)?;
+        store::provide(db, wallet, beyond, Some(metric))?;
     }
     caps::give_back(db, call.org_id, vec![hold_id], Some(quantity))?;
     store::load_budgets(db, wallet, hold.member_id.into_iter().collect());
@@ -509,9 +505,7 @@ fn lock_credits(
         call.run(
             |db, now| store::lock_known(db, org_id, unit, amount, now),
             |db, wallet| {
-                if !wallet.slice_suffices(amount) {
-                    store::load(db, wallet, &[])?;
-                }
+                store::provide(db, wallet, amount, None)?;
                 let parts = wallet.allocate(amount, None)?;
                 let facts =
                     Facts { reason: Some(reason.clone()), actor: Some(crate::access::actor()), ..Facts::default() };

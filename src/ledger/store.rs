@@ -1,14 +1,14 @@
 //! The statements of the ledger: lock a wallet, bring in its grants, write what the rules decided.
 //!
-//! Locks are taken in one order everywhere: lanes by (org, unit), then counters of a period, then members. A row is locked
-//! by the statement that reads it, and every writer of a wallet's grants and holds holds its lane: so the lane's row is the
-//! wallet's lock, under any isolation level.
+//! Locks are taken in one order everywhere: lane 0 by (org, unit), other lanes by number, then counters of a period, then
+//! members. A row is locked by the statement that reads it, and every writer of a wallet's grants and holds holds lane 0: so its
+//! row is the wallet's lock, under any isolation level. `lanes.rs` says how the other lanes go with it.
 
 use crate::error::{Error, Result};
-use crate::ledger::chain;
-use crate::ledger::wallet::{Budget, Entry, Hold, Lane, Lot, MemberDelta, Part, Saved, Wallet};
+use crate::ledger::wallet::{Away, Budget, Entry, Hold, Lane, Lot, MemberDelta, Part, Saved, Wallet};
+use crate::ledger::{chain, lanes};
 use crate::limits::caps;
-use crate::sql::{At, Db, Row};
+use crate::sql::{self, At, Db, Row};
 use crate::time::{INFINITY, Moment, Period};
 use crate::usage::fold;
 use crate::{alerts, args, statements};
@@ -17,7 +17,7 @@ use uuid::Uuid;
 macro_rules! lane_columns {
     () => {
         "org_id, unit, lane, last_entry_id, balance, reserved, locked, purchased, consumed, scoped, future,
-         slice_grant, slice_credits, fresh_until, holds_due, head, alert_below"
+         slice_grant, slice_credits, fresh_until, holds_due, head, alert_below, alert_base, lanes"
     };
 }
 
@@ -33,6 +33,13 @@ statements! {
         concat!("select ", lane_columns!(), " from billing.lanes where org_id = $1 and unit = $2 and lane = 0 for update");
     LOCK_IF_FREE(uuid, text) =
         concat!("select ", lane_columns!(), " from billing.lanes where org_id = $1 and unit = $2 and lane = 0 for update skip locked");
+    LOCK_OTHER(uuid, text, int2) =
+        concat!("select ", lane_columns!(), " from billing.lanes where org_id = $1 and unit = $2 and lane = $3 for update");
+    LOCK_OTHER_IF_FREE(uuid, text, int2) = concat!(
+        "select ", lane_columns!(), " from billing.lanes where org_id = $1 and unit = $2 and lane = $3 for update skip locked");
+    OTHERS(uuid, text) =
+        "select lane, slice_grant, slice_credits, fresh_until from billing.lanes
+          where org_id = $1 and unit = $2 and lane > 0 and balance > 0 order by lane";
     LOCK_LANES(uuids, texts) = concat!(
         "select ", lane_columns!(), "
            from unnest($1, $2) as k (wanted_org, wanted_unit)
@@ -41,16 +48,17 @@ statements! {
           order by l.org_id, l.unit for update of l");
     LOCK_ORG(uuid) =
         concat!("select ", lane_columns!(), " from billing.lanes where org_id = $1 and lane = 0 order by unit for update");
-    LOCK_ORGS(uuids) = "select from billing.lanes where org_id = any ($1) order by org_id, unit for update";
+    LOCK_ORGS(uuids) =
+        "select from billing.lanes where org_id = any ($1) and lane = 0 order by org_id, unit for update";
     READ_LANE(uuid, text) =
         concat!("select ", lane_columns!(), " from billing.lanes where org_id = $1 and unit = $2 and lane = 0");
     ORG_EXISTS(uuid) = "select from billing.lanes where org_id = $1 limit 1";
     CREATE_SETTINGS(uuid, text, timestamptz) =
         "insert into billing.wallet_settings (org_id, unit, created_at) values ($1, $2, $3) on conflict do nothing";
     // The slot is the org's next; who loses a race for it finds no row and tries again.
-    CREATE_LANE(uuid, text) =
+    CREATE_LANE(uuid, text, int2) =
         "insert into billing.lanes (org_id, unit, lane, slot, last_entry_id)
-         select $1, $2, 0, s.slot, s.slot::bigint << 40
+         select $1, $2, $3, s.slot, s.slot::bigint << 40
            from (select coalesce(max(slot) + 1, 0)::smallint as slot from billing.lanes where org_id = $1) s
          on conflict do nothing";
     LOAD_LOTS(uuid, text, int8s) = concat!(
@@ -84,12 +92,13 @@ statements! {
         "select member_id, budget, budget_per, period_start, period_consumed from billing.member_usage
           where org_id = $1 and unit = $2 and member_id = any ($3) and budget is not null
           order by member_id for update";
-    SAVE_LANE(uuid, text, int8, int8, int8, int8, int8, int8, int8, int8, int8, int8, timestamptz, timestamptz, bytea, timestamptz) =
+    SAVE_LANE(uuid, text, int8, int8, int8, int8, int8, int8, int8, int8, int8, int8, timestamptz, timestamptz, bytea, timestamptz,
+              int2, int8, int2) =
         "update billing.lanes
             set last_entry_id = $3, balance = $4, reserved = $5, locked = $6, purchased = $7, consumed = $8,
                 scoped = $9, future = $10, slice_grant = $11, slice_credits = $12, fresh_until = $13, holds_due = $14,
-                head = $15, fast_until = $16
-          where org_id = $1 and unit = $2 and lane = 0";
+                head = $15, fast_until = $16, alert_base = $18, lanes = $19
+          where org_id = $1 and unit = $2 and lane = $17";
     SAVE_LOT(uuid, int8, int8, boolean, timestamptz, int8) =
         "update billing.lots
             set remaining = $3, written_off = $6, voided_at = case when $4 then coalesce(voided_at, $5) else voided_at end
@@ -154,6 +163,8 @@ fn lane(row: &Row) -> Lane {
         holds_due: row.get(14),
         head: row.get(15),
         alert_below: row.get(16),
+        alert_base: row.get(17),
+        lanes: row.get(18),
     }
 }
 
@@ -198,10 +209,104 @@ pub fn peek(db: &Db, org_id: Uuid, unit: &str) -> Option<Lane> {
     db.read(&READ_LANE, args![org_id, unit]).first().as_ref().map(lane)
 }
 
+/// The same as of this moment.
+pub fn look(db: &Db, org_id: Uuid, unit: &str) -> Option<Lane> {
+    db.write(&READ_LANE, args![org_id, unit]).first().as_ref().map(lane)
+}
+
 /// Makes a wallet where there is none.
 fn create(db: &Db, org_id: Uuid, unit: &str, now: Moment) {
     db.write(&CREATE_SETTINGS, args![org_id, unit, At(now)]);
-    db.write(&CREATE_LANE, args![org_id, unit]);
+    db.write(&CREATE_LANE, args![org_id, unit, 0_i16]);
+}
+
+/// Locks another lane than lane 0 of a wallet that is locked; None when there is none, or somebody holds it and we do not wait.
+pub fn lock_other(db: &Db, wallet: &Lane, number: i16, wait: bool) -> Option<Lane> {
+    let statement = if wait { &LOCK_OTHER } else { &LOCK_OTHER_IF_FREE };
+    db.write(statement, args![wallet.org_id, &wallet.unit, number]).first().as_ref().map(lane)
+}
+
+/// Makes another lane of a wallet that is locked, and has none of that number.
+pub fn create_lane(db: &Db, wallet: &Lane, number: i16) -> Result<()> {
+    // The org's next slot may be lost to a wallet of another unit.
+    let made = (0..100).any(|_| db.write(&CREATE_LANE, args![wallet.org_id, &wallet.unit, number]).count() > 0);
+    if made { Ok(()) } else { Err(Error::contended()) }
+}
+
+/// What the lanes of a wallet hold besides lane 0, as committed.
+fn others(db: &Db, wallet: &Lane, fresh: bool) -> Vec<Away> {
+    if !wallet.is_split() {
+        return Vec::new();
+    }
+    let rows = db.query(fresh, &OTHERS, args![wallet.org_id, &wallet.unit]);
+    let away = rows.iter().map(|row| Away {
+        lane: row.get(0),
+        slice: Part { grant_id: row.get(1), credits: row.get(2) },
+        fresh_until: row.get(3),
+    });
+    away.collect()
+}
+
+/// What a wallet has, all lanes together. Lane 0 is locked.
+pub fn balance(db: &Db, lane: &Lane) -> i64 {
+    lane.balance + others(db, lane, true).iter().map(|away| away.slice.credits).sum::<i64>()
+}
+
+/// Takes back what a lane holds; false where it is held and we do not wait.
+fn gather(db: &Db, wallet: &mut Wallet, number: i16, wait: bool) -> Result<bool> {
+    let Some(lane) = lock_other(db, &wallet.lane, number, wait) else { return Ok(false) };
+    wallet.gather(lane)?;
+    Ok(true)
+}
+
+/// Takes back what all lanes hold of which `which` says so, whoever holds them.
+pub fn gather_all(db: &Db, wallet: &mut Wallet, which: impl Fn(&Away) -> bool) -> Result<()> {
+    let numbers: Vec<i16> = wallet.away.iter().filter(|away| which(away)).map(|away| away.lane).collect();
+    for number in numbers {
+        gather(db, wallet, number, true)?;
+    }
+    Ok(())
+}
+
+/// Takes back what all lanes hold, but those that are held; false where some were.
+pub fn gather_free(db: &Db, wallet: &mut Wallet) -> Result<bool> {
+    let numbers: Vec<i16> = wallet.away.iter().map(|away| away.lane).collect();
+    for number in numbers {
+        gather(db, wallet, number, false)?;
+    }
+    Ok(wallet.away.is_empty())
+}
+
+/// Sees to it that so much can be burned, where the wallet has it: brings in the grants, and what other lanes hold. To be called
+/// before counters, caps or members are locked, for which those who hold lanes may wait.
+pub fn provide(db: &Db, wallet: &mut Wallet, credits: i64, metric: Option<&str>) -> Result<()> {
+    if wallet.lots.is_none() && !wallet.slice_suffices(credits) {
+        load(db, wallet, &[])?;
+    }
+    let mut passed = Vec::new();
+    loop {
+        // What has expired is not there, and is no reason to wait.
+        let now = wallet.now();
+        let live = wallet.away.iter().filter(|away| away.fresh_until > now);
+        let away: Vec<_> = live.map(|away| (away.lane, away.slice.credits)).collect();
+        let Some((number, wait)) = lanes::gather(wallet.at_hand(metric), &away, credits, &passed) else {
+            return Ok(());
+        };
+        if !gather(db, wallet, number, wait)? {
+            passed.push(number);
+        }
+    }
+}
+
+/// After a consumption that had to lock the wallet because its lane had run dry: gives that lane its share, unless somebody
+/// holds it.
+pub fn refill(db: &Db, wallet: &mut Wallet, number: i16, credits: i64) -> Result<()> {
+    let is_ours = wallet.lanes.iter().any(|lane| lane.lane.lane == number);
+    let in_use = (1..=wallet.lane.lanes).contains(&number);
+    if wallet.lane.is_split() && in_use && wallet.lots.is_some() && (is_ours || gather(db, wallet, number, false)?) {
+        wallet.deal(number, credits)?;
+    }
+    Ok(())
 }
 
 /// Locks all wallets of an org, and makes those that are missing of the units.
@@ -306,11 +411,29 @@ fn load_with(db: &Db, wallet: &mut Wallet, named: &[i64], locking: bool) -> Resu
             load_budgets(db, wallet, members);
         }
     }
+    let away = others(db, &wallet.lane, locking);
     let mut ids = named.to_vec();
     ids.push(wallet.lane.slice_grant);
     ids.extend(holds.iter().flat_map(|h| &h.parts).map(|p| p.grant_id));
-    let lots = run(&LOAD_LOTS, args![org_id, &unit, ids]).iter().map(|row| lot(&row)).collect();
-    wallet.load(lots, &holds, next_due)
+    ids.extend(away.iter().map(|away| away.slice.grant_id));
+    let mut lots: Vec<Lot> = run(&LOAD_LOTS, args![org_id, &unit, ids]).iter().map(|row| lot(&row)).collect();
+    if !locking {
+        // For reading, all of it is at hand.
+        for away in away {
+            if let Some(lot) = lots.iter_mut().find(|lot| lot.grant_id == away.slice.grant_id) {
+                lot.remaining += away.slice.credits;
+            }
+        }
+        return wallet.load(lots, &holds, next_due);
+    }
+    wallet.note_away(away);
+    wallet.load(lots, &holds, next_due)?;
+    // What lanes hold of grants that have expired is booked too. Whoever holds such a lane leaves it for the next time.
+    let expired: Vec<i16> = wallet.away.iter().filter(|away| away.fresh_until <= now).map(|away| away.lane).collect();
+    for number in expired {
+        gather(db, wallet, number, false)?;
+    }
+    wallet.bury()
 }
 
 fn timed_out(row: &Row) -> Hold {
@@ -430,20 +553,43 @@ pub fn find_replay(db: &Db, org_id: Uuid, key: &str) -> Result<Option<Replay>> {
 
 /// Writes what the rules decided.
 pub fn save(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Result<()> {
+    if save_new(db, wallets, metadata_of_grants)? {
+        return Ok(());
+    }
+    // Whoever has the key was not here when we looked: so it is another request.
+    let entries = || wallets.iter().flat_map(|wallet| &wallet.entries);
+    let key = entries().find_map(|entry| entry.request().map(|r| r.key.clone())).unwrap_or_default();
+    Err(Error::idempotency_conflict(&key))
+}
+
+/// The same; false, and nothing is written, where a call that was under way elsewhere has taken a key.
+pub fn save_new(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Result<bool> {
     for wallet in wallets.iter_mut() {
+        // A grant that goes before what lanes hold goes before it from now on, but for lanes that are held just now.
+        if wallet.lots.iter().flatten().any(|lot| lot.saved.is_none()) {
+            for number in wallet.later_lanes() {
+                gather(db, wallet, number, false)?;
+            }
+        }
         wallet.close();
     }
-    insert_entries(db, wallets)?;
-    for wallet in wallets.iter() {
-        save_wallet(db, wallet, metadata_of_grants)?;
+    let all: Vec<&Wallet> = wallets.iter().flat_map(|wallet| std::iter::once(wallet).chain(&wallet.lanes)).collect();
+    // An identical call on another lane is not kept out by our lock.
+    let may_be_taken =
+        wallets.iter().any(|wallet| wallet.lane.is_split() && wallet.entries.iter().any(|e| e.request().is_some()));
+    let is_new = if may_be_taken { sql::unless_in_vain(|| insert_entries(db, &all)) } else { insert_entries(db, &all) };
+    if is_new {
+        for wallet in all {
+            save_wallet(db, wallet, metadata_of_grants)?;
+        }
     }
-    Ok(())
+    Ok(is_new)
 }
 
 fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()> {
     let lane = &wallet.lane;
     let now = At(wallet.now());
-    if !wallet.entries.is_empty() || wallet.lots.is_some() {
+    if !wallet.entries.is_empty() || wallet.lots.is_some() || lane.lane > 0 {
         db.write(
             &SAVE_LANE,
             args![
@@ -463,6 +609,9 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()>
                 At(lane.holds_due),
                 lane.head.as_slice(),
                 At(lane.fast_until()),
+                lane.lane,
+                lane.alert_base,
+                lane.lanes,
             ],
         );
     }
@@ -503,14 +652,17 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()>
         // The rules have checked the budget, with the row locked.
         save_member(db, lane.org_id, &lane.unit, *member_id, delta, wallet.now(), false);
     }
+    // The calls on other lanes than lane 0 fold only where nobody is in the way.
     if let Some(first) = wallet.entries.first()
-        && fold::is_due(first.position.entry_id - 1, lane.last_entry_id)
+        && (lane.lane > 0 || fold::is_due(first.position.entry_id - 1, lane.last_entry_id))
     {
         fold::fold(db, lane.org_id, lane.last_entry_id);
     }
     let came_in = wallet.lots.iter().flatten().any(|lot| lot.saved.is_none());
-    if came_in || lane.balance < lane.alert_below {
-        alerts::balance(db, lane.org_id, &alerts::Open::of(db, lane.org_id), (&lane.unit, lane.balance), wallet.now())?;
+    let balance = wallet.balance();
+    if came_in || balance < lane.alert_below {
+        let open = alerts::Open::of(db, lane.org_id);
+        alerts::balance(db, lane.org_id, &open, (&lane.unit, balance, lane.alert_base), wallet.now())?;
     }
     Ok(())
 }
@@ -536,10 +688,12 @@ pub fn close_hold(db: &Db, org_id: Uuid, hold_id: i64, status: &str, now: Moment
     db.write(&CLOSE_HOLD, args![org_id, hold_id, status, At(now), operation_id]);
 }
 
-fn insert_entries(db: &Db, wallets: &[Wallet]) -> Result<()> {
-    let all: Vec<(&Wallet, &Entry)> = wallets.iter().flat_map(|w| w.entries.iter().map(move |e| (w, e))).collect();
+/// False where a key was taken.
+fn insert_entries(db: &Db, wallets: &[&Wallet]) -> bool {
+    let all: Vec<(&Wallet, &Entry)> =
+        wallets.iter().copied().flat_map(|w| w.entries.iter().map(move |e| (w, e))).collect();
     if all.is_empty() {
-        return Ok(());
+        return true;
     }
     let numbers = |f: fn(&Entry) -> i64| all.iter().map(|(_, e)| f(e)).collect::<Vec<i64>>();
     let options = |f: fn(&Entry) -> Option<i64>| all.iter().map(|(_, e)| f(e)).collect::<Vec<_>>();
@@ -572,10 +726,5 @@ fn insert_entries(db: &Db, wallets: &[Wallet]) -> Result<()> {
             all.iter().map(|(_, e)| e.request().map(|r| chain::request_id(&r.key))).collect::<Vec<_>>(),
         ],
     );
-    if written.count() < all.len() {
-        // Only a call on another wallet of the org can have taken the key in the meantime: so it is another request.
-        let key = all.iter().find_map(|(_, e)| e.request().map(|r| r.key.clone())).unwrap_or_default();
-        return Err(Error::idempotency_conflict(&key));
-    }
-    Ok(())
+    written.count() == all.len()
 }

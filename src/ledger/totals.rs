@@ -5,11 +5,13 @@ use crate::arguments::{positive, required, required_uuid, unit};
 use crate::catalog::{self, cache};
 use crate::clock;
 use crate::error::{Error, Result};
+use crate::heap::{Snapshot, Table};
+use crate::ledger::rows::{self, column};
 use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
 use crate::raise::or_raise;
 use crate::sql::{self, Db};
-use crate::time::{INFINITY, Moment};
+use crate::time::INFINITY;
 use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
@@ -35,8 +37,8 @@ receipt! {
 }
 
 statements! {
-    TOTAL(uuid, text) =
-        "select balance, fast_until from billing.lanes where org_id = $1 and unit = $2 and lane = 0";
+    CONSUMED(uuid, text) =
+        "select sum(consumed)::int8 from billing.lanes where org_id = $1 and unit = $2";
     SETTINGS(uuid, text) =
         "select owner_type, low_balance_threshold, created_at from billing.wallet_settings where org_id = $1 and unit = $2";
 }
@@ -45,7 +47,7 @@ statements! {
 fn current(db: &Db, org_id: Uuid, unit: &str, with_lots: bool) -> Result<Option<Wallet>> {
     let Some(lane) = store::peek(db, org_id, unit) else { return Ok(None) };
     let mut wallet = Wallet::new(lane, clock::now());
-    if with_lots || !wallet.is_fresh() {
+    if with_lots || !wallet.is_fresh() || wallet.lane.is_split() {
         store::load_read_only(db, &mut wallet)?;
     }
     Ok(Some(wallet))
@@ -60,7 +62,7 @@ pub fn wallet_status(db: &Db, org_id: Uuid, unit: &str, locked: bool) -> Result<
     let wallet = if locked {
         let lane = store::lock(db, org_id, unit).ok_or_else(missing)?;
         let mut wallet = Wallet::new(lane, clock::now());
-        if !wallet.is_fresh() {
+        if !wallet.is_fresh() || wallet.lane.is_split() {
             store::load_read_only(db, &mut wallet)?;
         }
         wallet
@@ -69,6 +71,11 @@ pub fn wallet_status(db: &Db, org_id: Uuid, unit: &str, locked: bool) -> Result<
     };
     let available = wallet.spendable(None);
     let (scoped, future) = wallet.restricted();
+    let mut consumed = wallet.lane.consumed;
+    if wallet.lane.is_split() {
+        let rows = db.query(locked, &CONSUMED, args![org_id, unit]);
+        consumed = rows.first().and_then(|row| row.opt(0)).unwrap_or(consumed);
+    }
     Ok(WalletStatus {
         org_id,
         unit: unit.to_owned(),
@@ -79,7 +86,7 @@ pub fn wallet_status(db: &Db, org_id: Uuid, unit: &str, locked: bool) -> Result<
         // Nothing can be pending before there are payments.
         pending: 0,
         lifetime_purchased: wallet.lane.purchased,
-        lifetime_consumed: wallet.lane.consumed,
+        lifetime_consumed: consumed,
         low_balance_threshold: settings.opt(1),
         scoped,
         future,
@@ -89,11 +96,13 @@ pub fn wallet_status(db: &Db, org_id: Uuid, unit: &str, locked: bool) -> Result<
 
 /// What the org can spend now, on a metric where one is named.
 pub fn spendable(db: &Db, org_id: Uuid, unit: &str, metric: Option<&str>) -> Result<i64> {
-    let rows = db.read(&TOTAL, args![org_id, unit]);
-    let Some(row) = rows.first() else { return Ok(0) };
-    let (balance, fast_until): (i64, Moment) = (row.get(0), row.get(1));
-    if fast_until == INFINITY || clock::now() < fast_until {
-        return Ok(balance);
+    if let Some(lanes) = Table::open_to_read("lanes", column::COUNT) {
+        let now = clock::now();
+        match rows::glance(&lanes, org_id, unit, Snapshot::Callers, now) {
+            None => return Ok(0),
+            Some(seen) if now < seen.fast_until => return Ok(seen.total),
+            Some(_) => {}
+        }
     }
     Ok(current(db, org_id, unit, true)?.map_or(0, |wallet| wallet.spendable(metric)))
 }

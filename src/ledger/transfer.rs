@@ -76,6 +76,7 @@ fn transfer(call: &Call, to_org: Uuid, amount: i64, unit: &str) -> Result<Transf
         for wallet in &mut wallets {
             store::load(db, wallet, &[])?;
         }
+        store::provide(db, &mut wallets[from], amount, None)?;
         let parts = wallets[from].allocate(amount, None)?;
         let mut arriving = Vec::new();
         for part in &parts {

@@ -71,8 +71,8 @@ statements! {
     // What was not effective when the row was written last is effective from fresh_until on, or later.
     DERIVED(uuid, uuid) =
         "with wallets as (
-            select org_id, unit, sum(scoped) as scoped, sum(future) as future, min(fresh_until) as fresh_until
-              from billing.lanes where org_id between $1 and $2 group by 1, 2),
+            select org_id, unit, scoped, future, fresh_until
+              from billing.lanes where org_id between $1 and $2 and lane = 0),
          restricted as (
             select g.org_id, g.unit, sum(g.remaining) filter (where g.metrics is not null) as scoped,
                    sum(g.remaining) filter (where g.metrics is null and g.effective_at >= w.fresh_until) as future
@@ -85,13 +85,13 @@ statements! {
     // A row that claims to hold beyond the next turn of its grants or holds would go on spending what has expired.
     FRESHNESS(uuid, uuid) =
         "with wallets as (
-            select org_id, unit, max(fresh_until) as fresh_until, max(holds_due) as holds_due, max(slice_grant) as slice
-              from billing.lanes where org_id between $1 and $2 group by 1, 2)
+            select org_id, unit, lane, fresh_until, holds_due, slice_grant as slice, slice_credits
+              from billing.lanes where org_id between $1 and $2)
          select w.org_id, w.unit, 'freshness_mismatch',
                 jsonb_build_object('fresh_until', w.fresh_until, 'grant_id', g.grant_id, 'expires_at', g.expires_at)::text
            from wallets w join billing.lots g using (org_id, unit)
-          where (g.remaining > 0 or g.grant_id = w.slice) and g.expires_at < w.fresh_until
-            and g.effective_at < w.fresh_until
+          where (w.lane = 0 and (g.remaining > 0 or g.grant_id = w.slice) or g.grant_id = w.slice and w.slice_credits > 0)
+            and g.expires_at < w.fresh_until and g.effective_at < w.fresh_until
          union all
          select org_id, unit, 'freshness_mismatch', jsonb_build_object('fast_until', fast_until)::text
            from billing.lanes
@@ -102,7 +102,16 @@ statements! {
          select w.org_id, w.unit, 'freshness_mismatch',
                 jsonb_build_object('holds_due', w.holds_due, 'hold_id', h.hold_id, 'expires_at', h.expires_at)::text
            from wallets w join billing.holds h using (org_id, unit)
-          where h.status = 'open' and h.expires_at < w.holds_due";
+          where w.lane = 0 and h.status = 'open' and h.expires_at < w.holds_due
+         union all
+         select l.org_id, l.unit, 'lanes_mismatch',
+                jsonb_build_object('lane', l.lane, 'lanes', w.lanes, 'balance', l.balance, 'slice_credits', l.slice_credits,
+                                   'fast_until', l.fast_until, 'fresh_until', l.fresh_until)::text
+           from billing.lanes l join billing.lanes w on w.org_id = l.org_id and w.unit = l.unit and w.lane = 0
+          where l.org_id between $1 and $2
+            and case when l.lane = 0 then l.lanes < 1 or l.lanes > 1 and l.slice_credits <> 0
+                     else l.balance <> l.slice_credits or l.lanes <> 1 or l.balance > 0 and l.lane > w.lanes
+                       or l.balance > 0 and w.lanes = 1 or l.scoped <> 0 or l.future <> 0 end";
     VOIDS(uuid, uuid) =
         "select g.org_id, g.unit, 'void_mismatch',
                 jsonb_build_object('grant_id', g.grant_id, 'voided_at', g.voided_at, 'entry', v.grant_id)::text

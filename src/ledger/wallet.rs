@@ -1,10 +1,12 @@
 //! The rules of a wallet, without a server: burn order, allocation, expiry, holds, refunds, and the entries they write.
 //!
-//! A `Wallet` is one locked lane with the grants that matter. Methods change it in memory and note entries; the store
+//! A `Wallet` is one locked lane with the grants that matter: lane 0 of a wallet that is split into several, with those
+//! others that are locked besides. Methods change it in memory and note entries; the store
 //! writes the outcome. Whatever a method refuses leaves the wallet as it was, so that a batch can go on with it.
 
 use crate::error::{Error, Result};
 use crate::ledger::chain::{self, Content, Hash, Position, Terms};
+use crate::ledger::lanes;
 use crate::time::{INFINITY, Moment, NEVER_YET, Period};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -31,11 +33,20 @@ pub struct Lane {
     pub holds_due: Moment,
     /// Below that, somebody may want to know.
     pub alert_below: i64,
+    /// What the wallet had after its last grant.
+    pub alert_base: i64,
+    /// Into how many lanes the wallet is split: told by lane 0.
+    pub lanes: i16,
     /// Empty before the first entry.
     pub head: Vec<u8>,
 }
 
 impl Lane {
+    /// Consumptions burn from other lanes than this one, which keeps the rest.
+    pub fn is_split(&self) -> bool {
+        self.lanes > 1
+    }
+
     /// Until when the row alone tells what can be spent, and the slice may be burned.
     pub fn fast_until(&self) -> Moment {
         // What is burned moves from the balance to what was consumed: as long as their sum fits, neither overflows.
@@ -121,6 +132,16 @@ impl Lot {
 pub struct Part {
     pub grant_id: i64,
     pub credits: i64,
+}
+
+/// What a lane that is not locked holds, as committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Away {
+    pub lane: i16,
+    pub slice: Part,
+    /// The grant of the slice expires then.
+    pub fresh_until: Moment,
 }
 
 /// The idempotency key of a call.
@@ -239,6 +260,10 @@ pub struct Wallet {
     pub lane: Lane,
     /// Grants with credit left, and those that the call names; None as long as the slice suffices.
     pub lots: Option<Vec<Lot>>,
+    /// Other lanes that are locked too, each with its slice.
+    pub lanes: Vec<Wallet>,
+    /// What the lanes hold that are not.
+    pub away: Vec<Away>,
     /// Rows to write.
     pub entries: Vec<Entry>,
     /// Holds that timed out and were booked, with the operation that did it.
@@ -256,6 +281,8 @@ impl Wallet {
         Self {
             lane,
             lots: None,
+            lanes: Vec::new(),
+            away: Vec::new(),
             entries: Vec::new(),
             expired_holds: Vec::new(),
             members: BTreeMap::new(),
@@ -276,7 +303,7 @@ impl Wallet {
 
     /// The row alone can serve a burn of so much general credit.
     pub fn slice_suffices(&self, credits: i64) -> bool {
-        self.is_fresh() && self.lane.scoped == 0 && self.lane.slice_credits >= credits
+        !self.lane.is_split() && self.is_fresh() && self.lane.scoped == 0 && self.lane.slice_credits >= credits
     }
 
     /// Brings in the grants and books what time did: holds that timed out, grants that expired.
@@ -307,12 +334,90 @@ impl Wallet {
 
     /// Spendable now, on that metric where credit is scoped to it.
     pub fn spendable(&self, metric: Option<&str>) -> i64 {
+        let elsewhere = self.away.iter().map(|a| a.slice).chain(self.lanes.iter().map(Self::slice));
+        self.at_hand(metric) + elsewhere.filter(|slice| self.may_burn(*slice)).map(|slice| slice.credits).sum::<i64>()
+    }
+
+    /// The same without what other lanes hold.
+    pub fn at_hand(&self, metric: Option<&str>) -> i64 {
         match &self.lots {
             Some(lots) => {
                 lots.iter().filter(|lot| lot.is_live(self.now) && lot.applies_to(metric)).map(|lot| lot.remaining).sum()
             }
             None => self.lane.balance - self.lane.scoped - self.lane.future,
         }
+    }
+
+    /// All credit of the wallet that is neither reserved nor locked, whatever it is for.
+    pub fn balance(&self) -> i64 {
+        let elsewhere = self.away.iter().map(|a| a.slice.credits).chain(self.lanes.iter().map(|l| l.lane.balance));
+        self.lane.balance + elsewhere.sum::<i64>()
+    }
+
+    fn slice(&self) -> Part {
+        Part { grant_id: self.lane.slice_grant, credits: self.lane.slice_credits }
+    }
+
+    /// The grant of a slice is neither voided nor expired.
+    fn may_burn(&self, slice: Part) -> bool {
+        let lot = self.lots.iter().flatten().find(|lot| lot.grant_id == slice.grant_id);
+        lot.is_some_and(|lot| !lot.is_dead(self.now) && lot.effective_at <= self.now)
+    }
+
+    /// The lanes that hold credit which is to be burned after some that is at hand: a grant has come before it.
+    pub fn later_lanes(&self) -> Vec<i16> {
+        let lots = || self.lots.iter().flatten();
+        let Some(first) = lots().find(|lot| lot.metrics.is_none() && lot.is_live(self.now)) else { return Vec::new() };
+        let is_later = |away: &&Away| {
+            lots().any(|lot| lot.grant_id == away.slice.grant_id && lot.burn_order() > first.burn_order())
+        };
+        self.away.iter().filter(is_later).map(|away| away.lane).collect()
+    }
+
+    /// Notes what other lanes hold, as far as it is committed.
+    pub fn note_away(&mut self, away: Vec<Away>) {
+        self.away = away;
+    }
+
+    /// Takes what another lane of the wallet holds, which was just locked, back to its grant.
+    pub fn gather(&mut self, lane: Lane) -> Result<()> {
+        self.away.retain(|away| away.lane != lane.lane);
+        let number = lane.lane;
+        let mut from = Self::new(lane, self.now);
+        if let Some(known) = self.lanes.iter().position(|l| l.lane.lane == number) {
+            from = self.lanes.swap_remove(known);
+        }
+        let slice = from.slice();
+        if slice.credits > 0 {
+            let mut leaving = Operation::new(Facts::from_source("lane", Some(self.lane.lane.to_string())));
+            from.take(&mut leaving, "lane", &[slice])?;
+            let mut coming = Operation::new(Facts::from_source("lane", Some(number.to_string())));
+            self.give_back(&mut coming, "lane", &[slice])?;
+        }
+        from.lane.slice_grant = 0;
+        from.lane.fresh_until = INFINITY;
+        self.lanes.push(from);
+        Ok(())
+    }
+
+    /// Gives a lane that was gathered its share of what is at hand, for calls of so many credits. Nothing while credit is scoped
+    /// or to come, since that is no lane's business, or where a share would not do.
+    pub fn deal(&mut self, number: i16, credits: i64) -> Result<()> {
+        let (now, share) = (self.now, lanes::share(self.at_hand(None), self.lane.lanes, credits));
+        let lot = self.lots.iter().flatten().find(|lot| lot.metrics.is_none() && lot.is_live(now));
+        let Some((grant_id, remaining, expires_at)) = lot.map(|l| (l.grant_id, l.remaining, l.expires_at)) else {
+            return Ok(());
+        };
+        let share = share.min(remaining);
+        let slice = Part { grant_id, credits: if share < credits { 0 } else { share } };
+        let place = self.lanes.iter().position(|l| l.lane.lane == number);
+        let Some(place) = place.filter(|_| slice.credits > 0 && self.restricted() == (0, 0)) else { return Ok(()) };
+        let mut leaving = Operation::new(Facts::from_source("lane", Some(number.to_string())));
+        self.take(&mut leaving, "lane", &[slice])?;
+        let mut coming = Operation::new(Facts::from_source("lane", Some(self.lane.lane.to_string())));
+        let to = &mut self.lanes[place];
+        (to.lane.slice_grant, to.lane.fresh_until) = (grant_id, expires_at);
+        to.give_back(&mut coming, "lane", &[slice])
     }
 
     /// Credit for some metrics only, and general credit that is not effective yet.
@@ -403,7 +508,7 @@ impl Wallet {
     pub fn grant(&mut self, operation: &mut Operation, kind: &'static str, mut lot: Lot) -> Result<i64> {
         let credits = lot.amount;
         // All credit of a wallet fits 63 bits, so that what is reserved or locked can always come back.
-        let held = self.lane.balance.checked_add(self.lane.reserved).and_then(|sum| sum.checked_add(self.lane.locked));
+        let held = self.balance().checked_add(self.lane.reserved).and_then(|sum| sum.checked_add(self.lane.locked));
         checked(held.and_then(|sum| sum.checked_add(credits)))?;
         lot.grant_id = self.lane.last_entry_id + 1;
         lot.remaining = credits;
@@ -417,6 +522,7 @@ impl Wallet {
         let place = lots.partition_point(|known| known.burn_order() < lot.burn_order());
         lots.insert(place, lot);
         self.post(operation, kind, credits, Some(grant_id))?;
+        self.lane.alert_base = self.balance();
         self.seal(grant_id, terms);
         Ok(grant_id)
     }
@@ -518,6 +624,9 @@ impl Wallet {
     pub fn close(&mut self) {
         let now = self.now;
         let restricted = self.restricted();
+        for lane in &mut self.lanes {
+            lane.close();
+        }
         let lane = &mut self.lane;
         if let Some(lots) = &self.lots {
             let with_credit = || lots.iter().filter(|l| l.remaining > 0);
@@ -527,7 +636,7 @@ impl Wallet {
                 .min()
                 .unwrap_or(INFINITY);
             lane.fresh_until = turns;
-            let slice = lots.iter().find(|l| l.metrics.is_none() && l.is_live(now));
+            let slice = lots.iter().find(|l| l.metrics.is_none() && l.is_live(now) && !lane.is_split());
             lane.slice_grant = slice.map_or(0, |l| l.grant_id);
             lane.slice_credits = slice.map_or(0, |l| l.remaining);
         }
@@ -564,7 +673,7 @@ impl Wallet {
 
     /// What the table is to say of each grant where that changed, after [`Wallet::close`].
     pub fn lots_to_save(&self) -> Vec<(&Lot, Saved)> {
-        let in_slice = |lot: &Lot| lot.grant_id == self.lane.slice_grant;
+        let in_slice = |lot: &Lot| lot.grant_id == self.lane.slice_grant && !self.lane.is_split();
         self.lots
             .iter()
             .flatten()

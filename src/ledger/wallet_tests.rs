@@ -24,6 +24,8 @@ fn empty_lane() -> Lane {
         fresh_until: INFINITY,
         holds_due: INFINITY,
         alert_below: 0,
+        alert_base: 0,
+        lanes: 1,
         head: Vec::new(),
     }
 }

@@ -106,6 +106,14 @@ fn grant(
     if let Rollover::Capped(cap) = credits.rollover
         && !last.grants.is_empty()
     {
+        // Nobody burns any of it while we count.
+        let lane = ledger::lock_or_create(db, org_id, units::CREDIT, start)?;
+        if lane.is_split() {
+            let mut wallet = Wallet::new(lane, start);
+            ledger::load(db, &mut wallet, &last.grants)?;
+            ledger::gather_all(db, &mut wallet, |away| last.grants.contains(&away.slice.grant_id))?;
+            ledger::save(db, std::slice::from_mut(&mut wallet), UNUSED)?;
+        }
         let rows = db.write(&EXPIRED, args![org_id, last.grants.clone(), At(start)]);
         let expired = rows.first().map_or(0, |row| row.get::<i64>(0)) - last.taken_back;
         amounts.push(expired.clamp(0, cap));
@@ -180,6 +188,7 @@ pub fn take_back(db: &Db, org_id: Uuid, grants: &[i64], credits: i64, now: Momen
     let lane = ledger::lock_or_create(db, org_id, units::CREDIT, now)?;
     let mut wallet = Wallet::new(lane, now);
     ledger::load(db, &mut wallet, grants)?;
+    ledger::gather_all(db, &mut wallet, |away| grants.contains(&away.slice.grant_id))?;
     let mut missing = credits;
     for grant_id in grants {
         let credits = wallet.lot(*grant_id)?.remaining.min(missing);

@@ -10,6 +10,7 @@ use crate::arguments::required_uuid;
 use crate::catalog::cache;
 use crate::error::{Error, Result};
 use crate::ledger::debts::{self, Debt};
+use crate::ledger::split;
 use crate::ledger::store as ledger;
 use crate::ledger::wallet::Wallet;
 use crate::plans::period::whole_period;
@@ -78,9 +79,10 @@ fn pay(db: &Db, org_id: Uuid, now: Moment, mut debts: Vec<Debt>) -> Result<(i64,
     let (mut paid, mut unpaid) = (0_i64, 0_i64);
     for lane in ledger::lock_org(db, org_id, &[], now)? {
         let mut wallet = Wallet::new(lane, now);
-        if !wallet.is_fresh() {
+        if !wallet.is_fresh() || wallet.lane.is_split() {
             ledger::load(db, &mut wallet, &[])?;
         }
+        split::relax(db, &mut wallet)?;
         let (mine, others) = debts.into_iter().partition(|debt: &Debt| debt.unit == wallet.lane.unit);
         debts = others;
         let (more, left) = debts::pay(db, &mut wallet, &mine)?;
@@ -150,9 +152,9 @@ fn settle(db: &Db, org_id: Uuid, as_of: Moment) -> Result<SettlementReceipt> {
     let lanes = ledger::lock_org(db, org_id, &[], as_of)?;
     let open = Open::of(db, org_id);
     for lane in &lanes {
-        fold::fold(db, org_id, lane.last_entry_id);
-        alerts::balance(db, org_id, &open, (&lane.unit, lane.balance), as_of)?;
+        alerts::balance(db, org_id, &open, (&lane.unit, ledger::balance(db, lane), lane.alert_base), as_of)?;
     }
+    fold::fold_all(db, org_id);
     alerts::settle(db, org_id, &open, as_of)?;
     let after: i64 = lanes.iter().fold(0, |sum, lane| lane.consumed.saturating_add(sum));
     Ok(SettlementReceipt { org_id, charged: after - before, unpaid, renewed, events })

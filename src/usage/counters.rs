@@ -147,6 +147,7 @@ pub fn save(db: &Db, counters: &[&Counter]) {
 }
 
 /// What an org has of a metric in the current period, locked.
+#[derive(Clone)]
 pub struct Metered {
     /// What holds.
     pub terms: Terms,

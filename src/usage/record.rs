@@ -8,7 +8,7 @@ use crate::arguments::{self, optional_uuid, required, required_uuid};
 use crate::catalog::cache;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::heap::{Equal, Held, Key, Table, Write};
+use crate::heap::{Changed, Equal, Held, Key, Table, Write};
 use crate::json::Jsonb;
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db, FromSql, ToSql};
@@ -187,7 +187,7 @@ fn add_to_free(place: &Place, gain: &Gain) -> Result<bool> {
         }
         Some(changed)
     });
-    if fits { Ok(found) } else { Err(too_much()) }
+    if fits { Ok(found == Changed::Yes) } else { Err(too_much()) }
 }
 
 fn too_much() -> Error {
