@@ -341,11 +341,11 @@ impl Table {
         Changed::Held
     }
 
-    /// Shows the columns of all rows with these keys.
-    pub fn read(&self, index: &str, keys: &[Key], snapshot: Snapshot, mut show: impl FnMut(&[Value])) {
+    /// Shows the columns of all rows with these keys, and whether another transaction holds the row just now.
+    pub fn read(&self, index: &str, keys: &[Key], snapshot: Snapshot, mut show: impl FnMut(&[Value], bool)) {
         // SAFETY: a tuple of this table.
         self.visit(index, keys, snapshot, |tuple| unsafe {
-            show(&self.deform(tuple));
+            show(&self.deform(tuple), is_held(tuple));
             true
         });
     }
@@ -506,6 +506,25 @@ impl Drop for Table {
 
 /// The server's own tables are of this access method, and most others: `HEAP_TABLE_AM_OID`.
 const HEAP: u32 = 2;
+
+/// Whether another transaction that is under way has changed or locked a row.
+///
+/// # Safety
+/// A tuple in a pinned buffer.
+unsafe fn is_held(tuple: pg_sys::HeapTuple) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let header = &*(*tuple).t_data;
+        let (mask, holder) = (u32::from(header.t_infomask), header.t_choice.t_heap.t_xmax);
+        let is_over = mask & (pg_sys::HEAP_XMAX_INVALID | pg_sys::HEAP_XMAX_COMMITTED) != 0;
+        // Several hold it: whoever wants it finds out.
+        let is_many = mask & pg_sys::HEAP_XMAX_IS_MULTI != 0;
+        !is_over
+            && !is_many
+            && !pg_sys::TransactionIdIsCurrentTransactionId(holder)
+            && pg_sys::TransactionIdIsInProgress(holder)
+    }
+}
 
 /// Values and whether they are null, as the server takes them.
 fn split(row: &[Value]) -> (Vec<pg_sys::Datum>, Vec<bool>) {

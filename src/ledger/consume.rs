@@ -395,7 +395,8 @@ fn burn_split(table: &Table, asked: &Asked<'_>, (unit, credits, now): (&str, i64
     // Backends begin with lanes of their own.
     // SAFETY: reads a global.
     let mine = i16::try_from(unsafe { pg_sys::MyProcPid } % i32::from(lanes::MOST)).unwrap_or_default() + 1;
-    let (mut held, mut waited) = (Vec::new(), false);
+    let mut waited = false;
+    let mut held: Vec<i16> = Vec::new();
     for _ in 0..LOOKS {
         let seen = rows::glance(table, asked.org_id, unit, Snapshot::Latest, clock::now())?;
         if seen.lanes <= 1 {
@@ -405,6 +406,7 @@ fn burn_split(table: &Table, asked: &Asked<'_>, (unit, credits, now): (&str, i64
         if seen.lanes != hot.lanes {
             Hot { lanes: seen.lanes, ..Hot::of(asked, unit) }.keep(asked, unit);
         }
+        held.extend(&seen.held);
         let step = lanes::step(&seen.view, mine, credits, &held);
         let (lane, how) = match step {
             _ if seen.fast_until <= clock::now() => return Some(Burn::Dry(None)),
@@ -425,10 +427,15 @@ fn burn_split(table: &Table, asked: &Asked<'_>, (unit, credits, now): (&str, i64
                 let (alert_below, alert_base) = (seen.alert_below, seen.alert_base);
                 return Some(Burn::Done(Burned { total, alert_below, alert_base, result, waited, ..burned }));
             }
-            Tried::Held => held.push(lane),
+            // Somebody has taken it since we looked.
+            Tried::Held => {
+                held = vec![lane];
+                continue;
+            }
             // Somebody else was faster, or has waited with us.
-            Tried::No | Tried::Split => held.clear(),
+            Tried::No | Tried::Split => {}
         }
+        held.clear();
     }
     Some(Burn::Dry(None))
 }

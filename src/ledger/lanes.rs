@@ -58,8 +58,8 @@ pub fn step(view: &View, mine: i16, credits: i64, held: &[i16]) -> Step {
     }
 }
 
-/// How much of the rest a lane is dealt: small enough that all lanes together take half of it at first, so that what is left
-/// is shared to the end. Nothing where it would not cover another call of that size.
+/// How much of what is left of a grant a lane is dealt: small enough that all lanes together take half of it at first, so that what is left
+/// is shared nearly to the end. Nothing where it would not cover another call of that size.
 pub fn share(rest: i64, lanes: i16, credits: i64) -> i64 {
     let share = rest / (2 * i64::from(lanes.max(1)));
     if share >= credits.max(1) { share } else { 0 }

@@ -70,6 +70,8 @@ pub struct Glance {
     pub fast_until: Moment,
     /// Lanes 1 to n, what can be burned of each, and the rest.
     pub view: View,
+    /// The lanes that somebody holds just now.
+    pub held: Vec<i16>,
     /// All of that.
     pub total: i64,
     /// Into how many lanes it is split.
@@ -84,13 +86,15 @@ pub struct Glance {
 pub fn glance(table: &Table, org_id: Uuid, unit: &str, snapshot: Snapshot, now: Moment) -> Option<Glance> {
     let mut seen: Option<Glance> = None;
     let mut slices: Vec<(i16, i64)> = Vec::new();
-    table.read(KEY, &wallet(org_id, unit), snapshot, |row| {
+    let mut held = Vec::new();
+    table.read(KEY, &wallet(org_id, unit), snapshot, |row, is_held| {
         let mut note = || {
             let (lane, balance) = (small(row, LANE_COLUMN)?, number(row, column::BALANCE)?);
             if lane == 0 {
                 seen = Some(Glance {
                     fast_until: number(row, column::FAST_UNTIL)?,
                     view: View { rest: balance, lanes: Vec::new() },
+                    held: Vec::new(),
                     total: balance,
                     lanes: lanes(row),
                     alert_below: number(row, column::ALERT_BELOW)?,
@@ -99,11 +103,15 @@ pub fn glance(table: &Table, org_id: Uuid, unit: &str, snapshot: Snapshot, now: 
             } else if number(row, column::FRESH_UNTIL)? > now {
                 slices.push((lane, balance));
             }
+            if is_held && lane > 0 {
+                held.push(lane);
+            }
             Some(())
         };
         let _known = note();
     });
     let mut seen = seen?;
+    seen.held = held;
     if seen.lanes > 1 {
         seen.view.lanes = vec![0; usize::try_from(seen.lanes).unwrap_or_default()];
         for (lane, slice) in slices {

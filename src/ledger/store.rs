@@ -283,6 +283,9 @@ pub fn provide(db: &Db, wallet: &mut Wallet, credits: i64, metric: Option<&str>)
     if wallet.lots.is_none() && !wallet.slice_suffices(credits) {
         load(db, wallet, &[])?;
     }
+    for number in wallet.earlier_lanes() {
+        gather(db, wallet, number, false)?;
+    }
     let mut passed = Vec::new();
     loop {
         // What has expired is not there, and is no reason to wait.
@@ -565,11 +568,9 @@ pub fn save(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Result
 /// The same; false, and nothing is written, where a call that was under way elsewhere has taken a key.
 pub fn save_new(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Result<bool> {
     for wallet in wallets.iter_mut() {
-        // A grant that goes before what lanes hold goes before it from now on, but for lanes that are held just now.
-        if wallet.lots.iter().flatten().any(|lot| lot.saved.is_none()) {
-            for number in wallet.later_lanes() {
-                gather(db, wallet, number, false)?;
-            }
+        // Credit that goes before what lanes hold goes before it from now on, but for lanes that are held just now.
+        for number in wallet.later_lanes() {
+            gather(db, wallet, number, false)?;
         }
         wallet.close();
     }

@@ -374,6 +374,17 @@ impl Wallet {
         self.away.iter().filter(is_later).map(|away| away.lane).collect()
     }
 
+    /// The lanes that hold credit which is to be burned before any that is at hand.
+    pub fn earlier_lanes(&self) -> Vec<i16> {
+        let lots = || self.lots.iter().flatten();
+        let Some(first) = lots().find(|lot| lot.metrics.is_none() && lot.is_live(self.now)) else { return Vec::new() };
+        let is_earlier = |away: &&Away| {
+            let lot = lots().find(|lot| lot.grant_id == away.slice.grant_id);
+            lot.is_some_and(|lot| !lot.is_dead(self.now) && lot.burn_order() < first.burn_order())
+        };
+        self.away.iter().filter(is_earlier).map(|away| away.lane).collect()
+    }
+
     /// Notes what other lanes hold, as far as it is committed.
     pub fn note_away(&mut self, away: Vec<Away>) {
         self.away = away;
@@ -403,13 +414,13 @@ impl Wallet {
     /// Gives a lane that was gathered its share of what is at hand, for calls of so many credits. Nothing while credit is scoped
     /// or to come, since that is no lane's business, or where a share would not do.
     pub fn deal(&mut self, number: i16, credits: i64) -> Result<()> {
-        let (now, share) = (self.now, lanes::share(self.at_hand(None), self.lane.lanes, credits));
+        let now = self.now;
         let lot = self.lots.iter().flatten().find(|lot| lot.metrics.is_none() && lot.is_live(now));
         let Some((grant_id, remaining, expires_at)) = lot.map(|l| (l.grant_id, l.remaining, l.expires_at)) else {
             return Ok(());
         };
-        let share = share.min(remaining);
-        let slice = Part { grant_id, credits: if share < credits { 0 } else { share } };
+        // Of one grant at a time, so that it is used up before the next one is begun.
+        let slice = Part { grant_id, credits: lanes::share(remaining, self.lane.lanes, credits) };
         let place = self.lanes.iter().position(|l| l.lane.lane == number);
         let Some(place) = place.filter(|_| slice.credits > 0 && self.restricted() == (0, 0)) else { return Ok(()) };
         let mut leaving = Operation::new(Facts::from_source("lane", Some(number.to_string())));

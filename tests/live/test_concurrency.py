@@ -443,7 +443,7 @@ class Concurrency(LiveTestCase):
     def test_price_that_depends_on_the_month(self):
         """Thirds of a credit, by many at once: the sum is the price of the sum, to the credit."""
         org = self.org(100_000)
-        clock = "2026-03-15 12:00+00"
+        clock = "2036-03-15 12:00+00"
         connections = self.connections(8)
         for connection in connections:
             rows(connection, "select set_config('billing.test_clock', %s, false)", clock)

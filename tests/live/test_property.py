@@ -333,6 +333,13 @@ class History:
         reserved = sum(c for hold in self.model.holds.values() if hold.open for _, c in hold.parts)
         self.equal(call(self.db, "get_wallet", self.org).reserved, reserved)
 
+    def lanes(self):
+        """Split into lanes, or joined again: nobody can tell."""
+        count = self.rng.choice([1, 2, 3, 8])
+        self.log.append(f"set_wallet_lanes {count}")
+        if self.model.grants:
+            call(self.db, "set_wallet_lanes", self.org, count)
+
     def explain(self):
         """The dry run says what the model would burn."""
         metric, quantity = self.rng.choice(["call", "page"]), self.rng.randint(1, 6)
@@ -346,7 +353,7 @@ class History:
 
 
 STEPS = {"grant": 12, "consume": 20, "reserve": 9, "capture": 7, "release": 3, "refund": 6, "void": 2, "adjust": 2,
-         "pass_time": 10, "repeat": 5, "book": 3, "explain": 4}
+         "pass_time": 10, "repeat": 5, "book": 3, "explain": 4, "lanes": 3}
 
 
 class Property(LiveTestCase):

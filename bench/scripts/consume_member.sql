@@ -1,0 +1,3 @@
+\set wallet random(:first, :last)
+\set member random(1, 10)
+select * from billing.consume_credits(('00000000-0000-4000-8000-' || lpad(to_hex(:wallet::int), 12, '0'))::uuid, 'bench_call', 1, gen_random_uuid()::text, ('00000000-0000-4000-9000-' || lpad(to_hex(:member::int), 12, '0'))::uuid);
