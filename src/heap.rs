@@ -54,10 +54,9 @@ pub enum Write {
 pub enum Held {
     /// They are passed by; so is what others keep changing.
     Skip,
-    /// Locked, in the order in which transactions came to wait for it.
-    Wait,
-    /// Waited for without a lock, so that a row that is left alone after that is not held.
-    Await,
+    /// They are waited for, one transaction after the other in the queue of that number, which should be the row's own. A row
+    /// that is left alone after that is not held.
+    Wait(u32),
 }
 
 /// What came of changing a row.
@@ -93,10 +92,43 @@ const ATTEMPTS: usize = 4;
 enum Found {
     Nothing,
     Changed,
-    /// Somebody holds it.
-    Held,
-    /// Somebody changed it since the snapshot; true where we waited for that.
-    Outdated(bool),
+    /// This transaction holds it.
+    Held(pg_sys::TransactionId),
+    /// Somebody changed it since the snapshot.
+    Outdated,
+}
+
+/// The first place in a queue: whoever has it waits for the row, all others for him, so that the end of a transaction wakes one
+/// of them and not all. Given back as soon as the row is changed.
+struct Turn(pg_sys::LOCKTAG);
+
+impl Turn {
+    const MODE: i32 = pg_sys::ExclusiveLock.cast_signed();
+
+    fn take(table: &Table, number: u32) -> Self {
+        // SAFETY: a tag of an object that is none, of the class of the table; given back on errors by the end of the transaction.
+        unsafe {
+            let tag = pg_sys::LOCKTAG {
+                locktag_field1: pg_sys::MyDatabaseId.to_u32(),
+                locktag_field2: (*table.0).rd_id.to_u32(),
+                locktag_field3: number,
+                locktag_field4: 0,
+                locktag_type: u8::try_from(pg_sys::LockTagType::LOCKTAG_OBJECT).unwrap_or_default(),
+                locktag_lockmethodid: u8::try_from(pg_sys::DEFAULT_LOCKMETHOD).unwrap_or_default(),
+            };
+            pg_sys::LockAcquire(&raw const tag, Self::MODE, false, false);
+            Self(tag)
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: taken before.
+            unsafe { pg_sys::LockRelease(&raw const self.0, Self::MODE, false) };
+        }
+    }
 }
 
 thread_local! {
@@ -310,7 +342,7 @@ impl Table {
         held: Held,
         mut change: impl FnMut(&[Value]) -> Change,
     ) -> Changed {
-        let mut waited = false;
+        let mut turn: Option<Turn> = None;
         let mut attempts = 0;
         while attempts < ATTEMPTS || held != Held::Skip {
             attempts += 1;
@@ -327,11 +359,15 @@ impl Table {
                 Found::Changed => {
                     // SAFETY: what was changed is seen from now on.
                     unsafe { pg_sys::CommandCounterIncrement() };
-                    return if waited { Changed::AfterWaiting } else { Changed::Yes };
+                    return if turn.is_some() { Changed::AfterWaiting } else { Changed::Yes };
                 }
-                Found::Held => return Changed::Held,
+                Found::Held(holder) => match (held, &turn) {
+                    (Held::Skip, _) => return Changed::Held,
+                    (Held::Wait(number), None) => turn = Some(Turn::take(self, number)),
+                    (Held::Wait(_), Some(_)) => self.wait_for(holder),
+                },
                 // The next snapshot sees what came of it.
-                Found::Outdated(after_waiting) => waited |= after_waiting,
+                Found::Outdated => {}
                 Found::Nothing => return Changed::No,
             }
             if !is_there {
@@ -339,6 +375,14 @@ impl Table {
             }
         }
         Changed::Held
+    }
+
+    fn wait_for(&self, holder: pg_sys::TransactionId) {
+        // SAFETY: the place is told only to who is told of a deadlock.
+        unsafe {
+            let mut place: pg_sys::ItemPointerData = std::mem::zeroed();
+            pg_sys::XactLockTableWait(holder, self.0, &raw mut place, pg_sys::XLTW_Oper::XLTW_None);
+        }
     }
 
     /// Shows the columns of all rows with these keys, and whether another transaction holds the row just now.
@@ -407,18 +451,14 @@ impl Table {
     ) -> Found {
         // SAFETY: the caller's promise.
         unsafe {
-            let (found, holder) = self.update(tuple, false, change);
+            let found = self.update(tuple, false, change);
             let is_many = u32::from((*(*tuple).t_data).t_infomask) & pg_sys::HEAP_XMAX_IS_MULTI != 0;
             match (found, held) {
-                (Found::Held, _) if !is_many && pg_sys::TransactionIdIsCurrentTransactionId(holder) => {
-                    self.update(tuple, true, change).0
+                (Found::Held(holder), _) if !is_many && pg_sys::TransactionIdIsCurrentTransactionId(holder) => {
+                    self.update(tuple, true, change)
                 }
-                (Found::Held, Held::Await) if !is_many => {
-                    let place = &raw mut (*tuple).t_self;
-                    pg_sys::XactLockTableWait(holder, self.0, place, pg_sys::XLTW_Oper::XLTW_Update);
-                    Found::Outdated(true)
-                }
-                (Found::Held, Held::Wait | Held::Await) => self.update_when_locked(tuple, change),
+                // Held by several, ourselves among them perhaps: the server knows.
+                (Found::Held(_), Held::Wait(_)) if is_many => self.update_when_locked(tuple, change),
                 (found, _) => found,
             }
         }
@@ -447,15 +487,15 @@ impl Table {
                 &raw mut failure,
             );
             let found = match status {
-                pg_sys::TM_Result::TM_Ok => self.update(&raw mut row, true, change).0,
-                _ => Found::Outdated(true),
+                pg_sys::TM_Result::TM_Ok => self.update(&raw mut row, true, change),
+                _ => Found::Outdated,
             };
             pg_sys::ReleaseBuffer(buffer);
             found
         }
     }
 
-    /// Changes a version of a row, unless somebody holds or has changed it; gives who holds it. `is_ours`: we hold it.
+    /// Changes a version of a row, unless somebody holds or has changed it. `is_ours`: we hold it.
     ///
     /// # Safety
     /// A tuple of this table that is in a pinned buffer.
@@ -464,12 +504,11 @@ impl Table {
         tuple: pg_sys::HeapTuple,
         is_ours: bool,
         change: &mut impl FnMut(&[Value]) -> Change,
-    ) -> (Found, pg_sys::TransactionId) {
-        let nobody = pg_sys::InvalidTransactionId;
+    ) -> Found {
         // SAFETY: the caller's promise; the new tuple has as many columns.
         unsafe {
             let mut row = self.deform(tuple);
-            let Some(changed) = change(&row) else { return (Found::Nothing, nobody) };
+            let Some(changed) = change(&row) else { return Found::Nothing };
             for (column, value) in changed {
                 row[column - 1] = value;
             }
@@ -477,8 +516,8 @@ impl Table {
             let (status, holder) = replace(self.0, &raw mut (*tuple).t_self, new, is_ours);
             let found = match status {
                 pg_sys::TM_Result::TM_Ok => Found::Changed,
-                pg_sys::TM_Result::TM_BeingModified => Found::Held,
-                _ => Found::Outdated(false),
+                pg_sys::TM_Result::TM_BeingModified => Found::Held(holder),
+                _ => Found::Outdated,
             };
             let is_heap_only = u32::from((*(*new).t_data).t_infomask2) & pg_sys::HEAP_ONLY_TUPLE != 0;
             if found == Found::Changed && !is_heap_only {
@@ -487,7 +526,7 @@ impl Table {
                 }
             }
             pg_sys::heap_freetuple(new);
-            (found, holder)
+            found
         }
     }
 }

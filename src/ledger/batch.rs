@@ -47,8 +47,7 @@ statements! {
         "select e.org_id, e.request_id, e.entry_id, e.request_hash, e.result, e.kind, e.metric, e.quantity, e.amount,
                 e.balance_before, e.balance_after, e.member_id, e.metadata::text, e.idempotency_key
            from unnest($1, $2) k (org_id, request_id)
-           join billing.entries e on e.org_id = k.org_id and e.request_id = k.request_id
-          where e.org_id = any ($1)";
+           join billing.entries e on e.org_id = k.org_id and e.request_id = k.request_id";
 }
 
 /// A consumption to be made.

@@ -360,7 +360,7 @@ fn burn(db: &Db, asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment), h
             }
         } else {
             let content = content(asked, (unit, credits, now), None);
-            match burn_lane(&lanes, asked, (unit, credits), (0, Held::Wait), &content) {
+            match burn_lane(&lanes, asked, (unit, credits), (0, Held::Wait(rows::queue(asked.org_id, unit, 0))), &content) {
                 Tried::Burned(burned) => return Burn::Done(burned),
                 Tried::Split => is_split = true,
                 Tried::No | Tried::Held => return Burn::Dry(None),
@@ -412,9 +412,9 @@ fn burn_split(table: &Table, asked: &Asked<'_>, (unit, credits, now): (&str, i64
             _ if seen.fast_until <= clock::now() => return Some(Burn::Dry(None)),
             Step::Wallet(lane) => return Some(Burn::Dry(Some(lane))),
             Step::Burn(lane) => (lane, Held::Skip),
-            Step::Await(lane) => (lane, Held::Await),
+            Step::Await(lane) => (lane, Held::Wait(rows::queue(asked.org_id, unit, lane))),
         };
-        waited |= how == Held::Await;
+        waited |= how != Held::Skip;
         // A repeated call is told the wallet's figures again, not the lane's.
         let total = seen.total - credits;
         let (balance_before, balance_after) = (Some(seen.total), Some(total));

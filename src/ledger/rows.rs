@@ -4,6 +4,7 @@ use crate::heap::{Equal, Key, Snapshot, Table, Value, Write};
 use crate::ledger::lanes::View;
 use crate::sql::{FromSql, ToSql};
 use crate::time::Moment;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use uuid::Uuid;
 
 /// Columns of `lanes`, and how many there are.
@@ -45,6 +46,13 @@ const LANE_COLUMN: usize = 10;
 
 fn wallet(org_id: Uuid, unit: &str) -> [Key; 2] {
     [Key(column::ORG_ID, Equal::Uuid, org_id.to_sql()), Key(column::UNIT, Equal::Text, unit.to_sql())]
+}
+
+/// The queue of those who wait for a lane: two that share a number by chance only wait a little longer.
+pub fn queue(org_id: Uuid, unit: &str, lane: i16) -> u32 {
+    let mut hasher = DefaultHasher::new();
+    (org_id, unit, lane).hash(&mut hasher);
+    u32::try_from(hasher.finish() >> 32).unwrap_or_default()
 }
 
 /// A column of 64 bits.

@@ -283,10 +283,22 @@ pub fn provide(db: &Db, wallet: &mut Wallet, credits: i64, metric: Option<&str>)
     if wallet.lots.is_none() && !wallet.slice_suffices(credits) {
         load(db, wallet, &[])?;
     }
-    for number in wallet.earlier_lanes() {
-        gather(db, wallet, number, false)?;
+    // What others have not committed can only be less.
+    if wallet.spendable(metric) < credits {
+        return Ok(());
     }
     let mut passed = Vec::new();
+    loop {
+        let wanted = wallet.wanted_lanes(credits, metric, &passed);
+        if wanted.is_empty() {
+            break;
+        }
+        for number in wanted {
+            if !gather(db, wallet, number, false)? {
+                passed.push(number);
+            }
+        }
+    }
     loop {
         // What has expired is not there, and is no reason to wait.
         let now = wallet.now();

@@ -374,15 +374,27 @@ impl Wallet {
         self.away.iter().filter(is_later).map(|away| away.lane).collect()
     }
 
-    /// The lanes that hold credit which is to be burned before any that is at hand.
-    pub fn earlier_lanes(&self) -> Vec<i16> {
-        let lots = || self.lots.iter().flatten();
-        let Some(first) = lots().find(|lot| lot.metrics.is_none() && lot.is_live(self.now)) else { return Vec::new() };
-        let is_earlier = |away: &&Away| {
-            let lot = lots().find(|lot| lot.grant_id == away.slice.grant_id);
-            lot.is_some_and(|lot| !lot.is_dead(self.now) && lot.burn_order() < first.burn_order())
-        };
-        self.away.iter().filter(is_earlier).map(|away| away.lane).collect()
+    /// The lanes that hold credit which a burn of so much takes before what is at hand, or needs besides; those that were
+    /// `passed` do not count.
+    pub fn wanted_lanes(&self, credits: i64, metric: Option<&str>, passed: &[i16]) -> Vec<i16> {
+        let (mut missing, mut wanted) = (credits, Vec::new());
+        for lot in self.lots.iter().flatten().filter(|lot| !lot.is_dead(self.now) && lot.applies_to(metric)) {
+            let at_hand = if lot.is_live(self.now) { lot.remaining } else { 0 };
+            if missing <= at_hand {
+                break;
+            }
+            missing -= at_hand;
+            for away in self.away.iter().filter(|a| a.slice.grant_id == lot.grant_id && !passed.contains(&a.lane)) {
+                if missing > 0 {
+                    missing -= away.slice.credits;
+                    wanted.push(away.lane);
+                }
+            }
+            if missing <= 0 {
+                break;
+            }
+        }
+        wanted
     }
 
     /// Notes what other lanes hold, as far as it is committed.
