@@ -27,6 +27,7 @@ pub enum Equal {
     Text,
     Moment,
     Small,
+    Big,
 }
 
 impl Equal {
@@ -36,6 +37,7 @@ impl Equal {
             Self::Text => pg_sys::F_TEXTEQ,
             Self::Moment => pg_sys::F_TIMESTAMPTZ_EQ,
             Self::Small => pg_sys::F_INT2EQ,
+            Self::Big => pg_sys::F_INT8EQ,
         }
         .into()
     }
@@ -54,6 +56,8 @@ pub enum Write {
 pub enum Held {
     /// They are passed by; so is what others keep changing.
     Skip,
+    /// There are none: we have locked it.
+    Ours,
     /// They are waited for, one transaction after the other in the queue of that number, which should be the row's own. A row
     /// that is left alone after that is not held.
     Wait(u32),
@@ -169,6 +173,11 @@ fn relation_id(name: &str) -> pg_sys::Oid {
         let schema = pg_sys::get_namespace_oid(c"billing".as_ptr(), true);
         pg_sys::get_relname_relid(name.as_ptr(), schema)
     }
+}
+
+/// Whether there is an index of that name: somebody may have renamed it.
+pub fn has_index(name: &str) -> bool {
+    relation_id(name) != pg_sys::InvalidOid
 }
 
 /// A table that is open for writing, until the end of the transaction.
@@ -344,7 +353,7 @@ impl Table {
     ) -> Changed {
         let mut turn: Option<Turn> = None;
         let mut attempts = 0;
-        while attempts < ATTEMPTS || held != Held::Skip {
+        while attempts < ATTEMPTS || matches!(held, Held::Wait(_)) {
             attempts += 1;
             let mut found = Found::Nothing;
             // SAFETY: a tuple of this table.
@@ -362,7 +371,7 @@ impl Table {
                     return if turn.is_some() { Changed::AfterWaiting } else { Changed::Yes };
                 }
                 Found::Held(holder) => match (held, &turn) {
-                    (Held::Skip, _) => return Changed::Held,
+                    (Held::Skip | Held::Ours, _) => return Changed::Held,
                     (Held::Wait(number), None) => turn = Some(Turn::take(self, number)),
                     (Held::Wait(_), Some(_)) => self.wait_for(holder),
                 },
@@ -377,6 +386,63 @@ impl Table {
         Changed::Held
     }
 
+    /// Locks the row with these keys, and gives what `read` makes of its columns; None where there is none. Waits in the queue
+    /// of that number.
+    pub fn lock_one<T>(&self, index: &str, keys: &[Key], queue: u32, mut read: impl FnMut(&[Value]) -> T) -> Option<T> {
+        let mut turn: Option<Turn> = None;
+        loop {
+            let policy = match turn {
+                None => pg_sys::LockWaitPolicy::LockWaitSkip,
+                Some(_) => pg_sys::LockWaitPolicy::LockWaitBlock,
+            };
+            let (mut locked, mut is_there) = (None, false);
+            // SAFETY: a tuple of this table.
+            self.visit(index, keys, Snapshot::Latest, |tuple| unsafe {
+                is_there = true;
+                let is_ours = self.lock(tuple, policy, |row| locked = Some(read(&self.deform(row))));
+                is_there && is_ours != pg_sys::TM_Result::TM_Ok
+            });
+            if locked.is_some() || !is_there {
+                return locked;
+            }
+            // Somebody holds it, or has changed it since: then the next snapshot sees what came of it.
+            turn.get_or_insert_with(|| Turn::take(self, queue));
+        }
+    }
+
+    /// Locks a version of a row, and shows it where that was possible.
+    ///
+    /// # Safety
+    /// A tuple of this table, with its place.
+    unsafe fn lock(
+        &self,
+        tuple: pg_sys::HeapTuple,
+        policy: pg_sys::LockWaitPolicy::Type,
+        show: impl FnOnce(pg_sys::HeapTuple),
+    ) -> pg_sys::TM_Result::Type {
+        // SAFETY: the caller's promise; the buffer is released in any case.
+        unsafe {
+            let mut row = *tuple;
+            let mut buffer = pg_sys::InvalidBuffer.cast_signed();
+            let mut failure = std::mem::zeroed();
+            let status = pg_sys::heap_lock_tuple(
+                self.0,
+                &raw mut row,
+                pg_sys::GetCurrentCommandId(true),
+                pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
+                policy,
+                false,
+                &raw mut buffer,
+                &raw mut failure,
+            );
+            if status == pg_sys::TM_Result::TM_Ok {
+                show(&raw mut row);
+            }
+            pg_sys::ReleaseBuffer(buffer);
+            status
+        }
+    }
+
     fn wait_for(&self, holder: pg_sys::TransactionId) {
         // SAFETY: the place is told only to who is told of a deadlock.
         unsafe {
@@ -385,13 +451,14 @@ impl Table {
         }
     }
 
-    /// Shows the columns of all rows with these keys, and whether another transaction holds the row just now.
-    pub fn read(&self, index: &str, keys: &[Key], snapshot: Snapshot, mut show: impl FnMut(&[Value], bool)) {
+    /// Shows the columns of all rows with these keys, and whether another transaction holds the row just now; false where there
+    /// is no such index.
+    pub fn read(&self, index: &str, keys: &[Key], snapshot: Snapshot, mut show: impl FnMut(&[Value], bool)) -> bool {
         // SAFETY: a tuple of this table.
         self.visit(index, keys, snapshot, |tuple| unsafe {
             show(&self.deform(tuple), is_held(tuple));
             true
-        });
+        })
     }
 
     /// Goes over the rows with these keys as long as `visit` says so; false where there is no such index.
@@ -451,7 +518,7 @@ impl Table {
     ) -> Found {
         // SAFETY: the caller's promise.
         unsafe {
-            let found = self.update(tuple, false, change);
+            let found = self.update(tuple, held == Held::Ours, change);
             let is_many = u32::from((*(*tuple).t_data).t_infomask) & pg_sys::HEAP_XMAX_IS_MULTI != 0;
             match (found, held) {
                 (Found::Held(holder), _) if !is_many && pg_sys::TransactionIdIsCurrentTransactionId(holder) => {
@@ -471,28 +538,13 @@ impl Table {
         tuple: pg_sys::HeapTuple,
         change: &mut impl FnMut(&[Value]) -> Change,
     ) -> Found {
-        // SAFETY: the caller's promise; the buffer is released in any case.
+        let mut found = Found::Outdated;
+        // SAFETY: the caller's promise.
         unsafe {
-            let mut row = *tuple;
-            let mut buffer = pg_sys::InvalidBuffer.cast_signed();
-            let mut failure = std::mem::zeroed();
-            let status = pg_sys::heap_lock_tuple(
-                self.0,
-                &raw mut row,
-                pg_sys::GetCurrentCommandId(true),
-                pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
-                pg_sys::LockWaitPolicy::LockWaitBlock,
-                false,
-                &raw mut buffer,
-                &raw mut failure,
-            );
-            let found = match status {
-                pg_sys::TM_Result::TM_Ok => self.update(&raw mut row, true, change),
-                _ => Found::Outdated,
-            };
-            pg_sys::ReleaseBuffer(buffer);
-            found
+            let wait = pg_sys::LockWaitPolicy::LockWaitBlock;
+            self.lock(tuple, wait, |row| found = self.update(row, true, change));
         }
+        found
     }
 
     /// Changes a version of a row, unless somebody holds or has changed it. `is_ours`: we hold it.

@@ -9,13 +9,13 @@ use crate::arguments::{self, optional_uuid, positive, required, required_uuid};
 use crate::catalog::{self, cache};
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::heap::{Changed, Held, Snapshot, Table, Write};
+use crate::heap::{Changed, Held, Snapshot, Table};
 use crate::json::Jsonb;
 use crate::ledger::batch::{self, Item};
 use crate::ledger::call::Answer;
 use crate::ledger::chain::{self, Content, Hash, Position};
 use crate::ledger::lanes::{self, Step, Waits};
-use crate::ledger::rows::{self, column, number};
+use crate::ledger::rows::{self, EntryRow, column, number};
 use crate::ledger::split;
 use crate::ledger::store::{self, Replay};
 use crate::ledger::wallet::{MemberDelta, Wallet};
@@ -81,9 +81,6 @@ statements! {
          values ($1, $2, $2, $3, $13, $4, $5, $6, $7, $8, $9, 'usage', $10, $11, $12, $14, $15, $16)
          on conflict (org_id, request_id) do nothing";
 }
-
-/// Columns of `entries`.
-const COLUMNS: usize = 23;
 
 /// How often a split wallet is looked at again before the rules decide.
 const LOOKS: usize = 1000;
@@ -360,7 +357,13 @@ fn burn(db: &Db, asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment), h
             }
         } else {
             let content = content(asked, (unit, credits, now), None);
-            match burn_lane(&lanes, asked, (unit, credits), (0, Held::Wait(rows::queue(asked.org_id, unit, 0))), &content) {
+            match burn_lane(
+                &lanes,
+                asked,
+                (unit, credits),
+                (0, Held::Wait(rows::queue(asked.org_id, unit, 0))),
+                &content,
+            ) {
                 Tried::Burned(burned) => return Burn::Done(burned),
                 Tried::Split => is_split = true,
                 Tried::No | Tried::Held => return Burn::Dry(None),
@@ -455,12 +458,12 @@ fn burn_lane(
     table: &Table,
     asked: &Asked<'_>,
     (unit, credits): (&str, i64),
-    (lane, held): (i16, Held),
+    (lane, how): (i16, Held),
     content: &Hash,
 ) -> Tried {
     let mut burned = None;
     let mut is_split = false;
-    let changed = table.update_one(rows::KEY, &rows::key(asked.org_id, unit, lane), held, |row| {
+    let changed = table.update_one(rows::KEY, &rows::key(asked.org_id, unit, lane), how, |row| {
         is_split = rows::lanes(row) > 1;
         if is_split {
             return None;
@@ -512,52 +515,38 @@ fn position(entry_id: i64, balance: i64, credits: i64, slice_grant: i64) -> Posi
     Position { entry_id, balance_before: balance, balance_after: balance - credits, grant_id }
 }
 
-/// What WRITE does; None where a statement has to decide.
-fn write_row(
-    asked: &Asked<'_>,
-    unit: &str,
-    (credits, now): (i64, Moment),
-    burned: &Burned,
-    metadata: Jsonb,
-) -> Option<()> {
-    let entries = Table::open("entries", COLUMNS, Write::Insert)?;
-    let row = [
-        asked.org_id.to_sql(),
-        burned.entry_id.to_sql(),
-        burned.entry_id.to_sql(),
-        (-credits).to_sql(),
-        (burned.balance + credits).to_sql(),
-        burned.balance.to_sql(),
-        now.to_sql(),
-        (credits > 0).then_some(burned.slice_grant).to_sql(),
-        asked.quantity.to_sql(),
-        None,
-        asked.key.map(chain::request_id).to_sql(),
-        asked.member_id.to_sql(),
-        unit.to_sql(),
-        "usage".to_sql(),
-        asked.metric.to_sql(),
-        None,
-        None,
-        asked.key.to_sql(),
-        None,
-        None,
-        metadata.to_sql(),
-        burned.result.as_deref().to_sql(),
-        burned.head.as_slice().to_sql(),
-    ];
-    if asked.key.is_none() {
-        entries.insert(&row);
-        return Some(());
-    }
-    entries.insert_new("entries_request", &row).then_some(())
+/// What WRITE does; false where a statement has to decide.
+fn write_row(asked: &Asked<'_>, unit: &str, (credits, now): (i64, Moment), burned: &Burned, metadata: Jsonb) -> bool {
+    let Some(entries) = rows::open_entries() else { return false };
+    let row = EntryRow {
+        org_id: asked.org_id,
+        operation_id: burned.entry_id,
+        position: position(burned.entry_id, burned.balance + credits, credits, burned.slice_grant),
+        amount: -credits,
+        created_at: now,
+        quantity: Some(asked.quantity),
+        request_hash: None,
+        member_id: asked.member_id,
+        unit,
+        kind: "usage",
+        metric: Some(asked.metric),
+        source: None,
+        source_id: None,
+        key: asked.key,
+        reason: None,
+        actor: None,
+        metadata,
+        result: burned.result.as_deref(),
+        hash: &burned.head,
+    };
+    row.insert(&entries)
 }
 
 /// Writes the entry; false when the key is taken.
 fn write(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment, burned: &Burned) -> bool {
     let grant = (credits > 0).then_some(burned.slice_grant);
     let metadata = asked.metadata.unwrap_or_else(|| crate::json::from_text("{}"));
-    if write_row(asked, unit, (credits, now), burned, metadata).is_some() {
+    if write_row(asked, unit, (credits, now), burned, metadata) {
         return true;
     }
     let written = db.write(

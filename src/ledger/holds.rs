@@ -5,12 +5,13 @@ use crate::catalog;
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::price::Price;
 use crate::error::{Error, Result};
+use crate::heap::{Snapshot, Table};
 use crate::json::Jsonb;
 use crate::ledger::call::{Answer, Call};
 use crate::ledger::chain::{self, HoldTerms};
 use crate::ledger::consume::Consumption;
-use crate::ledger::store;
 use crate::ledger::wallet::{Facts, Hold, Operation, Part, Wallet, split};
+use crate::ledger::{rows, store};
 use crate::limits::caps::{self, Caps};
 use crate::raise::or_raise;
 use crate::sql::{At, Db};
@@ -54,7 +55,7 @@ statements! {
                                     created_at, parts, price)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::jsonb)";
     HOLD(uuid, int8) =
-        "select unit, kind, status, metric, quantity, credits, member_id, expires_at, created_at, price::text
+        "select unit, kind, status, metric, quantity, credits, member_id, expires_at, created_at, price::text, parts
            from billing.holds where org_id = $1 and hold_id = $2";
 }
 
@@ -71,11 +72,17 @@ struct Stored {
     created_at: Moment,
     /// None: free.
     price: Option<Price>,
+    /// How many entries made it.
+    parts: i32,
 }
 
 fn find(db: &Db, org_id: Uuid, hold_id: i64) -> Result<Stored> {
+    if let Some(found) = find_row(org_id, hold_id) {
+        return found;
+    }
     match db.write(&HOLD, args![org_id, hold_id]).first() {
         Some(row) => Ok(Stored {
+            parts: row.get(10),
             unit: row.get(0),
             kind: row.get(1),
             status: row.get(2),
@@ -85,18 +92,43 @@ fn find(db: &Db, org_id: Uuid, hold_id: i64) -> Result<Stored> {
             member_id: row.opt(6),
             expires_at: row.opt(7),
             created_at: row.get(8),
-            price: row
-                .opt::<String>(9)
-                .map(|text| {
-                    serde_json::from_str(&text).map_err(|_| Error::corrupt("the price of a hold cannot be read"))
-                })
-                .transpose()?,
+            price: price(row.opt(9))?,
         }),
         None => {
             store::require_org(db, org_id)?;
             Err(Error::unknown("unknown_hold", hold_id))
         }
     }
+}
+
+fn price(text: Option<String>) -> Result<Option<Price>> {
+    let unreadable = |_| Error::corrupt("the price of a hold cannot be read");
+    text.map(|text| serde_json::from_str(&text).map_err(unreadable)).transpose()
+}
+
+/// The same without a statement; None where there is none, or that takes one.
+fn find_row(org_id: Uuid, hold_id: i64) -> Option<Result<Stored>> {
+    let holds = Table::open_to_read("holds", 16)?;
+    let mut found = None;
+    let _is_known = holds.read("holds_pkey", &rows::numbered(org_id, hold_id), Snapshot::Latest, |row, _| {
+        let known = || {
+            Some(Stored {
+                unit: rows::text(row, 11)?,
+                kind: rows::text(row, 12)?,
+                status: rows::text(row, 13)?,
+                metric: rows::text(row, 14),
+                quantity: rows::number(row, 4),
+                credits: rows::number(row, 3)?,
+                member_id: rows::uuid(row, 5),
+                expires_at: rows::number(row, 6),
+                created_at: rows::number(row, 7)?,
+                price: None,
+                parts: i32::try_from(rows::number(row, 10)? & 0xffff_ffff).ok()?,
+            })
+        };
+        found = known().map(|hold| Ok(Stored { price: price(rows::json(row, 16))?, ..hold }));
+    });
+    found
 }
 
 impl Stored {
@@ -145,7 +177,12 @@ fn entries_of(parts: &[Part]) -> i32 {
 }
 
 /// The grants that a hold took from, in the recorded order.
-fn parts_of(db: &Db, org_id: Uuid, hold_id: i64) -> Vec<Part> {
+fn parts_of(db: &Db, org_id: Uuid, (hold_id, hold): (i64, &Stored)) -> Vec<Part> {
+    if hold.parts == 1
+        && let Some(parts) = rows::parts(org_id, hold_id)
+    {
+        return parts;
+    }
     store::past_operation(db, org_id, hold_id)
         .into_iter()
         .filter(|e| e.kind == "hold" || e.kind == "payout_hold")
@@ -351,7 +388,7 @@ fn capture(
     if credits > hold.credits && beyond == "refuse" {
         return Err(Error::capture_exceeds(hold.credits, credits));
     }
-    let parts = parts_of(db, call.org_id, hold_id);
+    let parts = parts_of(db, call.org_id, (hold_id, hold));
     let in_slice = parts.iter().all(|p| p.grant_id == wallet.lane.slice_grant);
     let beyond = (credits - hold.credits).max(0);
     if !(in_slice && wallet.slice_suffices(beyond)) {
@@ -448,7 +485,7 @@ fn give_back(
     (hold_id, hold): (i64, &Stored),
     kind: &'static str,
 ) -> Result<Operation> {
-    let parts = parts_of(db, call.org_id, hold_id);
+    let parts = parts_of(db, call.org_id, (hold_id, hold));
     let named: Vec<i64> = parts.iter().map(|p| p.grant_id).collect();
     store::load(db, wallet, &named)?;
     let facts = Facts { metric: hold.metric.clone(), quantity: hold.quantity, ..from_hold(hold_id, hold) };
@@ -559,7 +596,7 @@ fn pay_out(
                 }
                 hold.require_open(hold_id, wallet.now())?;
                 let mut operation = give_back(db, wallet, &call, (hold_id, &hold), "payout_release")?;
-                let parts = parts_of(db, org_id, hold_id);
+                let parts = parts_of(db, org_id, (hold_id, &hold));
                 wallet.take(&mut operation, "payout", &parts)?;
                 Ok(close(db, wallet, operation, (hold_id, &hold), "paid_out"))
             },

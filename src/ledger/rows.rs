@@ -1,9 +1,14 @@
-//! Lanes by the server's access methods (`heap.rs`): what the shortest calls look at and change.
+//! Lanes and entries by the server's access methods (`heap.rs`): what the shortest calls look at and write.
 
-use crate::heap::{Equal, Key, Snapshot, Table, Value, Write};
+use crate::heap::{Changed, Equal, Held, Key, Snapshot, Table, Value, Write, has_index};
+use crate::json::Jsonb;
+use crate::ledger::chain::{self, Position};
 use crate::ledger::lanes::View;
+use crate::ledger::store::Replay;
+use crate::ledger::wallet::{Lane, Part};
 use crate::sql::{FromSql, ToSql};
 use crate::time::Moment;
+use pgrx::datum::FromDatum;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use uuid::Uuid;
 
@@ -12,6 +17,12 @@ pub mod column {
     #![allow(missing_docs)]
     pub const ORG_ID: i16 = 1;
     pub const FRESH_UNTIL: usize = 2;
+    pub const HOLDS_DUE: usize = 3;
+    pub const RESERVED: usize = 4;
+    pub const LOCKED: usize = 5;
+    pub const PURCHASED: usize = 6;
+    pub const SCOPED: usize = 7;
+    pub const FUTURE: usize = 8;
     pub const SLICE_GRANT: usize = 9;
     pub const LANE: i16 = 10;
     pub const UNIT: i16 = 12;
@@ -25,6 +36,8 @@ pub mod column {
     pub const LANES: usize = 20;
     pub const ALERT_BASE: usize = 21;
     pub const COUNT: usize = 21;
+    /// Of `entries`.
+    pub const ENTRIES: usize = 23;
 }
 
 /// The index by which lanes are found.
@@ -32,7 +45,7 @@ pub const KEY: &str = "lanes_pkey";
 
 /// The lanes, for changing one; None where that takes a statement.
 pub fn open() -> Option<Table> {
-    Table::open("lanes", column::COUNT, Write::Update)
+    Table::open("lanes", column::COUNT, Write::Update).filter(|_| has_index(KEY))
 }
 
 /// The key of a lane.
@@ -55,6 +68,9 @@ pub fn queue(org_id: Uuid, unit: &str, lane: i16) -> u32 {
     u32::try_from(hasher.finish() >> 32).unwrap_or_default()
 }
 
+/// The access methods do not do.
+pub struct NeedsStatement;
+
 /// A column of 64 bits.
 pub fn number(row: &[Value], column: usize) -> Option<i64> {
     // SAFETY: such a column, by value.
@@ -64,6 +80,191 @@ pub fn number(row: &[Value], column: usize) -> Option<i64> {
 fn small(row: &[Value], column: usize) -> Option<i16> {
     // SAFETY: a column of 16 bits, by value.
     row[column - 1].map(|datum| unsafe { i16::from_sql(datum) })
+}
+
+/// A column of type text.
+pub fn text(row: &[Value], column: usize) -> Option<String> {
+    // SAFETY: such a column.
+    row[column - 1].map(|datum| unsafe { FromSql::from_sql(datum) })
+}
+
+/// A column of type uuid.
+pub fn uuid(row: &[Value], column: usize) -> Option<Uuid> {
+    // SAFETY: such a column.
+    row[column - 1].map(|datum| unsafe { FromSql::from_sql(datum) })
+}
+
+/// A column of type jsonb, as the server prints it.
+pub fn json(row: &[Value], column: usize) -> Option<String> {
+    // SAFETY: such a column.
+    row[column - 1].and_then(|datum| unsafe { Jsonb::from_datum(datum, false) }).map(Jsonb::text)
+}
+
+/// The key of an entry or a hold.
+pub fn numbered(org_id: Uuid, id: i64) -> [Key; 2] {
+    [Key(column::ORG_ID, Equal::Uuid, org_id.to_sql()), Key(2, Equal::Big, id.to_sql())]
+}
+
+/// What a hold with one entry took; None where that takes a statement.
+pub fn parts(org_id: Uuid, hold_id: i64) -> Option<Vec<Part>> {
+    let entries = Table::open_to_read("entries", column::ENTRIES)?;
+    let key = [Key(column::ORG_ID, Equal::Uuid, org_id.to_sql()), Key(3, Equal::Big, hold_id.to_sql())];
+    let mut parts = None;
+    let _is_known = entries.read("entries_pkey", &key, Snapshot::Latest, |row, _| {
+        let part = number(row, 8).zip(number(row, 4)).map(|(grant_id, amount)| Part { grant_id, credits: -amount });
+        parts = Some(part.into_iter().collect());
+    });
+    parts
+}
+
+/// The entry that took a key, if there is one.
+pub fn find_request(org_id: Uuid, request_id: i64) -> Result<Option<Replay>, NeedsStatement> {
+    let entries = Table::open_to_read("entries", column::ENTRIES).ok_or(NeedsStatement)?;
+    let key = [Key(column::ORG_ID, Equal::Uuid, org_id.to_sql()), Key(11, Equal::Big, request_id.to_sql())];
+    let mut found = None;
+    let is_known = entries.read("entries_request", &key, Snapshot::Latest, |row, _| {
+        found = replay(row);
+    });
+    if is_known { Ok(found) } else { Err(NeedsStatement) }
+}
+
+fn replay(row: &[Value]) -> Option<Replay> {
+    Some(Replay {
+        operation_id: number(row, 3)?,
+        request_hash: number(row, 10),
+        result: text(row, 22),
+        kind: text(row, 14)?,
+        metric: text(row, 15),
+        quantity: number(row, 9),
+        amount: number(row, 4)?,
+        balance_before: number(row, 5)?,
+        balance_after: number(row, 6)?,
+        member_id: uuid(row, 12),
+        metadata: json(row, 21)?,
+        key: text(row, 18),
+    })
+}
+
+/// Locks a wallet: its lane 0, if there is one.
+pub fn lock(org_id: Uuid, unit: &str) -> Result<Option<Lane>, NeedsStatement> {
+    let lanes = open().ok_or(NeedsStatement)?;
+    Ok(lanes.lock_one(KEY, &key(org_id, unit, 0), queue(org_id, unit, 0), |row| lane(row, org_id, unit)).flatten())
+}
+
+fn lane(row: &[Value], org_id: Uuid, unit: &str) -> Option<Lane> {
+    Some(Lane {
+        org_id,
+        unit: unit.to_owned(),
+        lane: small(row, LANE_COLUMN)?,
+        last_entry_id: number(row, column::LAST_ENTRY_ID)?,
+        balance: number(row, column::BALANCE)?,
+        reserved: number(row, column::RESERVED)?,
+        locked: number(row, column::LOCKED)?,
+        purchased: number(row, column::PURCHASED)?,
+        consumed: number(row, column::CONSUMED)?,
+        scoped: number(row, column::SCOPED)?,
+        future: number(row, column::FUTURE)?,
+        slice_grant: number(row, column::SLICE_GRANT)?,
+        slice_credits: number(row, column::SLICE_CREDITS)?,
+        fresh_until: number(row, column::FRESH_UNTIL)?,
+        holds_due: number(row, column::HOLDS_DUE)?,
+        // SAFETY: a column of type bytea.
+        head: row[column::HEAD - 1].map(|datum| unsafe { FromSql::from_sql(datum) })?,
+        alert_below: number(row, column::ALERT_BELOW)?,
+        alert_base: number(row, column::ALERT_BASE)?,
+        lanes: lanes(row),
+    })
+}
+
+/// Writes a lane that is locked; false where that takes a statement.
+pub fn save(lane: &Lane) -> bool {
+    let Some(table) = open() else { return false };
+    let changed = table.update_one(KEY, &key(lane.org_id, &lane.unit, lane.lane), Held::Ours, |_| {
+        Some(vec![
+            (column::FRESH_UNTIL, lane.fresh_until.to_sql()),
+            (column::HOLDS_DUE, lane.holds_due.to_sql()),
+            (column::RESERVED, lane.reserved.to_sql()),
+            (column::LOCKED, lane.locked.to_sql()),
+            (column::PURCHASED, lane.purchased.to_sql()),
+            (column::SCOPED, lane.scoped.to_sql()),
+            (column::FUTURE, lane.future.to_sql()),
+            (column::SLICE_GRANT, lane.slice_grant.to_sql()),
+            (column::FAST_UNTIL, lane.fast_until().to_sql()),
+            (column::LAST_ENTRY_ID, lane.last_entry_id.to_sql()),
+            (column::BALANCE, lane.balance.to_sql()),
+            (column::SLICE_CREDITS, lane.slice_credits.to_sql()),
+            (column::CONSUMED, lane.consumed.to_sql()),
+            (column::HEAD, lane.head.as_slice().to_sql()),
+            (column::LANES, lane.lanes.to_sql()),
+            (column::ALERT_BASE, lane.alert_base.to_sql()),
+        ])
+    });
+    changed == Changed::Yes
+}
+
+/// What is written of an entry.
+#[allow(missing_docs)]
+pub struct EntryRow<'a> {
+    pub org_id: Uuid,
+    pub operation_id: i64,
+    pub position: Position,
+    pub amount: i64,
+    pub created_at: Moment,
+    pub quantity: Option<i64>,
+    pub request_hash: Option<i64>,
+    pub member_id: Option<Uuid>,
+    pub unit: &'a str,
+    pub kind: &'a str,
+    pub metric: Option<&'a str>,
+    pub source: Option<&'a str>,
+    pub source_id: Option<&'a str>,
+    pub key: Option<&'a str>,
+    pub reason: Option<&'a str>,
+    pub actor: Option<&'a str>,
+    pub metadata: Jsonb,
+    pub result: Option<&'a str>,
+    pub hash: &'a [u8],
+}
+
+impl EntryRow<'_> {
+    /// Inserts it; false where its key is taken, or may be.
+    pub fn insert(&self, entries: &Table) -> bool {
+        let row: [Value; column::ENTRIES] = [
+            self.org_id.to_sql(),
+            self.operation_id.to_sql(),
+            self.position.entry_id.to_sql(),
+            self.amount.to_sql(),
+            self.position.balance_before.to_sql(),
+            self.position.balance_after.to_sql(),
+            self.created_at.to_sql(),
+            self.position.grant_id.to_sql(),
+            self.quantity.to_sql(),
+            self.request_hash.to_sql(),
+            self.key.map(chain::request_id).to_sql(),
+            self.member_id.to_sql(),
+            self.unit.to_sql(),
+            self.kind.to_sql(),
+            self.metric.to_sql(),
+            self.source.to_sql(),
+            self.source_id.to_sql(),
+            self.key.to_sql(),
+            self.reason.to_sql(),
+            self.actor.to_sql(),
+            self.metadata.to_sql(),
+            self.result.to_sql(),
+            self.hash.to_sql(),
+        ];
+        if self.key.is_none() {
+            entries.insert(&row);
+            return true;
+        }
+        entries.insert_new("entries_request", &row)
+    }
+}
+
+/// The ledger, for entries to be inserted; None where that takes a statement.
+pub fn open_entries() -> Option<Table> {
+    Table::open("entries", column::ENTRIES, Write::Insert)
 }
 
 /// Into how many lanes the wallet is split, as its lane 0 tells.
@@ -95,7 +296,7 @@ pub fn glance(table: &Table, org_id: Uuid, unit: &str, snapshot: Snapshot, now: 
     let mut seen: Option<Glance> = None;
     let mut slices: Vec<(i16, i64)> = Vec::new();
     let mut held = Vec::new();
-    table.read(KEY, &wallet(org_id, unit), snapshot, |row, is_held| {
+    let is_known = table.read(KEY, &wallet(org_id, unit), snapshot, |row, is_held| {
         let mut note = || {
             let (lane, balance) = (small(row, LANE_COLUMN)?, number(row, column::BALANCE)?);
             if lane == 0 {
@@ -118,7 +319,7 @@ pub fn glance(table: &Table, org_id: Uuid, unit: &str, snapshot: Snapshot, now: 
         };
         let _known = note();
     });
-    let mut seen = seen?;
+    let mut seen = seen.filter(|_| is_known)?;
     seen.held = held;
     if seen.lanes > 1 {
         seen.view.lanes = vec![0; usize::try_from(seen.lanes).unwrap_or_default()];

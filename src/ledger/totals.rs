@@ -99,9 +99,8 @@ pub fn spendable(db: &Db, org_id: Uuid, unit: &str, metric: Option<&str>) -> Res
     if let Some(lanes) = Table::open_to_read("lanes", column::COUNT) {
         let now = clock::now();
         match rows::glance(&lanes, org_id, unit, Snapshot::Callers, now) {
-            None => return Ok(0),
             Some(seen) if now < seen.fast_until => return Ok(seen.total),
-            Some(_) => {}
+            _ => {}
         }
     }
     Ok(current(db, org_id, unit, true)?.map_or(0, |wallet| wallet.spendable(metric)))
