@@ -4,6 +4,7 @@
 //! statement would not have to evaluate. [`Table::open`] gives nothing else, so a table to which somebody adds a trigger or an
 //! index on an expression is written by statements again. Columns are numbered from 1, as in the table's definition.
 
+use pgrx::datum::FromDatum;
 use pgrx::{pg_guard, pg_sys};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -114,7 +115,7 @@ impl Turn {
         unsafe {
             let tag = pg_sys::LOCKTAG {
                 locktag_field1: pg_sys::MyDatabaseId.to_u32(),
-                locktag_field2: (*table.0).rd_id.to_u32(),
+                locktag_field2: (*table.relation).rd_id.to_u32(),
                 locktag_field3: number,
                 locktag_field4: 0,
                 locktag_type: u8::try_from(pg_sys::LockTagType::LOCKTAG_OBJECT).unwrap_or_default(),
@@ -138,6 +139,8 @@ impl Drop for Turn {
 thread_local! {
     /// Which tables need no statement, as far as this backend looked, until something about them changes.
     static SIMPLE: RefCell<HashMap<(pg_sys::Oid, Write), bool>> = RefCell::default();
+    /// Tables and indexes by name, until something about them changes.
+    static NAMES: RefCell<HashMap<String, pg_sys::Oid>> = RefCell::default();
 }
 
 /// Registers the callback; once per backend.
@@ -148,13 +151,10 @@ pub fn watch_invalidations() {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn forget(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
+    let is_other = |id: pg_sys::Oid| relation != pg_sys::InvalidOid && id != relation;
     // Borrows are short and take no invalidation inside.
-    SIMPLE.with(|simple| {
-        simple
-            .try_borrow_mut()
-            .map(|mut s| s.retain(|(id, _), _| relation != pg_sys::InvalidOid && *id != relation))
-            .ok()
-    });
+    SIMPLE.with(|simple| simple.try_borrow_mut().map(|mut s| s.retain(|(id, _), _| is_other(*id))).ok());
+    NAMES.with(|names| names.try_borrow_mut().map(|mut n| n.retain(|_, id| is_other(*id))).ok());
 }
 
 /// What is known of a table, or what a look at it finds.
@@ -167,12 +167,19 @@ fn known(about: (pg_sys::Oid, Write), look: impl FnOnce() -> bool) -> bool {
 }
 
 fn relation_id(name: &str) -> pg_sys::Oid {
-    let name = CString::new(name).expect("a name without NUL");
-    // SAFETY: looks names up.
-    unsafe {
-        let schema = pg_sys::get_namespace_oid(c"billing".as_ptr(), true);
-        pg_sys::get_relname_relid(name.as_ptr(), schema)
+    if let Some(id) = NAMES.with_borrow(|names| names.get(name).copied()) {
+        return id;
     }
+    let text = CString::new(name).expect("a name without NUL");
+    // SAFETY: looks names up.
+    let id = unsafe {
+        let schema = pg_sys::get_namespace_oid(c"billing".as_ptr(), true);
+        pg_sys::get_relname_relid(text.as_ptr(), schema)
+    };
+    if id != pg_sys::InvalidOid {
+        NAMES.with_borrow_mut(|names| names.insert(name.to_owned(), id));
+    }
+    id
 }
 
 /// Whether there is an index of that name: somebody may have renamed it.
@@ -181,12 +188,29 @@ pub fn has_index(name: &str) -> bool {
 }
 
 /// A table that is open for writing, until the end of the transaction.
-pub struct Table(pg_sys::Relation);
+pub struct Table {
+    relation: pg_sys::Relation,
+    /// Whether rows that are written belong into its partial indexes.
+    is_partial: bool,
+}
+
+/// What partial indexes of a table are for, as the server prints it; and whether the row to be written is one of those.
+#[derive(Clone, Copy)]
+pub struct Partial(pub &'static str, pub bool);
 
 impl Table {
     /// None where there is no such table with so many columns, or a statement is needed to write it: also in a read-only
     /// transaction, which must fail, and to change rows in one that has one snapshot, which must fail where a row changed since.
     pub fn open(name: &str, columns: usize, write: Write) -> Option<Self> {
+        Self::open_with(name, columns, write, None)
+    }
+
+    /// The same for a table with partial indexes, of which all are for the same rows.
+    pub fn open_partial(name: &str, columns: usize, write: Write, partial: Partial) -> Option<Self> {
+        Self::open_with(name, columns, write, Some(partial))
+    }
+
+    fn open_with(name: &str, columns: usize, write: Write, partial: Option<Partial>) -> Option<Self> {
         // SAFETY: reads globals.
         let (level, reads_only) = unsafe { (pg_sys::XactIsoLevel, pg_sys::XactReadOnly) };
         let one_snapshot = level >= pg_sys::XACT_REPEATABLE_READ.cast_signed();
@@ -199,8 +223,10 @@ impl Table {
         if id == pg_sys::InvalidOid {
             return None;
         }
-        let table = Self::begin(id, pg_sys::RowExclusiveLock);
-        (known((id, write), || table.is_simple(write)) && table.columns() == columns).then_some(table)
+        let mut table = Self::begin(id, pg_sys::RowExclusiveLock);
+        table.is_partial = partial.is_some_and(|partial| partial.1);
+        let is_simple = known((id, write), || table.is_simple(write, partial.map(|partial| partial.0)));
+        (is_simple && table.columns() == columns).then_some(table)
     }
 
     /// A table for reading its rows as they are.
@@ -222,21 +248,24 @@ impl Table {
 
     fn begin(id: pg_sys::Oid, lock: u32) -> Self {
         // SAFETY: the table exists, or the server raises an error.
-        unsafe { Self(pg_sys::table_open(id, lock.cast_signed())) }
+        unsafe { Self { relation: pg_sys::table_open(id, lock.cast_signed()), is_partial: false } }
     }
 
-    fn is_simple(&self, write: Write) -> bool {
+    fn is_simple(&self, write: Write, partial: Option<&str>) -> bool {
         // SAFETY: an open relation.
         unsafe {
-            let checks = (*(*self.0).rd_att).constr.as_ref();
+            let checks = (*(*self.relation).rd_att).constr.as_ref();
             let is_unchecked = checks.is_none_or(|c| c.num_check == 0 && !c.has_generated_stored);
-            self.is_heap() && is_unchecked && self.is_unwatched(write) && self.indexes().iter().all(Index::is_simple)
+            self.is_heap()
+                && is_unchecked
+                && self.is_unwatched(write)
+                && self.indexes().iter().all(|i| i.is_simple(partial))
         }
     }
 
     fn is_heap(&self) -> bool {
         // SAFETY: an open relation.
-        let form = unsafe { &*(*self.0).rd_rel };
+        let form = unsafe { &*(*self.relation).rd_rel };
         form.relkind == pg_sys::RELKIND_RELATION.cast_signed() && form.relam == pg_sys::Oid::from(HEAP)
     }
 
@@ -244,8 +273,8 @@ impl Table {
     fn is_unwatched(&self, write: Write) -> bool {
         // SAFETY: an open relation.
         unsafe {
-            (*self.0).rd_rules.is_null()
-                && (*self.0).trigdesc.as_ref().is_none_or(|t| match write {
+            (*self.relation).rd_rules.is_null()
+                && (*self.relation).trigdesc.as_ref().is_none_or(|t| match write {
                     Write::Insert => {
                         !(t.trig_insert_before_row
                             || t.trig_insert_after_row
@@ -264,12 +293,12 @@ impl Table {
 
     fn is_partition(&self) -> bool {
         // SAFETY: an open relation.
-        unsafe { (*(*self.0).rd_rel).relispartition }
+        unsafe { (*(*self.relation).rd_rel).relispartition }
     }
 
     fn descriptor(&self) -> pg_sys::TupleDesc {
         // SAFETY: an open relation.
-        unsafe { (*self.0).rd_att }
+        unsafe { (*self.relation).rd_att }
     }
 
     fn columns(&self) -> usize {
@@ -280,7 +309,7 @@ impl Table {
     fn indexes(&self) -> Vec<Index> {
         // SAFETY: an open relation; the list is ours.
         unsafe {
-            let list = pg_sys::RelationGetIndexList(self.0);
+            let list = pg_sys::RelationGetIndexList(self.relation);
             let count = list.as_ref().map_or(0, |l| usize::try_from(l.length).unwrap_or_default());
             let all = (0..count).map(|n| Index::open((*(*list).elements.add(n)).oid_value)).collect();
             pg_sys::list_free(list);
@@ -300,7 +329,7 @@ impl Table {
         let tuple = self.form(row);
         // SAFETY: a tuple of this table.
         unsafe {
-            pg_sys::heap_insert(self.0, tuple, pg_sys::GetCurrentCommandId(true), 0, std::ptr::null_mut());
+            pg_sys::heap_insert(self.relation, tuple, pg_sys::GetCurrentCommandId(true), 0, std::ptr::null_mut());
             for index in self.indexes() {
                 index.insert(self, tuple, row, false);
             }
@@ -326,14 +355,14 @@ impl Table {
             let place = &raw mut (*(*tuple).t_data).t_ctid;
             pgrx::itemptr::item_pointer_set_all(&mut *place, token, SPECULATIVE);
             let options = pg_sys::HEAP_INSERT_SPECULATIVE.cast_signed();
-            pg_sys::heap_insert(self.0, tuple, pg_sys::GetCurrentCommandId(true), options, std::ptr::null_mut());
+            pg_sys::heap_insert(self.relation, tuple, pg_sys::GetCurrentCommandId(true), options, std::ptr::null_mut());
             let mut indexes = self.indexes();
             indexes.sort_by_key(|index| index.id() != unique);
             let is_new = indexes.iter().all(|index| index.insert(self, tuple, row, index.id() == unique));
             if is_new {
-                pg_sys::heap_finish_speculative(self.0, &raw mut (*tuple).t_self);
+                pg_sys::heap_finish_speculative(self.relation, &raw mut (*tuple).t_self);
             } else {
-                pg_sys::heap_abort_speculative(self.0, &raw mut (*tuple).t_self);
+                pg_sys::heap_abort_speculative(self.relation, &raw mut (*tuple).t_self);
             }
             pg_sys::SpeculativeInsertionLockRelease(transaction);
             pg_sys::heap_freetuple(tuple);
@@ -426,7 +455,7 @@ impl Table {
             let mut buffer = pg_sys::InvalidBuffer.cast_signed();
             let mut failure = std::mem::zeroed();
             let status = pg_sys::heap_lock_tuple(
-                self.0,
+                self.relation,
                 &raw mut row,
                 pg_sys::GetCurrentCommandId(true),
                 pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
@@ -447,7 +476,7 @@ impl Table {
         // SAFETY: the place is told only to who is told of a deadlock.
         unsafe {
             let mut place: pg_sys::ItemPointerData = std::mem::zeroed();
-            pg_sys::XactLockTableWait(holder, self.0, &raw mut place, pg_sys::XLTW_Oper::XLTW_None);
+            pg_sys::XactLockTableWait(holder, self.relation, &raw mut place, pg_sys::XLTW_Oper::XLTW_None);
         }
     }
 
@@ -483,7 +512,7 @@ impl Table {
             };
             let snapshot = pg_sys::RegisterSnapshot(snapshot);
             let count = i32::try_from(keys.len()).unwrap_or_default();
-            let scan = pg_sys::systable_beginscan(self.0, index, true, snapshot, count, scan_keys.as_mut_ptr());
+            let scan = pg_sys::systable_beginscan(self.relation, index, true, snapshot, count, scan_keys.as_mut_ptr());
             loop {
                 let tuple = pg_sys::systable_getnext(scan);
                 if tuple.is_null() || !visit(tuple) {
@@ -565,7 +594,7 @@ impl Table {
                 row[column - 1] = value;
             }
             let new = self.form(&row);
-            let (status, holder) = replace(self.0, &raw mut (*tuple).t_self, new, is_ours);
+            let (status, holder) = replace(self.relation, &raw mut (*tuple).t_self, new, is_ours);
             let found = match status {
                 pg_sys::TM_Result::TM_Ok => Found::Changed,
                 pg_sys::TM_Result::TM_BeingModified => Found::Held(holder),
@@ -589,7 +618,7 @@ impl Drop for Table {
         if !std::thread::panicking() {
             // SAFETY: opened above; the lock stays until the end of the transaction.
             unsafe {
-                pg_sys::table_close(self.0, pg_sys::NoLock.cast_signed());
+                pg_sys::table_close(self.relation, pg_sys::NoLock.cast_signed());
             }
         }
     }
@@ -674,18 +703,36 @@ impl Index {
         }
     }
 
+    /// What a partial index is for.
+    fn predicate(&self) -> Option<String> {
+        let column = pg_sys::AttrNumber::try_from(pg_sys::Anum_pg_index_indpred).unwrap_or_default();
+        let cache = pg_sys::SysCacheIdentifier::INDEXRELID.cast_signed();
+        let mut is_null = false;
+        // SAFETY: an open index, and what the catalog says of it.
+        unsafe {
+            let tuple = (*self.relation).rd_indextuple;
+            let stored = pg_sys::SysCacheGetAttr(cache, tuple, column, &raw mut is_null);
+            let table = pg_sys::Datum::from((*(*self.relation).rd_index).indrelid);
+            let print = pg_sys::F_PG_GET_EXPR_PG_NODE_TREE_OID;
+            (!is_null).then(|| {
+                let printed = pg_sys::OidFunctionCall2Coll(print, pg_sys::InvalidOid, stored, table);
+                String::from_datum(printed, false).unwrap_or_default()
+            })
+        }
+    }
+
     fn id(&self) -> pg_sys::Oid {
         // SAFETY: an open index.
         unsafe { (*self.relation).rd_id }
     }
 
-    /// Nothing has to be evaluated for it.
-    fn is_simple(&self) -> bool {
+    /// Nothing has to be evaluated for it but whether it is for a row, where it is `partial`.
+    fn is_simple(&self, partial: Option<&str>) -> bool {
         // SAFETY: an open index and what describes it.
         unsafe {
             let (info, form) = (&*self.info, &*(*self.relation).rd_index);
             info.ii_Expressions.is_null()
-                && info.ii_Predicate.is_null()
+                && (info.ii_Predicate.is_null() || self.predicate().as_deref() == partial)
                 && info.ii_ExclusionOps.is_null()
                 && form.indimmediate
         }
@@ -704,8 +751,9 @@ impl Index {
             if !info.ii_ReadyForInserts {
                 return true;
             }
-            // Made since the table was opened.
-            assert!(self.is_simple(), "an index of the table has just changed");
+            if !info.ii_Predicate.is_null() && !table.is_partial {
+                return true;
+            }
             let columns = usize::try_from(info.ii_NumIndexAttrs).unwrap_or_default();
             let numbers = info.ii_IndexAttrNumbers.iter().take(columns);
             let entry: Vec<Value> = numbers.map(|n| row[usize::try_from(*n - 1).unwrap_or_default()]).collect();
@@ -720,7 +768,7 @@ impl Index {
                 values.as_mut_ptr(),
                 nulls.as_mut_ptr(),
                 &raw mut (*tuple).t_self,
-                table.0,
+                table.relation,
                 check,
                 false,
                 self.info,

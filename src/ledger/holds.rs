@@ -5,7 +5,7 @@ use crate::catalog;
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::price::Price;
 use crate::error::{Error, Result};
-use crate::heap::{Snapshot, Table};
+use crate::heap::{Snapshot, Table, Write};
 use crate::json::Jsonb;
 use crate::ledger::call::{Answer, Call};
 use crate::ledger::chain::{self, HoldTerms};
@@ -14,7 +14,7 @@ use crate::ledger::wallet::{Facts, Hold, Operation, Part, Wallet, split};
 use crate::ledger::{rows, store};
 use crate::limits::caps::{self, Caps};
 use crate::raise::or_raise;
-use crate::sql::{At, Db};
+use crate::sql::{At, Db, ToSql};
 use crate::time::Moment;
 use crate::usage::counters::{self, Metered};
 use crate::usage::tally::Charge;
@@ -108,7 +108,7 @@ fn price(text: Option<String>) -> Result<Option<Price>> {
 
 /// The same without a statement; None where there is none, or that takes one.
 fn find_row(org_id: Uuid, hold_id: i64) -> Option<Result<Stored>> {
-    let holds = Table::open_to_read("holds", 16)?;
+    let holds = Table::open_to_read("holds", rows::column::HOLDS)?;
     let mut found = None;
     let _is_known = holds.read("holds_pkey", &rows::numbered(org_id, hold_id), Snapshot::Latest, |row, _| {
         let known = || {
@@ -150,25 +150,51 @@ impl Stored {
 
 /// Writes the row of a hold, and lets its entry's hash cover it.
 fn make(db: &Db, wallet: &mut Wallet, hold_id: i64, terms: &HoldTerms<'_>, reason: Option<&str>) {
-    db.write(
-        &NEW_HOLD,
-        args![
-            wallet.lane.org_id,
-            hold_id,
-            &wallet.lane.unit,
-            terms.kind,
-            terms.metric,
-            terms.quantity,
-            terms.credits,
-            terms.member_id,
-            reason,
-            terms.expires_at.map(At),
-            At(terms.created_at),
-            terms.parts,
-            terms.price,
-        ],
-    );
+    if !make_row(wallet, hold_id, terms, reason) {
+        db.write(
+            &NEW_HOLD,
+            args![
+                wallet.lane.org_id,
+                hold_id,
+                &wallet.lane.unit,
+                terms.kind,
+                terms.metric,
+                terms.quantity,
+                terms.credits,
+                terms.member_id,
+                reason,
+                terms.expires_at.map(At),
+                At(terms.created_at),
+                terms.parts,
+                terms.price,
+            ],
+        );
+    }
     wallet.seal(hold_id, chain::hold_terms(terms));
+}
+
+/// What NEW_HOLD does; false where that takes the statement.
+fn make_row(wallet: &Wallet, hold_id: i64, terms: &HoldTerms<'_>, reason: Option<&str>) -> bool {
+    let Some(holds) = rows::open_holds(Write::Insert, true) else { return false };
+    holds.insert(&[
+        wallet.lane.org_id.to_sql(),
+        hold_id.to_sql(),
+        terms.credits.to_sql(),
+        terms.quantity.to_sql(),
+        terms.member_id.to_sql(),
+        terms.expires_at.to_sql(),
+        terms.created_at.to_sql(),
+        None,
+        None,
+        terms.parts.to_sql(),
+        wallet.lane.unit.as_str().to_sql(),
+        terms.kind.to_sql(),
+        "open".to_sql(),
+        terms.metric.to_sql(),
+        reason.to_sql(),
+        terms.price.map(crate::json::from_text).to_sql(),
+    ]);
+    true
 }
 
 /// How many entries took that: one per grant, and one for nothing.
@@ -474,8 +500,11 @@ fn release_credits(org_id: Option<pgrx::Uuid>, hold_id: Option<i64>) -> HoldRece
 }
 
 fn lock_of(db: &Db, org_id: Uuid, hold_id: i64) -> Result<crate::ledger::wallet::Lane> {
-    let hold = find(db, org_id, hold_id)?;
-    store::lock(db, org_id, &hold.unit).ok_or(Error::corrupt("a hold without a wallet"))
+    let unit = match rows::unit_of_hold(org_id, hold_id) {
+        Some(unit) => unit,
+        None => find(db, org_id, hold_id)?.unit,
+    };
+    store::lock(db, org_id, &unit).ok_or(Error::corrupt("a hold without a wallet"))
 }
 
 fn give_back(

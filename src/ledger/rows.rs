@@ -1,6 +1,6 @@
 //! Lanes and entries by the server's access methods (`heap.rs`): what the shortest calls look at and write.
 
-use crate::heap::{Changed, Equal, Held, Key, Snapshot, Table, Value, Write, has_index};
+use crate::heap::{Changed, Equal, Held, Key, Partial, Snapshot, Table, Value, Write, has_index};
 use crate::json::Jsonb;
 use crate::ledger::chain::{self, Position};
 use crate::ledger::lanes::View;
@@ -38,6 +38,8 @@ pub mod column {
     pub const COUNT: usize = 21;
     /// Of `entries`.
     pub const ENTRIES: usize = 23;
+    /// Of `holds`.
+    pub const HOLDS: usize = 16;
 }
 
 /// The index by which lanes are found.
@@ -115,6 +117,30 @@ pub fn parts(org_id: Uuid, hold_id: i64) -> Option<Vec<Part>> {
         parts = Some(part.into_iter().collect());
     });
     parts
+}
+
+/// The holds, for a row that is open or not to be written; None where that takes a statement.
+pub fn open_holds(write: Write, is_open: bool) -> Option<Table> {
+    let open = Partial("(status = 'open'::text)", is_open);
+    Table::open_partial("holds", column::HOLDS, write, open)
+}
+
+/// The unit of a hold; None where there is none, or that takes a statement.
+pub fn unit_of_hold(org_id: Uuid, hold_id: i64) -> Option<String> {
+    let holds = Table::open_to_read("holds", column::HOLDS)?;
+    let mut unit = None;
+    let _is_known =
+        holds.read("holds_pkey", &numbered(org_id, hold_id), Snapshot::Latest, |row, _| unit = text(row, 11));
+    unit
+}
+
+/// Closes an open hold; false where that takes a statement, or it is not open. The wallet is locked.
+pub fn close_hold(org_id: Uuid, hold_id: i64, status: &str, now: Moment, operation_id: i64) -> bool {
+    let Some(holds) = open_holds(Write::Update, false) else { return false };
+    let closed = holds.update_one("holds_pkey", &numbered(org_id, hold_id), Held::Ours, |row| {
+        (text(row, 13)? == "open").then(|| vec![(13, status.to_sql()), (8, now.to_sql()), (9, operation_id.to_sql())])
+    });
+    closed == Changed::Yes
 }
 
 /// The entry that took a key, if there is one.

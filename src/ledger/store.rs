@@ -705,7 +705,9 @@ pub fn save_member(
 
 /// Closes an open hold.
 pub fn close_hold(db: &Db, org_id: Uuid, hold_id: i64, status: &str, now: Moment, operation_id: i64) {
-    db.write(&CLOSE_HOLD, args![org_id, hold_id, status, At(now), operation_id]);
+    if !rows::close_hold(org_id, hold_id, status, now, operation_id) {
+        db.write(&CLOSE_HOLD, args![org_id, hold_id, status, At(now), operation_id]);
+    }
 }
 
 /// Writes a few entries without a statement; None where that cannot decide.

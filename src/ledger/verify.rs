@@ -137,11 +137,12 @@ statements! {
          select h.org_id, coalesce(h.unit, h.held_unit), 'hold_mismatch',
                 jsonb_build_object('hold_id', h.hold_id, 'status', h.status, 'credits', h.credits, 'held', h.held,
                                    'freed', f.credits)::text
-           from (select org_id, hold_id, h.status, h.credits, h.unit, e.credits as held, e.unit as held_unit
+           from (select org_id, hold_id, h.status, h.credits, h.unit, e.credits as held, e.unit as held_unit,
+                        (h.status = 'open') = (h.closed_at is null) as is_consistent
                    from (select * from billing.holds where org_id between $1 and $2) h
                    full join held e using (org_id, hold_id)) h
            left join freed f on f.org_id = h.org_id and f.source_id = h.hold_id::text
-          where h.credits is distinct from h.held or h.unit <> h.held_unit
+          where h.credits is distinct from h.held or h.unit <> h.held_unit or not h.is_consistent
              or coalesce(f.credits, 0) <> case when h.status = 'open' then 0 else h.credits end
          union all
          select org_id, unit, 'holds_mismatch',
