@@ -16,22 +16,24 @@ pub type Value = Option<pg_sys::Datum>;
 /// Columns and their new values; None leaves the row alone.
 pub type Change = Option<Vec<(usize, Value)>>;
 
-/// A column that must be equal to a value.
-pub struct Key(pub i16, pub Equal, pub Value);
+/// What a column must be, and the value for that.
+pub struct Key(pub i16, pub Is, pub Value);
 
-/// By the type of the column.
+/// Equal, if nothing else is said; by the type of the column.
 #[derive(Clone, Copy)]
 #[allow(missing_docs)]
-pub enum Equal {
+pub enum Is {
     Uuid,
     /// Of the collation "C".
     Text,
     Moment,
     Small,
     Big,
+    BigAbove,
+    DayFrom,
 }
 
-impl Equal {
+impl Is {
     fn procedure(self) -> pg_sys::RegProcedure {
         match self {
             Self::Uuid => pg_sys::F_UUID_EQ,
@@ -39,8 +41,19 @@ impl Equal {
             Self::Moment => pg_sys::F_TIMESTAMPTZ_EQ,
             Self::Small => pg_sys::F_INT2EQ,
             Self::Big => pg_sys::F_INT8EQ,
+            Self::BigAbove => pg_sys::F_INT8GT,
+            Self::DayFrom => pg_sys::F_DATE_GE,
         }
         .into()
+    }
+
+    fn strategy(self) -> u16 {
+        let strategy = match self {
+            Self::BigAbove => pg_sys::BTGreaterStrategyNumber,
+            Self::DayFrom => pg_sys::BTGreaterEqualStrategyNumber,
+            _ => pg_sys::BTEqualStrategyNumber,
+        };
+        u16::try_from(strategy).unwrap_or_default()
     }
 }
 
@@ -485,9 +498,16 @@ impl Table {
     pub fn read(&self, index: &str, keys: &[Key], snapshot: Snapshot, mut show: impl FnMut(&[Value], bool)) -> bool {
         // SAFETY: a tuple of this table.
         self.visit(index, keys, snapshot, |tuple| unsafe {
-            show(&self.deform(tuple), is_held(tuple));
+            show(&self.deform(tuple), holder(tuple).is_some());
             true
         })
+    }
+
+    /// Shows the columns of rows with these keys, in the order of the index, as long as `show` says so; false where there is no
+    /// such index.
+    pub fn read_while(&self, index: &str, keys: &[Key], at: Snapshot, mut show: impl FnMut(&[Value]) -> bool) -> bool {
+        // SAFETY: a tuple of this table.
+        self.visit(index, keys, at, |tuple| unsafe { show(&self.deform(tuple)) })
     }
 
     /// Goes over the rows with these keys as long as `visit` says so; false where there is no such index.
@@ -499,11 +519,10 @@ impl Table {
         let mut scan_keys: Vec<pg_sys::ScanKeyData> = Vec::with_capacity(keys.len());
         // SAFETY: an open relation and an index of it; what is begun is ended, and by the end of the transaction on errors.
         unsafe {
-            for Key(column, equal, value) in keys {
+            for Key(column, is, value) in keys {
                 let mut key = std::mem::zeroed();
-                let strategy = u16::try_from(pg_sys::BTEqualStrategyNumber).unwrap_or_default();
                 let value = value.unwrap_or(pg_sys::Datum::from(0));
-                pg_sys::ScanKeyInit(&raw mut key, *column, strategy, equal.procedure(), value);
+                pg_sys::ScanKeyInit(&raw mut key, *column, is.strategy(), is.procedure(), value);
                 scan_keys.push(key);
             }
             let snapshot = match at {
@@ -547,6 +566,9 @@ impl Table {
     ) -> Found {
         // SAFETY: the caller's promise.
         unsafe {
+            if let Some(holder) = holder(tuple) {
+                return Found::Held(holder);
+            }
             let found = self.update(tuple, held == Held::Ours, change);
             let is_many = u32::from((*(*tuple).t_data).t_infomask) & pg_sys::HEAP_XMAX_IS_MULTI != 0;
             match (found, held) {
@@ -627,11 +649,11 @@ impl Drop for Table {
 /// The server's own tables are of this access method, and most others: `HEAP_TABLE_AM_OID`.
 const HEAP: u32 = 2;
 
-/// Whether another transaction that is under way has changed or locked a row.
+/// The other transaction under way that has changed or locked a row, if there is one.
 ///
 /// # Safety
 /// A tuple in a pinned buffer.
-unsafe fn is_held(tuple: pg_sys::HeapTuple) -> bool {
+unsafe fn holder(tuple: pg_sys::HeapTuple) -> Option<pg_sys::TransactionId> {
     // SAFETY: the caller's promise.
     unsafe {
         let header = &*(*tuple).t_data;
@@ -639,10 +661,11 @@ unsafe fn is_held(tuple: pg_sys::HeapTuple) -> bool {
         let is_over = mask & (pg_sys::HEAP_XMAX_INVALID | pg_sys::HEAP_XMAX_COMMITTED) != 0;
         // Several hold it: whoever wants it finds out.
         let is_many = mask & pg_sys::HEAP_XMAX_IS_MULTI != 0;
-        !is_over
+        let is_held = !is_over
             && !is_many
             && !pg_sys::TransactionIdIsCurrentTransactionId(holder)
-            && pg_sys::TransactionIdIsInProgress(holder)
+            && pg_sys::TransactionIdIsInProgress(holder);
+        is_held.then_some(holder)
     }
 }
 

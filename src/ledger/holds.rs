@@ -123,7 +123,7 @@ fn find_row(org_id: Uuid, hold_id: i64) -> Option<Result<Stored>> {
                 expires_at: rows::number(row, 6),
                 created_at: rows::number(row, 7)?,
                 price: None,
-                parts: i32::try_from(rows::number(row, 10)? & 0xffff_ffff).ok()?,
+                parts: rows::int(row, 10)?,
             })
         };
         found = known().map(|hold| Ok(Stored { price: price(rows::json(row, 16))?, ..hold }));

@@ -1,6 +1,6 @@
 //! Lanes and entries by the server's access methods (`heap.rs`): what the shortest calls look at and write.
 
-use crate::heap::{Changed, Equal, Held, Key, Partial, Snapshot, Table, Value, Write, has_index};
+use crate::heap::{Changed, Held, Is, Key, Partial, Snapshot, Table, Value, Write, has_index};
 use crate::json::Jsonb;
 use crate::ledger::chain::{self, Position};
 use crate::ledger::lanes::View;
@@ -53,14 +53,14 @@ pub fn open() -> Option<Table> {
 /// The key of a lane.
 pub fn key(org_id: Uuid, unit: &str, lane: i16) -> [Key; 3] {
     let [org_id, unit] = wallet(org_id, unit);
-    [org_id, unit, Key(column::LANE, Equal::Small, lane.to_sql())]
+    [org_id, unit, Key(column::LANE, Is::Small, lane.to_sql())]
 }
 
 /// As the others are counted.
 const LANE_COLUMN: usize = 10;
 
 fn wallet(org_id: Uuid, unit: &str) -> [Key; 2] {
-    [Key(column::ORG_ID, Equal::Uuid, org_id.to_sql()), Key(column::UNIT, Equal::Text, unit.to_sql())]
+    [Key(column::ORG_ID, Is::Uuid, org_id.to_sql()), Key(column::UNIT, Is::Text, unit.to_sql())]
 }
 
 /// The queue of those who wait for a lane: two that share a number by chance only wait a little longer.
@@ -77,6 +77,12 @@ pub struct NeedsStatement;
 pub fn number(row: &[Value], column: usize) -> Option<i64> {
     // SAFETY: such a column, by value.
     row[column - 1].map(|datum| unsafe { i64::from_sql(datum) })
+}
+
+/// A column of 32 bits, or a date.
+pub fn int(row: &[Value], column: usize) -> Option<i32> {
+    // SAFETY: such a column, by value.
+    row[column - 1].map(|datum| unsafe { i32::from_sql(datum) })
 }
 
 fn small(row: &[Value], column: usize) -> Option<i16> {
@@ -104,13 +110,13 @@ pub fn json(row: &[Value], column: usize) -> Option<String> {
 
 /// The key of an entry or a hold.
 pub fn numbered(org_id: Uuid, id: i64) -> [Key; 2] {
-    [Key(column::ORG_ID, Equal::Uuid, org_id.to_sql()), Key(2, Equal::Big, id.to_sql())]
+    [Key(column::ORG_ID, Is::Uuid, org_id.to_sql()), Key(2, Is::Big, id.to_sql())]
 }
 
 /// What a hold with one entry took; None where that takes a statement.
 pub fn parts(org_id: Uuid, hold_id: i64) -> Option<Vec<Part>> {
     let entries = Table::open_to_read("entries", column::ENTRIES)?;
-    let key = [Key(column::ORG_ID, Equal::Uuid, org_id.to_sql()), Key(3, Equal::Big, hold_id.to_sql())];
+    let key = [Key(column::ORG_ID, Is::Uuid, org_id.to_sql()), Key(3, Is::Big, hold_id.to_sql())];
     let mut parts = None;
     let _is_known = entries.read("entries_pkey", &key, Snapshot::Latest, |row, _| {
         let part = number(row, 8).zip(number(row, 4)).map(|(grant_id, amount)| Part { grant_id, credits: -amount });
@@ -146,7 +152,7 @@ pub fn close_hold(org_id: Uuid, hold_id: i64, status: &str, now: Moment, operati
 /// The entry that took a key, if there is one.
 pub fn find_request(org_id: Uuid, request_id: i64) -> Result<Option<Replay>, NeedsStatement> {
     let entries = Table::open_to_read("entries", column::ENTRIES).ok_or(NeedsStatement)?;
-    let key = [Key(column::ORG_ID, Equal::Uuid, org_id.to_sql()), Key(11, Equal::Big, request_id.to_sql())];
+    let key = [Key(column::ORG_ID, Is::Uuid, org_id.to_sql()), Key(11, Is::Big, request_id.to_sql())];
     let mut found = None;
     let is_known = entries.read("entries_request", &key, Snapshot::Latest, |row, _| {
         found = replay(row);

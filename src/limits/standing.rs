@@ -10,6 +10,7 @@ use crate::sql::{At, Db};
 use crate::time::Moment;
 use crate::units;
 use crate::usage::counters::{self, Counter};
+use crate::usage::tail;
 use crate::usage::tally::{Charge, Tally, price_id};
 use crate::{args, statements};
 use std::cell::OnceCell;
@@ -175,11 +176,17 @@ impl<'a> Reader<'a> {
         }
         let price = cache::price(self.db, metric, Some(self.org_id), self.now)?;
         if metric.is_plain(price.as_deref()) {
-            let (from, to) = (At(terms.span.start), At(terms.span.end));
-            let consumed = self.db.read(&CONSUMED, args![self.org_id, &metric.name, from, to]);
-            used = used.saturating_add(consumed.first().map_or(0, |row| row.get(0)));
+            used = used.saturating_add(self.consumed(&metric.name, terms.span));
         }
         Ok(Standing { terms, used, tally: counter.tally, unsettled })
+    }
+
+    /// What was consumed of a metric without a counter.
+    fn consumed(&self, metric: &str, span: Span) -> i64 {
+        tail::consumed(self.org_id, metric, span.start, span.end).unwrap_or_else(|| {
+            let found = self.db.read(&CONSUMED, args![self.org_id, metric, At(span.start), At(span.end)]);
+            found.first().map_or(0, |row| row.get(0))
+        })
     }
 
     /// The level of a gauge: for max the highest of the period, for last the newest. A period begins with the level before it.

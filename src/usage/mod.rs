@@ -5,4 +5,5 @@ pub mod events;
 pub mod fold;
 mod history;
 mod record;
+pub mod tail;
 pub mod tally;

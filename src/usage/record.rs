@@ -8,7 +8,7 @@ use crate::arguments::{self, optional_uuid, required, required_uuid};
 use crate::catalog::cache;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::heap::{Changed, Equal, Held, Key, Table, Write};
+use crate::heap::{Changed, Held, Is, Key, Table, Write};
 use crate::json::Jsonb;
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db, FromSql, ToSql};
@@ -164,10 +164,10 @@ mod column {
 fn add_to_free(place: &Place, gain: &Gain) -> Result<bool> {
     let Some(table) = Table::open("unsettled_usage", 10, Write::Update) else { return Ok(false) };
     let keys = [
-        Key(column::ORG_ID, Equal::Uuid, place.org_id.to_sql()),
-        Key(column::METRIC, Equal::Text, place.metric.as_str().to_sql()),
-        Key(column::PERIOD_START, Equal::Moment, place.span.start.to_sql()),
-        Key(column::SEGMENT, Equal::Moment, place.segment.to_sql()),
+        Key(column::ORG_ID, Is::Uuid, place.org_id.to_sql()),
+        Key(column::METRIC, Is::Text, place.metric.as_str().to_sql()),
+        Key(column::PERIOD_START, Is::Moment, place.span.start.to_sql()),
+        Key(column::SEGMENT, Is::Moment, place.segment.to_sql()),
     ];
     let mut fits = true;
     let found = table.update_one("unsettled_usage_pkey", &keys, Held::Skip, |row| {
