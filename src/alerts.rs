@@ -5,10 +5,11 @@
 use crate::arguments::required;
 use crate::catalog::cache;
 use crate::error::{Error, Result};
+use crate::ledger::wallet::Lane;
 use crate::limits::caps::{self, Caps};
 use crate::limits::standing::Reader;
 use crate::raise::or_raise;
-use crate::sql::{self, At, Db};
+use crate::sql::{self, At, Db, Rows};
 use crate::time::Moment;
 use crate::{args, statements};
 use pgrx::prelude::*;
@@ -139,13 +140,22 @@ fn bring_up_to_date(
     }
 }
 
-/// Looks at the balance of a wallet, which is locked, and which had `base` after its last grant.
-pub fn balance(db: &Db, org_id: Uuid, open: &Open, (unit, balance, base): (&str, i64, i64), now: Moment) -> Result<()> {
+/// Looks at the balance of a wallet, which is locked, which had `base` after its last grant, and is `known` to be looked at below
+/// some balance.
+pub fn balance(
+    db: &Db,
+    org_id: Uuid,
+    open: &Open,
+    (unit, balance, base, known): (&str, i64, i64, i64),
+    now: Moment,
+) -> Result<()> {
     let low = db.write(&LOW, args![org_id, unit]).first().and_then(|row| row.opt::<i64>(0));
     let shares = cache::alert_settings(db)?.shares;
     let (alerts, below) = crossed_balance(unit, balance, base, low.unwrap_or(0), &shares);
     bring_up_to_date(db, org_id, (open, &["balance", "low_balance"], Some(unit)), &alerts, now);
-    db.write(&ALERT_BELOW, args![org_id, unit, below]);
+    if below != known {
+        db.write(&ALERT_BELOW, args![org_id, unit, below]);
+    }
     Ok(())
 }
 
@@ -167,7 +177,9 @@ pub fn caps(db: &Db, caps: &Caps) -> Result<()> {
 }
 
 /// Looks at everything of an org but its balances: for settlement.
-pub fn settle(db: &Db, org_id: Uuid, open: &Open, now: Moment) -> Result<()> {
+///
+/// `wallets`: all of it, locked.
+pub fn settle(db: &Db, org_id: Uuid, open: &Open, wallets: &[Lane], now: Moment) -> Result<()> {
     let settings = cache::alert_settings(db)?;
     let mut alerts = Vec::new();
     let reader = Reader::new(db, org_id, now)?;
@@ -185,7 +197,10 @@ pub fn settle(db: &Db, org_id: Uuid, open: &Open, now: Moment) -> Result<()> {
         alerts.extend(crossed("cap", &cap.name, used, cap.quantity, &settings.shares));
     }
     let soon = crate::time::add_days(now, settings.expiring_days);
-    for row in db.write(&EXPIRING, args![org_id, At(now), At(soon)]).iter() {
+    // What other lanes than lane 0 hold, this one does not tell.
+    let may_expire = wallets.iter().any(|wallet| wallet.is_split() || wallet.fresh_until <= soon);
+    let expiring = may_expire.then(|| db.write(&EXPIRING, args![org_id, At(now), At(soon)]));
+    for row in expiring.iter().flat_map(Rows::iter) {
         let (grant, amount, rest): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
         if rest > 0 {
             let subject = grant.to_string();

@@ -5,6 +5,8 @@ comment on function billing.grant_credits is
 'Grants credit; makes the wallet when it is the first. source: purchase, plan, bonus, gift_card, voucher, refund, adjustment or transfer; category: paid or promotional (by default paid for purchase, transfer, refund); metrics: the only ones it may be spent on; lower priority burns first; expires_at null: never; cost_minor and currency: what was paid. Errors: 22023, PT404 unknown_metric, PT409 idempotency_conflict.';
 comment on function billing.create_wallet is
 'Makes a wallet, or changes its owner_type (user, community, organization) and low_balance_threshold (0: never low); null leaves as it is. Errors: 22023.';
+comment on function billing.set_wallet_lanes is
+'Splits a wallet that many spend from at once into lanes, 1 (one balance) to 64, or joins them again; 0: automatic, more when consumptions wait for each other, one when nobody did for ten minutes. At any time. Nothing is refused that all lanes together cover. Errors: PT404 unknown_org, 22023.';
 comment on function billing.consume_credits is
 'Charges an org for a quantity of a metric in the caller''s transaction. The same idempotency_key (1 to 255 bytes) with the same arguments charges nothing and gives the first result again. Errors: PT402 insufficient_credits or plan_limit, PT404 unknown_org or unknown_metric, PT409 idempotency_conflict, PT429 cap_exceeded, 22023.';
 comment on function billing.consume_credits_batch is

@@ -311,7 +311,7 @@ fn afterwards(db: &Db, asked: &Asked<'_>, unit: &str, now: Moment, burned: &Burn
     }
     if is_low {
         let open = alerts::Open::of(db, asked.org_id);
-        alerts::balance(db, asked.org_id, &open, (unit, burned.total, burned.alert_base), now)?;
+        alerts::balance(db, asked.org_id, &open, (unit, burned.total, burned.alert_base, burned.alert_below), now)?;
     }
     Ok(())
 }

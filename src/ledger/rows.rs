@@ -183,6 +183,18 @@ pub fn lock(org_id: Uuid, unit: &str) -> Result<Option<Lane>, NeedsStatement> {
     Ok(lanes.lock_one(KEY, &key(org_id, unit, 0), queue(org_id, unit, 0), |row| lane(row, org_id, unit)).flatten())
 }
 
+/// Locks all wallets of an org, in the one order.
+pub fn lock_org(org_id: Uuid) -> Result<Vec<Lane>, NeedsStatement> {
+    let lanes = open().ok_or(NeedsStatement)?;
+    let mut units = Vec::new();
+    let of_org = [Key(column::ORG_ID, Is::Uuid, org_id.to_sql())];
+    let _is_known = lanes.read(KEY, &of_org, Snapshot::Latest, |row, _| {
+        units.extend(text(row, 12).filter(|_| small(row, LANE_COLUMN) == Some(0)));
+    });
+    let lock = |unit: &String| lock(org_id, unit).transpose();
+    units.iter().filter_map(lock).collect()
+}
+
 fn lane(row: &[Value], org_id: Uuid, unit: &str) -> Option<Lane> {
     Some(Lane {
         org_id,

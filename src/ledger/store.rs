@@ -331,7 +331,8 @@ pub fn refill(db: &Db, wallet: &mut Wallet, number: i16, credits: i64) -> Result
 /// Locks all wallets of an org, and makes those that are missing of the units.
 pub fn lock_org(db: &Db, org_id: Uuid, units: &[String], now: Moment) -> Result<Vec<Lane>> {
     for _ in 0..100 {
-        let lanes: Vec<Lane> = db.write(&LOCK_ORG, args![org_id]).iter().map(|row| lane(&row)).collect();
+        let lanes: Vec<Lane> = rows::lock_org(org_id)
+            .unwrap_or_else(|_| db.write(&LOCK_ORG, args![org_id]).iter().map(|row| lane(&row)).collect());
         let missing: Vec<_> = units.iter().filter(|unit| !lanes.iter().any(|l| l.unit == **unit)).collect();
         if missing.is_empty() {
             return Ok(lanes);
@@ -682,7 +683,13 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()>
     let balance = wallet.balance();
     if came_in || balance < lane.alert_below {
         let open = alerts::Open::of(db, lane.org_id);
-        alerts::balance(db, lane.org_id, &open, (&lane.unit, balance, lane.alert_base), wallet.now())?;
+        alerts::balance(
+            db,
+            lane.org_id,
+            &open,
+            (&lane.unit, balance, lane.alert_base, lane.alert_below),
+            wallet.now(),
+        )?;
     }
     Ok(())
 }

@@ -16,11 +16,13 @@ use std::rc::Rc;
 use uuid::Uuid;
 
 statements! {
-    METRICS(uuid) =
-        "select distinct metric from billing.unsettled_usage where org_id = $1
+    // Metrics, and units in which something is owed.
+    OPEN(uuid) =
+        "select metric, null from billing.unsettled_usage where org_id = $1
          union
-         select metric from billing.period_usage where org_id = $1 and level is not null and not carried";
-    OWED_IN(uuid) = "select distinct unit from billing.unpaid_overage where org_id = $1";
+         select metric, null from billing.period_usage where org_id = $1 and level is not null and not carried
+         union
+         select null, unit from billing.unpaid_overage where org_id = $1";
     // What a writer holds is left for the next time. What reports its newest level waits for the end of the period.
     TAKE(uuid, timestamptz, timestamptz) =
         "delete from billing.unsettled_usage
@@ -96,9 +98,13 @@ struct Day {
 /// The units in which an org will have to pay.
 pub fn units(db: &Db, org_id: Uuid) -> Result<Vec<String>> {
     let now = crate::clock::now();
-    let mut units: BTreeSet<String> = db.write(&OWED_IN, args![org_id]).iter().map(|row| row.get(0)).collect();
-    for row in db.write(&METRICS, args![org_id]).iter() {
-        let metric = cache::any_metric(db, &row.get::<String>(0))?;
+    let mut units = BTreeSet::new();
+    for row in db.write(&OPEN, args![org_id]).iter() {
+        let Some(metric) = row.opt::<String>(0) else {
+            units.insert(row.get(1));
+            continue;
+        };
+        let metric = cache::any_metric(db, &metric)?;
         let price = cache::price(db, &metric, Some(org_id), now)?;
         units.insert(price.map_or_else(|| units::CREDIT.to_owned(), |p| p.unit.clone()));
     }
@@ -156,8 +162,11 @@ pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<(i64
         }
         counters::save(db, &locked.values().collect::<Vec<_>>());
     }
-    work.carry_levels()?;
-    work.close_levels()?;
+    // Most catalogs have none.
+    if cache::all_metrics(db)?.iter().any(|metric| metric.is_gauge()) {
+        work.carry_levels()?;
+        work.close_levels()?;
+    }
     note(db, org_id, &work.days);
     Ok((events, work.debts))
 }

@@ -152,10 +152,16 @@ fn settle(db: &Db, org_id: Uuid, as_of: Moment) -> Result<SettlementReceipt> {
     let lanes = ledger::lock_org(db, org_id, &[], as_of)?;
     let open = Open::of(db, org_id);
     for lane in &lanes {
-        alerts::balance(db, org_id, &open, (&lane.unit, ledger::balance(db, lane), lane.alert_base), as_of)?;
+        alerts::balance(
+            db,
+            org_id,
+            &open,
+            (&lane.unit, ledger::balance(db, lane), lane.alert_base, lane.alert_below),
+            as_of,
+        )?;
     }
     fold::fold_all(db, org_id);
-    alerts::settle(db, org_id, &open, as_of)?;
+    alerts::settle(db, org_id, &open, &lanes, as_of)?;
     let after: i64 = lanes.iter().fold(0, |sum, lane| lane.consumed.saturating_add(sum));
     Ok(SettlementReceipt { org_id, charged: after - before, unpaid, renewed, events })
 }

@@ -91,6 +91,8 @@ class Crash(unittest.TestCase):
         for org in self.orgs:
             for _ in range(3):
                 call(self.db, "grant_credits", org, 1_000_000)
+        for org in self.orgs[::2]:
+            call(self.db, "set_wallet_lanes", org, 4)
         self.assertEqual(value(self.db, "select current_setting('fsync') || current_setting('synchronous_commit')"), "onon")
 
     def test_kill_nine(self):

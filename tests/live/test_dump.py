@@ -40,6 +40,9 @@ class Dump(LiveTestCase):
         call(connection, "grant_credits", other, 5, unit="EUR")
         call(connection, "create_wallet", other, "credit")
         call(connection, "transfer_credits", org, other, 9)
+        call(connection, "set_wallet_lanes", other, 2)
+        for _ in range(3):
+            call(connection, "consume_credits", other, "call")
         rows(connection, "select billing.set_org_price(%s, 'page', '6')", org)
         rows(connection, "select billing.set_member_budget(%s, %s, 77)", org, uuid.uuid4())
         return org

@@ -30,6 +30,7 @@ insert into expected values
     ('refund_credits', 'org_id uuid, operation_id bigint, credits bigint, reason text, idempotency_key text, metadata jsonb', 2,
      'operation_id bigint, credits bigint, balance_after bigint, replayed boolean'),
     ('adjust_credits', 'org_id uuid, amount bigint, reason text, unit text, idempotency_key text, metadata jsonb', 3, 'grant_id bigint, amount bigint, balance_after bigint, replayed boolean'),
+    ('set_wallet_lanes', 'org_id uuid, lanes integer, unit text', 2, 'void'),
     ('void_grant', 'org_id uuid, grant_id bigint, reason text, idempotency_key text, metadata jsonb', 3, 'voided bigint, already_spent bigint, balance_after bigint, replayed boolean'),
     ('transfer_credits', 'from_org uuid, to_org uuid, amount bigint, unit text, idempotency_key text, metadata jsonb', 3,
      'operation_id bigint, amount bigint, from_balance bigint, to_balance bigint, replayed boolean'),

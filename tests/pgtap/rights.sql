@@ -84,7 +84,7 @@ insert into expected_function
     select unnest(array['my_orgs', 'get_total_credits', 'get_wallet', 'explain_consumption', 'calculate_cost', 'clock', 'version', 'check_limit', 'allows', 'credit_history']), 'member'
     union all select unnest(array['verify_ledger', 'export_catalog', 'settlement_is_running']), 'auditor'
     union all select unnest(array['create_wallet', 'grant_credits', 'consume_credits', 'consume_credits_batch', 'reserve_credits', 'capture_credits', 'release_credits',
-                                  'lock_credits', 'pay_out', 'refund_credits', 'adjust_credits', 'void_grant', 'transfer_credits',
+                                  'lock_credits', 'pay_out', 'refund_credits', 'adjust_credits', 'void_grant', 'transfer_credits', 'set_wallet_lanes',
                                   'set_member_budget', 'set_org_price', 'book_expiries', 'apply_catalog',
                                   'subscribe', 'change_plan', 'cancel_subscription', 'set_org_allowance', 'record_usage', 'record_usage_batch', 'configure_alerts',
                                   'settle', 'settle_org', 'settlement_due', 'begin_settlement', 'settle_orgs', 'settlement_phase', 'begin_periods', 'begin_periods_of',
