@@ -236,7 +236,7 @@ fn provide(
         return Ok(());
     }
     let mut metered = metered.clone();
-    let mut needed: BTreeMap<(Uuid, String), (i64, &str)> = BTreeMap::new();
+    let mut needed: BTreeMap<(Uuid, String), i64> = BTreeMap::new();
     for priced in items.iter().flatten() {
         let Ok((metric, price)) = &priced.known else { continue };
         let item = &priced.item;
@@ -248,12 +248,16 @@ fn provide(
             },
             None => charge_plain(price.as_deref(), item.quantity).unwrap_or(0),
         };
-        let sum = needed.entry((item.org_id, priced.unit().to_owned())).or_insert((0, &item.metric));
-        sum.0 = sum.0.saturating_add(credits);
+        let sum = needed.entry((item.org_id, priced.unit().to_owned())).or_default();
+        *sum = sum.saturating_add(credits);
     }
-    for (name, (credits, metric)) in needed {
+    for (name, credits) in needed {
         if let Some(wallet) = wallets.get_mut(&name).filter(|wallet| wallet.lane.is_split()) {
-            store::provide(db, wallet, credits, Some(metric))?;
+            if wallet.lots.is_none() {
+                store::load(db, wallet, &[])?;
+            }
+            // As far as there is so much: nothing is left to be waited for later.
+            store::provide(db, wallet, credits.min(wallet.spendable(None)), None)?;
         }
     }
     Ok(())

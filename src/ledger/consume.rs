@@ -62,7 +62,7 @@ statements! {
                 slice_credits = slice_credits - $3,
                 consumed = consumed + $3,
                 head = billing.chain_burn(head, $4, last_entry_id, balance, $3, slice_grant)
-          where org_id = $1 and unit = $2 and lane = 0 and slice_credits >= $3 and fast_until > $5
+          where org_id = $1 and unit = $2 and lane = 0 and slice_credits >= $3 and fast_until > $5 and lanes = 1
          returning last_entry_id, balance, slice_grant, head, fast_until, alert_below, alert_base";
     UNBURN(uuid, text, int8, int2) =
         "update billing.lanes l

@@ -20,7 +20,7 @@ const MOST_WALLETS: i32 = 100_000;
 
 statements! {
     DUE(timestamptz, int4, timestamptz) =
-        "select org_id, unit from billing.lanes where fresh_until <= $1
+        "select org_id, unit from billing.lanes where fresh_until <= $1 and (lane = 0 or balance > 0)
          union
          select org_id, unit from billing.holds where status = 'open' and expires_at <= $1
          union

@@ -12,6 +12,10 @@ use crate::{args, statements};
 use pgrx::prelude::*;
 
 statements! {
+    MAKE_MEMBER(uuid, text, uuid) =
+        "insert into billing.member_usage (org_id, unit, member_id) values ($1, $2, $3) on conflict do nothing";
+    LOCK_MEMBER(uuid, text, uuid) =
+        "select from billing.member_usage where org_id = $1 and unit = $2 and member_id = $3 for update";
     // What was used (and not refunded) and is reserved in the current period counts from the start.
     SET_BUDGET(uuid, text, uuid, int8, text, timestamptz) =
         "insert into billing.member_usage as m (org_id, unit, member_id, budget, budget_per, period_start, period_consumed)
@@ -59,6 +63,9 @@ fn set_member_budget(
             cache::require_installed(db)?;
             store::lock(db, org_id, unit).ok_or_else(|| Error::unknown("unknown_org", org_id.to_string()))?;
             if credits.is_some() {
+                // Consumptions on other lanes hold the member's row, not the wallet: they are counted once they have ended.
+                db.write(&MAKE_MEMBER, args![org_id, unit, member_id]);
+                db.write(&LOCK_MEMBER, args![org_id, unit, member_id]);
                 let start = At(period.start(clock::now()));
                 db.write(&SET_BUDGET, args![org_id, unit, member_id, credits, per, start]);
             } else {

@@ -79,6 +79,10 @@ pub fn tense(db: &Db, org_id: Uuid, unit: &str, noted: i16) -> Result<i16> {
     let mut wallet = Wallet::new(lane, clock::now());
     let Some((AUTOMATIC, contended_at)) = mode(db, &wallet) else { return Ok(wallet.lane.lanes) };
     let now = wallet.now();
+    // Whoever holds a lane waits for no other lane, nor for members.
+    if wallet.lane.holds_due <= now {
+        return Ok(wallet.lane.lanes);
+    }
     if contended_at.is_none_or(|at| now - at > MINUTE) {
         db.write(&CONTENDED, args![org_id, unit, At(now)]);
     }

@@ -428,6 +428,12 @@ fn load_with(db: &Db, wallet: &mut Wallet, named: &[i64], locking: bool) -> Resu
         next_due = due.first().and_then(|row| row.opt(0)).unwrap_or(INFINITY);
         if locking {
             let members: Vec<Uuid> = holds.iter().filter_map(|h: &Hold| h.member_id).collect();
+            // Who holds a lane may wait for a member: so lanes are not waited for after that.
+            if wallet.lane.is_split() && !members.is_empty() {
+                for number in 1..=wallet.lane.lanes {
+                    lock_other(db, &wallet.lane, number, true);
+                }
+            }
             load_budgets(db, wallet, members);
         }
     }
@@ -575,13 +581,14 @@ pub fn find_replay(db: &Db, org_id: Uuid, key: &str) -> Result<Option<Replay>> {
 
 /// Writes what the rules decided.
 pub fn save(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Result<()> {
-    if save_new(db, wallets, metadata_of_grants)? {
-        return Ok(());
-    }
     // Whoever has the key was not here when we looked: so it is another request.
+    if save_new(db, wallets, metadata_of_grants)? { Ok(()) } else { Err(key_is_taken(wallets)) }
+}
+
+fn key_is_taken(wallets: &[Wallet]) -> Error {
     let entries = || wallets.iter().flat_map(|wallet| &wallet.entries);
     let key = entries().find_map(|entry| entry.request().map(|r| r.key.clone())).unwrap_or_default();
-    Err(Error::idempotency_conflict(&key))
+    Error::idempotency_conflict(&key)
 }
 
 /// The same; false, and nothing is written, where a call that was under way elsewhere has taken a key.
@@ -595,9 +602,14 @@ pub fn save_new(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Re
     }
     let all: Vec<&Wallet> = wallets.iter().flat_map(|wallet| std::iter::once(wallet).chain(&wallet.lanes)).collect();
     // An identical call on another lane is not kept out by our lock.
-    let may_be_taken =
-        wallets.iter().any(|wallet| wallet.lane.is_split() && wallet.entries.iter().any(|e| e.request().is_some()));
+    let may_be_taken = wallets
+        .iter()
+        .any(|w| (w.lane.is_split() || !w.lanes.is_empty()) && w.entries.iter().any(|e| e.request().is_some()));
     let is_new = if may_be_taken { sql::unless_in_vain(|| insert_entries(db, &all)) } else { insert_entries(db, &all) };
+    if !is_new && !may_be_taken {
+        // Some of it may be written: it goes with the error.
+        return Err(key_is_taken(wallets));
+    }
     if is_new {
         for wallet in all {
             save_wallet(db, wallet, metadata_of_grants)?;

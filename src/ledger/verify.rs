@@ -324,7 +324,7 @@ fn sums(db: &Db, first: Uuid, last: Uuid, out: &mut Vec<Violation>) {
 }
 
 /// Names that the statements give.
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 15] = [
     "entries_missing",
     "entry_without_grant",
     "grant_without_entry",
@@ -339,6 +339,7 @@ const NAMES: [&str; 14] = [
     "written_off_mismatch",
     "freshness_mismatch",
     "void_mismatch",
+    "lanes_mismatch",
 ];
 
 /// Proves the ledger of one org, or of all: no row means that it is sound.
