@@ -236,7 +236,7 @@ fn provide(
         return Ok(());
     }
     let mut metered = metered.clone();
-    let mut needed: BTreeMap<(Uuid, String), i64> = BTreeMap::new();
+    let mut needed: BTreeMap<(Uuid, String), Vec<(i64, &str)>> = BTreeMap::new();
     for priced in items.iter().flatten() {
         let Ok((metric, price)) = &priced.known else { continue };
         let item = &priced.item;
@@ -248,15 +248,20 @@ fn provide(
             },
             None => charge_plain(price.as_deref(), item.quantity).unwrap_or(0),
         };
-        let sum = needed.entry((item.org_id, priced.unit().to_owned())).or_default();
-        *sum = sum.saturating_add(credits);
+        needed.entry((item.org_id, priced.unit().to_owned())).or_default().push((credits, &item.metric));
     }
-    for (name, credits) in needed {
+    for (name, parts) in needed {
         if let Some(wallet) = wallets.get_mut(&name).filter(|wallet| wallet.lane.is_split()) {
+            // What will be refused waits for nobody.
+            if let [(credits, metric)] = parts.as_slice() {
+                store::provide(db, wallet, *credits, Some(metric))?;
+                continue;
+            }
             if wallet.lots.is_none() {
                 store::load(db, wallet, &[])?;
             }
             // As far as there is so much: nothing is left to be waited for later.
+            let credits = parts.iter().fold(0_i64, |sum, (credits, _)| sum.saturating_add(*credits));
             store::provide(db, wallet, credits.min(wallet.spendable(None)), None)?;
         }
     }
