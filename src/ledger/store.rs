@@ -282,7 +282,7 @@ pub fn gather_free(db: &Db, wallet: &mut Wallet) -> Result<bool> {
 }
 
 /// Sees to it that so much can be burned, where the wallet has it: brings in the grants, and what other lanes hold. To be called
-/// before counters, caps or members are locked, for which those who hold lanes may wait.
+/// before members are locked, for which those who hold lanes may wait.
 pub fn provide(db: &Db, wallet: &mut Wallet, credits: i64, metric: Option<&str>) -> Result<()> {
     if wallet.lots.is_none() && !wallet.slice_suffices(credits) {
         load(db, wallet, &[])?;
@@ -452,7 +452,7 @@ fn load_with(db: &Db, wallet: &mut Wallet, named: &[i64], locking: bool) -> Resu
         }
         return wallet.load(lots, &holds, next_due);
     }
-    wallet.note_away(away);
+    wallet.away = away;
     wallet.load(lots, &holds, next_due)?;
     // What lanes hold of grants that have expired is booked too. Whoever holds such a lane leaves it for the next time.
     let expired: Vec<i16> = wallet.away.iter().filter(|away| away.fresh_until <= now).map(|away| away.lane).collect();

@@ -397,11 +397,6 @@ impl Wallet {
         wanted
     }
 
-    /// Notes what other lanes hold, as far as it is committed.
-    pub fn note_away(&mut self, away: Vec<Away>) {
-        self.away = away;
-    }
-
     /// Takes what another lane of the wallet holds, which was just locked, back to its grant.
     pub fn gather(&mut self, lane: Lane) -> Result<()> {
         self.away.retain(|away| away.lane != lane.lane);

@@ -154,21 +154,6 @@ class Lanes(LiveTestCase):
                 self.assert_refused("PT402 insufficient_credits", "consume_credits", org, "call", 5000)
         holder.rollback()
 
-    def test_one_key_at_the_same_instant_on_many_lanes(self):
-        """Twenty connections, one request: one charge, and nineteen times its answer to the last figure."""
-        org = self.split(100_000, 8)
-        connections = self.connections(20)
-        for attempt in range(15):
-            def charge(i, barrier, key=f"request {attempt}"):
-                barrier.wait()
-                return call(connections[i], "consume_credits", org, "page", 2, key, metadata={"n": 1})
-
-            results = together(20, charge)
-            self.assertEqual(sum(not r.replayed for r in results), 1)
-            self.assertEqual(len({r._replace(replayed=None) for r in results}), 1)
-            self.assert_refused("PT409 idempotency_conflict", "consume_credits", org, "page", 3, f"request {attempt}")
-        self.assertEqual(total(self.db, org), 100_000 - 15 * 14)
-
     def test_more_lanes_and_fewer_under_load(self):
         """Lanes come and go while everything else happens; every credit is accounted for."""
         rng, _ = seeded()
