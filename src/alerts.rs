@@ -5,18 +5,26 @@
 use crate::arguments::required;
 use crate::catalog::cache;
 use crate::error::{Error, Result};
+use crate::heap::{Is, Key, Partial, Snapshot, Table, Value, Write};
+use crate::ledger::rows::{int, number};
 use crate::ledger::wallet::Lane;
 use crate::limits::caps::{self, Caps};
 use crate::limits::standing::Reader;
+use crate::plans::period::Timeline;
 use crate::raise::or_raise;
-use crate::sql::{self, At, Db, Rows};
+use crate::sql::{self, At, Db, Rows, ToSql};
 use crate::time::Moment;
 use crate::{args, statements};
 use pgrx::prelude::*;
 use uuid::Uuid;
 
 statements! {
-    OPEN(uuid) = "select kind, subject, share from billing.alerts where org_id = $1 and resolved_at is null";
+    // And below which balance of a wallet somebody wants to know.
+    OPEN(uuid) =
+        "select kind, subject, share, null::int8 from billing.alerts where org_id = $1 and resolved_at is null
+         union all
+         select null, unit, null, low_balance_threshold from billing.wallet_settings
+          where org_id = $1 and low_balance_threshold is not null";
     RESOLVE(uuid, texts, texts, int8s, timestamptz) =
         "update billing.alerts a set resolved_at = $5
           where org_id = $1 and resolved_at is null
@@ -28,7 +36,6 @@ statements! {
                   where a.org_id = $1 and a.kind = w.kind and a.subject = w.subject and a.share = w.share)
            from unnest($2, $3, $4, $5, $6) w (kind, subject, share, value, threshold)
          on conflict (org_id, kind, subject, share) where resolved_at is null do nothing";
-    LOW(uuid, text) = "select low_balance_threshold from billing.wallet_settings where org_id = $1 and unit = $2";
     ALERT_BELOW(uuid, text, int8) =
         "update billing.lanes set alert_below = $3 where org_id = $1 and unit = $2 and lane = 0 and alert_below <> $3";
     EXPIRING(uuid, timestamptz, timestamptz) =
@@ -40,6 +47,9 @@ statements! {
     CONFIGURE(jsonb) =
         "insert into billing.settings (name, value) values ('alerts', $1) on conflict (name) do update set value = $1";
 }
+
+/// Of the table.
+const COLUMNS: usize = 9;
 
 /// A threshold that is crossed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,17 +91,27 @@ fn crossed_balance(unit: &str, balance: i64, base: i64, low: i64, shares: &[i64]
     (alerts, below)
 }
 
-/// What is raised of an org and not resolved.
-pub struct Open(Vec<(String, String, i64)>);
+/// What is raised of an org and not resolved, and the balances of its wallets below which somebody wants to know.
+pub struct Open {
+    raised: Vec<(String, String, i64)>,
+    low: Vec<(String, i64)>,
+}
 
 impl Open {
     /// As it stands.
     pub fn of(db: &Db, org_id: Uuid) -> Self {
-        Self(db.write(&OPEN, args![org_id]).iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
+        let mut open = Self { raised: Vec::new(), low: Vec::new() };
+        for row in db.write(&OPEN, args![org_id]).iter() {
+            match row.opt(3) {
+                Some(below) => open.low.push((row.get(1), below)),
+                None => open.raised.push((row.get(0), row.get(1), row.get::<i32>(2).into())),
+            }
+        }
+        open
     }
 
     fn has(&self, alert: &Alert) -> bool {
-        self.0.iter().any(|(kind, subject, share)| {
+        self.raised.iter().any(|(kind, subject, share)| {
             (kind.as_str(), subject.as_str(), *share) == (alert.kind, alert.subject.as_str(), alert.share)
         })
     }
@@ -110,7 +130,7 @@ fn bring_up_to_date(
         alerts.iter().any(|a| (a.kind, a.subject.as_str(), a.share) == (kind, about, share))
     };
     let gone: Vec<_> =
-        open.0.iter().filter(|(k, about, share)| is_ours(k, about) && !holds(k, about, *share)).collect();
+        open.raised.iter().filter(|(k, about, share)| is_ours(k, about) && !holds(k, about, *share)).collect();
     if !gone.is_empty() {
         db.write(
             &RESOLVE,
@@ -123,7 +143,8 @@ fn bring_up_to_date(
             ],
         );
     }
-    let new: Vec<_> = alerts.iter().filter(|alert| !open.has(alert)).collect();
+    let is_new = |alert: &&Alert| !open.has(alert) && !raise_row(org_id, alert, now);
+    let new: Vec<_> = alerts.iter().filter(is_new).collect();
     if !new.is_empty() {
         db.write(
             &RAISE,
@@ -140,6 +161,38 @@ fn bring_up_to_date(
     }
 }
 
+/// Raises one without a statement; false where that takes one.
+fn raise_row(org_id: Uuid, alert: &Alert, now: Moment) -> bool {
+    let Some(table) = Table::open_partial("alerts", COLUMNS, Write::Insert, Partial("(resolved_at IS NULL)", true))
+    else {
+        return false;
+    };
+    let about = [
+        Key(1, Is::Uuid, org_id.to_sql()),
+        Key(2, Is::Text, alert.kind.to_sql()),
+        Key(3, Is::Text, alert.subject.as_str().to_sql()),
+    ];
+    let Ok(share) = i32::try_from(alert.share) else { return false };
+    let mut crossings = 0;
+    let is_known = table.read("alerts_pkey", &about, Snapshot::Latest, |row, _| {
+        if int(row, 4) == Some(share) {
+            crossings = crossings.max(number(row, 9).unwrap_or(0));
+        }
+    });
+    let row: [Value; COLUMNS] = [
+        org_id.to_sql(),
+        alert.kind.to_sql(),
+        alert.subject.as_str().to_sql(),
+        share.to_sql(),
+        now.to_sql(),
+        None,
+        alert.value.to_sql(),
+        alert.threshold.to_sql(),
+        (crossings + 1).to_sql(),
+    ];
+    is_known && table.insert_new("alerts_open", &row)
+}
+
 /// Looks at the balance of a wallet, which is locked, which had `base` after its last grant, and is `known` to be looked at below
 /// some balance.
 pub fn balance(
@@ -149,7 +202,7 @@ pub fn balance(
     (unit, balance, base, known): (&str, i64, i64, i64),
     now: Moment,
 ) -> Result<()> {
-    let low = db.write(&LOW, args![org_id, unit]).first().and_then(|row| row.opt::<i64>(0));
+    let low = open.low.iter().find(|(of, _)| of == unit).map(|(_, below)| *below);
     let shares = cache::alert_settings(db)?.shares;
     let (alerts, below) = crossed_balance(unit, balance, base, low.unwrap_or(0), &shares);
     bring_up_to_date(db, org_id, (open, &["balance", "low_balance"], Some(unit)), &alerts, now);
@@ -179,14 +232,13 @@ pub fn caps(db: &Db, caps: &Caps) -> Result<()> {
 /// Looks at everything of an org but its balances: for settlement.
 ///
 /// `wallets`: all of it, locked.
-pub fn settle(db: &Db, org_id: Uuid, open: &Open, wallets: &[Lane], now: Moment) -> Result<()> {
+pub fn settle(db: &Db, org_id: Uuid, (open, timeline): (&Open, Timeline), wallets: &[Lane], now: Moment) -> Result<()> {
     let settings = cache::alert_settings(db)?;
     let mut alerts = Vec::new();
-    let reader = Reader::new(db, org_id, now)?;
-    for metric in cache::all_metrics(db)? {
-        if metric.retired || !(metric.planned || metric.own.allowance) {
-            continue;
-        }
+    let mut metrics = cache::all_metrics(db)?;
+    metrics.retain(|metric| !metric.retired && (metric.planned || metric.own.allowance));
+    let reader = Reader::over(db, org_id, now, timeline, &metrics);
+    for metric in metrics {
         let standing = reader.standing(&metric)?;
         if let Some(allowance) = standing.terms.allowance {
             alerts.extend(crossed("allowance", &metric.name, standing.used, allowance, &settings.shares));

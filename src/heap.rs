@@ -30,6 +30,7 @@ pub enum Is {
     Small,
     Big,
     BigAbove,
+    Day,
     DayFrom,
 }
 
@@ -42,6 +43,7 @@ impl Is {
             Self::Small => pg_sys::F_INT2EQ,
             Self::Big => pg_sys::F_INT8EQ,
             Self::BigAbove => pg_sys::F_INT8GT,
+            Self::Day => pg_sys::F_DATE_EQ,
             Self::DayFrom => pg_sys::F_DATE_GE,
         }
         .into()
@@ -101,6 +103,9 @@ pub enum Snapshot {
 
 /// Where the place of a row stands, this says that what stands there is a token: `SpecTokenOffsetNumber`.
 const SPECULATIVE: u16 = 0xfffe;
+
+/// No table of ours has more.
+const MOST_COLUMNS: usize = 32;
 
 /// How often a row that others changed meanwhile is looked for again.
 const ATTEMPTS: usize = 4;
@@ -506,8 +511,12 @@ impl Table {
     /// Shows the columns of rows with these keys, in the order of the index, as long as `show` says so; false where there is no
     /// such index.
     pub fn read_while(&self, index: &str, keys: &[Key], at: Snapshot, mut show: impl FnMut(&[Value]) -> bool) -> bool {
+        let mut row = Vec::new();
         // SAFETY: a tuple of this table.
-        self.visit(index, keys, at, |tuple| unsafe { show(&self.deform(tuple)) })
+        self.visit(index, keys, at, |tuple| unsafe {
+            self.deform_into(tuple, &mut row);
+            show(&row)
+        })
     }
 
     /// Goes over the rows with these keys as long as `visit` says so; false where there is no such index.
@@ -547,10 +556,22 @@ impl Table {
     /// # Safety
     /// A tuple of this table that stays where it is as long as the values are used.
     unsafe fn deform(&self, tuple: pg_sys::HeapTuple) -> Vec<Value> {
-        let (mut values, mut nulls) = (vec![pg_sys::Datum::from(0); self.columns()], vec![true; self.columns()]);
-        // SAFETY: the caller's promise; as many places as it has columns.
+        let mut row = Vec::new();
+        // SAFETY: the caller's promise.
+        unsafe { self.deform_into(tuple, &mut row) };
+        row
+    }
+
+    /// # Safety
+    /// As for `deform`.
+    unsafe fn deform_into(&self, tuple: pg_sys::HeapTuple, row: &mut Vec<Value>) {
+        let columns = self.columns();
+        assert!(columns <= MOST_COLUMNS, "a table of ours");
+        let (mut values, mut nulls) = ([pg_sys::Datum::from(0); MOST_COLUMNS], [true; MOST_COLUMNS]);
+        // SAFETY: the caller's promise; at least as many places as it has columns.
         unsafe { pg_sys::heap_deform_tuple(tuple, self.descriptor(), values.as_mut_ptr(), nulls.as_mut_ptr()) };
-        values.iter().zip(&nulls).map(|(v, null)| (!null).then_some(*v)).collect()
+        row.clear();
+        row.extend(values.iter().zip(&nulls).take(columns).map(|(v, null)| (!null).then_some(*v)));
     }
 
     /// Tries to change a version of a row. Nothing is locked before it is known that it will be changed, so most rows are

@@ -8,7 +8,7 @@ use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 
 /// Numbered migrations, each applied once, in order.
-const MIGRATIONS: [(i64, &str, &str); 9] = [
+const MIGRATIONS: [(i64, &str, &str); 10] = [
     (1, "ledger", include_str!("../sql/migrations/0001_ledger.sql")),
     (2, "catalog", include_str!("../sql/migrations/0002_catalog.sql")),
     (3, "guards", include_str!("../sql/migrations/0003_guards.sql")),
@@ -18,6 +18,7 @@ const MIGRATIONS: [(i64, &str, &str); 9] = [
     (7, "settlement", include_str!("../sql/migrations/0007_settlement.sql")),
     (8, "lanes", include_str!("../sql/migrations/0008_lanes.sql")),
     (9, "hot_wallets", include_str!("../sql/migrations/0009_hot_wallets.sql")),
+    (10, "fewer_checks", include_str!("../sql/migrations/0010_fewer_checks.sql")),
 ];
 
 /// What refers to functions of the extension, and so may have gone with DROP EXTENSION … CASCADE: put back on every

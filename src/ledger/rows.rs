@@ -96,6 +96,12 @@ pub fn text(row: &[Value], column: usize) -> Option<String> {
     row[column - 1].map(|datum| unsafe { FromSql::from_sql(datum) })
 }
 
+/// Whether a column of type text says just this.
+pub fn is_text(row: &[Value], column: usize, wanted: &str) -> bool {
+    // SAFETY: such a column; the row stays where it is while it is looked at.
+    row[column - 1].is_some_and(|datum| unsafe { <&str>::from_datum(datum, false) } == Some(wanted))
+}
+
 /// A column of type uuid.
 pub fn uuid(row: &[Value], column: usize) -> Option<Uuid> {
     // SAFETY: such a column.

@@ -14,19 +14,20 @@ use crate::usage::tail;
 use crate::usage::tally::{Charge, Tally, price_id};
 use crate::{args, statements};
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use uuid::Uuid;
 
 statements! {
-    // What is recorded and not settled; what is unpaid; and the counter of one metric and period: one statement, because each
+    // What is recorded and not settled; what is unpaid; and the counters of some metrics and periods: one statement, because each
     // costs as much to begin as its look-ups.
-    STATE(uuid, text, timestamptz) =
+    STATE(uuid, texts, timestamptzs) =
         "select 0, metric, period_start, period_end, segment, quantity, level, level_at,
                 null::int8, null::int8, null::int8, null::int8
            from billing.unsettled_usage where org_id = $1
          union all
          select 1, metric, period_start, period_end, null, quantity, level, level_at, overage, credits, priced, price_id
-           from billing.period_usage where org_id = $1 and metric = $2 and period_start = $3
+           from billing.period_usage where org_id = $1 and metric = any ($2) and period_start = any ($3)
          union all
          select 2, unit, period_start, period_start, null, credits, null, null, null, null, null, null
            from billing.unpaid_overage where org_id = $1";
@@ -65,6 +66,8 @@ pub struct Reader<'a> {
     org_id: Uuid,
     now: Moment,
     timeline: Timeline,
+    /// Reads what this transaction has written, too.
+    fresh: bool,
     state: OnceCell<State>,
 }
 
@@ -74,6 +77,8 @@ struct State {
     pending: Vec<Pending>,
     /// Unpaid overage by unit.
     unpaid: BTreeMap<String, i64>,
+    /// Of the metrics and periods that were asked for: what there is.
+    counters: BTreeMap<(String, Moment), Option<Counter>>,
 }
 
 /// Where an org stands with a metric in the current period.
@@ -103,7 +108,16 @@ impl<'a> Reader<'a> {
     /// For an org at a moment.
     pub fn new(db: &'a Db, org_id: Uuid, now: Moment) -> Result<Self> {
         let timeline = plans::timeline(db, org_id, false)?;
-        Ok(Self { db, org_id, now, timeline, state: OnceCell::new() })
+        Ok(Self { db, org_id, now, timeline, fresh: false, state: OnceCell::new() })
+    }
+
+    /// For a call that holds the wallets' locks, knows the plans, and will ask for all of these metrics.
+    pub fn over(db: &'a Db, org_id: Uuid, now: Moment, timeline: Timeline, metrics: &[Rc<Metric>]) -> Self {
+        let reader = Self { db, org_id, now, timeline, fresh: true, state: OnceCell::new() };
+        let names = metrics.iter().map(|metric| (metric.name.clone(), reader.terms(metric, now).span.start));
+        let state = reader.look(names.collect());
+        reader.state.set(state).ok();
+        reader
     }
 
     /// Credits that a consumption would find, because it begins the period.
@@ -112,23 +126,25 @@ impl<'a> Reader<'a> {
     }
 
     fn state(&self) -> &State {
-        self.state.get_or_init(|| self.look("", 0).0)
+        self.state.get_or_init(|| self.look(Vec::new()))
     }
 
     /// The counter of a metric; the first time, with everything else.
     fn counter(&self, metric: &str, span: Span) -> Counter {
-        if self.state.get().is_some() {
-            return counters::peek(self.db, self.org_id, metric, span);
+        let name = (metric.to_owned(), span.start);
+        let state = self.state.get_or_init(|| self.look(vec![name.clone()]));
+        match state.counters.get(&name) {
+            Some(known) => known.clone().unwrap_or_else(|| Counter::new(self.org_id, metric, span)),
+            None => counters::peek(self.db, self.org_id, metric, span),
         }
-        let (state, counter) = self.look(metric, span.start);
-        self.state.set(state).ok();
-        counter.unwrap_or_else(|| Counter::new(self.org_id, metric, span))
     }
 
-    fn look(&self, metric: &str, start: Moment) -> (State, Option<Counter>) {
-        let mut state = State::default();
-        let mut counter = None;
-        for row in self.db.read(&STATE, args![self.org_id, metric, At(start)]).iter() {
+    fn look(&self, names: Vec<(String, Moment)>) -> State {
+        let starts: BTreeSet<_> = names.iter().map(|(_, start)| *start).collect();
+        let metrics: Vec<_> = names.iter().map(|(metric, _)| metric.clone()).collect();
+        let starts: Vec<_> = starts.into_iter().map(At).collect();
+        let mut state = State { counters: names.into_iter().map(|name| (name, None)).collect(), ..State::default() };
+        for row in self.db.query(self.fresh, &STATE, args![self.org_id, metrics, starts]).iter() {
             let (name, span) = (row.get::<String>(1), Span { start: row.get(2), end: row.get(3) });
             let (quantity, level) = (row.get::<i64>(5), row.opt(6).zip(row.opt(7)));
             match row.get::<i32>(0) {
@@ -143,7 +159,7 @@ impl<'a> Reader<'a> {
                         price_id: row.get(11),
                     };
                     found.level = level;
-                    counter = Some(found);
+                    state.counters.insert((name, span.start), Some(found));
                 }
                 _ => {
                     let sum = state.unpaid.entry(name).or_default();
@@ -152,11 +168,11 @@ impl<'a> Reader<'a> {
             }
         }
         state.pending.sort_by(|a, b| (&a.metric, a.span, a.segment).cmp(&(&b.metric, b.span, b.segment)));
-        (state, counter)
+        state
     }
 
     fn terms(&self, metric: &Metric, at: Moment) -> Terms {
-        self.timeline.terms(&metric.name, plans::own_terms(self.db, self.org_id, metric, false), at)
+        self.timeline.terms(&metric.name, plans::own_terms(self.db, self.org_id, metric, self.fresh), at)
     }
 
     /// Where the org stands with a metric.
@@ -195,7 +211,7 @@ impl<'a> Reader<'a> {
         let mine = || self.state().pending.iter().filter(|p| p.metric == metric.name);
         // Of max, what this period itself came to is decided already.
         let until = if metric.aggregation == "max" { start.saturating_sub(1) } else { start };
-        let earlier = self.db.read(&LAST_LEVEL, args![self.org_id, &metric.name, At(until)]);
+        let earlier = self.db.query(self.fresh, &LAST_LEVEL, args![self.org_id, &metric.name, At(until)]);
         let earlier = earlier.first().and_then(|row| row.opt::<i64>(0).zip(row.opt::<Moment>(1)));
         let newest = |until: Moment| {
             let recorded = mine().filter(|p| p.span.start < until).filter_map(|p| p.level);

@@ -111,6 +111,16 @@ pub fn units(db: &Db, org_id: Uuid) -> Result<Vec<String>> {
     Ok(units.into_iter().collect())
 }
 
+/// What was decided.
+pub struct Charged {
+    /// The number of events.
+    pub events: i64,
+    /// What is to be paid.
+    pub debts: Vec<Debt>,
+    /// The plans by which it was decided.
+    pub timeline: Timeline,
+}
+
 /// What a settlement of one org works with, and finds.
 struct Work<'a> {
     db: &'a Db,
@@ -133,9 +143,8 @@ pub fn join(db: &Db, org_id: Uuid, at: Moment, span: Span) {
     db.write(&JOIN_COUNTERS, args![org_id, At(span.start), At(at), At(span.end)]);
 }
 
-/// Decides what was recorded in periods that began before `before`, at `now`. Gives the number of events, and
-/// what is to be paid.
-pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<(i64, Vec<Debt>)> {
+/// Decides what was recorded in periods that began before `before`, at `now`, by the plans of that moment.
+pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<Charged> {
     // A period whose last moment this is has ended; the next one has not begun.
     let ended = now.saturating_add(1);
     let mut groups: BTreeMap<(String, Span), Vec<Taken>> = BTreeMap::new();
@@ -168,7 +177,7 @@ pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<(i64
         work.close_levels()?;
     }
     note(db, org_id, &work.days);
-    Ok((events, work.debts))
+    Ok(Charged { events, debts: work.debts, timeline: work.timeline })
 }
 
 fn taken(row: &Row) -> Taken {

@@ -47,9 +47,9 @@ pub fn catch_up(db: &Db, org_id: Uuid, as_of: Moment) -> Result<(i64, i64)> {
         // The credits of the old period pay for its usage, in its last moment.
         let units = charge::units(db, org_id)?;
         ledger::lock_org(db, org_id, &units, as_of)?;
-        let (charged, debts) = charge::charge(db, org_id, start, start - 1)?;
-        events += charged;
-        pay(db, org_id, start - 1, debts)?;
+        let charged = charge::charge(db, org_id, start, start - 1)?;
+        events += charged.events;
+        pay(db, org_id, start - 1, charged.debts)?;
         renewed += i64::from(renewal::renew(db, org_id, &subscription, start)?);
     }
 }
@@ -63,9 +63,9 @@ pub fn cut_period(db: &Db, org_id: Uuid, now: Moment, at: Moment) -> Result<()> 
     }
     let units = charge::units(db, org_id)?;
     ledger::lock_org(db, org_id, &units, now)?;
-    let (_, debts) = charge::charge(db, org_id, now.saturating_add(1), now)?;
+    let charged = charge::charge(db, org_id, now.saturating_add(1), now)?;
     charge::cut(db, org_id, at);
-    pay(db, org_id, now, debts).map(drop)
+    pay(db, org_id, now, charged.debts).map(drop)
 }
 
 /// Lets the period go on that was to end at a moment to come.
@@ -146,9 +146,9 @@ fn settle(db: &Db, org_id: Uuid, as_of: Moment) -> Result<SettlementReceipt> {
     }
     let before: i64 = lanes.iter().fold(0, |sum, lane| lane.consumed.saturating_add(sum));
     let (renewed, mut events) = catch_up(db, org_id, as_of)?;
-    let (charged, debts) = charge::charge(db, org_id, as_of.saturating_add(1), as_of)?;
-    events += charged;
-    let (_, unpaid) = pay(db, org_id, as_of, debts)?;
+    let charged = charge::charge(db, org_id, as_of.saturating_add(1), as_of)?;
+    events += charged.events;
+    let (_, unpaid) = pay(db, org_id, as_of, charged.debts)?;
     let lanes = ledger::lock_org(db, org_id, &[], as_of)?;
     let open = Open::of(db, org_id);
     for lane in &lanes {
@@ -161,7 +161,7 @@ fn settle(db: &Db, org_id: Uuid, as_of: Moment) -> Result<SettlementReceipt> {
         )?;
     }
     fold::fold_all(db, org_id);
-    alerts::settle(db, org_id, &open, &lanes, as_of)?;
+    alerts::settle(db, org_id, (&open, charged.timeline), &lanes, as_of)?;
     let after: i64 = lanes.iter().fold(0, |sum, lane| lane.consumed.saturating_add(sum));
     Ok(SettlementReceipt { org_id, charged: after - before, unpaid, renewed, events })
 }

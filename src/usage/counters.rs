@@ -6,13 +6,16 @@ use crate::catalog;
 use crate::catalog::cache::Metric;
 use crate::catalog::price::Price;
 use crate::error::{Error, Result};
+use crate::heap::{Changed, Held, Is, Key, Partial, Table, Value, Write};
+use crate::ledger::rows::number;
 use crate::plans::period::{Span, Terms, Timeline};
 use crate::plans::store as plans;
-use crate::sql::{At, Db, Row};
+use crate::sql::{At, Db, Row, ToSql};
 use crate::time::Moment;
 use crate::usage::tally::{Charge, Tally};
 use crate::{args, statements};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 use uuid::Uuid;
 
@@ -97,9 +100,24 @@ fn counter(row: &Row) -> Counter {
 
 /// Locks counters, making those that are missing.
 pub fn lock(db: &Db, names: &[(Uuid, String, Span)]) -> BTreeMap<Name, Counter> {
-    if names.is_empty() {
-        return BTreeMap::new();
+    let mut names: Vec<_> = names.iter().collect();
+    names.sort_by(|a, b| (a.0, &a.1, a.2.start).cmp(&(b.0, &b.1, b.2.start)));
+    names.dedup();
+    let (mut locked, mut rest) = (BTreeMap::new(), Vec::new());
+    for name in names {
+        // Once one takes a statement, all after it do: the order is kept.
+        match lock_row(name).filter(|_| rest.is_empty()) {
+            Some(counter) => drop(locked.insert(counter.name(), counter)),
+            None => rest.push(name),
+        }
     }
+    if !rest.is_empty() {
+        locked.extend(lock_by_statement(db, &rest));
+    }
+    locked
+}
+
+fn lock_by_statement(db: &Db, names: &[&(Uuid, String, Span)]) -> BTreeMap<Name, Counter> {
     let orgs = || names.iter().map(|n| n.0).collect::<Vec<_>>();
     let metrics = || names.iter().map(|n| n.1.clone()).collect::<Vec<_>>();
     let starts = || names.iter().map(|n| At(n.2.start)).collect::<Vec<_>>();
@@ -108,12 +126,99 @@ pub fn lock(db: &Db, names: &[(Uuid, String, Span)]) -> BTreeMap<Name, Counter> 
         rows.iter().map(|row| counter(&row)).map(|c| (c.name(), c)).collect::<BTreeMap<_, _>>()
     };
     let found = read();
-    if found.len() == names.iter().collect::<BTreeSet<_>>().len() {
+    if found.len() == names.len() {
         return found;
     }
     let ends: Vec<_> = names.iter().map(|n| At(n.2.end)).collect();
     db.write(&MAKE, args![orgs(), metrics(), starts(), ends]);
     read()
+}
+
+/// Columns of `period_usage`, and how many there are.
+mod column {
+    pub const QUANTITY: usize = 4;
+    pub const CREDITS: usize = 5;
+    pub const OVERAGE: usize = 6;
+    pub const PRICED: usize = 7;
+    pub const PRICE_ID: usize = 8;
+    pub const LEVEL: usize = 9;
+    pub const PERIOD_END: usize = 12;
+    pub const COUNT: usize = 12;
+}
+
+/// The counters without levels, of which none belongs into the index of those.
+fn open(write: Write) -> Option<Table> {
+    Table::open_partial("period_usage", column::COUNT, write, Partial("((level IS NOT NULL) AND (NOT carried))", false))
+}
+
+fn key(org_id: Uuid, metric: &str, start: Moment) -> [Key; 3] {
+    [Key(1, Is::Uuid, org_id.to_sql()), Key(2, Is::Text, metric.to_sql()), Key(3, Is::Moment, start.to_sql())]
+}
+
+/// Locks or makes one without a statement; None where that takes one.
+fn lock_row((org_id, metric, span): &(Uuid, String, Span)) -> Option<Counter> {
+    let key = key(*org_id, metric, span.start);
+    let mut hasher = DefaultHasher::new();
+    (org_id, metric, span.start).hash(&mut hasher);
+    let queue = u32::try_from(hasher.finish() >> 32).unwrap_or_default();
+    let read = |row: &[Value]| {
+        let of = |column| number(row, column);
+        // Those with a level are for statements.
+        of(column::LEVEL).is_none().then(|| {
+            Some(Counter {
+                org_id: *org_id,
+                metric: metric.clone(),
+                span: Span { start: span.start, end: of(column::PERIOD_END)? },
+                tally: Tally {
+                    quantity: of(column::QUANTITY)?,
+                    overage: of(column::OVERAGE)?,
+                    credits: of(column::CREDITS)?,
+                    priced: of(column::PRICED)?,
+                    price_id: of(column::PRICE_ID)?,
+                },
+                level: None,
+            })
+        })?
+    };
+    if let Some(found) = open(Write::Update)?.lock_one("period_usage_pkey", &key, queue, read) {
+        return found;
+    }
+    let zero = || 0_i64.to_sql();
+    let row: [Value; column::COUNT] = [
+        org_id.to_sql(),
+        metric.to_sql(),
+        span.start.to_sql(),
+        zero(),
+        zero(),
+        zero(),
+        zero(),
+        zero(),
+        None,
+        None,
+        false.to_sql(),
+        span.end.to_sql(),
+    ];
+    let is_new = open(Write::Insert)?.insert_new("period_usage_pkey", &row);
+    is_new.then(|| Counter::new(*org_id, metric, *span))
+}
+
+/// Writes one that is locked without a statement; false where that takes one.
+fn save_row(counter: &Counter) -> bool {
+    let (Some(table), None) = (open(Write::Update), counter.level) else { return false };
+    let key = key(counter.org_id, &counter.metric, counter.span.start);
+    let changed = table.update_one("period_usage_pkey", &key, Held::Ours, |row| {
+        number(row, column::LEVEL).is_none().then(|| {
+            vec![
+                (column::QUANTITY, counter.tally.quantity.to_sql()),
+                (column::OVERAGE, counter.tally.overage.to_sql()),
+                (column::CREDITS, counter.tally.credits.to_sql()),
+                (column::PRICED, counter.tally.priced.to_sql()),
+                (column::PRICE_ID, counter.tally.price_id.to_sql()),
+                (column::PERIOD_END, counter.span.end.to_sql()),
+            ]
+        })
+    });
+    changed == Changed::Yes
 }
 
 /// A counter for reading.
@@ -123,7 +228,12 @@ pub fn peek(db: &Db, org_id: Uuid, metric: &str, span: Span) -> Counter {
 }
 
 /// Writes counters that are locked.
+///
+/// # Panics
+/// Where one does not add up: this is the only place that writes them, and stands for the CHECKs that a statement would need.
 pub fn save(db: &Db, counters: &[&Counter]) {
+    assert!(counters.iter().all(|counter| counter.tally.is_sound()), "counters add up");
+    let counters: Vec<_> = counters.iter().filter(|counter| !save_row(counter)).collect();
     if counters.is_empty() {
         return;
     }

@@ -1,8 +1,8 @@
 //! What was consumed of a metric, to the last entry: the days that are folded, and what of the ledger is not yet. Without
 //! statements (`heap.rs`), since the shortest answers ask for it.
 
-use crate::heap::{Is, Key, Snapshot, Table};
-use crate::ledger::rows::{column, int, number, text};
+use crate::heap::{Is, Key, Snapshot, Table, Value};
+use crate::ledger::rows::{column, int, is_text, number};
 use crate::sql::ToSql;
 use crate::time::Moment;
 use uuid::Uuid;
@@ -16,7 +16,7 @@ pub fn consumed(org_id: Uuid, metric: &str, from: Moment, to: Moment) -> Option<
 }
 
 /// Days as the server counts them.
-fn day(at: Moment) -> i32 {
+pub fn day(at: Moment) -> i32 {
     i32::try_from(at.div_euclid(DAY)).unwrap_or(if at < 0 { i32::MIN } else { i32::MAX })
 }
 
@@ -35,43 +35,82 @@ fn folded(org_id: Uuid, metric: &str, from: Moment, to: Moment) -> Option<i64> {
     is_known.then_some(sum)
 }
 
+/// The entries of a lane that are not folded: what comes after one, up to another.
+pub struct Tail {
+    /// The last that is folded.
+    pub from: i64,
+    /// The newest.
+    pub last: i64,
+}
+
+impl Tail {
+    /// See `lanes.slot`.
+    pub fn slot(&self) -> i16 {
+        slot(self.last)
+    }
+}
+
+fn slot(entry_id: i64) -> i16 {
+    i16::try_from(entry_id >> 40).unwrap_or(i16::MAX)
+}
+
+/// The last folded entry of the lane that has this entry; None where that takes a statement.
+pub fn folded_until(org_id: Uuid, entry_id: i64, snapshot: Snapshot) -> Option<i64> {
+    let folded = Table::open_to_read("folded", 3)?;
+    let mut position = i64::from(slot(entry_id)) << 40;
+    let of_lane = [Key(1, Is::Uuid, org_id.to_sql()), Key(2, Is::Small, slot(entry_id).to_sql())];
+    let is_known = folded.read("folded_pkey", &of_lane, snapshot, |row, _| {
+        position = number(row, 3).unwrap_or(position);
+    });
+    is_known.then_some(position)
+}
+
+/// Of each lane of an org; None where that takes a statement.
+pub fn tails(org_id: Uuid, snapshot: Snapshot) -> Option<Vec<Tail>> {
+    let lanes = Table::open_to_read("lanes", column::COUNT)?;
+    let mut newest = Vec::new();
+    let of_org = [Key(1, Is::Uuid, org_id.to_sql())];
+    let is_known = lanes.read("lanes_pkey", &of_org, snapshot, |row, _| {
+        newest.extend(number(row, column::LAST_ENTRY_ID));
+    });
+    let tail = |last| Some(Tail { from: folded_until(org_id, last, snapshot)?, last });
+    if is_known { newest.into_iter().map(tail).collect() } else { None }
+}
+
+/// Shows the entries of a tail in their order; false where that takes a statement.
+pub fn visit(org_id: Uuid, tail: &Tail, snapshot: Snapshot, mut show: impl FnMut(&[Value])) -> bool {
+    if tail.from >= tail.last {
+        return true;
+    }
+    let Some(entries) = Table::open_to_read("entries", column::ENTRIES) else { return false };
+    let after = [Key(1, Is::Uuid, org_id.to_sql()), Key(3, Is::BigAbove, tail.from.to_sql())];
+    entries.read_while("entries_pkey", &after, snapshot, |row| {
+        let is_within = number(row, 3).is_some_and(|entry_id| entry_id <= tail.last);
+        if is_within {
+            show(row);
+        }
+        is_within
+    })
+}
+
 /// Of each lane, what came after its last folded entry.
 fn unfolded(org_id: Uuid, metric: &str, from: Moment) -> Option<i64> {
-    let (lanes, folded) = (Table::open_to_read("lanes", column::COUNT)?, Table::open_to_read("folded", 3)?);
-    let entries = Table::open_to_read("entries", column::ENTRIES)?;
-    let mut tails = Vec::new();
-    let of_org = [Key(1, Is::Uuid, org_id.to_sql())];
-    let knows_lanes = lanes.read("lanes_pkey", &of_org, Snapshot::Callers, |row, _| {
-        tails.extend(number(row, column::LAST_ENTRY_ID));
-    });
-    let mut knows_all = knows_lanes;
     let mut sum = 0_i64;
-    for last in tails {
-        let slot = i16::try_from(last >> 40).unwrap_or(i16::MAX);
-        let mut position = i64::from(slot) << 40;
-        let of_lane = [Key(1, Is::Uuid, org_id.to_sql()), Key(2, Is::Small, slot.to_sql())];
-        knows_all &= folded.read("folded_pkey", &of_lane, Snapshot::Callers, |row, _| {
-            position = number(row, 3).unwrap_or(position);
-        });
-        if position >= last {
-            continue;
-        }
-        let after = [Key(1, Is::Uuid, org_id.to_sql()), Key(3, Is::BigAbove, position.to_sql())];
+    for tail in tails(org_id, Snapshot::Callers)? {
         let mut counted = None;
-        knows_all &= entries.read_while("entries_pkey", &after, Snapshot::Callers, |row| {
-            if number(row, 3).is_none_or(|entry_id| entry_id > last) {
-                return false;
-            }
+        let is_known = visit(org_id, &tail, Snapshot::Callers, |row| {
             // The entries of a consumption follow each other, and each has all of its quantity.
             let operation = number(row, 2);
-            let is_usage = text(row, 14).as_deref() == Some("usage") && text(row, 15).as_deref() == Some(metric);
+            let is_usage = is_text(row, 14, "usage") && is_text(row, 15, metric);
             let is_counted = is_usage && number(row, 7).is_some_and(|at| at >= from);
-            if is_counted && counted != operation && text(row, 16).as_deref() != Some("settlement") {
+            if is_counted && counted != operation && !is_text(row, 16, "settlement") {
                 counted = operation;
                 sum = sum.saturating_add(number(row, 9).unwrap_or(0));
             }
-            true
         });
+        if !is_known {
+            return None;
+        }
     }
-    knows_all.then_some(sum)
+    Some(sum)
 }

@@ -33,6 +33,11 @@ pub fn price_id(price: Option<&Price>) -> i64 {
 }
 
 impl Tally {
+    /// Whether it can be what some usage came to.
+    pub fn is_sound(&self) -> bool {
+        self.quantity >= 0 && self.credits >= 0 && (0..=self.quantity).contains(&self.overage)
+    }
+
     /// What the allowance (None: unlimited) still covers.
     fn free(&self, allowance: Option<i64>) -> i64 {
         allowance.map_or(i64::MAX, |all| all.saturating_sub(self.quantity - self.overage).max(0))
