@@ -6,7 +6,7 @@
 
 use pgrx::datum::FromDatum;
 use pgrx::{pg_guard, pg_sys};
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::ffi::CString;
 
@@ -210,6 +210,8 @@ pub struct Table {
     relation: pg_sys::Relation,
     /// Whether rows that are written belong into its partial indexes.
     is_partial: bool,
+    /// Once they were needed.
+    indexes: OnceCell<Vec<Index>>,
 }
 
 /// What partial indexes of a table are for, as the server prints it; and whether the row to be written is one of those.
@@ -266,7 +268,10 @@ impl Table {
 
     fn begin(id: pg_sys::Oid, lock: u32) -> Self {
         // SAFETY: the table exists, or the server raises an error.
-        unsafe { Self { relation: pg_sys::table_open(id, lock.cast_signed()), is_partial: false } }
+        unsafe {
+            let relation = pg_sys::table_open(id, lock.cast_signed());
+            Self { relation, is_partial: false, indexes: OnceCell::new() }
+        }
     }
 
     fn is_simple(&self, write: Write, partial: Option<&str>) -> bool {
@@ -324,15 +329,15 @@ impl Table {
         usize::try_from(unsafe { (*self.descriptor()).natts }).unwrap_or_default()
     }
 
-    fn indexes(&self) -> Vec<Index> {
+    fn indexes(&self) -> &[Index] {
         // SAFETY: an open relation; the list is ours.
-        unsafe {
+        self.indexes.get_or_init(|| unsafe {
             let list = pg_sys::RelationGetIndexList(self.relation);
             let count = list.as_ref().map_or(0, |l| usize::try_from(l.length).unwrap_or_default());
             let all = (0..count).map(|n| Index::open((*(*list).elements.add(n)).oid_value)).collect();
             pg_sys::list_free(list);
             all
-        }
+        })
     }
 
     fn form(&self, row: &[Value]) -> pg_sys::HeapTuple {
@@ -374,9 +379,8 @@ impl Table {
             pgrx::itemptr::item_pointer_set_all(&mut *place, token, SPECULATIVE);
             let options = pg_sys::HEAP_INSERT_SPECULATIVE.cast_signed();
             pg_sys::heap_insert(self.relation, tuple, pg_sys::GetCurrentCommandId(true), options, std::ptr::null_mut());
-            let mut indexes = self.indexes();
-            indexes.sort_by_key(|index| index.id() != unique);
-            let is_new = indexes.iter().all(|index| index.insert(self, tuple, row, index.id() == unique));
+            let (first, others): (Vec<_>, Vec<_>) = self.indexes().iter().partition(|index| index.id() == unique);
+            let is_new = first.iter().chain(&others).all(|index| index.insert(self, tuple, row, index.id() == unique));
             if is_new {
                 pg_sys::heap_finish_speculative(self.relation, &raw mut (*tuple).t_self);
             } else {

@@ -5,6 +5,7 @@
 //! row is the wallet's lock, under any isolation level. `lanes.rs` says how the other lanes go with it.
 
 use crate::error::{Error, Result};
+use crate::heap::Table;
 use crate::ledger::rows::{self, EntryRow};
 use crate::ledger::wallet::{Away, Budget, Entry, Hold, Lane, Lot, MemberDelta, Part, Saved, Wallet};
 use crate::ledger::{chain, lanes};
@@ -28,9 +29,6 @@ macro_rules! lot_columns {
          effective_at, expires_at, voided_at is not null, metrics"
     };
 }
-
-/// So many entries are written one by one.
-const FEW: usize = 16;
 
 statements! {
     LOCK_LANE(uuid, text) =
@@ -729,23 +727,32 @@ pub fn close_hold(db: &Db, org_id: Uuid, hold_id: i64, status: &str, now: Moment
     }
 }
 
-/// Writes a few entries without a statement; None where that cannot decide.
+/// Writes entries without a statement; None where that cannot decide.
 fn insert_rows(all: &[(&Wallet, &Entry)]) -> Option<bool> {
-    let mut order: Vec<_> = all.to_vec();
-    // The one with a key is the first, so that nothing is written where it is taken.
-    order.sort_by_key(|(_, entry)| entry.request().is_none());
-    if all.len() > FEW || order.get(1).is_some_and(|(_, entry)| entry.request().is_some()) {
+    let (keyed, others): (Vec<_>, Vec<_>) = all.iter().copied().partition(|(_, entry)| entry.request().is_some());
+    let entries = rows::open_entries()?;
+    let is_written = match keyed.len() {
+        // The one with a key is the first, so that nothing is written where it is taken.
+        0 | 1 => insert_each(&entries, &keyed),
+        _ => sql::unless_in_vain(|| insert_each(&entries, &keyed)),
+    };
+    if !is_written {
         return None;
     }
-    let entries = rows::open_entries()?;
-    for (place, (wallet, entry)) in order.into_iter().enumerate() {
+    assert!(insert_each(&entries, &others), "an entry without a key has no conflict");
+    Some(true)
+}
+
+/// False at the first whose key is taken, or may be.
+fn insert_each(entries: &Table, all: &[(&Wallet, &Entry)]) -> bool {
+    all.iter().all(|(wallet, entry)| {
         let (facts, request) = (&entry.facts, entry.request());
         let row = EntryRow {
             org_id: wallet.lane.org_id,
             operation_id: entry.operation_id,
             position: entry.position,
             amount: entry.amount,
-            created_at: all[0].0.now(),
+            created_at: wallet.now(),
             quantity: facts.quantity,
             request_hash: request.and_then(|r| r.hash),
             member_id: facts.member_id,
@@ -761,12 +768,8 @@ fn insert_rows(all: &[(&Wallet, &Entry)]) -> Option<bool> {
             result: entry.result.as_deref(),
             hash: &entry.hash,
         };
-        if !row.insert(&entries) {
-            assert!(place == 0, "an entry without a key has no conflict");
-            return None;
-        }
-    }
-    Some(true)
+        row.insert(entries)
+    })
 }
 
 /// False where a key was taken.
