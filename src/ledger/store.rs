@@ -730,16 +730,17 @@ pub fn close_hold(db: &Db, org_id: Uuid, hold_id: i64, status: &str, now: Moment
 /// Writes entries without a statement; None where that cannot decide.
 fn insert_rows(all: &[(&Wallet, &Entry)]) -> Option<bool> {
     let (keyed, others): (Vec<_>, Vec<_>) = all.iter().copied().partition(|(_, entry)| entry.request().is_some());
-    let entries = rows::open_entries()?;
     let is_written = match keyed.len() {
         // The one with a key is the first, so that nothing is written where it is taken.
-        0 | 1 => insert_each(&entries, &keyed),
-        _ => sql::unless_in_vain(|| insert_each(&entries, &keyed)),
+        0 | 1 => insert_each(&rows::open_entries()?, &keyed),
+        // What a subtransaction opens is its own.
+        _ => sql::unless_in_vain(|| rows::open_entries().is_some_and(|entries| insert_each(&entries, &keyed))),
     };
     if !is_written {
         return None;
     }
-    assert!(insert_each(&entries, &others), "an entry without a key has no conflict");
+    let is_rest_written = others.is_empty() || insert_each(&rows::open_entries()?, &others);
+    assert!(is_rest_written, "an entry without a key has no conflict");
     Some(true)
 }
 
