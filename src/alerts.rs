@@ -7,9 +7,11 @@ use crate::catalog::cache;
 use crate::error::{Error, Result};
 use crate::heap::{Is, Key, Partial, Snapshot, Table, Value, Write};
 use crate::ledger::rows::{int, number};
+use crate::ledger::store as ledger;
 use crate::ledger::wallet::Lane;
 use crate::limits::caps::{self, Caps};
 use crate::limits::standing::Reader;
+use crate::payments::recharge;
 use crate::plans::period::Timeline;
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db, Rows, ToSql};
@@ -24,7 +26,10 @@ statements! {
         "select kind, subject, share, null::int8 from billing.alerts where org_id = $1 and resolved_at is null
          union all
          select null, unit, null, low_balance_threshold from billing.wallet_settings
-          where org_id = $1 and low_balance_threshold is not null";
+          where org_id = $1 and low_balance_threshold is not null
+         union all
+         select 'recharge', unit, null, threshold from billing.auto_recharges
+          where org_id = $1 and enabled and stopped_at is null";
     RESOLVE(uuid, texts, texts, int8s, timestamptz) =
         "update billing.alerts a set resolved_at = $5
           where org_id = $1 and resolved_at is null
@@ -77,13 +82,20 @@ fn crossed(kind: &'static str, subject: &str, used: i64, limit: i64, shares: &[i
 }
 
 /// What of a balance is crossed, and the balance below which more will be.
-fn crossed_balance(unit: &str, balance: i64, base: i64, low: i64, shares: &[i64]) -> (Vec<Alert>, i64) {
+fn crossed_balance(
+    unit: &str,
+    balance: i64,
+    base: i64,
+    (low, recharge): (i64, i64),
+    shares: &[i64],
+) -> (Vec<Alert>, i64) {
     let mut alerts = crossed("balance", unit, base - balance, base, shares);
     for alert in &mut alerts {
         (alert.value, alert.threshold) = (balance, base - alert.threshold);
     }
     let of_shares = shares.iter().filter(|_| base > 0).map(|share| base - at_share(base, *share) + 1);
-    let below = of_shares.chain((low > 0).then_some(low)).filter(|below| *below <= balance).max().unwrap_or(0);
+    let wanted = [low, recharge].into_iter().filter(|below| *below > 0);
+    let below = of_shares.chain(wanted).filter(|below| *below <= balance).max().unwrap_or(0);
     if balance < low {
         let (subject, value) = (unit.to_owned(), balance);
         alerts.push(Alert { kind: "low_balance", subject, share: 0, value, threshold: low });
@@ -95,14 +107,16 @@ fn crossed_balance(unit: &str, balance: i64, base: i64, low: i64, shares: &[i64]
 pub struct Open {
     raised: Vec<(String, String, i64)>,
     low: Vec<(String, i64)>,
+    recharge: Vec<(String, i64)>,
 }
 
 impl Open {
     /// As it stands.
     pub fn of(db: &Db, org_id: Uuid) -> Self {
-        let mut open = Self { raised: Vec::new(), low: Vec::new() };
+        let mut open = Self { raised: Vec::new(), low: Vec::new(), recharge: Vec::new() };
         for row in db.write(&OPEN, args![org_id]).iter() {
             match row.opt(3) {
+                Some(below) if row.opt::<String>(0).is_some() => open.recharge.push((row.get(1), below)),
                 Some(below) => open.low.push((row.get(1), below)),
                 None => open.raised.push((row.get(0), row.get(1), row.get::<i32>(2).into())),
             }
@@ -204,12 +218,40 @@ pub fn balance(
 ) -> Result<()> {
     let low = open.low.iter().find(|(of, _)| of == unit).map(|(_, below)| *below);
     let shares = cache::alert_settings(db)?.shares;
-    let (alerts, below) = crossed_balance(unit, balance, base, low.unwrap_or(0), &shares);
+    let recharge = open.recharge.iter().find(|(of, _)| of == unit).map_or(0, |(_, below)| *below);
+    let (alerts, below) = crossed_balance(unit, balance, base, (low.unwrap_or(0), recharge), &shares);
     bring_up_to_date(db, org_id, (open, &["balance", "low_balance"], Some(unit)), &alerts, now);
     if below != known {
         db.write(&ALERT_BELOW, args![org_id, unit, below]);
     }
+    if balance < recharge {
+        recharge::consider(db, org_id, unit, balance, now);
+    }
     Ok(())
+}
+
+/// Looks at a wallet, which is locked, as it stands.
+pub fn look(db: &Db, org_id: Uuid, unit: &str, now: Moment) -> Result<()> {
+    let lane = ledger::lock(db, org_id, unit).ok_or(Error::corrupt("a wallet that was locked is gone"))?;
+    let about = (unit, ledger::balance(db, &lane), lane.alert_base, lane.alert_below);
+    balance(db, org_id, &Open::of(db, org_id), about, now)
+}
+
+/// Raises one that no settlement finds by itself, unless it is raised; the wallet is locked.
+pub fn raise(
+    db: &Db,
+    org_id: Uuid,
+    (kind, subject): (&'static str, &str),
+    (value, threshold): (i64, i64),
+    now: Moment,
+) {
+    let alert = Alert { kind, subject: subject.to_owned(), share: 0, value, threshold };
+    bring_up_to_date(db, org_id, (&Open::of(db, org_id), &[kind], Some(subject)), &[alert], now);
+}
+
+/// Resolves one of those.
+pub fn resolve(db: &Db, org_id: Uuid, kind: &str, subject: &str, now: Moment) {
+    bring_up_to_date(db, org_id, (&Open::of(db, org_id), &[kind], Some(subject)), &[], now);
 }
 
 /// Looks at the caps of which consumptions just used something.
@@ -310,7 +352,7 @@ mod tests {
     #[test]
     fn the_balance_tells_when_to_look_again() {
         let at = |balance| {
-            let (alerts, below) = crossed_balance("credit", balance, 100, 20, &[50, 100]);
+            let (alerts, below) = crossed_balance("credit", balance, 100, (20, 0), &[50, 100]);
             (alerts.iter().map(|a| (a.kind, a.share)).collect::<Vec<_>>(), below)
         };
         assert_eq!(at(100), (vec![], 51));

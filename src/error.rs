@@ -90,6 +90,9 @@ impl Error {
             "unknown_operation" => "unknown operation",
             "unknown_grant" => "unknown grant",
             "unknown_plan" => "unknown plan",
+            "unknown_pack" => "unknown pack",
+            "unknown_payment" => "unknown payment",
+            "unknown_event" => "unknown event",
             _ => "not found",
         };
         let name = code.strip_prefix("unknown_").unwrap_or(code);
@@ -156,6 +159,24 @@ impl Error {
             Some(member_id) => error.with("member_id", member_id.to_string()),
             None => error,
         }
+    }
+
+    /// What a provider reports is not what the payment is about.
+    pub fn mismatch(what: &str, expected: &str, reported: &str) -> Self {
+        Self::new(*b"PT409", "payment_mismatch", "the report does not fit the payment")
+            .with("what", what)
+            .with("expected", expected)
+            .with("reported", reported)
+    }
+
+    /// A payment cannot go from where it is to there.
+    pub fn illegal_transition(from: &str, to: &str) -> Self {
+        Self::new(*b"PT409", "illegal_transition", "a payment cannot do that").with("from", from).with("to", to)
+    }
+
+    /// What was delivered is not signed as it should be.
+    pub fn bad_signature(fault: &str) -> Self {
+        Self::new(*b"PT401", "invalid_signature", "signature not accepted").with("fault", fault)
     }
 
     /// The org has no subscription that could be changed or ended.

@@ -16,6 +16,7 @@ mod install;
 mod json;
 mod ledger;
 mod limits;
+mod payments;
 mod plans;
 mod raise;
 mod receipt;
@@ -24,6 +25,7 @@ mod sql;
 mod time;
 mod units;
 mod usage;
+mod validity;
 
 // The extension's own SQL, in this order around the functions that the modules declare.
 pgrx::extension_sql_file!("../sql/extension/types.sql", name = "types", bootstrap);
@@ -31,6 +33,9 @@ pgrx::extension_sql_file!("../sql/extension/access.sql", name = "access", requir
 pgrx::extension_sql_file!("../sql/extension/settlement.sql", name = "settlement", requires = ["access"]);
 pgrx::extension_sql_file!("../sql/extension/metering.sql", name = "metering", requires = ["settlement"]);
 pgrx::extension_sql_file!("../sql/extension/schedule.sql", name = "schedule", requires = ["metering"]);
+pgrx::extension_sql_file!("../sql/extension/outbox.sql", name = "outbox", requires = ["schedule"]);
+pgrx::extension_sql_file!("../sql/extension/signals.sql", name = "signals", requires = ["outbox"]);
+pgrx::extension_sql_file!("../sql/extension/webhooks.sql", name = "webhooks", requires = ["signals"]);
 pgrx::extension_sql_file!("../sql/extension/comments.sql", name = "comments", finalize);
 
 /// Called by the server when it loads the library.

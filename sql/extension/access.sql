@@ -84,13 +84,17 @@ create function billing.routines_of(level text) returns setof regprocedure
        and case level
            when 'service' then
                p.proname <> all ('{install,grant_access,revoke_access,configure_membership,routines_of,
-                                   chain_burn,make_partitions,metered_insert,meter_trigger,meter_fault,attach_meter}')
+                                   chain_burn,make_partitions,metered_insert,meter_trigger,meter_fault,attach_meter,
+                                   emit_event,look_for_signals}')
            when 'auditor' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
-                                  verify_ledger,export_catalog,check_limit,allows,credit_history,settlement_is_running}')
+                                  verify_ledger,export_catalog,check_limit,allows,credit_history,settlement_is_running,
+                                  quote_pack}')
            when 'member' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
-                                  check_limit,allows,credit_history}')
+                                  check_limit,allows,credit_history,quote_pack,start_purchase,configure_auto_recharge}')
+           when 'webhook' then
+               p.proname = any ('{stripe_webhook,razorpay_webhook}')
            end
 $$;
 
@@ -101,9 +105,9 @@ declare
     routine regprocedure;
     readable text;
 begin
-    if role is null or level is null or level not in ('member', 'service', 'auditor') then
+    if role is null or level is null or level not in ('member', 'service', 'auditor', 'webhook') then
         raise exception using errcode = '22023', message = 'invalid argument',
-            detail = '{"code": "invalid_argument", "argument": "level", "fault": "must be member, service or auditor"}';
+            detail = '{"code": "invalid_argument", "argument": "level", "fault": "must be member, service, auditor or webhook"}';
     end if;
     if not exists (select from pg_roles where rolname = role) then
         raise exception using errcode = '42704', message = 'no such role',
@@ -114,19 +118,24 @@ begin
     for routine in select r from billing.routines_of(level) r loop
         execute format('grant execute on routine %s to %I', routine, role);
     end loop;
+    insert into billing.access (role_name, level) values (role, grant_access.level)
+    on conflict (role_name) do update set level = excluded.level;
+    if level = 'webhook' then
+        return;
+    end if;
     foreach readable in array array['wallets', 'grants', 'operations', 'entries', 'holds', 'lanes', 'lots',
         'wallet_settings', 'refunds', 'member_usage', 'period_usage', 'metrics', 'prices', 'org_prices', 'plans', 'caps',
         'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days', 'credit_months', 'folded',
-        'alerts', 'usage_by_day', 'usage_by_month'] loop
+        'alerts', 'usage_by_day', 'usage_by_month', 'packs', 'surcharges', 'payments', 'payment_refs', 'provider_customers',
+        'provider_subscriptions', 'auto_recharges'] loop
         execute format('grant select on billing.%I to %I', readable, role);
     end loop;
     if level <> 'member' then
-        foreach readable in array array['settlement_runs', 'settlement_faults', 'settlement_progress'] loop
+        foreach readable in array array['settlement_runs', 'settlement_faults', 'settlement_progress', 'webhook_events', 'outbox',
+            'flags', 'freezes'] loop
             execute format('grant select on billing.%I to %I', readable, role);
         end loop;
     end if;
-    insert into billing.access (role_name, level) values (role, grant_access.level)
-    on conflict (role_name) do update set level = excluded.level;
 end $$;
 
 create function billing.revoke_access(role name) returns void

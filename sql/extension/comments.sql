@@ -95,6 +95,51 @@ comment on function billing.settlement_phase is
 comment on function billing.make_partitions is
 'Makes the partitions of usage_events for this month and the next two.';
 
+comment on function billing.quote_pack is
+'What a pack costs and brings: price, tax, fee and total in minor units, credits, bonus on top of them, until when they would be good. Errors: PT404 unknown_pack; 22023; 42501.';
+comment on function billing.start_purchase is
+'Starts the purchase of a pack: notes what is to be paid and what it will bring. Give payment_id and org_id to the provider as metadata. With customer, a worker is asked to charge at once. Errors: PT404 unknown_pack; PT409 idempotency_conflict; 42501; 22023.';
+comment on function billing.set_payment_status is
+'Moves a payment by hand, where no provider reports. Succeeded grants the credit, refunded takes back what is left of it. Errors: PT404 unknown_payment; PT409 illegal_transition; 22023.';
+comment on function billing.link_payment is
+'Tells by which id a provider knows a payment, where its reports do not say. Errors: PT404 unknown_payment; 22023.';
+comment on function billing.link_customer is
+'Tells which org a provider''s customer is, where its reports do not say. Errors: 22023.';
+comment on function billing.set_webhook_secret is
+'Sets the secret with which a provider signs; the one before stays good for keep_old. Nobody can read it back. Errors: 22023.';
+comment on function billing.handle_webhook is
+'Takes what a payment provider reports: verifies the signature and does the work of the event once. status: processed, duplicate, ignored or review. Errors: PT401 invalid_signature; 22023.';
+comment on function billing.replay_webhook is
+'Tries once more what was kept for a person, once its payment, org or price is known. Errors: PT404 unknown_event; 22023.';
+comment on function billing.stripe_webhook is
+'handle_webhook for PostgREST: POST /rpc/stripe_webhook with the body as it came; the signature from the request''s headers.';
+comment on function billing.razorpay_webhook is
+'handle_webhook for PostgREST: POST /rpc/razorpay_webhook with the body as it came; signature and event id from the request''s headers.';
+comment on function billing.configure_auto_recharge is
+'Lets a pack be bought whenever spendable and pending credit together are below a threshold. monthly_ceiling: minor units per calendar month. Errors: PT404 unknown_pack; 42501; 22023.';
+comment on function billing.emit_event is
+'Puts work into the outbox and tells whoever listens to billing_events.';
+comment on function billing.claim_events is
+'Takes work from the outbox that is due, for as long as the lease: nobody else gets it before that is over. Errors: 22023.';
+comment on function billing.ack_events is
+'The work is done; gives how many were not acknowledged before. Errors: 22023.';
+comment on function billing.fail_event is
+'The work failed: it comes again after retry_in (null: 10 seconds, doubled each time, at most an hour), or is given up after ten attempts. Gives retry or dead. Errors: PT404 unknown_event.';
+comment on function billing.requeue_event is
+'Brings back work that was given up. Errors: PT404 unknown_event.';
+comment on function billing.note_signal is
+'Raises a flag of an org, or counts it once more; freezes the org where the scores of its open flags reach freeze_at. score: 1 to 100. Errors: 22023.';
+comment on function billing.configure_signals is
+'How many payments in an hour, orgs on one card and failures in a day are too many, and at which sum of scores an org is frozen (null: never). Errors: 22023.';
+comment on function billing.freeze_org is
+'check_limit() says frozen of the org from now on. Errors: 22023.';
+comment on function billing.unfreeze_org is
+'Takes that back and resolves the flags of the org; whether it was frozen.';
+comment on function billing.resolve_flag is
+'Resolves an open flag; whether there was one.';
+comment on function billing.look_for_signals is
+'What a payment that was started, failed or paid says about its org.';
+
 comment on function billing.clock is
 'Billing time: the wall clock, or the setting billing.test_clock (superuser only).';
 comment on function billing.install is
@@ -106,7 +151,7 @@ comment on function billing.my_orgs is
 comment on function billing.configure_membership is
 'Names the relation that tells which user (the claim sub) belongs to which org. For the owner of the database.';
 comment on function billing.grant_access is
-'Gives a role a level: member (reads its own orgs), service (calls everything), auditor (reads everything). For the owner of the database.';
+'Gives a role a level: member (reads its own orgs), service (calls everything), auditor (reads everything), webhook (delivers providers'' reports). For the owner of the database.';
 comment on function billing.revoke_access is
 'Takes everything in the schema billing from a role. For the owner of the database.';
 comment on function billing.chain_burn is

@@ -60,3 +60,21 @@ comment on type billing.subscription is 'A subscription as it is now; status is 
 
 create type billing.settlement_receipt as (org_id uuid, charged bigint, unpaid bigint, renewed bigint, events bigint);
 comment on type billing.settlement_receipt is 'What the settlement of an org burned, what it still owes, periods begun, events settled.';
+
+create type billing.pack_quote as (
+    pack text, currency text, price bigint, tax bigint, fee bigint, total bigint, credits bigint, bonus bigint, unit text,
+    valid_until timestamptz);
+comment on type billing.pack_quote is 'What a purchase comes to: money in minor units; bonus comes on top of credits; valid_until is null for ever.';
+
+create type billing.payment as (
+    payment_id uuid, org_id uuid, status text, pack text, currency text, price bigint, tax bigint, fee bigint, total bigint,
+    credits bigint, bonus bigint, unit text, refunded bigint, replayed boolean);
+comment on type billing.payment is 'A payment as it is now; status is idle, processing, pending, succeeded, failed or refunded.';
+
+create type billing.webhook_receipt as (event_id text, event_type text, status text, reason text, org_id uuid);
+comment on type billing.webhook_receipt is 'What became of a provider''s report: processed, duplicate, ignored, or review with the reason.';
+
+create type billing.auto_recharge as (
+    org_id uuid, unit text, enabled boolean, threshold bigint, pack text, currency text, monthly_ceiling bigint,
+    failures integer, stopped_at timestamptz);
+comment on type billing.auto_recharge is 'Automatic recharging of a wallet as it is set.';

@@ -12,7 +12,8 @@ begin
     end loop;
     foreach tenant in array array['wallet_settings', 'lanes', 'lots', 'holds', 'entries', 'refunds', 'member_usage', 'period_usage',
                                   'org_prices', 'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage',
-                                  'usage_days', 'credit_months', 'folded', 'alerts'] loop
+                                  'usage_days', 'credit_months', 'folded', 'alerts', 'payments', 'payment_refs', 'provider_customers',
+                                  'provider_subscriptions', 'auto_recharges'] loop
         if not exists (select from pg_catalog.pg_policy
                         where polrelid = pg_catalog.format('billing.%I', tenant)::regclass and polname = 'own_orgs') then
             execute pg_catalog.format($policy$
@@ -22,7 +23,7 @@ begin
         end if;
     end loop;
     -- What only those may see who see every org.
-    foreach name in array array['settlement_runs', 'settlement_faults'] loop
+    foreach name in array array['settlement_runs', 'settlement_faults', 'webhook_events', 'outbox', 'flags', 'freezes'] loop
         if not exists (select from pg_catalog.pg_policy
                         where polrelid = pg_catalog.format('billing.%I', name)::regclass and polname = 'every_org') then
             execute pg_catalog.format($policy$
@@ -30,7 +31,7 @@ begin
                     (select pg_catalog.has_function_privilege('billing.verify_ledger(pg_catalog.uuid)', 'execute')))$policy$, name);
         end if;
     end loop;
-    foreach name in array array['metrics', 'prices', 'plans', 'caps'] loop
+    foreach name in array array['metrics', 'prices', 'plans', 'caps', 'packs', 'surcharges'] loop
         if not exists (select from pg_catalog.pg_policy
                         where polrelid = pg_catalog.format('billing.%I', name)::regclass and polname = 'list_prices') then
             execute pg_catalog.format('create policy list_prices on billing.%I for select using (true)', name);

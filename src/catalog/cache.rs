@@ -4,6 +4,7 @@
 //! every backend (and standby) with the commit and drops what was known: so a transaction that starts after the commit
 //! sees the new prices.
 
+use crate::catalog::pack::{Pack, Surcharge};
 use crate::catalog::plan::{Cap, Plan};
 use crate::catalog::price::Price;
 use crate::error::{Error, Result};
@@ -13,7 +14,7 @@ use crate::time::Moment;
 use crate::{args, statements};
 use pgrx::prelude::*;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use uuid::Uuid;
 
@@ -71,6 +72,8 @@ struct Known {
     plans: HashMap<String, (Rc<Plan>, bool)>,
     fallback: Option<Rc<Plan>>,
     caps: Vec<Rc<Cap>>,
+    packs: HashMap<String, (Rc<Pack>, bool)>,
+    surcharges: BTreeMap<String, Surcharge>,
     alerts: AlertSettings,
 }
 
@@ -105,6 +108,8 @@ statements! {
                 exists (select from billing.org_allowances o where o.metric = m.metric), m.unique_by
            from billing.metrics m";
     PLANS() = "select plan, terms::text, retired_at is not null from billing.plans";
+    PACKS() = "select pack, terms::text, retired_at is not null from billing.packs";
+    SURCHARGES() = "select currency, terms::text from billing.surcharges";
     CAPS() = "select cap, metric, category, per, subject, quantity from billing.caps order by cap";
     ALERTS() = "select (value -> 'shares')::text, (value ->> 'expiring_days')::int8 from billing.settings where name = 'alerts'";
     PRICES() = "select metric, effective_at, price::text from billing.prices order by metric, effective_at";
@@ -204,7 +209,28 @@ fn load(db: &Db) -> Result<Known> {
         };
         (name, Rc::new(metric))
     });
-    Ok(Known { metrics: metrics.collect(), plans, fallback, caps, alerts: load_alerts(db) })
+    let (packs, surcharges) = load_packs(db)?;
+    Ok(Known { metrics: metrics.collect(), plans, fallback, caps, packs, surcharges, alerts: load_alerts(db) })
+}
+
+type Packs = HashMap<String, (Rc<Pack>, bool)>;
+
+fn load_packs(db: &Db) -> Result<(Packs, BTreeMap<String, Surcharge>)> {
+    let unreadable = Error::corrupt("a stored pack cannot be read");
+    let mut packs = HashMap::new();
+    for row in db.scan(&PACKS, &[]).iter() {
+        let name: String = row.get(0);
+        let pack = serde_json::from_str(&row.get::<String>(1)).ok().and_then(|terms| Pack::stored(&name, &terms));
+        packs.insert(name, (Rc::new(pack.ok_or_else(|| unreadable.clone())?), row.get(2)));
+    }
+    let mut surcharges = BTreeMap::new();
+    for row in db.scan(&SURCHARGES, &[]).iter() {
+        let currency: String = row.get(0);
+        let terms = serde_json::from_str(&row.get::<String>(1)).ok();
+        let surcharge = terms.and_then(|terms| Surcharge::stored(&currency, &terms));
+        surcharges.insert(currency, surcharge.ok_or_else(|| unreadable.clone())?);
+    }
+    Ok((packs, surcharges))
 }
 
 type Plans = HashMap<String, (Rc<Plan>, bool)>;
@@ -299,6 +325,29 @@ pub fn all_plans(db: &Db) -> Result<Vec<(Rc<Plan>, bool)>> {
 pub fn default_plan(db: &Db) -> Result<(Option<Rc<Plan>>, bool)> {
     let known = known(db)?;
     Ok((known.fallback.clone(), !known.plans.is_empty()))
+}
+
+/// A pack that can be bought.
+pub fn pack(db: &Db, name: &str) -> Result<Rc<Pack>> {
+    match known(db)?.packs.get(name) {
+        Some((pack, false)) => Ok(Rc::clone(pack)),
+        _ => Err(Error::unknown("unknown_pack", name)),
+    }
+}
+
+/// All packs, and whether each is retired.
+pub fn all_packs(db: &Db) -> Result<Vec<(Rc<Pack>, bool)>> {
+    Ok(known(db)?.packs.values().cloned().collect())
+}
+
+/// What comes on top of the price of a pack in a currency.
+pub fn surcharge(db: &Db, currency: &str) -> Result<Surcharge> {
+    Ok(known(db)?.surcharges.get(currency).copied().unwrap_or_default())
+}
+
+/// By currency.
+pub fn all_surcharges(db: &Db) -> Result<BTreeMap<String, Surcharge>> {
+    Ok(known(db)?.surcharges.clone())
 }
 
 /// All caps.

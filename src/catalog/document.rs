@@ -1,5 +1,6 @@
 //! The catalog document: parsing with every fault listed, and what applying it would change.
 
+use crate::catalog::pack::{Pack, Surcharge};
 use crate::catalog::plan::{Cap, Plan};
 use crate::catalog::price::{Price, Step};
 use crate::time::{Moment, NEVER_YET};
@@ -35,6 +36,10 @@ pub struct Document {
     pub plans: Option<BTreeMap<String, Plan>>,
     /// By name.
     pub caps: Option<BTreeMap<String, Cap>>,
+    /// By name.
+    pub packs: Option<BTreeMap<String, Pack>>,
+    /// By currency.
+    pub surcharges: Option<BTreeMap<String, Surcharge>>,
 }
 
 /// Collects faults with their paths.
@@ -104,7 +109,7 @@ impl Document {
         let mut faults = Faults::default();
         let mut document = Self::default();
         if let Some(root) = faults.object("", value) {
-            faults.unknown_keys("", root, &["metrics", "plans", "caps"]);
+            faults.unknown_keys("", root, &["metrics", "plans", "caps", "packs", "surcharges"]);
             document.metrics =
                 section(&mut faults, root, "metrics", |faults, path, _, value| parse_metric(faults, path, value));
             document.plans = section(&mut faults, root, "plans", Plan::parse);
@@ -115,6 +120,8 @@ impl Document {
                 }
             }
             document.caps = parse_caps(&mut faults, root.get("caps"));
+            document.packs = section(&mut faults, root, "packs", Pack::parse);
+            document.surcharges = section(&mut faults, root, "surcharges", Surcharge::parse);
         }
         if faults.0.is_empty() { Ok(document) } else { Err(faults.0) }
     }
@@ -141,6 +148,11 @@ impl Document {
             // The periods of whoever is on the plan would move.
             if plans.get(name).is_some_and(|p| p.plan.cycle != plan.cycle) {
                 faults.add(&format!("plans.{name}.period"), "cannot change: make another plan");
+            }
+        }
+        for (name, pack) in self.packs.iter().flatten() {
+            for metric in pack.metrics.iter().flatten().filter(|m| !known.contains(m)) {
+                faults.add(&format!("packs.{name}.metrics"), &format!("unknown metric {metric}"));
             }
         }
         for cap in self.caps.iter().flat_map(BTreeMap::values) {
@@ -349,9 +361,9 @@ impl MetricSpec {
 pub struct Change {
     /// create | update | retire
     pub action: &'static str,
-    /// metric | plan | cap
+    /// metric | plan | cap | pack | surcharge
     pub kind: &'static str,
-    /// Of the metric, plan or cap.
+    /// Its name; the currency of a surcharge.
     pub name: String,
     /// What it becomes, or per changed key what it was and becomes.
     pub detail: Value,
@@ -444,6 +456,18 @@ pub fn diff_plans(wanted: &BTreeMap<String, Plan>, current: &BTreeMap<String, Cu
     let known = |name: &String| current.get(name).filter(|c| !c.retired).map(|c| c.plan.to_json());
     let wanted = wanted.iter().map(|(name, plan)| (name, plan.to_json())).collect();
     diff_simple("plan", &wanted, known, current.keys())
+}
+
+/// Compares the packs of a document with the catalog.
+pub fn diff_packs(wanted: &BTreeMap<String, Pack>, current: &BTreeMap<String, Pack>) -> Vec<Change> {
+    let wanted = wanted.iter().map(|(name, pack)| (name, pack.to_json())).collect();
+    diff_simple("pack", &wanted, |name| current.get(name).map(Pack::to_json), current.keys())
+}
+
+/// Compares the surcharges of a document with the catalog.
+pub fn diff_surcharges(wanted: &BTreeMap<String, Surcharge>, current: &BTreeMap<String, Surcharge>) -> Vec<Change> {
+    let wanted = wanted.iter().map(|(name, surcharge)| (name, surcharge.to_json())).collect();
+    diff_simple("surcharge", &wanted, |name| current.get(name).map(|s| s.to_json()), current.keys())
 }
 
 /// Compares the caps of a document with the catalog.

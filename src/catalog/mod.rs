@@ -2,12 +2,14 @@
 
 pub mod cache;
 pub mod document;
+pub mod pack;
 pub mod plan;
 pub mod price;
 
 use crate::access;
 use crate::arguments::{required, required_uuid};
 use crate::catalog::document::{Change, Current, CurrentPlan, Document, MetricSpec};
+use crate::catalog::pack::Pack;
 use crate::catalog::plan::Cap;
 use crate::catalog::price::{Overflow, Price};
 use crate::clock;
@@ -41,6 +43,13 @@ statements! {
         "insert into billing.caps (cap, metric, category, per, subject, quantity, created_at)
          values ($1, $2, $3, $4, $5, $6, $7)
          on conflict (cap) do update set quantity = $6";
+    SAVE_PACK(text, jsonb, timestamptz) =
+        "insert into billing.packs (pack, terms, created_at) values ($1, $2, $3)
+         on conflict (pack) do update set terms = $2, retired_at = null";
+    RETIRE_PACK(text, timestamptz) = "update billing.packs set retired_at = $2 where pack = $1";
+    SAVE_SURCHARGE(text, jsonb) =
+        "insert into billing.surcharges (currency, terms) values ($1, $2) on conflict (currency) do update set terms = $2";
+    REMOVE_SURCHARGE(text) = "delete from billing.surcharges where currency = $1";
     REMOVE_CAP(text) = "delete from billing.caps where cap = $1";
     SAVE_PRICE(text, timestamptz, jsonb) =
         "insert into billing.prices (metric, effective_at, price) values ($1, $2, $3)
@@ -107,6 +116,12 @@ fn apply(catalog: &Value, dry_run: bool) -> Result<Vec<Change>> {
         if let Some(wanted) = &document.caps {
             changes.extend(document::diff_caps(wanted, &caps));
         }
+        if let Some(wanted) = &document.packs {
+            changes.extend(document::diff_packs(wanted, &current_packs(db)?));
+        }
+        if let Some(wanted) = &document.surcharges {
+            changes.extend(document::diff_surcharges(wanted, &cache::all_surcharges(db)?));
+        }
         if !dry_run && !changes.is_empty() {
             for change in &changes {
                 store(db, change, &document, now);
@@ -120,6 +135,11 @@ fn apply(catalog: &Value, dry_run: bool) -> Result<Vec<Change>> {
 fn current_plans(db: &Db) -> Result<BTreeMap<String, CurrentPlan>> {
     let all = cache::all_plans(db)?.into_iter();
     Ok(all.map(|(plan, retired)| (plan.name.clone(), CurrentPlan { plan: (*plan).clone(), retired })).collect())
+}
+
+fn current_packs(db: &Db) -> Result<BTreeMap<String, Pack>> {
+    let all = cache::all_packs(db)?.into_iter().filter(|(_, retired)| !retired);
+    Ok(all.map(|(pack, _)| (pack.name.clone(), (*pack).clone())).collect())
 }
 
 fn current_caps(db: &Db) -> Result<BTreeMap<String, Cap>> {
@@ -144,6 +164,20 @@ fn store(db: &Db, change: &Change, document: &Document, now: Moment) {
                 db.write(&SAVE_PLAN, args![name, terms, At(now)]);
             }
             None => drop(db.write(&RETIRE_PLAN, args![name, At(now)])),
+        },
+        "pack" => match document.packs.as_ref().and_then(|all| all.get(name)) {
+            Some(pack) => {
+                let terms = crate::json::from_text(&pack.to_json().to_string());
+                db.write(&SAVE_PACK, args![name, terms, At(now)]);
+            }
+            None => drop(db.write(&RETIRE_PACK, args![name, At(now)])),
+        },
+        "surcharge" => match document.surcharges.as_ref().and_then(|all| all.get(name)) {
+            Some(surcharge) => {
+                let terms = crate::json::from_text(&surcharge.to_json().to_string());
+                db.write(&SAVE_SURCHARGE, args![name, terms]);
+            }
+            None => drop(db.write(&REMOVE_SURCHARGE, args![name])),
         },
         _ => match document.caps.as_ref().and_then(|all| all.get(name)) {
             Some(cap) => {
@@ -181,7 +215,8 @@ fn stored(price: Option<&Price>) -> Jsonb {
 ///
 /// `catalog`: `{"metrics": {name: {"unit", "aggregation", "unique_by", "category", "tier", "price"}}, "plans": {name:
 /// {"period", "price", "credits", "allowances", "limits", "default"}}, "caps": [{"metric" or "category", "per", "for",
-/// "limit"}]}`. A section that is absent is left alone, one that is present is complete: what it does not name is retired. A
+/// "limit"}], "packs": {name: {"credits", "bonus", "price", "minimum", "unit", "metrics", "validity", "recurring", "priority",
+/// "provider_ids"}}, "surcharges": {currency: {"tax", "fee"}}}`. A section that is absent is left alone, one that is present is complete: what it does not name is retired. A
 /// changed price holds from now or from its `effective_at`; the first one of a metric since ever. Changed allowances and
 /// limits hold at once.
 ///
@@ -207,14 +242,20 @@ fn apply_catalog(
 #[pg_extern(stable, security_definer)]
 #[search_path(pg_catalog, billing, pg_temp)]
 fn export_catalog() -> pgrx::JsonB {
-    let (metrics, plans, caps) =
-        or_raise(sql::connect(|db| Ok((current(db, clock::now())?, current_plans(db)?, current_caps(db)?))));
+    let (metrics, plans, caps, packs, surcharges) = or_raise(sql::connect(|db| {
+        let (packs, surcharges) = (current_packs(db)?, cache::all_surcharges(db)?);
+        Ok((current(db, clock::now())?, current_plans(db)?, current_caps(db)?, packs, surcharges))
+    }));
     let metrics: Map<String, Value> =
         metrics.into_iter().filter(|(_, c)| !c.retired).map(|(name, c)| (name, c.spec.to_json())).collect();
     let plans: Map<String, Value> =
         plans.into_iter().filter(|(_, c)| !c.retired).map(|(name, c)| (name, c.plan.to_json())).collect();
     let caps: Vec<Value> = caps.values().map(Cap::to_json).collect();
-    pgrx::JsonB(serde_json::json!({"metrics": metrics, "plans": plans, "caps": caps}))
+    let packs: Map<String, Value> = packs.iter().map(|(name, pack)| (name.clone(), pack.to_json())).collect();
+    let surcharges: Map<String, Value> = surcharges.iter().map(|(name, s)| (name.clone(), s.to_json())).collect();
+    pgrx::JsonB(serde_json::json!({
+        "metrics": metrics, "plans": plans, "caps": caps, "packs": packs, "surcharges": surcharges,
+    }))
 }
 
 /// Gives an org a price of its own for a metric, from `effective_at` or now on; a null price returns it to the list price.

@@ -1,6 +1,7 @@
 //! Plans and caps as the catalog document describes them.
 
 use crate::catalog::document::{Faults, join};
+use crate::catalog::pack;
 use crate::time::Moment;
 use crate::units;
 use serde_json::{Map, Value, json};
@@ -17,10 +18,12 @@ pub enum Cycle {
     Year,
 }
 
-const CYCLES: [&str; 4] = ["month", "day", "week", "year"];
+/// Their names, the default first.
+pub const CYCLES: [&str; 4] = ["month", "day", "week", "year"];
 
 impl Cycle {
-    fn parse(name: &str) -> Self {
+    /// From its name.
+    pub fn parse(name: &str) -> Self {
         match name {
             "day" => Self::Day,
             "week" => Self::Week,
@@ -29,7 +32,8 @@ impl Cycle {
         }
     }
 
-    fn name(self) -> &'static str {
+    /// Its name in the document.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Day => "day",
             Self::Week => "week",
@@ -136,12 +140,18 @@ pub struct Plan {
     pub limits: BTreeMap<String, Limit>,
     /// Of orgs without a subscription.
     pub default: bool,
+    /// By which ids providers know it.
+    pub provider_ids: BTreeMap<String, Vec<String>>,
 }
 
 impl Plan {
     pub(super) fn parse(faults: &mut Faults, path: &str, name: &str, value: &Value) -> Option<Self> {
         let object = faults.object(path, value)?;
-        faults.unknown_keys(path, object, &["period", "price", "credits", "allowances", "limits", "default"]);
+        faults.unknown_keys(
+            path,
+            object,
+            &["period", "price", "credits", "allowances", "limits", "default", "provider_ids"],
+        );
         let mut plan = Self { name: name.to_owned(), ..Self::default() };
         plan.cycle = Cycle::parse(&faults.choice(&join(path, "period"), object.get("period"), &CYCLES));
         for (path, currency, value) in members(faults, path, object, "price") {
@@ -168,6 +178,7 @@ impl Plan {
             None | Some(Value::Null) => None,
             Some(value) => parse_credits(faults, &join(path, "credits"), value),
         };
+        plan.provider_ids = pack::parse_provider_ids(faults, &join(path, "provider_ids"), object.get("provider_ids"));
         match object.get("default") {
             None => {}
             Some(Value::Bool(default)) => plan.default = *default,
@@ -209,6 +220,9 @@ impl Plan {
                 (metric.clone(), allowance.map_or_else(|| Value::from("unlimited"), Value::from))
             });
             object.insert("allowances".into(), Value::Object(all.collect()));
+        }
+        if !self.provider_ids.is_empty() {
+            object.insert("provider_ids".into(), json!(self.provider_ids));
         }
         if !self.limits.is_empty() {
             let all = self.limits.iter().map(|(metric, limit)| (metric.clone(), limit.name().into()));

@@ -9,6 +9,7 @@ use crate::heap::{Snapshot, Table};
 use crate::ledger::rows::{self, column};
 use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
+use crate::payments::store as payments;
 use crate::raise::or_raise;
 use crate::sql::{self, Db};
 use crate::time::INFINITY;
@@ -83,8 +84,7 @@ pub fn wallet_status(db: &Db, org_id: Uuid, unit: &str, locked: bool) -> Result<
         available,
         reserved: wallet.lane.reserved,
         locked: wallet.lane.locked,
-        // Nothing can be pending before there are payments.
-        pending: 0,
+        pending: payments::pending(db, org_id, unit, locked),
         lifetime_purchased: wallet.lane.purchased,
         lifetime_consumed: consumed,
         low_balance_threshold: settings.opt(1),

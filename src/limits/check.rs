@@ -6,14 +6,19 @@ use crate::catalog::cache;
 use crate::catalog::plan::Limit;
 use crate::clock;
 use crate::error::{Error, Result};
+use crate::heap::{Is, Key, Snapshot, Table};
 use crate::ledger::totals;
 use crate::limits::caps;
 use crate::limits::standing::Reader;
 use crate::raise::or_raise;
-use crate::sql::{self, Db};
-use crate::{receipt, units};
+use crate::sql::{self, Db, ToSql};
+use crate::{args, receipt, statements, units};
 use pgrx::prelude::*;
 use uuid::Uuid;
+
+statements! {
+    FROZEN(uuid) = "select from billing.freezes where org_id = $1";
+}
 
 receipt! {
     /// Whether an org may go on, and what it has.
@@ -28,6 +33,20 @@ receipt! {
         credits_available: i64,
         resets_at: Option<i64>,
     }
+}
+
+/// Columns of `freezes`.
+const FREEZES: usize = 3;
+
+/// Whether somebody, or a score, has frozen the org.
+fn is_frozen(db: &Db, org_id: Uuid) -> bool {
+    let Some(freezes) = Table::open_to_read("freezes", FREEZES) else {
+        return db.read(&FROZEN, args![org_id]).count() > 0;
+    };
+    let mut is_frozen = false;
+    let key = [Key(1, Is::Uuid, org_id.to_sql())];
+    let is_known = freezes.read("freezes_pkey", &key, Snapshot::Callers, |_, _| is_frozen = true);
+    is_frozen || (!is_known && db.read(&FROZEN, args![org_id]).count() > 0)
 }
 
 /// All that decides.
@@ -94,7 +113,7 @@ fn check(db: &Db, org_id: Uuid, metric: &str, quantity: i64) -> Result<LimitStat
             capped = true;
         }
     }
-    let (allowed, reason) = verdict(&Facts {
+    let facts = Facts {
         capped,
         limit: standing.terms.limit,
         included: standing.terms.included,
@@ -103,7 +122,8 @@ fn check(db: &Db, org_id: Uuid, metric: &str, quantity: i64) -> Result<LimitStat
         priced: price.is_some(),
         required: charge.credits,
         available,
-    });
+    };
+    let (allowed, reason) = if is_frozen(db, org_id) { (false, "frozen") } else { verdict(&facts) };
     Ok(LimitStatus {
         allowed,
         reason: reason.to_owned(),
@@ -120,7 +140,7 @@ fn check(db: &Db, org_id: Uuid, metric: &str, quantity: i64) -> Result<LimitStat
 /// May the org use `quantity` more of the metric, why or why not, what is used, included and left, and when that starts anew.
 ///
 /// Exact to the last recorded event. `reason`: included | credits | core | `soft_limit` when allowed; `plan_limit` |
-/// `insufficient_credits` | cap when not. `included` and `remaining` are null where there is no limit. `credits_available` is
+/// `insufficient_credits` | cap | frozen when not. `included` and `remaining` are null where there is no limit. `credits_available` is
 /// what is left for this metric once overage that was not paid yet is. A bounded number of index reads, however long the
 /// history; takes no locks. Errors: 42501 for an org that is not the caller's; PT404 `unknown_metric`; 22023.
 #[pg_extern(stable, security_definer)]

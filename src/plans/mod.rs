@@ -3,4 +3,4 @@
 pub mod period;
 pub mod renewal;
 pub mod store;
-mod subscription;
+pub mod subscription;

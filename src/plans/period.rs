@@ -32,6 +32,8 @@ pub struct Stretch {
     pub plan: Rc<Plan>,
     /// Start of the first period that was not begun.
     pub next_period_at: Option<Moment>,
+    /// That period is a provider's to collect first.
+    pub waits_for_money: bool,
 }
 
 impl Stretch {
@@ -103,6 +105,7 @@ impl Timeline {
     /// Credits that the current period will bring once somebody begins it.
     pub fn credits_due(&self, now: Moment) -> i64 {
         let due = self.at(now).map(|i| &self.stretches[i]).filter(|s| s.next_period_at.is_some_and(|at| at <= now));
+        let due = due.filter(|s| !s.waits_for_money);
         due.and_then(|s| s.plan.credits).map_or(0, |credits| credits.amount)
     }
 
@@ -244,7 +247,14 @@ mod tests {
     }
 
     fn stretch(from: &str, to: Moment, anchor: &str, plan: &Rc<Plan>) -> Stretch {
-        Stretch { starts_at: at(from), ends_at: to, anchor: at(anchor), plan: Rc::clone(plan), next_period_at: None }
+        Stretch {
+            starts_at: at(from),
+            ends_at: to,
+            anchor: at(anchor),
+            plan: Rc::clone(plan),
+            next_period_at: None,
+            waits_for_money: false,
+        }
     }
 
     fn span(start: &str, end: &str) -> Span {

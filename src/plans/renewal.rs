@@ -32,7 +32,9 @@ const UNUSED: &str = "{}";
 /// The subscription whose next period has begun by then, if any.
 pub fn due(db: &Db, org_id: Uuid, as_of: Moment) -> Option<(Subscription, Moment)> {
     let all = store::subscriptions(db, org_id);
-    all.into_iter().find_map(|s| s.next_period_at.filter(|at| *at <= as_of).map(|at| (s, at)))
+    all.into_iter()
+        .filter(|s| !s.waits_for_money)
+        .find_map(|s| s.next_period_at.filter(|at| *at <= as_of).map(|at| (s, at)))
 }
 
 /// Begins the period that starts at `start`; or ends the subscription there, or changes its plan. The wallet must be locked.
@@ -79,6 +81,7 @@ pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result
             grants,
             granted,
             taken_back: 0,
+            waits_for_money: false,
         };
         store::begin(db, org_id, &new, start, "{}");
     } else if !store::advance(db, org_id, old, start, end, (grants, granted)) {

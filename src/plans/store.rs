@@ -9,22 +9,37 @@ use crate::time::{INFINITY, Moment};
 use crate::{args, statements};
 use uuid::Uuid;
 
+/// Until when an org's periods may begin: those that a provider collects for, when they are paid. With half a day of grace, because
+/// a provider's clock is not ours and its months end in its own way.
+macro_rules! paid_until {
+    ($org_id:literal) => {
+        concat!(
+            "(select coalesce(max(c.paid_until) - interval '12 hours', 'infinity') from billing.provider_subscriptions c
+               where c.org_id = ",
+            $org_id,
+            " and c.state <> 'canceled')"
+        )
+    };
+}
+
 statements! {
-    STRETCHES(uuid) =
-        "select starts_at, ends_at, anchor, plan, next_period_at, cancel_at_period_end, pending_plan
+    STRETCHES(uuid) = concat!("
+         select starts_at, ends_at, anchor, plan, next_period_at, cancel_at_period_end, pending_plan,
+                next_period_at >= ", paid_until!("$1"), "
            from billing.subscriptions
-          where org_id = $1 and (ends_at is null or ends_at > starts_at) order by starts_at";
-    DUE(uuids, timestamptz, boolean) =
-        "select k.org_id from unnest($1) k (org_id)
-          where exists (select from billing.subscriptions s where s.org_id = k.org_id and s.next_period_at <= $2)
+          where org_id = $1 and (ends_at is null or ends_at > starts_at) order by starts_at");
+    DUE(uuids, timestamptz, boolean) = concat!("
+         select k.org_id from unnest($1) k (org_id)
+          where exists (select from billing.subscriptions s where s.org_id = k.org_id and s.next_period_at <= $2
+                                                             and s.next_period_at < ", paid_until!("k.org_id"), ")
              or ($3 and not exists (select from billing.subscriptions s
                                      where s.org_id = k.org_id and (s.ends_at is null or s.ends_at > $2)))
-          order by k.org_id";
+          order by k.org_id");
     OWN_TERMS(uuid, text) = "select allowance, limit_kind from billing.org_allowances where org_id = $1 and metric = $2";
-    SUBSCRIPTIONS(uuid) =
-        "select starts_at, ends_at, anchor, next_period_at, plan, pending_plan, cancel_at_period_end, origin = 'default', grants,
-                granted, taken_back
-           from billing.subscriptions where org_id = $1 order by starts_at";
+    SUBSCRIPTIONS(uuid) = concat!("
+         select starts_at, ends_at, anchor, next_period_at, plan, pending_plan, cancel_at_period_end, origin = 'default', grants,
+                granted, taken_back, next_period_at >= ", paid_until!("$1"), "
+           from billing.subscriptions where org_id = $1 order by starts_at");
     // One that ended where it began gives its place to the next one.
     BEGIN_STRETCH(uuid, timestamptz, timestamptz, timestamptz, timestamptz, text, text, jsonb, int8s, int8, int8) =
         "insert into billing.subscriptions as s
@@ -70,6 +85,7 @@ pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
             anchor: row.get(2),
             plan: cache::any_plan(db, &row.get::<String>(3))?,
             next_period_at: row.opt(4),
+            waits_for_money: row.opt(7).unwrap_or(false),
         };
         // What is to happen at the end of the period happens then, also before somebody notes it.
         let (cancelled, pending) = (row.get::<bool>(5), row.opt::<String>(6));
@@ -84,7 +100,14 @@ pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
             (Some(turn), Some(name)) => {
                 let plan = cache::any_plan(db, &name)?;
                 let anchor = if plan.cycle == stretch.plan.cycle { stretch.anchor } else { turn };
-                Some(Stretch { starts_at: turn, ends_at: INFINITY, anchor, plan, next_period_at: Some(turn) })
+                Some(Stretch {
+                    starts_at: turn,
+                    ends_at: INFINITY,
+                    anchor,
+                    plan,
+                    next_period_at: Some(turn),
+                    waits_for_money: stretch.waits_for_money,
+                })
             }
             _ => None,
         };
@@ -131,6 +154,8 @@ pub struct Subscription {
     /// By the plan in the current period, net of what was taken back.
     pub granted: i64,
     pub taken_back: i64,
+    /// The next period is a provider's to collect first.
+    pub waits_for_money: bool,
 }
 
 impl Subscription {
@@ -153,6 +178,7 @@ fn subscription(row: &Row) -> Subscription {
         grants: row.get(8),
         granted: row.get(9),
         taken_back: row.get(10),
+        waits_for_money: row.opt(11).unwrap_or(false),
     }
 }
 

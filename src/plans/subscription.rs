@@ -233,6 +233,7 @@ fn begin(
         grants,
         granted,
         taken_back,
+        waits_for_money: false,
     };
     store::begin(db, call.org_id, &new, now, &call.metadata);
 }
@@ -348,6 +349,87 @@ fn change_plan(
             status(db, org_id, now)
         })
     })())
+}
+
+/// A period of a plan was paid: puts the org on the plan where it is not, lets the period begin, and gives what was granted for it.
+///
+/// `paid`: from when to when; `note` writes until when it is paid. The wallets are locked.
+pub fn collect(
+    db: &Db,
+    org_id: Uuid,
+    plan: &Plan,
+    (start, until): (Moment, Moment),
+    now: Moment,
+    note: impl FnOnce(),
+) -> Result<Vec<i64>> {
+    let call = Call::new(org_id, "collect", &[], None, None)?;
+    settlement::catch_up(db, org_id, now)?;
+    let before = store::subscriptions(db, org_id);
+    let running = active(&before, now).filter(|s| !s.by_default && s.starts_at <= now);
+    match running {
+        Some(current) if current.plan == plan.name => note(),
+        // A period that was waiting for its money begins with the plan that was paid.
+        Some(current) if current.next_period_at.is_some_and(|at| at <= now) => {
+            store::set_ending(db, org_id, current.starts_at, false, Some(&plan.name));
+            note();
+        }
+        Some(current) => {
+            note();
+            change_now(db, &call, &before, current, plan, now)?;
+        }
+        None => {
+            let ended = before.iter().filter(|s| !s.by_default && !s.is_void()).filter_map(|s| s.ends_at);
+            let start = ended.filter(|end| *end <= now).chain([start.min(now)]).max().unwrap_or(now);
+            note();
+            subscribe_to(db, &call, &before, plan, Some(start), now)?;
+            // A period that began in the past is the current one.
+            debug_assert!(until > now, "a period that is not over");
+        }
+    }
+    settlement::catch_up(db, org_id, now)?;
+    let known: Vec<i64> = before.iter().flat_map(|s| s.grants.clone()).collect();
+    let mut new: Vec<i64> = store::subscriptions(db, org_id).iter().flat_map(|s| s.grants.clone()).collect();
+    new.retain(|grant_id| !known.contains(grant_id));
+    new.sort_unstable();
+    new.dedup();
+    Ok(new)
+}
+
+/// The plan of what a provider collects for changed. The wallets are locked.
+pub fn switch(db: &Db, org_id: Uuid, plan: &Plan, now: Moment) -> Result<()> {
+    let call = Call::new(org_id, "switch", &[], None, None)?;
+    settlement::catch_up(db, org_id, now)?;
+    let all = store::subscriptions(db, org_id);
+    match active(&all, now).filter(|s| !s.by_default && s.starts_at <= now && s.plan != plan.name) {
+        // The next period waits for its money.
+        Some(current) if current.next_period_at.is_some_and(|at| at <= now) => {
+            store::set_ending(db, org_id, current.starts_at, false, Some(&plan.name));
+            Ok(())
+        }
+        Some(current) => change_now(db, &call, &all, current, plan, now),
+        None => Ok(()),
+    }
+}
+
+/// It ends with its period, or goes on. The wallets are locked.
+pub fn end_with_period(db: &Db, org_id: Uuid, ends: bool, now: Moment) -> Result<()> {
+    settlement::catch_up(db, org_id, now)?;
+    let all = store::subscriptions(db, org_id);
+    if let Some(current) = active(&all, now).filter(|s| !s.by_default && s.cancel_at_period_end != ends) {
+        store::set_ending(db, org_id, current.starts_at, ends, current.pending_plan.as_deref().filter(|_| !ends));
+    }
+    Ok(())
+}
+
+/// It ends at once, where there is one. The wallets are locked.
+pub fn end_now(db: &Db, org_id: Uuid, now: Moment) -> Result<()> {
+    settlement::catch_up(db, org_id, now)?;
+    let all = store::subscriptions(db, org_id);
+    if let Some(current) = active(&all, now).filter(|s| !s.by_default && s.starts_at <= now) {
+        settlement::cut_period(db, org_id, now, now)?;
+        store::end(db, org_id, current.starts_at, now);
+    }
+    Ok(())
 }
 
 /// Ends an org's subscription with its period, or at once. Credits of the plan that are left stay until they expire.

@@ -120,6 +120,7 @@ fn enroll(db: &Db, org_id: Uuid, now: Moment) -> Result<bool> {
         grants: Vec::new(),
         granted: 0,
         taken_back: 0,
+        waits_for_money: false,
     };
     plans::begin(db, org_id, &new, now, "{}");
     Ok(true)

@@ -1,0 +1,21 @@
+-- For PostgREST: a function with one unnamed json argument gets the body of the request as it came; the signature stands in the
+-- request's headers.
+
+create function billing.stripe_webhook(json) returns json
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+declare
+    headers json := nullif(current_setting('request.headers', true), '');
+begin
+    return (select row_to_json(w) from billing.handle_webhook('stripe', $1::text, headers ->> 'stripe-signature') w);
+end $$;
+
+create function billing.razorpay_webhook(json) returns json
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+declare
+    headers json := nullif(current_setting('request.headers', true), '');
+begin
+    return (select row_to_json(w) from billing.handle_webhook('razorpay', $1::text, headers ->> 'x-razorpay-signature',
+                                                              nullif(headers ->> 'x-razorpay-event-id', '')) w);
+end $$;

@@ -1,0 +1,136 @@
+//! What a payment does to the wallet: credit comes when the money is there, and goes back with it.
+
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::ledger::debts;
+use crate::ledger::store as ledger;
+use crate::ledger::wallet::{Facts, Lane, Lot, Operation, Part, Wallet};
+use crate::payments::recharge;
+use crate::payments::state::Status;
+use crate::payments::store::{self, Payment};
+use crate::settlement;
+use crate::sql::Db;
+use crate::time::INFINITY;
+use crate::validity::Validity;
+use serde_json::json;
+use uuid::Uuid;
+
+/// Changes a payment, under the lock of its wallet, and brings the credit in line with the money.
+pub fn change(
+    db: &Db,
+    org_id: Uuid,
+    payment_id: Uuid,
+    work: impl FnOnce(&mut Payment) -> Result<()>,
+) -> Result<Payment> {
+    // What the period before is to pay is charged before anything of it expires.
+    settlement::begin_due(db, vec![org_id])?;
+    let unit =
+        store::unit(db, org_id, payment_id).ok_or_else(|| Error::unknown("unknown_payment", payment_id.to_string()))?;
+    let lane = ledger::lock_or_create(db, org_id, &unit, clock::now())?;
+    let mut payment = store::lock(db, org_id, payment_id)?;
+    let before = payment.money.status();
+    work(&mut payment)?;
+    settle(db, lane, &mut payment)?;
+    store::save(db, &payment, clock::now());
+    let after = payment.money.status();
+    if after != before && matches!(after, Status::Succeeded | Status::Failed) {
+        store::look_for_signals(db, org_id, payment.fingerprint.as_deref());
+        if payment.source == "auto_recharge" {
+            recharge::ended(db, &payment, clock::now());
+        }
+    }
+    Ok(payment)
+}
+
+/// Grants what the money brings and takes back what goes with it; the wallet is locked.
+fn settle(db: &Db, lane: Lane, payment: &mut Payment) -> Result<()> {
+    let mut wallet = Wallet::new(lane, clock::now());
+    let now = wallet.now();
+    if payment.money.paid && payment.paid_at.is_none() {
+        payment.paid_at = Some(now);
+    }
+    let known: Vec<i64> = payment.grants.iter().map(|(grant_id, _)| *grant_id).collect();
+    let grants_credit = known.is_empty() && payment.credits > 0 && payment.money.brings_credit();
+    let takes_back = known.iter().any(|_| payment.money.taken_of(i64::MAX) > 0);
+    if !grants_credit && !takes_back {
+        return Ok(());
+    }
+    ledger::load(db, &mut wallet, &known)?;
+    if grants_credit {
+        grant(&mut wallet, payment)?;
+        debts::pay(db, &mut wallet, &[])?;
+    }
+    take_back(db, &mut wallet, payment)?;
+    let metadata = json!({"payment_id": payment.payment_id.to_string()}).to_string();
+    ledger::save(db, std::slice::from_mut(&mut wallet), &metadata)
+}
+
+fn grant(wallet: &mut Wallet, payment: &mut Payment) -> Result<()> {
+    let now = wallet.now();
+    let expires_at = payment.validity.as_deref().and_then(Validity::parse).map_or(INFINITY, |v| v.after(now));
+    let id = payment.payment_id.to_string();
+    for (kind, credits, paid) in [("purchase", payment.credits, true), ("bonus", payment.bonus, false)] {
+        if credits == 0 {
+            continue;
+        }
+        let lot = Lot {
+            grant_id: 0,
+            amount: credits,
+            remaining: 0,
+            priority: payment.priority,
+            paid,
+            written_off: 0,
+            source: kind.to_owned(),
+            // What was paid for it: not the tax, not the fee.
+            cost_minor: if paid { payment.price } else { 0 },
+            currency: paid.then(|| payment.currency.clone()),
+            effective_at: now,
+            expires_at,
+            voided: false,
+            metrics: payment.metrics.clone(),
+            saved: None,
+        };
+        let mut operation = Operation::new(Facts::from_source(kind, Some(id.clone())));
+        payment.grants.push((wallet.grant(&mut operation, kind, lot)?, 0));
+    }
+    Ok(())
+}
+
+/// Voids what is left of the grants, as far as their money went back; what was spent already is noted as unrecovered.
+fn take_back(db: &Db, wallet: &mut Wallet, payment: &mut Payment) -> Result<()> {
+    let is_all = payment.money.status() == Status::Refunded;
+    let mut missing = 0;
+    for (grant_id, taken) in &mut payment.grants {
+        ledger::gather_all(db, wallet, |away| away.slice.grant_id == *grant_id)?;
+        let lot = wallet.lot(*grant_id)?;
+        let due = payment.money.taken_of(lot.amount) - *taken;
+        if due <= 0 {
+            continue;
+        }
+        let credits = due.min(lot.remaining);
+        // Nothing of it comes back later, from a hold or a refund.
+        lot.voided |= is_all;
+        if credits > 0 {
+            let facts = Facts {
+                reason: Some("the money went back".to_owned()),
+                ..Facts::from_source("payment", Some(payment.payment_id.to_string()))
+            };
+            let mut operation = Operation::new(facts);
+            wallet.write_off(&mut operation, "void", Part { grant_id: *grant_id, credits })?;
+        }
+        *taken += due;
+        missing += due - credits;
+    }
+    if missing > 0 {
+        payment.unrecovered = payment.unrecovered.saturating_add(missing);
+        store::note_signal(
+            db,
+            payment.org_id,
+            "refund_spent",
+            40,
+            "money went back of which the credit was spent",
+            &json!({"payment_id": payment.payment_id.to_string(), "credits": missing}),
+        );
+    }
+    Ok(())
+}

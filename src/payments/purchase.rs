@@ -1,0 +1,312 @@
+//! Starting payments, and what people say of them where no provider does.
+
+use crate::access;
+use crate::arguments::{self, positive, required, required_uuid};
+use crate::catalog::cache;
+use crate::catalog::pack::{Pack, Quote};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::json::Jsonb;
+use crate::ledger::chain;
+use crate::ledger::store as ledger;
+use crate::payments::money;
+use crate::payments::outbox;
+use crate::payments::quote::quote;
+use crate::payments::state::{Money, Status};
+use crate::payments::store::{self, Payment};
+use crate::raise::or_raise;
+use crate::receipt;
+use crate::sql::{self, Db};
+use crate::time::Moment;
+use pgrx::prelude::*;
+use serde_json::json;
+use uuid::Uuid;
+
+receipt! {
+    /// Of a payment as it is now.
+    PaymentStatus as "payment" {
+        payment_id: Uuid,
+        org_id: Uuid,
+        status: String,
+        pack: Option<String>,
+        currency: String,
+        price: i64,
+        tax: i64,
+        fee: i64,
+        total: i64,
+        credits: i64,
+        bonus: i64,
+        unit: String,
+        refunded: i64,
+        replayed: bool,
+    }
+}
+
+impl From<Payment> for PaymentStatus {
+    fn from(payment: Payment) -> Self {
+        Self {
+            payment_id: payment.payment_id,
+            org_id: payment.org_id,
+            status: payment.money.status().name().to_owned(),
+            pack: payment.pack,
+            currency: payment.currency,
+            price: payment.price,
+            tax: payment.tax,
+            fee: payment.fee,
+            total: payment.money.total,
+            credits: payment.credits,
+            bonus: payment.bonus,
+            unit: payment.unit,
+            refunded: payment.money.refunded,
+            replayed: false,
+        }
+    }
+}
+
+/// A time-ordered id (RFC 9562, version 7) that nobody can guess.
+pub fn new_id() -> Uuid {
+    let mut random = [0_u8; 10];
+    // SAFETY: fills so many bytes; the clock is read.
+    let (is_random, now) =
+        unsafe { (pg_sys::pg_strong_random(random.as_mut_ptr().cast(), random.len()), pg_sys::GetCurrentTimestamp()) };
+    assert!(is_random, "the server has no random numbers");
+    // Milliseconds of the Unix epoch.
+    let millis = u64::try_from(now / 1000 + 946_684_800_000).unwrap_or_default();
+    uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
+}
+
+/// A payment for a pack that has not begun.
+pub fn of_pack(org_id: Uuid, pack: &Pack, currency: &str, quote: Quote, (source, provider): (&str, &str)) -> Payment {
+    Payment {
+        org_id,
+        payment_id: new_id(),
+        money: Money { total: quote.total, ..Money::default() },
+        paid_at: None,
+        source: source.to_owned(),
+        provider: provider.to_owned(),
+        pack: Some(pack.name.clone()),
+        plan: None,
+        unit: pack.unit.clone(),
+        currency: currency.to_owned(),
+        validity: pack.validity.map(|validity| validity.to_string()),
+        credits: quote.credits,
+        bonus: quote.bonus,
+        metrics: pack.metrics.clone(),
+        grants: Vec::new(),
+        unrecovered: 0,
+        priority: pack.priority,
+        price: quote.price,
+        tax: quote.tax,
+        fee: quote.fee,
+        request_hash: None,
+        dispute: None,
+        failure: None,
+        customer: None,
+        payment_method: None,
+        fingerprint: None,
+    }
+}
+
+/// Asks a worker to charge it.
+pub fn request(db: &Db, payment: &mut Payment, attempt: i64) {
+    payment.money.status = Status::Processing;
+    outbox::emit(
+        db,
+        payment.org_id,
+        "payment.requested",
+        &json!({
+            "payment_id": payment.payment_id.to_string(),
+            "provider": payment.provider,
+            "amount_minor": payment.money.total,
+            "currency": payment.currency,
+            "customer": payment.customer,
+            "payment_method": payment.payment_method,
+            "description": payment.pack,
+            // Whoever is asked twice charges once.
+            "idempotency_key": format!("pg_billing-{}-{attempt}", payment.payment_id),
+        }),
+    );
+}
+
+/// The names of providers are short and plain.
+pub fn provider(name: Option<&str>) -> Result<&str> {
+    let name = required("provider", name)?;
+    let is_plain = (1..=40).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+    if is_plain { Ok(name) } else { Err(Error::invalid("provider", "must be 1 to 40 letters a-z or _")) }
+}
+
+/// Starts the purchase of a pack: notes what is to be paid and what it will bring. Nothing is granted before the provider reports
+/// the money.
+///
+/// Give `payment_id` and `org_id` to the provider as metadata (Stripe) or notes (Razorpay), and charge `total` minor units. With
+/// `customer`, a worker is asked to charge the customer's saved `payment_method` at once (topic `payment.requested` of the outbox).
+/// `amount`: minor units, for packs of which any amount can be paid. Errors: PT404 `unknown_pack`; PT409 `idempotency_conflict`;
+/// 42501 for an org that is not the caller's; 22023.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+#[allow(clippy::too_many_arguments)]
+fn start_purchase(
+    org_id: Option<pgrx::Uuid>,
+    pack: Option<&str>,
+    currency: Option<&str>,
+    provider: default!(Option<&str>, "'stripe'"),
+    amount: default!(Option<i64>, "NULL"),
+    customer: default!(Option<&str>, "NULL"),
+    payment_method: default!(Option<&str>, "NULL"),
+    idempotency_key: default!(Option<&str>, "NULL"),
+    metadata: default!(Option<Jsonb>, "'{}'"),
+) -> PaymentStatus {
+    or_raise((|| {
+        let org_id = required_uuid("org_id", org_id)?;
+        let name = required("pack", pack)?;
+        let currency = required("currency", currency)?;
+        let provider = self::provider(provider)?;
+        let amount = amount.map(|amount| positive("amount", Some(amount))).transpose()?;
+        let customer = short("customer", customer)?;
+        let payment_method = short("payment_method", payment_method)?;
+        let key = arguments::key(idempotency_key)?;
+        let metadata = arguments::metadata_text(metadata)?;
+        let text = amount.map(|amount| amount.to_string());
+        let hash = chain::fingerprint(
+            "start_purchase",
+            &[
+                Some(name),
+                Some(currency),
+                Some(provider),
+                text.as_deref(),
+                customer.as_deref(),
+                payment_method.as_deref(),
+                Some(&metadata),
+            ],
+        );
+        sql::connect(|db| {
+            cache::require_installed(db)?;
+            access::authorize(db, org_id)?;
+            let pack = cache::pack(db, name)?;
+            // Two identical calls at once: the second waits for the first.
+            ledger::lock_or_create(db, org_id, &pack.unit, clock::now())?;
+            if let Some(key) = key
+                && let Some(known) = store::of_request(db, org_id, key)?
+            {
+                if known.request_hash != Some(hash) {
+                    return Err(Error::idempotency_conflict(key));
+                }
+                return Ok(PaymentStatus { replayed: true, ..known.into() });
+            }
+            let quote = quote(db, &pack, currency, amount)?;
+            let mut payment = of_pack(org_id, &pack, currency, quote, ("purchase", provider));
+            payment.request_hash = Some(hash);
+            let asks = customer.is_some();
+            (payment.customer, payment.payment_method) = (customer, payment_method);
+            if asks {
+                request(db, &mut payment, 1);
+            }
+            store::insert(db, &payment, key, &metadata, clock::now());
+            store::look_for_signals(db, org_id, None);
+            Ok(payment.into())
+        })
+    })())
+}
+
+/// An id of a provider.
+pub fn short(name: &str, value: Option<&str>) -> Result<Option<String>> {
+    match value {
+        Some(text) if text.is_empty() || text.len() > 200 => Err(Error::invalid(name, "must have 1 to 200 bytes")),
+        value => Ok(value.map(str::to_owned)),
+    }
+}
+
+/// Moves a payment by hand, where no provider reports: a bank transfer that came, or one that was sent back.
+///
+/// `status`: processing | pending | succeeded | failed | refunded. Succeeded grants the credit; refunded takes back what is left
+/// of it, and flags what was spent. The same status again changes nothing. `reason`: kept where it failed. Errors: PT404
+/// `unknown_payment`; PT409 `illegal_transition`; 22023.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn set_payment_status(
+    org_id: Option<pgrx::Uuid>,
+    payment_id: Option<pgrx::Uuid>,
+    status: Option<&str>,
+    reason: default!(Option<&str>, "NULL"),
+) -> PaymentStatus {
+    or_raise((|| {
+        let org_id = required_uuid("org_id", org_id)?;
+        let payment_id = required_uuid("payment_id", payment_id)?;
+        let status = Status::parse(required("status", status)?)
+            .ok_or(Error::invalid("status", "must be idle, processing, pending, succeeded, failed or refunded"))?;
+        let reason = reason.map(|text| text.chars().take(500).collect::<String>());
+        sql::connect(|db| {
+            cache::require_installed(db)?;
+            let payment =
+                money::change(db, org_id, payment_id, |payment| move_to(payment, status, reason, clock::now()))?;
+            Ok(payment.into())
+        })
+    })())
+}
+
+fn move_to(payment: &mut Payment, status: Status, reason: Option<String>, now: Moment) -> Result<()> {
+    let from = payment.money.status();
+    if from == status {
+        return Ok(());
+    }
+    if !from.may_become(status) {
+        return Err(Error::illegal_transition(from.name(), status.name()));
+    }
+    match status {
+        Status::Succeeded => payment.money.pay(),
+        Status::Refunded => payment.money.refund(payment.money.total),
+        _ => {
+            payment.money.status = status;
+            // What a provider said before is older.
+            payment.money.news_at = now.div_euclid(1_000_000) + 946_684_800;
+        }
+    }
+    if status == Status::Failed {
+        payment.failure = reason;
+    }
+    Ok(())
+}
+
+/// Tells by which id a provider knows a payment, where its reports do not say: then replay what waits for it.
+///
+/// Errors: PT404 `unknown_payment`; 22023.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn link_payment(org_id: Option<pgrx::Uuid>, payment_id: Option<pgrx::Uuid>, provider_ref: Option<&str>) {
+    or_raise((|| {
+        let org_id = required_uuid("org_id", org_id)?;
+        let payment_id = required_uuid("payment_id", payment_id)?;
+        let known = required("provider_ref", short("provider_ref", provider_ref)?)?;
+        sql::connect(|db| {
+            cache::require_installed(db)?;
+            let payment = money::change(db, org_id, payment_id, |_| Ok(()))?;
+            store::add_refs(db, &payment, &[known]);
+            Ok(())
+        })
+    })());
+}
+
+/// Tells which org a provider's customer is, where its reports do not say: then replay what waits for it.
+///
+/// Errors: 22023.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn link_customer(org_id: Option<pgrx::Uuid>, provider: Option<&str>, customer: Option<&str>) {
+    or_raise((|| {
+        let org_id = required_uuid("org_id", org_id)?;
+        let provider = self::provider(provider)?;
+        let customer = required("customer", short("customer", customer)?)?;
+        sql::connect(|db| {
+            cache::require_installed(db)?;
+            match store::org_of_customer(db, provider, &customer) {
+                Some(known) if known != org_id => {
+                    Err(Error::invalid("customer", "is another org's").with("org_id", known.to_string()))
+                }
+                _ => {
+                    store::link(db, org_id, provider, &customer);
+                    Ok(())
+                }
+            }
+        })
+    })());
+}

@@ -1,0 +1,80 @@
+//! What a pack costs an org, before it pays.
+
+use crate::access;
+use crate::arguments::{optional_uuid, positive, required};
+use crate::catalog::cache;
+use crate::catalog::pack::{Pack, Quote, Unsold};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::raise::or_raise;
+use crate::receipt;
+use crate::sql::{self, Db};
+use crate::time::INFINITY;
+use pgrx::prelude::*;
+
+receipt! {
+    /// What a purchase comes to.
+    PackQuote as "pack_quote" {
+        pack: String,
+        currency: String,
+        price: i64,
+        tax: i64,
+        fee: i64,
+        total: i64,
+        credits: i64,
+        bonus: i64,
+        unit: String,
+        valid_until: Option<i64>,
+    }
+}
+
+/// What a pack comes to in a currency.
+pub fn quote(db: &Db, pack: &Pack, currency: &str, amount: Option<i64>) -> Result<Quote> {
+    let surcharge = cache::surcharge(db, currency)?;
+    pack.quote(currency, amount, surcharge).map_err(|why| match why {
+        Unsold::Currency => Error::invalid("currency", "the pack has no price in it").with("pack", pack.name.clone()),
+        Unsold::Fixed => Error::invalid("amount", "the price of the pack is fixed").with("pack", pack.name.clone()),
+        Unsold::Minimum(least) => Error::invalid("amount", "is below the minimum").with("minimum", least),
+        Unsold::Range => Error::invalid("amount", "buys nothing, or the sum would not fit 63 bits"),
+    })
+}
+
+/// What a pack costs and brings: price, tax, platform fee and total in minor units of the currency; credits, bonus on top of
+/// them, and until when they would be good (null: for ever).
+///
+/// `amount`: minor units, for packs of which any amount can be paid; null: the listed price. Errors: PT404 `unknown_pack`; 22023
+/// for a currency without a price, an amount below the minimum; 42501 for an org that is not the caller's.
+#[pg_extern(stable, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+fn quote_pack(
+    pack: Option<&str>,
+    currency: Option<&str>,
+    org_id: default!(Option<pgrx::Uuid>, "NULL"),
+    amount: default!(Option<i64>, "NULL"),
+) -> PackQuote {
+    or_raise((|| {
+        let pack = required("pack", pack)?;
+        let currency = required("currency", currency)?;
+        let amount = amount.map(|amount| positive("amount", Some(amount))).transpose()?;
+        sql::connect(|db| {
+            cache::require_installed(db)?;
+            if let Some(org_id) = optional_uuid(org_id) {
+                access::authorize(db, org_id)?;
+            }
+            let pack = cache::pack(db, pack)?;
+            let quote = quote(db, &pack, currency, amount)?;
+            Ok(PackQuote {
+                pack: pack.name.clone(),
+                currency: currency.to_owned(),
+                price: quote.price,
+                tax: quote.tax,
+                fee: quote.fee,
+                total: quote.total,
+                credits: quote.credits,
+                bonus: quote.bonus,
+                unit: pack.unit.clone(),
+                valid_until: pack.validity.map(|v| v.after(clock::now())).filter(|end| *end < INFINITY),
+            })
+        })
+    })())
+}

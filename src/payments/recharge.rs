@@ -1,0 +1,282 @@
+//! Automatic recharging: a pack is bought when a wallet runs low. One payment at a time; after failures later and later, and at
+//! last not at all. The payment itself is asked for through the outbox.
+
+use crate::access;
+use crate::alerts;
+use crate::arguments::{positive, required, required_uuid};
+use crate::catalog::cache;
+use crate::clock;
+use crate::error::Error;
+use crate::ledger::store as ledger;
+use crate::payments::outbox;
+use crate::payments::purchase;
+use crate::payments::quote::quote;
+use crate::payments::state::Status;
+use crate::payments::store::{self, Payment};
+use crate::raise::or_raise;
+use crate::sql::{self, At, Db};
+use crate::time::{Moment, Period};
+use crate::{args, receipt, statements};
+use pgrx::prelude::*;
+use serde_json::json;
+use uuid::Uuid;
+
+receipt! {
+    /// Of automatic recharging as it is set.
+    RechargeStatus as "auto_recharge" {
+        org_id: Uuid,
+        unit: String,
+        enabled: bool,
+        threshold: i64,
+        pack: String,
+        currency: String,
+        monthly_ceiling: Option<i64>,
+        failures: i32,
+        stopped_at: Option<i64>,
+    }
+}
+
+statements! {
+    // What is set, and what is under way or was paid this month.
+    READ(uuid, text, timestamptz) =
+        "select r.threshold, r.pack, r.currency, r.provider, r.customer, r.payment_method, r.monthly_ceiling, r.failures,
+                r.next_attempt_at,
+                exists (select from billing.payments p
+                         where p.org_id = r.org_id and p.unit = r.unit and p.status in ('idle', 'processing', 'pending')
+                           and p.source = 'auto_recharge'),
+                (select coalesce(sum(p.total), 0)::int8 from billing.payments p
+                  where p.org_id = r.org_id and p.unit = r.unit and p.source = 'auto_recharge' and p.currency = r.currency
+                    and p.status in ('processing', 'pending', 'succeeded') and p.created_at >= $3)
+           from billing.auto_recharges r
+          where r.org_id = $1 and r.unit = $2 and r.enabled and r.stopped_at is null
+            for update of r";
+    CONFIGURE(uuid, text, int8, text, text, text, text, text, int8, boolean) =
+        "insert into billing.auto_recharges
+                (org_id, unit, threshold, pack, currency, provider, customer, payment_method, monthly_ceiling, enabled)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+         on conflict (org_id, unit) do update
+            set threshold = $3, pack = $4, currency = $5, provider = $6, customer = $7, payment_method = $8,
+                monthly_ceiling = $9, enabled = $10, failures = 0, next_attempt_at = null, stopped_at = null";
+    FAILED(uuid, text, timestamptz, timestamptz, int4) =
+        "update billing.auto_recharges
+            set failures = failures + 1, next_attempt_at = $4,
+                stopped_at = case when failures + 1 >= $5 then $3 end
+          where org_id = $1 and unit = $2
+         returning failures, stopped_at is not null";
+    SUCCEEDED(uuid, text) =
+        "update billing.auto_recharges set failures = 0, next_attempt_at = null where org_id = $1 and unit = $2";
+    FAILURES(uuid, text) = "select failures from billing.auto_recharges where org_id = $1 and unit = $2";
+}
+
+/// After so many failures it stops.
+const MOST_FAILURES: i32 = 4;
+const MINUTE: i64 = 60_000_000;
+
+/// How long after a failure nothing is tried: an hour, four, sixteen.
+fn pause(failures: i32) -> i64 {
+    let exponent = u32::try_from(failures.clamp(0, 6)).unwrap_or_default();
+    60 * MINUTE * 4_i64.pow(exponent)
+}
+
+/// Whether a purchase of `total` is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Enough,
+    Later,
+    Ceiling,
+    Due,
+}
+
+/// What decides.
+#[derive(Debug, Clone, Copy)]
+struct Facts {
+    threshold: i64,
+    /// Spendable and pending together.
+    credit: i64,
+    is_under_way: bool,
+    next_attempt_at: Option<Moment>,
+    now: Moment,
+    ceiling: Option<i64>,
+    this_month: i64,
+    total: i64,
+}
+
+fn verdict(facts: &Facts) -> Verdict {
+    if facts.credit >= facts.threshold {
+        Verdict::Enough
+    } else if facts.is_under_way || facts.next_attempt_at.is_some_and(|at| at > facts.now) {
+        Verdict::Later
+    } else if facts.ceiling.is_some_and(|ceiling| facts.this_month.saturating_add(facts.total) > ceiling) {
+        Verdict::Ceiling
+    } else {
+        Verdict::Due
+    }
+}
+
+/// Buys what is set where a wallet, which is locked, has less than its threshold.
+pub fn consider(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) {
+    let rows = db.write(&READ, args![org_id, unit, At(Period::Month.start(now))]);
+    let Some(row) = rows.first() else { return };
+    // A pack that was retired, or a price that went, is for people to see; the consumption goes on.
+    let (name, currency): (String, String) = (row.get(1), row.get(2));
+    let Ok(pack) = cache::pack(db, &name) else { return };
+    let Ok(quote) = quote(db, &pack, &currency, None) else { return };
+    let facts = Facts {
+        threshold: row.get(0),
+        credit: balance.saturating_add(store::pending(db, org_id, unit, true)),
+        is_under_way: row.get(9),
+        next_attempt_at: row.opt(8),
+        now,
+        ceiling: row.opt(6),
+        this_month: row.get(10),
+        total: quote.total,
+    };
+    match verdict(&facts) {
+        Verdict::Enough | Verdict::Later => {}
+        Verdict::Ceiling => {
+            let ceiling = facts.ceiling.unwrap_or_default();
+            alerts::raise(db, org_id, ("recharge_ceiling", unit), (facts.this_month, ceiling), now);
+        }
+        Verdict::Due => {
+            let provider: String = row.get(3);
+            let mut payment = purchase::of_pack(org_id, &pack, &currency, quote, ("auto_recharge", &provider));
+            (payment.customer, payment.payment_method) = (row.opt(4), row.opt(5));
+            purchase::request(db, &mut payment, 1);
+            store::insert(db, &payment, None, "{}", now);
+            alerts::resolve(db, org_id, "recharge_ceiling", unit, now);
+        }
+    }
+}
+
+/// A payment of it came to an end.
+pub fn ended(db: &Db, payment: &Payment, now: Moment) {
+    let (org_id, unit) = (payment.org_id, payment.unit.as_str());
+    if payment.money.status() == Status::Succeeded {
+        db.write(&SUCCEEDED, args![org_id, unit]);
+        alerts::resolve(db, org_id, "recharge_stopped", unit, now);
+        return;
+    }
+    let failures = db.write(&FAILURES, args![org_id, unit]).first().map_or(0, |row| row.get::<i32>(0));
+    let next = now.saturating_add(pause(failures));
+    let rows = db.write(&FAILED, args![org_id, unit, At(now), At(next), MOST_FAILURES]);
+    if let Some(row) = rows.first()
+        && row.get::<bool>(1)
+    {
+        let failures = i64::from(row.get::<i32>(0));
+        alerts::raise(db, org_id, ("recharge_stopped", unit), (failures, i64::from(MOST_FAILURES)), now);
+        outbox::emit(
+            db,
+            org_id,
+            "recharge.stopped",
+            &json!({"unit": unit, "failures": failures, "failure": payment.failure}),
+        );
+    }
+}
+
+/// Lets a pack be bought whenever the credit that can be spent, and that is on its way, is together below a threshold.
+///
+/// `threshold`: in the unit of the pack's wallet. `monthly_ceiling`: minor units that it may charge in a calendar month (UTC),
+/// null for none. `customer`, `payment_method`: the provider's ids of what is to be charged. Setting it again starts it again
+/// after failures. Errors: PT404 `unknown_pack`; 42501; 22023.
+#[pg_extern(volatile, security_definer)]
+#[search_path(pg_catalog, billing, pg_temp)]
+#[allow(clippy::too_many_arguments)]
+fn configure_auto_recharge(
+    org_id: Option<pgrx::Uuid>,
+    threshold: Option<i64>,
+    pack: Option<&str>,
+    currency: Option<&str>,
+    monthly_ceiling: default!(Option<i64>, "NULL"),
+    provider: default!(Option<&str>, "'stripe'"),
+    customer: default!(Option<&str>, "NULL"),
+    payment_method: default!(Option<&str>, "NULL"),
+    enabled: default!(Option<bool>, true),
+) -> RechargeStatus {
+    or_raise((|| {
+        let org_id = required_uuid("org_id", org_id)?;
+        let threshold = positive("threshold", threshold)?;
+        let name = required("pack", pack)?;
+        let currency = required("currency", currency)?;
+        let ceiling = monthly_ceiling.map(|ceiling| positive("monthly_ceiling", Some(ceiling))).transpose()?;
+        let provider = purchase::provider(provider)?;
+        let customer = purchase::short("customer", customer)?;
+        let payment_method = purchase::short("payment_method", payment_method)?;
+        let enabled = required("enabled", enabled)?;
+        sql::connect(|db| {
+            cache::require_installed(db)?;
+            access::authorize(db, org_id)?;
+            let pack = cache::pack(db, name)?;
+            let quote = quote(db, &pack, currency, None)?;
+            if ceiling.is_some_and(|ceiling| ceiling < quote.total) {
+                return Err(
+                    Error::invalid("monthly_ceiling", "does not suffice for one pack").with("total", quote.total)
+                );
+            }
+            let now = clock::now();
+            ledger::lock_or_create(db, org_id, &pack.unit, now)?;
+            db.write(
+                &CONFIGURE,
+                args![
+                    org_id,
+                    &pack.unit,
+                    threshold,
+                    name,
+                    currency,
+                    provider,
+                    customer,
+                    payment_method,
+                    ceiling,
+                    enabled
+                ],
+            );
+            for kind in ["recharge_stopped", "recharge_ceiling"] {
+                alerts::resolve(db, org_id, kind, &pack.unit, now);
+            }
+            // The consumption that crosses the threshold is to look; and it may be crossed already.
+            alerts::look(db, org_id, &pack.unit, now)?;
+            Ok(RechargeStatus {
+                org_id,
+                unit: pack.unit.clone(),
+                enabled,
+                threshold,
+                pack: name.to_owned(),
+                currency: currency.to_owned(),
+                monthly_ceiling: ceiling,
+                failures: 0,
+                stopped_at: None,
+            })
+        })
+    })())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_buys_when_there_is_too_little_and_nothing_under_way() {
+        let facts = Facts {
+            threshold: 100,
+            credit: 99,
+            is_under_way: false,
+            next_attempt_at: None,
+            now: 10,
+            ceiling: Some(1000),
+            this_month: 500,
+            total: 500,
+        };
+        assert_eq!(verdict(&facts), Verdict::Due);
+        assert_eq!(verdict(&Facts { credit: 100, ..facts }), Verdict::Enough);
+        assert_eq!(verdict(&Facts { is_under_way: true, ..facts }), Verdict::Later);
+        assert_eq!(verdict(&Facts { next_attempt_at: Some(11), ..facts }), Verdict::Later);
+        assert_eq!(verdict(&Facts { next_attempt_at: Some(10), ..facts }), Verdict::Due);
+        assert_eq!(verdict(&Facts { total: 501, ..facts }), Verdict::Ceiling);
+        assert_eq!(verdict(&Facts { total: i64::MAX, ceiling: None, ..facts }), Verdict::Due);
+    }
+
+    #[test]
+    fn it_waits_longer_after_each_failure() {
+        let hours: Vec<i64> = (0..3).map(|failures| pause(failures) / (60 * MINUTE)).collect();
+        assert_eq!(hours, [1, 4, 16]);
+    }
+}

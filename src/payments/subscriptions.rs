@@ -1,0 +1,232 @@
+//! Subscriptions that a provider collects for: periods begin when they are paid, whichever of its reports comes first.
+
+use crate::catalog::cache;
+use crate::catalog::pack::Pack;
+use crate::catalog::plan::Plan;
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::ledger::store as ledger;
+use crate::payments::event::{InvoiceFact, SubscriptionFact, SubscriptionState};
+use crate::payments::money;
+use crate::payments::outbox;
+use crate::payments::purchase;
+use crate::payments::quote::quote;
+use crate::payments::state::Money;
+use crate::payments::store::{self, Payment};
+use crate::payments::webhook::{Done, EPOCH};
+use crate::plans::subscription;
+use crate::sql::{At, Db};
+use crate::time::Moment;
+use crate::{args, statements, units};
+use serde_json::json;
+use std::rc::Rc;
+use uuid::Uuid;
+
+statements! {
+    KNOWN(text, text) =
+        "select org_id, plan from billing.provider_subscriptions where provider = $1 and subscription = $2 limit 2";
+    // What is older than what is known changes nothing.
+    REPORT(uuid, text, text, text, text, boolean, int8) =
+        "insert into billing.provider_subscriptions as s
+                (org_id, provider, subscription, state, plan, cancel_at_period_end, news_at)
+         values ($1, $2, $3, $4, $5, $6, $7)
+         on conflict (org_id, provider, subscription) do update
+            set state = $4, plan = coalesce($5, s.plan), cancel_at_period_end = $6, news_at = $7
+          where s.news_at <= $7 and s.state <> 'canceled'
+         returning paid_until is not null";
+    COLLECT(uuid, text, text, text, timestamptz) =
+        "insert into billing.provider_subscriptions as s (org_id, provider, subscription, state, plan, paid_until)
+         values ($1, $2, $3, 'active', $4, $5)
+         on conflict (org_id, provider, subscription) do update
+            set plan = $4, paid_until = greatest(s.paid_until, $5),
+                state = case when s.state in ('incomplete', 'past_due') then 'active' else s.state end";
+    STATE(uuid, text, text) =
+        "select state from billing.provider_subscriptions where org_id = $1 and provider = $2 and subscription = $3";
+    LATE(uuid, text, text, int8) =
+        "update billing.provider_subscriptions set state = 'past_due', news_at = $4
+          where org_id = $1 and provider = $2 and subscription = $3 and news_at <= $4 and state = 'active'";
+}
+
+/// What a price of a provider is for.
+enum Item {
+    Plan(Rc<Plan>),
+    Pack(Rc<Pack>),
+}
+
+fn item(db: &Db, provider: &str, prices: &[String]) -> Result<Option<Item>> {
+    let names = |ids: Option<&Vec<String>>| ids.is_some_and(|ids| ids.iter().any(|id| prices.contains(id)));
+    let plan = cache::all_plans(db)?.into_iter().find(|(plan, _)| names(plan.provider_ids.get(provider)));
+    if let Some((plan, _)) = plan {
+        return Ok(Some(Item::Plan(plan)));
+    }
+    let pack = cache::all_packs(db)?.into_iter().find(|(pack, _)| names(pack.provider_ids.get(provider)));
+    Ok(pack.map(|(pack, _)| Item::Pack(pack)))
+}
+
+fn known(db: &Db, provider: &str, id: &str) -> Option<(Uuid, Option<String>)> {
+    let rows = db.write(&KNOWN, args![provider, id]);
+    if rows.count() == 1 { rows.first().map(|row| (row.get(0), row.opt(1))) } else { None }
+}
+
+fn moment(seconds: i64) -> Moment {
+    seconds.saturating_sub(EPOCH).saturating_mul(1_000_000)
+}
+
+/// An invoice was paid, or could not be.
+pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Result<Done> {
+    let before = fact.subscription.as_deref().and_then(|id| known(db, provider, id));
+    let of_customer = || fact.customer.as_deref().and_then(|id| store::org_of_customer(db, provider, id));
+    let Some(org_id) = fact.org_id.or(before.as_ref().map(|(org_id, _)| *org_id)).or_else(of_customer) else {
+        return Ok(Done::Review("unknown_org", None));
+    };
+    if !fact.paid {
+        if let Some(id) = &fact.subscription {
+            ledger::lock_org(db, org_id, &[units::CREDIT.to_owned()], clock::now())?;
+            if db.write(&LATE, args![org_id, provider, id, created]).count() > 0 {
+                outbox::emit(db, org_id, "subscription.past_due", &json!({"subscription": id, "invoice": fact.id}));
+            }
+        }
+        return Ok(Done::Processed(Some(org_id)));
+    }
+    let mut item = item(db, provider, &fact.prices)?;
+    if item.is_none()
+        && let Some((_, Some(plan))) = &before
+        && fact.prices.is_empty()
+    {
+        item = cache::plan(db, plan).ok().map(Item::Plan);
+    }
+    let Some(item) = item else { return Ok(Done::Review("unknown_price", Some(org_id))) };
+    ledger::lock_org(db, org_id, &[units::CREDIT.to_owned()], clock::now())?;
+    if store::by_refs(db, provider, std::slice::from_ref(&fact.id)).is_some() {
+        return Ok(Done::Processed(Some(org_id)));
+    }
+    let payment = match item {
+        Item::Pack(pack) => {
+            let quote = quote(db, &pack, &fact.currency, None)?;
+            // Tax may have come on top at the provider.
+            if fact.amount < quote.price {
+                return Err(Error::mismatch("amount", &quote.price.to_string(), &fact.amount.to_string()));
+            }
+            let mut new = purchase::of_pack(org_id, &pack, &fact.currency, quote, ("subscription", provider));
+            new.money.total = fact.amount;
+            store::insert(db, &new, None, "{}", clock::now());
+            money::change(db, org_id, new.payment_id, |payment| {
+                payment.money.pay();
+                Ok(())
+            })?
+        }
+        Item::Plan(plan) => match collect(db, org_id, provider, fact, &plan)? {
+            Ok(payment) => payment,
+            Err(reason) => return Ok(Done::Review(reason, Some(org_id))),
+        },
+    };
+    let refs: Vec<String> = fact.refs.iter().cloned().chain(std::iter::once(fact.id.clone())).collect();
+    store::add_refs(db, &payment, &refs);
+    if let Some(customer) = &fact.customer {
+        store::link(db, org_id, provider, customer);
+    }
+    Ok(Done::Processed(Some(org_id)))
+}
+
+/// A period of a plan was paid.
+fn collect(
+    db: &Db,
+    org_id: Uuid,
+    provider: &str,
+    fact: &InvoiceFact,
+    plan: &Plan,
+) -> Result<std::result::Result<Payment, &'static str>> {
+    let Some((start, until)) = fact.period.map(|(start, end)| (moment(start), moment(end))) else {
+        return Ok(Err("no_period"));
+    };
+    let id = fact.subscription.clone().unwrap_or_else(|| fact.id.clone());
+    let state = db.write(&STATE, args![org_id, provider, id.as_str()]).first().map(|row| row.get::<String>(0));
+    if state.as_deref() == Some("canceled") {
+        return Ok(Err("subscription_canceled"));
+    }
+    let now = clock::now();
+    if until <= now {
+        return Ok(Err("period_over"));
+    }
+    let grants = subscription::collect(db, org_id, plan, (start, until), now, || {
+        db.write(&COLLECT, args![org_id, provider, id.as_str(), &plan.name, At(until)]);
+    })?;
+    let mut payment = Payment {
+        org_id,
+        payment_id: purchase::new_id(),
+        money: Money { total: fact.amount, paid: true, ..Money::default() },
+        paid_at: Some(now),
+        source: "subscription".to_owned(),
+        provider: provider.to_owned(),
+        pack: None,
+        plan: Some(plan.name.clone()),
+        unit: units::CREDIT.to_owned(),
+        currency: fact.currency.clone(),
+        validity: None,
+        credits: 0,
+        bonus: 0,
+        metrics: None,
+        grants: Vec::new(),
+        unrecovered: 0,
+        priority: 0,
+        price: fact.amount,
+        tax: 0,
+        fee: 0,
+        request_hash: None,
+        dispute: None,
+        failure: None,
+        customer: fact.customer.clone(),
+        payment_method: None,
+        fingerprint: None,
+    };
+    store::insert(db, &payment, None, "{}", now);
+    payment.grants = grants.into_iter().map(|grant_id| (grant_id, 0)).collect();
+    store::save(db, &payment, now);
+    Ok(Ok(payment))
+}
+
+/// A subscription was made, changed or ended.
+pub fn subscription(db: &Db, provider: &str, fact: &SubscriptionFact, created: i64) -> Result<Done> {
+    let before = known(db, provider, &fact.id);
+    let of_customer = || fact.customer.as_deref().and_then(|id| store::org_of_customer(db, provider, id));
+    let Some(org_id) = fact.org_id.or(before.as_ref().map(|(org_id, _)| *org_id)).or_else(of_customer) else {
+        return Ok(Done::Review("unknown_org", None));
+    };
+    let plan = match item(db, provider, &fact.prices)? {
+        Some(Item::Plan(plan)) => Some(plan),
+        Some(Item::Pack(_)) => None,
+        None if fact.prices.is_empty() => None,
+        None => return Ok(Done::Review("unknown_price", Some(org_id))),
+    };
+    let state = match fact.state {
+        SubscriptionState::Incomplete => "incomplete",
+        SubscriptionState::Active => "active",
+        SubscriptionState::PastDue => "past_due",
+        SubscriptionState::Canceled => "canceled",
+    };
+    let now = clock::now();
+    ledger::lock_org(db, org_id, &[units::CREDIT.to_owned()], now)?;
+    if let Some(customer) = &fact.customer {
+        store::link(db, org_id, provider, customer);
+    }
+    let name = plan.as_ref().map(|plan| plan.name.clone());
+    let rows =
+        db.write(&REPORT, args![org_id, provider, fact.id.as_str(), state, name, fact.cancel_at_period_end, created]);
+    // Nothing was paid, so nothing runs here; or there is newer news.
+    let is_ours = rows.first().is_some_and(|row| row.get::<bool>(0));
+    if is_ours {
+        match fact.state {
+            SubscriptionState::Canceled => subscription::end_now(db, org_id, now)?,
+            SubscriptionState::PastDue => {
+                outbox::emit(db, org_id, "subscription.past_due", &json!({"subscription": fact.id}));
+            }
+            SubscriptionState::Active | SubscriptionState::Incomplete => {
+                if let Some(plan) = &plan {
+                    subscription::switch(db, org_id, plan, now)?;
+                }
+                subscription::end_with_period(db, org_id, fact.cancel_at_period_end, now)?;
+            }
+        }
+    }
+    Ok(Done::Processed(Some(org_id)))
+}
