@@ -8,9 +8,11 @@ pgrx::pg_module_magic!();
 mod access;
 mod alerts;
 mod arguments;
+mod autonomous;
 mod catalog;
 mod clock;
 mod error;
+mod gift_cards;
 mod heap;
 mod install;
 mod json;
@@ -19,11 +21,13 @@ mod limits;
 mod plans;
 mod raise;
 mod receipt;
+mod secrets;
 mod settlement;
 mod sql;
 mod time;
 mod units;
 mod usage;
+mod validity;
 
 // The extension's own SQL, in this order around the functions that the modules declare.
 pgrx::extension_sql_file!("../sql/extension/types.sql", name = "types", bootstrap);

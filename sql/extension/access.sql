@@ -90,7 +90,7 @@ create function billing.routines_of(level text) returns setof regprocedure
                                   verify_ledger,export_catalog,check_limit,allows,credit_history,settlement_is_running}')
            when 'member' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
-                                  check_limit,allows,credit_history}')
+                                  check_limit,allows,credit_history,redeem_gift_card}')
            end
 $$;
 
@@ -121,9 +121,12 @@ begin
         execute format('grant select on billing.%I to %I', readable, role);
     end loop;
     if level <> 'member' then
-        foreach readable in array array['settlement_runs', 'settlement_faults', 'settlement_progress'] loop
+        foreach readable in array array['settlement_runs', 'settlement_faults', 'settlement_progress', 'gift_card_batches', 'gift_card_redemptions'] loop
             execute format('grant select on billing.%I to %I', readable, role);
         end loop;
+        -- All but the codes.
+        execute format('grant select (name, source, unit, credits, metrics, max_redemptions, redeemed, validity, expires_at, voided_at, created_at, metadata)
+                        on billing.gift_cards to %I', role);
     end if;
     insert into billing.access (role_name, level) values (role, grant_access.level)
     on conflict (role_name) do update set level = excluded.level;

@@ -60,3 +60,7 @@ comment on type billing.subscription is 'A subscription as it is now; status is 
 
 create type billing.settlement_receipt as (org_id uuid, charged bigint, unpaid bigint, renewed bigint, events bigint);
 comment on type billing.settlement_receipt is 'What the settlement of an org burned, what it still owes, periods begun, events settled.';
+
+create type billing.gift_card_receipt as (
+    grant_id bigint, credits bigint, unit text, expires_at timestamptz, balance_after bigint, replayed boolean);
+comment on type billing.gift_card_receipt is 'Credit that a redeemed code brought; expires_at is null where it never expires.';
