@@ -93,10 +93,21 @@ impl Error {
             "unknown_pack" => "unknown pack",
             "unknown_payment" => "unknown payment",
             "unknown_event" => "unknown event",
+            "unknown_batch" => "unknown batch",
             _ => "not found",
         };
         let name = code.strip_prefix("unknown_").unwrap_or(code);
         Self::new(*b"PT404", code, message).with(name, id)
+    }
+
+    /// A code that does not exist, is used up, expired or voided: which of these is nobody's business, so all say the same.
+    pub fn unknown_code() -> Self {
+        Self::new(*b"PT404", "unknown_code", "unknown code")
+    }
+
+    /// Too many codes were tried in vain.
+    pub fn too_many_attempts(retry_at: crate::time::Moment) -> Self {
+        Self::new(*b"PT429", "too_many_attempts", "too many attempts").with("retry_at", crate::time::display(retry_at))
     }
 
     /// The key was used for another request.

@@ -8,7 +8,7 @@ use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 
 /// Numbered migrations, each applied once, in order.
-const MIGRATIONS: [(i64, &str, &str); 11] = [
+const MIGRATIONS: [(i64, &str, &str); 12] = [
     (1, "ledger", include_str!("../sql/migrations/0001_ledger.sql")),
     (2, "catalog", include_str!("../sql/migrations/0002_catalog.sql")),
     (3, "guards", include_str!("../sql/migrations/0003_guards.sql")),
@@ -19,6 +19,7 @@ const MIGRATIONS: [(i64, &str, &str); 11] = [
     (8, "lanes", include_str!("../sql/migrations/0008_lanes.sql")),
     (9, "hot_wallets", include_str!("../sql/migrations/0009_hot_wallets.sql")),
     (10, "fewer_checks", include_str!("../sql/migrations/0010_fewer_checks.sql")),
+    (11, "gift_cards", include_str!("../sql/migrations/0011_gift_cards.sql")),
     (12, "payments", include_str!("../sql/migrations/0012_payments.sql")),
 ];
 

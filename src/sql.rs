@@ -261,6 +261,16 @@ pub fn unless_in_vain(work: impl FnOnce() -> bool) -> bool {
     }
 }
 
+/// Lets `work` read what is committed by now, under any isolation level.
+pub fn on_newest_snapshot<R>(work: impl FnOnce() -> R) -> R {
+    // SAFETY: pushed and popped as a pair; an error unwinds to the end of the transaction, which pops it.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
+    let result = work();
+    // SAFETY: see above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    result
+}
+
 // `self` is the proof that there is a connection.
 #[allow(clippy::unused_self)]
 impl Db {

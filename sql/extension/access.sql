@@ -92,7 +92,8 @@ create function billing.routines_of(level text) returns setof regprocedure
                                   quote_pack}')
            when 'member' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
-                                  check_limit,allows,credit_history,quote_pack,start_purchase,configure_auto_recharge}')
+                                  check_limit,allows,credit_history,quote_pack,start_purchase,configure_auto_recharge,
+                                  redeem_gift_card}')
            when 'webhook' then
                p.proname = any ('{stripe_webhook,razorpay_webhook}')
            end
@@ -132,9 +133,12 @@ begin
     end loop;
     if level <> 'member' then
         foreach readable in array array['settlement_runs', 'settlement_faults', 'settlement_progress', 'webhook_events', 'outbox',
-            'flags', 'freezes'] loop
+            'flags', 'freezes', 'gift_card_batches', 'gift_card_redemptions'] loop
             execute format('grant select on billing.%I to %I', readable, role);
         end loop;
+        -- All but the codes.
+        execute format('grant select (name, source, unit, credits, metrics, max_redemptions, redeemed, validity, expires_at, voided_at, created_at, metadata)
+                        on billing.gift_cards to %I', role);
     end if;
 end $$;
 

@@ -43,6 +43,13 @@ comment on function billing.explain_consumption is
 comment on function billing.verify_ledger is
 'Proves the ledger of one org, or of all: hash chains, balances, grants, holds and refunds. No row: sound.';
 
+comment on function billing.create_gift_cards is
+'Makes codes that are worth credit, and gives them this one time: only their hashes are kept. name: the batch, the same name again adds to it; credits: what each redemption grants; count: 1 to 10,000 codes; unit: credit or a currency; metrics: the only ones it may be spent on; max_redemptions: per code in all, 1 to 1,000,000, by each org once; expires_at: of the codes; validity: of the credit from its redemption on (30 days, 2 weeks, 6 months, 1 year), null: for ever; source: gift_card or voucher. Errors: 22023, PT404 unknown_metric.';
+comment on function billing.redeem_gift_card is
+'Redeems a code for an org: grants it promotional credit; makes the wallet when it is the first. Members may for their own orgs. Case, dashes and spaces do not matter, O is 0, I and L are 1. Errors: PT404 unknown_code, whatever is the matter with the code; PT429 too_many_attempts after ten that failed within an hour, or without a free background worker to note one; 42501 not_authorized, PT409 idempotency_conflict, 22023.';
+comment on function billing.void_gift_cards is
+'Codes of a batch that are not used up can no longer be redeemed; gives their number. What was redeemed stays. Errors: PT404 unknown_batch, 22023.';
+
 comment on function billing.apply_catalog is
 'Makes the catalog what the document says ({"metrics": {name: {"unit", "aggregation", "unique_by", "category", "tier", "price"}}, "plans": {name: {"period", "price", "credits", "allowances", "limits", "default"}}, "caps": [{"metric" or "category", "per", "for", "limit"}]}) and tells what that changes; with dry_run, only tells. What a present section does not name is retired. Errors: 22023 invalid_catalog with every fault and its path.';
 comment on function billing.export_catalog is

@@ -78,3 +78,6 @@ create type billing.auto_recharge as (
     org_id uuid, unit text, enabled boolean, threshold bigint, pack text, currency text, monthly_ceiling bigint,
     failures integer, stopped_at timestamptz);
 comment on type billing.auto_recharge is 'Automatic recharging of a wallet as it is set.';
+create type billing.gift_card_receipt as (
+    grant_id bigint, credits bigint, unit text, expires_at timestamptz, balance_after bigint, replayed boolean);
+comment on type billing.gift_card_receipt is 'Credit that a redeemed code brought; expires_at is null where it never expires.';

@@ -13,7 +13,7 @@ begin
     foreach tenant in array array['wallet_settings', 'lanes', 'lots', 'holds', 'entries', 'refunds', 'member_usage', 'period_usage',
                                   'org_prices', 'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage',
                                   'usage_days', 'credit_months', 'folded', 'alerts', 'payments', 'payment_refs', 'provider_customers',
-                                  'provider_subscriptions', 'auto_recharges'] loop
+                                  'provider_subscriptions', 'auto_recharges', 'gift_card_redemptions'] loop
         if not exists (select from pg_catalog.pg_policy
                         where polrelid = pg_catalog.format('billing.%I', tenant)::regclass and polname = 'own_orgs') then
             execute pg_catalog.format($policy$
@@ -23,7 +23,7 @@ begin
         end if;
     end loop;
     -- What only those may see who see every org.
-    foreach name in array array['settlement_runs', 'settlement_faults', 'webhook_events', 'outbox', 'flags', 'freezes'] loop
+    foreach name in array array['settlement_runs', 'settlement_faults', 'webhook_events', 'outbox', 'flags', 'freezes', 'gift_cards'] loop
         if not exists (select from pg_catalog.pg_policy
                         where polrelid = pg_catalog.format('billing.%I', name)::regclass and polname = 'every_org') then
             execute pg_catalog.format($policy$

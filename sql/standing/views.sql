@@ -65,3 +65,12 @@ select r.run_id, r.pid, r.phase, r.orgs_done, r.orgs_failed, r.orgs_total, r.cha
   from billing.settlement_runs r
  where r.status = 'running' and billing.settlement_is_running(r.run_id);
 comment on view billing.settlement_progress is 'Settlements that run now. Brought up to date with each batch of orgs.';
+
+create or replace view billing.gift_card_batches with (security_invoker = true) as
+select name, source, unit, credits, metrics, max_redemptions, validity, expires_at, metadata,
+       count(*) as cards, sum(redeemed)::bigint as redemptions, sum(redeemed * credits::numeric) as credits_granted,
+       count(*) filter (where redeemed = max_redemptions) as used_up, count(*) filter (where voided_at is not null) as voided,
+       min(created_at) as created_at
+  from billing.gift_cards
+ group by name, source, unit, credits, metrics, max_redemptions, validity, expires_at, metadata;
+comment on view billing.gift_card_batches is 'Gift cards and vouchers, one row per batch and terms: how many codes there are, how often they were redeemed and what that granted, how many are used up or voided.';

@@ -162,12 +162,7 @@ fn known(db: &Db) -> Result<Rc<Known>> {
 fn load_newest(db: &Db) -> Result<Known> {
     // The newest snapshot, also in a repeatable-read transaction: what is kept must not be older than the invalidation
     // that asked for it.
-    // SAFETY: pushed and popped as a pair; an error unwinds to the end of the transaction, which pops it.
-    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
-    let loaded = load(db);
-    // SAFETY: see above.
-    unsafe { pg_sys::PopActiveSnapshot() };
-    loaded
+    sql::on_newest_snapshot(|| load(db))
 }
 
 fn load(db: &Db) -> Result<Known> {

@@ -204,7 +204,7 @@ fn grant_credits(
 }
 
 /// A scope without repetitions, sorted, so that the same request has the same fingerprint.
-fn scope(metrics: Option<Vec<Option<String>>>) -> Result<Option<Vec<String>>> {
+pub fn scope(metrics: Option<Vec<Option<String>>>) -> Result<Option<Vec<String>>> {
     let Some(metrics) = metrics else { return Ok(None) };
     let mut all =
         metrics.into_iter().collect::<Option<Vec<String>>>().ok_or(Error::invalid("metrics", "must not hold null"))?;

@@ -31,8 +31,8 @@ create temp table expected_relation (relation text primary key, readable text no
 insert into expected_relation
     select unnest(array['lanes', 'lots', 'holds', 'entries', 'member_usage', 'period_usage', 'refunds', 'wallet_settings', 'metrics', 'prices', 'org_prices', 'wallets', 'grants', 'operations',
                         'plans', 'caps', 'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days', 'credit_months', 'folded', 'alerts', 'usage_by_day', 'usage_by_month']), 'members'
-    union all select unnest(array['settlement_runs', 'settlement_faults', 'settlement_progress']), 'auditors'
-    union all select unnest(array['settings', 'access', 'migrations', 'metered_tables', 'usage_uniques', 'usage_event_keys', 'subscription_requests', 'settlement_runs_run_id_seq']), 'nobody';
+    union all select unnest(array['settlement_runs', 'settlement_faults', 'settlement_progress', 'gift_cards', 'gift_card_batches', 'gift_card_redemptions']), 'auditors'
+    union all select unnest(array['settings', 'access', 'migrations', 'metered_tables', 'usage_uniques', 'usage_event_keys', 'subscription_requests', 'settlement_runs_run_id_seq', 'secrets', 'gift_card_attempts']), 'nobody';
 
 -- Without partitions, whose names tell the month.
 create temp view relation as
@@ -82,13 +82,15 @@ select is(string_agg(relation, ' '), 'settlement_runs_run_id_seq', 'the only seq
 create temp table expected_function (name text primary key, level text);
 insert into expected_function
     select unnest(array['my_orgs', 'get_total_credits', 'get_wallet', 'explain_consumption', 'calculate_cost', 'clock', 'version', 'check_limit', 'allows', 'credit_history']), 'member'
+    -- What members may do and auditors, who only look, may not.
+    union all select unnest(array['redeem_gift_card']), 'customer'
     union all select unnest(array['verify_ledger', 'export_catalog', 'settlement_is_running']), 'auditor'
     union all select unnest(array['create_wallet', 'grant_credits', 'consume_credits', 'consume_credits_batch', 'reserve_credits', 'capture_credits', 'release_credits',
                                   'lock_credits', 'pay_out', 'refund_credits', 'adjust_credits', 'void_grant', 'transfer_credits', 'set_wallet_lanes',
                                   'set_member_budget', 'set_org_price', 'book_expiries', 'apply_catalog',
                                   'subscribe', 'change_plan', 'cancel_subscription', 'set_org_allowance', 'record_usage', 'record_usage_batch', 'configure_alerts',
                                   'settle', 'settle_org', 'settlement_due', 'begin_settlement', 'settle_orgs', 'settlement_phase', 'begin_periods', 'begin_periods_of',
-                                  'meter_table', 'unmeter_table', 'schedule_settlement', 'unschedule_settlement']), 'service'
+                                  'meter_table', 'unmeter_table', 'schedule_settlement', 'unschedule_settlement', 'create_gift_cards', 'void_gift_cards']), 'service'
     union all select unnest(array['install', 'grant_access', 'revoke_access', 'configure_membership']), 'owner'
     -- The insides.
     union all select unnest(array['routines_of', 'chain_burn', 'make_partitions', 'metered_insert', 'meter_trigger', 'meter_fault', 'attach_meter', 'refuse_change', 'refuse_event_change']), 'nobody';
@@ -103,7 +105,7 @@ select is(has_function_privilege(role, oid, 'EXECUTE'), false, format('%s may no
 select bag_eq(format('select distinct name from function where has_function_privilege(%L, oid, ''EXECUTE'')', role),
               format('select name from expected_function where level = any (%L)', levels),
               format('exactly what a %s may execute', role))
-    from (values ('tap_member', '{member}'::text[]), ('tap_auditor', '{member,auditor}'), ('tap_service', '{member,auditor,service}')) x (role, levels);
+    from (values ('tap_member', '{member,customer}'::text[]), ('tap_auditor', '{member,auditor}'), ('tap_service', '{member,customer,auditor,service}')) x (role, levels);
 -- Overloads stand or fall together.
 select is_empty(format('select name from function group by name having count(distinct has_function_privilege(%L, oid, ''EXECUTE'')) > 1', role),
                 format('all forms of a function have the same right for %s', role)) from unnest(array['tap_member', 'tap_auditor', 'tap_service']) role;
@@ -139,6 +141,10 @@ insert into billing.settlement_faults (org_id, run_id, sqlstate, message) select
 select billing.configure_alerts() is null as configured \gset
 create table public.tap_metered (org_id uuid);
 select billing.meter_table('public.tap_metered', 'call', 'org_id') is null as metered \gset
+
+select code from billing.create_gift_cards('party', 5, max_redemptions => 9) code \gset
+select count(*) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org, lateral billing.redeem_gift_card(org, :'code') \gset
+insert into billing.gift_card_attempts select org, billing.clock(), org from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org;
 
 -- The orgs whose rows a role with some claims sees; or the SQLSTATE.
 create function pg_temp.orgs_seen(role text, claims text, relation text) returns text language plpgsql as $$
@@ -206,11 +212,16 @@ select is(pg_temp.orgs_seen(r.role, '', 'settlement_faults'), '1,2,3', format('%
 select is(pg_temp.state_of(r.role, '', format('do $d$ begin if not exists (select from billing.%I where run_id = %s) then raise sqlstate ''EMPTY''; end if; end $d$', t, :run)), '00000',
           format('%s sees the runs: %s', r.role, t))
     from unnest(array['settlement_runs']) t, (values ('tap_auditor'), ('tap_service')) r (role);
-grant select on billing.settlement_runs, billing.settlement_faults, billing.usage_event_keys, billing.usage_uniques, billing.subscription_requests, billing.metered_tables to tap_member;
+grant select on billing.settlement_runs, billing.settlement_faults, billing.usage_event_keys, billing.usage_uniques, billing.subscription_requests, billing.metered_tables, billing.gift_cards, billing.gift_card_attempts, billing.secrets to tap_member;
 select is(pg_temp.state_of('tap_member', '{"org_id": "00000000-0000-4000-8000-000000000001"}', format('do $d$ begin if exists (select from billing.%I) then raise sqlstate ''SEEN0''; end if; end $d$', t)), '00000',
           format('a member would see nothing of it: %s', t))
-    from unnest(array['settlement_runs', 'settlement_faults', 'usage_event_keys', 'usage_uniques', 'subscription_requests', 'metered_tables']) t;
-revoke select on billing.settlement_runs, billing.settlement_faults, billing.usage_event_keys, billing.usage_uniques, billing.subscription_requests, billing.metered_tables from tap_member;
+    from unnest(array['settlement_runs', 'settlement_faults', 'usage_event_keys', 'usage_uniques', 'subscription_requests', 'metered_tables', 'gift_cards', 'gift_card_attempts', 'secrets']) t;
+revoke select on billing.settlement_runs, billing.settlement_faults, billing.usage_event_keys, billing.usage_uniques, billing.subscription_requests, billing.metered_tables, billing.gift_cards, billing.gift_card_attempts, billing.secrets from tap_member;
+-- Who redeemed what, and batches without their codes.
+select is(pg_temp.orgs_seen(r.role, '', 'gift_card_redemptions'), '1,2,3', format('%s sees the redemptions of every org', r.role)) from (values ('tap_auditor'), ('tap_service')) r (role);
+select is(pg_temp.state_of(r.role, '', 'do $d$ begin if (select sum(redemptions) from billing.gift_card_batches) is distinct from 3 then raise sqlstate ''WRONG''; end if; end $d$'), '00000',
+          format('%s sees the batches', r.role)) from (values ('tap_auditor'), ('tap_service')) r (role);
+select is(pg_temp.state_of(r.role, '', 'select code_hash from billing.gift_cards'), '42501', format('%s sees no code', r.role)) from (values ('tap_member'), ('tap_auditor'), ('tap_service')) r (role);
 -- Catalog tables have no orgs: each level sees them.
 select is(pg_temp.state_of(r.role, '{"org_id": "00000000-0000-4000-8000-000000000001"}', format('do $d$ begin if not exists (select from billing.%I) then raise sqlstate ''EMPTY''; end if; end $d$', t)), '00000',
           format('%s sees the catalog: %s', r.role, t))
@@ -240,6 +251,10 @@ select is(pg_temp.state_of('tap_member', '', format(call, :'bolt')), '42501 not_
 select is(pg_temp.state_of('tap_member', '{"org_id": "00000000-0000-4000-8000-000000000001"}', format(call, '00000000-0000-4000-8000-00000000dead')), '42501 not_authorized', 'an unknown org is not told from another: ' || call) from own_org_call;
 select is(pg_temp.state_of(r.role, '', format(call, :'bolt')), '00000', r.role || ' may, of every org: ' || call) from own_org_call, (values ('tap_auditor'), ('tap_service')) r (role);
 select is(pg_temp.state_of('tap_stranger', '{"org_id": "00000000-0000-4000-8000-000000000001"}', format(call, :'acme')), '42501', 'a stranger may not: ' || call) from own_org_call;
+-- Redeeming is for members, too, but not for those who only look.
+select is(pg_temp.state_of(r.role, r.claims, format('select * from billing.redeem_gift_card(%L, ''nonsense'')', r.org)), r.state, format('%s with %s redeems for %s', r.role, r.claims, right(r.org, 1)))
+    from (values ('tap_member', '{"org_id": "00000000-0000-4000-8000-000000000001"}', :'acme', 'PT404 unknown_code'), ('tap_member', '{"org_id": "00000000-0000-4000-8000-000000000001"}', :'bolt', '42501 not_authorized'),
+                 ('tap_member', '', :'acme', '42501 not_authorized'), ('tap_auditor', '', :'acme', '42501'), ('tap_service', '', :'acme', 'PT404 unknown_code')) r (role, claims, org, state);
 -- allows() is for policies of the app: it does not fail, it says no.
 select is(pg_temp.state_of(r.role, r.claims, format('do $d$ begin if billing.allows(%L, ''call'') is distinct from %L then raise sqlstate ''WRONG''; end if; end $d$', r.org, r.allowed)), '00000',
           format('%s is told %s of %s', r.role, r.allowed, coalesce(right(r.org, 1), 'nobody')))
