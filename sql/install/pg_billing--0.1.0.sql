@@ -71,6 +71,27 @@ comment on type billing.subscription is 'A subscription as it is now; status is 
 
 create type billing.settlement_receipt as (org_id uuid, charged bigint, unpaid bigint, renewed bigint, events bigint);
 comment on type billing.settlement_receipt is 'What the settlement of an org burned, what it still owes, periods begun, events settled.';
+
+create type billing.pack_quote as (
+    pack text, currency text, price bigint, tax bigint, fee bigint, total bigint, credits bigint, bonus bigint, unit text,
+    valid_until timestamptz);
+comment on type billing.pack_quote is 'What a purchase comes to: money in minor units; bonus comes on top of credits; valid_until is null for ever.';
+
+create type billing.payment as (
+    payment_id uuid, org_id uuid, status text, pack text, currency text, price bigint, tax bigint, fee bigint, total bigint,
+    credits bigint, bonus bigint, unit text, refunded bigint, replayed boolean);
+comment on type billing.payment is 'A payment as it is now; status is idle, processing, pending, succeeded, failed or refunded.';
+
+create type billing.webhook_receipt as (event_id text, event_type text, status text, reason text, org_id uuid);
+comment on type billing.webhook_receipt is 'What became of a provider''s report: processed, duplicate, ignored, or review with the reason.';
+
+create type billing.auto_recharge as (
+    org_id uuid, unit text, enabled boolean, threshold bigint, pack text, currency text, monthly_ceiling bigint,
+    failures integer, stopped_at timestamptz);
+comment on type billing.auto_recharge is 'Automatic recharging of a wallet as it is set.';
+create type billing.gift_card_receipt as (
+    grant_id bigint, credits bigint, unit text, expires_at timestamptz, balance_after bigint, replayed boolean);
+comment on type billing.gift_card_receipt is 'Credit that a redeemed code brought; expires_at is null where it never expires.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -164,13 +185,18 @@ create function billing.routines_of(level text) returns setof regprocedure
        and case level
            when 'service' then
                p.proname <> all ('{install,grant_access,revoke_access,configure_membership,routines_of,
-                                   chain_burn,make_partitions,metered_insert,meter_trigger,meter_fault,attach_meter}')
+                                   chain_burn,make_partitions,metered_insert,meter_trigger,meter_fault,attach_meter,
+                                   emit_event,look_for_signals}')
            when 'auditor' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
-                                  verify_ledger,export_catalog,check_limit,allows,credit_history,settlement_is_running}')
+                                  verify_ledger,export_catalog,check_limit,allows,credit_history,settlement_is_running,
+                                  quote_pack}')
            when 'member' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
-                                  check_limit,allows,credit_history}')
+                                  check_limit,allows,credit_history,quote_pack,start_purchase,configure_auto_recharge,
+                                  redeem_gift_card}')
+           when 'webhook' then
+               p.proname = any ('{stripe_webhook,razorpay_webhook}')
            end
 $$;
 
@@ -181,9 +207,9 @@ declare
     routine regprocedure;
     readable text;
 begin
-    if role is null or level is null or level not in ('member', 'service', 'auditor') then
+    if role is null or level is null or level not in ('member', 'service', 'auditor', 'webhook') then
         raise exception using errcode = '22023', message = 'invalid argument',
-            detail = '{"code": "invalid_argument", "argument": "level", "fault": "must be member, service or auditor"}';
+            detail = '{"code": "invalid_argument", "argument": "level", "fault": "must be member, service, auditor or webhook"}';
     end if;
     if not exists (select from pg_roles where rolname = role) then
         raise exception using errcode = '42704', message = 'no such role',
@@ -194,19 +220,27 @@ begin
     for routine in select r from billing.routines_of(level) r loop
         execute format('grant execute on routine %s to %I', routine, role);
     end loop;
+    insert into billing.access (role_name, level) values (role, grant_access.level)
+    on conflict (role_name) do update set level = excluded.level;
+    if level = 'webhook' then
+        return;
+    end if;
     foreach readable in array array['wallets', 'grants', 'operations', 'entries', 'holds', 'lanes', 'lots',
         'wallet_settings', 'refunds', 'member_usage', 'period_usage', 'metrics', 'prices', 'org_prices', 'plans', 'caps',
         'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days', 'credit_months', 'folded',
-        'alerts', 'usage_by_day', 'usage_by_month'] loop
+        'alerts', 'usage_by_day', 'usage_by_month', 'packs', 'surcharges', 'payments', 'payment_refs', 'provider_customers',
+        'provider_subscriptions', 'auto_recharges'] loop
         execute format('grant select on billing.%I to %I', readable, role);
     end loop;
     if level <> 'member' then
-        foreach readable in array array['settlement_runs', 'settlement_faults', 'settlement_progress'] loop
+        foreach readable in array array['settlement_runs', 'settlement_faults', 'settlement_progress', 'webhook_events', 'outbox',
+            'flags', 'freezes', 'gift_card_batches', 'gift_card_redemptions'] loop
             execute format('grant select on billing.%I to %I', readable, role);
         end loop;
+        -- All but the codes.
+        execute format('grant select (name, source, unit, credits, metrics, max_redemptions, redeemed, validity, expires_at, voided_at, created_at, metadata)
+                        on billing.gift_cards to %I', role);
     end if;
-    insert into billing.access (role_name, level) values (role, grant_access.level)
-    on conflict (role_name) do update set level = excluded.level;
 end $$;
 
 create function billing.revoke_access(role name) returns void
@@ -796,6 +830,277 @@ comment on function billing.unschedule_settlement is
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   schedule
+
+-- The outbox: work for the world outside, claimed under a lease and delivered at least once.
+
+create function billing.emit_event(org_id uuid, topic text, payload jsonb) returns uuid
+    language plpgsql volatile
+    set search_path = pg_catalog, billing, pg_temp as $$
+#variable_conflict use_column
+declare
+    now timestamptz := billing.clock();
+    -- A time-ordered UUID (RFC 9562, version 7).
+    id uuid := encode(overlay(uuid_send(gen_random_uuid())
+                   placing substring(int8send(floor(extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)
+                   from 1 for 6), 'hex');
+begin
+    id := (substr(id::text, 1, 14) || '7' || substr(id::text, 16))::uuid;
+    insert into billing.outbox (org_id, event_id, topic, payload, created_at, available_at)
+    values (emit_event.org_id, id, emit_event.topic, emit_event.payload || jsonb_build_object('org_id', emit_event.org_id), now, now);
+    perform pg_notify('billing_events', emit_event.topic);
+    return id;
+end $$;
+
+create function billing.claim_events(topics text[] default null, "limit" integer default 10, lease interval default '1 minute')
+    returns table (event_id uuid, org_id uuid, topic text, payload jsonb, attempt integer, created_at timestamptz)
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+#variable_conflict use_column
+declare
+    now timestamptz := billing.clock();
+begin
+    if "limit" is null or "limit" not between 1 and 1000 then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = '{"code": "invalid_argument", "argument": "limit", "fault": "must be 1 to 1000"}';
+    end if;
+    if lease is null or lease < '1 second' or lease > '1 day' then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = '{"code": "invalid_argument", "argument": "lease", "fault": "must be 1 second to 1 day"}';
+    end if;
+    return query
+    with due as (
+        select o.org_id, o.event_id from billing.outbox o
+         where o.delivered_at is null and o.dead_at is null and o.available_at <= now
+           and (topics is null or o.topic = any (topics))
+         order by o.available_at, o.event_id
+         limit claim_events."limit"
+           for update skip locked),
+    claimed as (
+        update billing.outbox o
+           set attempts = o.attempts + 1, available_at = now + lease
+          from due where o.org_id = due.org_id and o.event_id = due.event_id
+        returning o.event_id, o.org_id, o.topic, o.payload, o.attempts, o.created_at)
+    select c.* from claimed c order by c.event_id;
+end $$;
+
+create function billing.ack_events(event_ids uuid[]) returns bigint
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+#variable_conflict use_column
+declare
+    done bigint;
+begin
+    if event_ids is null then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = '{"code": "invalid_argument", "argument": "event_ids", "fault": "must not be null"}';
+    end if;
+    -- Whoever comes after its lease has done the work all the same.
+    update billing.outbox o set delivered_at = billing.clock(), dead_at = null
+     where o.event_id = any (event_ids) and o.delivered_at is null;
+    get diagnostics done = row_count;
+    return done;
+end $$;
+
+create function billing.fail_event(event_id uuid, error text, retry_in interval default null) returns text
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+#variable_conflict use_column
+declare
+    now timestamptz := billing.clock();
+    most_attempts constant integer := 10;
+    known record;
+begin
+    select o.org_id, o.attempts, o.topic into known from billing.outbox o
+     where o.event_id = fail_event.event_id and o.delivered_at is null and o.dead_at is null for update;
+    if not found then
+        raise exception using errcode = 'PT404', message = 'unknown event',
+            detail = jsonb_build_object('code', 'unknown_event', 'event_id', fail_event.event_id)::text;
+    end if;
+    if known.attempts >= most_attempts then
+        update billing.outbox o set dead_at = now, last_error = left(error, 1000)
+         where o.org_id = known.org_id and o.event_id = fail_event.event_id;
+        return 'dead';
+    end if;
+    -- 10 seconds, 20, 40 … an hour.
+    update billing.outbox o
+       set last_error = left(error, 1000),
+           available_at = now + coalesce(retry_in, least(interval '1 hour', interval '5 seconds' * 2 ^ known.attempts))
+     where o.org_id = known.org_id and o.event_id = fail_event.event_id;
+    return 'retry';
+end $$;
+
+create function billing.requeue_event(event_id uuid) returns void
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+#variable_conflict use_column
+declare
+    known record;
+begin
+    update billing.outbox o set dead_at = null, attempts = 0, available_at = billing.clock()
+     where o.event_id = requeue_event.event_id and o.dead_at is not null
+    returning o.topic into known;
+    if not found then
+        raise exception using errcode = 'PT404', message = 'unknown event',
+            detail = jsonb_build_object('code', 'unknown_event', 'event_id', requeue_event.event_id)::text;
+    end if;
+    perform pg_notify('billing_events', known.topic);
+end $$;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   outbox
+
+-- Signals of misuse: flags with a score, and freezing.
+
+create function billing.note_signal(org_id uuid, kind text, score integer, reason text, detail jsonb default '{}') returns void
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+#variable_conflict use_column
+declare
+    now timestamptz := billing.clock();
+    bound integer;
+    total bigint;
+begin
+    if org_id is null or kind is null or score is null or score not between 1 and 100 or coalesce(reason, '') = '' then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = '{"code": "invalid_argument", "fault": "org_id, kind, score (1 to 100) and reason must be given"}';
+    end if;
+    insert into billing.flags as f (org_id, kind, raised_at, seen_at, score, reason, detail)
+    values (note_signal.org_id, note_signal.kind, now, now, note_signal.score, left(note_signal.reason, 1000),
+            coalesce(note_signal.detail, '{}'))
+    on conflict (org_id, kind) where resolved_at is null do update
+       set seen_at = now, times = f.times + 1, score = greatest(f.score, excluded.score), reason = excluded.reason,
+           detail = excluded.detail;
+    select (value ->> 'freeze_at')::integer into bound from billing.settings where name = 'signals';
+    if bound is not null then
+        select sum(f.score) into total from billing.flags f where f.org_id = note_signal.org_id and f.resolved_at is null;
+        if total >= bound then
+            insert into billing.freezes (org_id, frozen_at, reason)
+            values (note_signal.org_id, now, 'score ' || total || ': ' || note_signal.reason)
+            on conflict do nothing;
+        end if;
+    end if;
+end $$;
+
+create function billing.configure_signals(
+    payments_per_hour integer default 10, orgs_per_card integer default 3, failures_per_day integer default 5,
+    freeze_at integer default null) returns void
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+#variable_conflict use_column
+begin
+    if least(payments_per_hour, orgs_per_card, failures_per_day, coalesce(freeze_at, 1)) < 1
+       or payments_per_hour is null or orgs_per_card is null or failures_per_day is null then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = '{"code": "invalid_argument", "fault": "each must be at least 1; freeze_at may be null for never"}';
+    end if;
+    insert into billing.settings (name, value)
+    values ('signals', jsonb_build_object('payments_per_hour', payments_per_hour, 'orgs_per_card', orgs_per_card,
+                                          'failures_per_day', failures_per_day, 'freeze_at', freeze_at))
+    on conflict (name) do update set value = excluded.value;
+end $$;
+
+create function billing.freeze_org(org_id uuid, reason text) returns void
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+#variable_conflict use_column
+begin
+    if org_id is null or coalesce(reason, '') = '' then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = '{"code": "invalid_argument", "fault": "org_id and reason must be given"}';
+    end if;
+    insert into billing.freezes (org_id, frozen_at, reason)
+    values (freeze_org.org_id, billing.clock(), left(freeze_org.reason, 1000))
+    on conflict on constraint freezes_pkey do nothing;
+end $$;
+
+create function billing.unfreeze_org(org_id uuid) returns boolean
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+#variable_conflict use_column
+begin
+    -- What was looked at does not freeze again by itself.
+    update billing.flags f set resolved_at = billing.clock() where f.org_id = unfreeze_org.org_id and f.resolved_at is null;
+    delete from billing.freezes f where f.org_id = unfreeze_org.org_id;
+    return found;
+end $$;
+
+create function billing.resolve_flag(org_id uuid, kind text) returns boolean
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+#variable_conflict use_column
+begin
+    update billing.flags f set resolved_at = billing.clock()
+     where f.org_id = resolve_flag.org_id and f.kind = resolve_flag.kind and f.resolved_at is null;
+    return found;
+end $$;
+
+-- What a payment that was started, failed or paid says about its org.
+create function billing.look_for_signals(org_id uuid, fingerprint text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, billing, pg_temp as $$
+#variable_conflict use_column
+declare
+    now timestamptz := billing.clock();
+    setting jsonb := coalesce((select value from billing.settings where name = 'signals'), '{}');
+    seen bigint;
+begin
+    select count(*) into seen from billing.payments p
+     where p.org_id = look_for_signals.org_id and p.created_at > now - interval '1 hour' and p.source <> 'subscription';
+    if seen > coalesce((setting ->> 'payments_per_hour')::integer, 10) then
+        perform billing.note_signal(look_for_signals.org_id, 'payment_velocity', 30, seen || ' payments in an hour',
+                                    jsonb_build_object('payments', seen));
+    end if;
+    select count(*) into seen from billing.payments p
+     where p.org_id = look_for_signals.org_id and p.status = 'failed' and p.updated_at > now - interval '1 day';
+    if seen >= coalesce((setting ->> 'failures_per_day')::integer, 5) then
+        perform billing.note_signal(look_for_signals.org_id, 'payment_failures', 30, seen || ' failed payments in a day',
+                                    jsonb_build_object('failures', seen));
+    end if;
+    if look_for_signals.fingerprint is not null then
+        select count(distinct p.org_id) into seen from billing.payments p where p.fingerprint = look_for_signals.fingerprint;
+        if seen > coalesce((setting ->> 'orgs_per_card')::integer, 3) then
+            perform billing.note_signal(look_for_signals.org_id, 'shared_card', 50, seen || ' orgs pay with one card',
+                                        jsonb_build_object('orgs', seen, 'fingerprint', look_for_signals.fingerprint));
+        end if;
+    end if;
+end $$;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   signals
+
+-- For PostgREST: a function with one unnamed json argument gets the body of the request as it came; the signature stands in the
+-- request's headers.
+
+create function billing.stripe_webhook(json) returns json
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+declare
+    headers json := nullif(current_setting('request.headers', true), '');
+begin
+    return (select row_to_json(w) from billing.handle_webhook('stripe', $1::text, headers ->> 'stripe-signature') w);
+end $$;
+
+create function billing.razorpay_webhook(json) returns json
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+declare
+    headers json := nullif(current_setting('request.headers', true), '');
+begin
+    return (select row_to_json(w) from billing.handle_webhook('razorpay', $1::text, headers ->> 'x-razorpay-signature',
+                                                              nullif(headers ->> 'x-razorpay-event-id', '')) w);
+end $$;
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/ledger/grants.rs
 -- pg_billing::ledger::grants::adjust_credits
 CREATE  FUNCTION "adjust_credits"(
@@ -994,6 +1299,26 @@ AS 'MODULE_PATHNAME', 'configure_alerts_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/payments/recharge.rs
+-- pg_billing::payments::recharge::configure_auto_recharge
+CREATE  FUNCTION "configure_auto_recharge"(
+	"org_id" uuid, /* Option < pgrx :: Uuid > */
+	"threshold" bigint, /* Option < i64 > */
+	"pack" TEXT, /* Option < & str > */
+	"currency" TEXT, /* Option < & str > */
+	"monthly_ceiling" bigint DEFAULT NULL, /* Option < i64 > */
+	"provider" TEXT DEFAULT 'stripe', /* Option < & str > */
+	"customer" TEXT DEFAULT NULL, /* Option < & str > */
+	"payment_method" TEXT DEFAULT NULL, /* Option < & str > */
+	"enabled" bool DEFAULT true /* Option < bool > */
+) RETURNS auto_recharge /* RechargeStatus */
+VOLATILE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'configure_auto_recharge_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/ledger/consume.rs
 -- pg_billing::ledger::consume::consume_credits
 CREATE  FUNCTION "consume_credits"(
@@ -1027,6 +1352,27 @@ VOLATILE SECURITY DEFINER
 SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'consume_credits_batch_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/gift_cards/mod.rs
+-- pg_billing::gift_cards::create_gift_cards
+CREATE  FUNCTION "create_gift_cards"(
+	"name" TEXT, /* Option < & str > */
+	"credits" bigint, /* Option < i64 > */
+	"count" INT DEFAULT 1, /* Option < i32 > */
+	"unit" TEXT DEFAULT 'credit', /* Option < & str > */
+	"metrics" TEXT[] DEFAULT NULL, /* :: std :: option :: Option < Vec < Option < String > > > */
+	"max_redemptions" INT DEFAULT 1, /* Option < i32 > */
+	"expires_at" timestamp with time zone DEFAULT NULL, /* Option < TimestampWithTimeZone > */
+	"validity" TEXT DEFAULT NULL, /* Option < & str > */
+	"source" TEXT DEFAULT 'gift_card', /* Option < & str > */
+	"metadata" jsonb DEFAULT '{}' /* Option < Jsonb > */
+) RETURNS SETOF TEXT /* String */
+VOLATILE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'create_gift_cards_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -1150,6 +1496,21 @@ AS 'MODULE_PATHNAME', 'grant_credits_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/payments/webhook.rs
+-- pg_billing::payments::webhook::handle_webhook
+CREATE  FUNCTION "handle_webhook"(
+	"provider" TEXT, /* Option < & str > */
+	"payload" TEXT, /* Option < & str > */
+	"signature" TEXT, /* Option < & str > */
+	"event_id" TEXT DEFAULT NULL /* Option < & str > */
+) RETURNS webhook_receipt /* WebhookReceipt */
+VOLATILE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'handle_webhook_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/install.rs
 -- pg_billing::install::install
 CREATE  FUNCTION "install"() RETURNS TEXT /* String */
@@ -1157,6 +1518,34 @@ STRICT VOLATILE
 SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'install_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/payments/purchase.rs
+-- pg_billing::payments::purchase::link_customer
+CREATE  FUNCTION "link_customer"(
+	"org_id" uuid, /* Option < pgrx :: Uuid > */
+	"provider" TEXT, /* Option < & str > */
+	"customer" TEXT /* Option < & str > */
+) RETURNS void
+VOLATILE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'link_customer_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/payments/purchase.rs
+-- pg_billing::payments::purchase::link_payment
+CREATE  FUNCTION "link_payment"(
+	"org_id" uuid, /* Option < pgrx :: Uuid > */
+	"payment_id" uuid, /* Option < pgrx :: Uuid > */
+	"provider_ref" TEXT /* Option < & str > */
+) RETURNS void
+VOLATILE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'link_payment_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -1192,6 +1581,21 @@ AS 'MODULE_PATHNAME', 'pay_out_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/payments/quote.rs
+-- pg_billing::payments::quote::quote_pack
+CREATE  FUNCTION "quote_pack"(
+	"pack" TEXT, /* Option < & str > */
+	"currency" TEXT, /* Option < & str > */
+	"org_id" uuid DEFAULT NULL, /* Option < pgrx :: Uuid > */
+	"amount" bigint DEFAULT NULL /* Option < i64 > */
+) RETURNS pack_quote /* PackQuote */
+STABLE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'quote_pack_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/usage/record.rs
 -- pg_billing::usage::record::record_usage
 CREATE  FUNCTION "record_usage"(
@@ -1222,6 +1626,21 @@ AS 'MODULE_PATHNAME', 'record_usage_batch_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/gift_cards/mod.rs
+-- pg_billing::gift_cards::redeem_gift_card
+CREATE  FUNCTION "redeem_gift_card"(
+	"org_id" uuid, /* Option < pgrx :: Uuid > */
+	"code" TEXT, /* Option < & str > */
+	"idempotency_key" TEXT DEFAULT NULL, /* Option < & str > */
+	"metadata" jsonb DEFAULT '{}' /* Option < Jsonb > */
+) RETURNS gift_card_receipt /* GiftCardReceipt */
+VOLATILE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'redeem_gift_card_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/ledger/refund.rs
 -- pg_billing::ledger::refund::refund_credits
 CREATE  FUNCTION "refund_credits"(
@@ -1249,6 +1668,19 @@ VOLATILE SECURITY DEFINER
 SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'release_credits_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/payments/webhook.rs
+-- pg_billing::payments::webhook::replay_webhook
+CREATE  FUNCTION "replay_webhook"(
+	"provider" TEXT, /* Option < & str > */
+	"event_id" TEXT /* Option < & str > */
+) RETURNS webhook_receipt /* WebhookReceipt */
+VOLATILE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'replay_webhook_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -1316,6 +1748,21 @@ AS 'MODULE_PATHNAME', 'set_org_price_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/payments/purchase.rs
+-- pg_billing::payments::purchase::set_payment_status
+CREATE  FUNCTION "set_payment_status"(
+	"org_id" uuid, /* Option < pgrx :: Uuid > */
+	"payment_id" uuid, /* Option < pgrx :: Uuid > */
+	"status" TEXT, /* Option < & str > */
+	"reason" TEXT DEFAULT NULL /* Option < & str > */
+) RETURNS payment /* PaymentStatus */
+VOLATILE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'set_payment_status_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/ledger/split.rs
 -- pg_billing::ledger::split::set_wallet_lanes
 CREATE  FUNCTION "set_wallet_lanes"(
@@ -1330,6 +1777,20 @@ AS 'MODULE_PATHNAME', 'set_wallet_lanes_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/payments/secrets.rs
+-- pg_billing::payments::secrets::set_webhook_secret
+CREATE  FUNCTION "set_webhook_secret"(
+	"provider" TEXT, /* Option < & str > */
+	"secret" TEXT, /* Option < & str > */
+	"keep_old" interval DEFAULT '24 hours' /* Option < Interval > */
+) RETURNS void
+VOLATILE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'set_webhook_secret_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/settlement/mod.rs
 -- pg_billing::settlement::settle_org
 CREATE  FUNCTION "settle_org"(
@@ -1340,6 +1801,26 @@ VOLATILE SECURITY DEFINER
 SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'settle_org_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/payments/purchase.rs
+-- pg_billing::payments::purchase::start_purchase
+CREATE  FUNCTION "start_purchase"(
+	"org_id" uuid, /* Option < pgrx :: Uuid > */
+	"pack" TEXT, /* Option < & str > */
+	"currency" TEXT, /* Option < & str > */
+	"provider" TEXT DEFAULT 'stripe', /* Option < & str > */
+	"amount" bigint DEFAULT NULL, /* Option < i64 > */
+	"customer" TEXT DEFAULT NULL, /* Option < & str > */
+	"payment_method" TEXT DEFAULT NULL, /* Option < & str > */
+	"idempotency_key" TEXT DEFAULT NULL, /* Option < & str > */
+	"metadata" jsonb DEFAULT '{}' /* Option < Jsonb > */
+) RETURNS payment /* PaymentStatus */
+VOLATILE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'start_purchase_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -1400,6 +1881,18 @@ STRICT STABLE SECURITY DEFINER
 SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'version_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/gift_cards/mod.rs
+-- pg_billing::gift_cards::void_gift_cards
+CREATE  FUNCTION "void_gift_cards"(
+	"name" TEXT /* Option < & str > */
+) RETURNS bigint /* i64 */
+VOLATILE SECURITY DEFINER
+SET search_path TO pg_catalog, billing, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'void_gift_cards_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -1466,6 +1959,13 @@ comment on function billing.explain_consumption is
 comment on function billing.verify_ledger is
 'Proves the ledger of one org, or of all: hash chains, balances, grants, holds and refunds. No row: sound.';
 
+comment on function billing.create_gift_cards is
+'Makes codes that are worth credit, and gives them this one time: only their hashes are kept. name: the batch, the same name again adds to it; credits: what each redemption grants; count: 1 to 10,000 codes; unit: credit or a currency; metrics: the only ones it may be spent on; max_redemptions: per code in all, 1 to 1,000,000, by each org once; expires_at: of the codes; validity: of the credit from its redemption on (30 days, 2 weeks, 6 months, 1 year), null: for ever; source: gift_card or voucher. Errors: 22023, PT404 unknown_metric.';
+comment on function billing.redeem_gift_card is
+'Redeems a code for an org: grants it promotional credit; makes the wallet when it is the first. Members may for their own orgs. Case, dashes and spaces do not matter, O is 0, I and L are 1. Errors: PT404 unknown_code, whatever is the matter with the code; PT429 too_many_attempts after ten that failed within an hour, or without a free background worker to note one; 42501 not_authorized, PT409 idempotency_conflict, 22023.';
+comment on function billing.void_gift_cards is
+'Codes of a batch that are not used up can no longer be redeemed; gives their number. What was redeemed stays. Errors: PT404 unknown_batch, 22023.';
+
 comment on function billing.apply_catalog is
 'Makes the catalog what the document says ({"metrics": {name: {"unit", "aggregation", "unique_by", "category", "tier", "price"}}, "plans": {name: {"period", "price", "credits", "allowances", "limits", "default"}}, "caps": [{"metric" or "category", "per", "for", "limit"}]}) and tells what that changes; with dry_run, only tells. What a present section does not name is retired. Errors: 22023 invalid_catalog with every fault and its path.';
 comment on function billing.export_catalog is
@@ -1518,6 +2018,51 @@ comment on function billing.settlement_phase is
 comment on function billing.make_partitions is
 'Makes the partitions of usage_events for this month and the next two.';
 
+comment on function billing.quote_pack is
+'What a pack costs and brings: price, tax, fee and total in minor units, credits, bonus on top of them, until when they would be good. Errors: PT404 unknown_pack; 22023; 42501.';
+comment on function billing.start_purchase is
+'Starts the purchase of a pack: notes what is to be paid and what it will bring. Give payment_id and org_id to the provider as metadata. With customer, a worker is asked to charge at once. Errors: PT404 unknown_pack; PT409 idempotency_conflict; 42501; 22023.';
+comment on function billing.set_payment_status is
+'Moves a payment by hand, where no provider reports. Succeeded grants the credit, refunded takes back what is left of it. Errors: PT404 unknown_payment; PT409 illegal_transition; 22023.';
+comment on function billing.link_payment is
+'Tells by which id a provider knows a payment, where its reports do not say. Errors: PT404 unknown_payment; 22023.';
+comment on function billing.link_customer is
+'Tells which org a provider''s customer is, where its reports do not say. Errors: 22023.';
+comment on function billing.set_webhook_secret is
+'Sets the secret with which a provider signs; the one before stays good for keep_old. Nobody can read it back. Errors: 22023.';
+comment on function billing.handle_webhook is
+'Takes what a payment provider reports: verifies the signature and does the work of the event once. status: processed, duplicate, ignored or review. Errors: PT401 invalid_signature; 22023.';
+comment on function billing.replay_webhook is
+'Tries once more what was kept for a person, once its payment, org or price is known. Errors: PT404 unknown_event; 22023.';
+comment on function billing.stripe_webhook is
+'handle_webhook for PostgREST: POST /rpc/stripe_webhook with the body as it came; the signature from the request''s headers.';
+comment on function billing.razorpay_webhook is
+'handle_webhook for PostgREST: POST /rpc/razorpay_webhook with the body as it came; signature and event id from the request''s headers.';
+comment on function billing.configure_auto_recharge is
+'Lets a pack be bought whenever spendable and pending credit together are below a threshold. monthly_ceiling: minor units per calendar month. Errors: PT404 unknown_pack; 42501; 22023.';
+comment on function billing.emit_event is
+'Puts work into the outbox and tells whoever listens to billing_events.';
+comment on function billing.claim_events is
+'Takes work from the outbox that is due, for as long as the lease: nobody else gets it before that is over. Errors: 22023.';
+comment on function billing.ack_events is
+'The work is done; gives how many were not acknowledged before. Errors: 22023.';
+comment on function billing.fail_event is
+'The work failed: it comes again after retry_in (null: 10 seconds, doubled each time, at most an hour), or is given up after ten attempts. Gives retry or dead. Errors: PT404 unknown_event.';
+comment on function billing.requeue_event is
+'Brings back work that was given up. Errors: PT404 unknown_event.';
+comment on function billing.note_signal is
+'Raises a flag of an org, or counts it once more; freezes the org where the scores of its open flags reach freeze_at. score: 1 to 100. Errors: 22023.';
+comment on function billing.configure_signals is
+'How many payments in an hour, orgs on one card and failures in a day are too many, and at which sum of scores an org is frozen (null: never). Errors: 22023.';
+comment on function billing.freeze_org is
+'check_limit() says frozen of the org from now on. Errors: 22023.';
+comment on function billing.unfreeze_org is
+'Takes that back and resolves the flags of the org; whether it was frozen.';
+comment on function billing.resolve_flag is
+'Resolves an open flag; whether there was one.';
+comment on function billing.look_for_signals is
+'What a payment that was started, failed or paid says about its org.';
+
 comment on function billing.clock is
 'Billing time: the wall clock, or the setting billing.test_clock (superuser only).';
 comment on function billing.install is
@@ -1529,7 +2074,7 @@ comment on function billing.my_orgs is
 comment on function billing.configure_membership is
 'Names the relation that tells which user (the claim sub) belongs to which org. For the owner of the database.';
 comment on function billing.grant_access is
-'Gives a role a level: member (reads its own orgs), service (calls everything), auditor (reads everything). For the owner of the database.';
+'Gives a role a level: member (reads its own orgs), service (calls everything), auditor (reads everything), webhook (delivers providers'' reports). For the owner of the database.';
 comment on function billing.revoke_access is
 'Takes everything in the schema billing from a role. For the owner of the database.';
 comment on function billing.chain_burn is

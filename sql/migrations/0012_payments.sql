@@ -280,3 +280,6 @@ comment on table billing.freezes is 'Orgs of which check_limit() says frozen.';
 comment on column billing.freezes.org_id is 'The billed customer.';
 comment on column billing.freezes.frozen_at is 'Since when.';
 comment on column billing.freezes.reason is 'Why.';
+
+alter table billing.access drop constraint access_level_check,
+    add constraint access_level_check check (level in ('member', 'service', 'auditor', 'webhook'));

@@ -105,10 +105,10 @@ statements! {
         "update billing.lots
             set remaining = $3, written_off = $6, voided_at = case when $4 then coalesce(voided_at, $5) else voided_at end
           where org_id = $1 and grant_id = $2";
-    NEW_LOT(uuid, int8, int8, int8, int8, timestamptz, timestamptz, timestamptz, int4, text, text, text, text, texts, jsonb) =
+    NEW_LOT(uuid, int8, int8, int8, int8, timestamptz, timestamptz, timestamptz, int4, text, text, text, text, texts, jsonb, int8, boolean) =
         "insert into billing.lots (org_id, grant_id, amount, remaining, cost_minor, effective_at, expires_at, created_at,
-                                   priority, unit, source, category, currency, metrics, metadata)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)";
+                                   priority, unit, source, category, currency, metrics, metadata, written_off, voided_at)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, case when $17 then $8 end)";
     NEW_ENTRIES(uuids, int8s, int8s, int8s, int8s, int8s, timestamptz, int8s, int8s, int8s, uuids, texts, texts, texts, texts,
                 texts, texts, texts, texts, texts, texts, byteas, int8s) =
         "insert into billing.entries (org_id, operation_id, entry_id, amount, balance_before, balance_after, created_at,
@@ -666,6 +666,8 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()>
                     lot.currency.as_deref(),
                     lot.metrics.clone(),
                     crate::json::from_text(metadata_of_grants),
+                    saved.written_off,
+                    saved.voided,
                 ],
             );
         } else {

@@ -1,5 +1,6 @@
 //! What a payment does to the wallet: credit comes when the money is there, and goes back with it.
 
+use crate::access::actor;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::ledger::debts;
@@ -104,16 +105,20 @@ fn take_back(db: &Db, wallet: &mut Wallet, payment: &mut Payment) -> Result<()> 
         ledger::gather_all(db, wallet, |away| away.slice.grant_id == *grant_id)?;
         let lot = wallet.lot(*grant_id)?;
         let due = payment.money.taken_of(lot.amount) - *taken;
-        if due <= 0 {
+        if due <= 0 || lot.voided {
             continue;
         }
         let credits = due.min(lot.remaining);
         // Nothing of it comes back later, from a hold or a refund.
         lot.voided |= is_all;
-        if credits > 0 {
+        let id = payment.payment_id.to_string();
+        // A grant that is dead has an entry that says so, though it may be empty.
+        let (source, source_id) = if is_all { ("grant", grant_id.to_string()) } else { ("payment", id.clone()) };
+        if is_all || credits > 0 {
             let facts = Facts {
-                reason: Some("the money went back".to_owned()),
-                ..Facts::from_source("payment", Some(payment.payment_id.to_string()))
+                reason: Some(format!("payment {id} went back")),
+                actor: Some(actor()),
+                ..Facts::from_source(source, Some(source_id))
             };
             let mut operation = Operation::new(facts);
             wallet.write_off(&mut operation, "void", Part { grant_id: *grant_id, credits })?;

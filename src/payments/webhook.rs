@@ -45,9 +45,9 @@ statements! {
           where provider = $1 and event_id = $2";
     STORED(text, text) =
         "select payload, status, type, org_id from billing.webhook_events where provider = $1 and event_id = $2 for update";
-    WAITING(text, texts, text) =
+    WAITING(text, texts) =
         "select event_id, payload from billing.webhook_events
-          where provider = $1 and status = 'review' and refs && $2 and event_id <> $3
+          where provider = $1 and status = 'review' and refs && $2
           order by received_at for update skip locked";
     BY_ID(uuid) = "select org_id from billing.payments where payment_id = $1 limit 2";
 }
@@ -110,8 +110,30 @@ fn refs(event: &Event) -> Vec<String> {
     }
 }
 
-/// Does the work of an event, or notes why that cannot be; nothing is half done.
+/// Does the work of an event, and of those that waited for what it tells.
 fn take(db: &Db, provider: &str, event: &Event, now: Moment) -> WebhookReceipt {
+    let receipt = take_one(db, provider, event, now);
+    let mut told = if receipt.status == "processed" { refs(event) } else { Vec::new() };
+    while !told.is_empty() {
+        let waiting: Vec<(String, String)> = db
+            .write(&WAITING, args![provider, std::mem::take(&mut told)])
+            .iter()
+            .map(|row| (row.get(0), row.get(1)))
+            .collect();
+        for (event_id, payload) in waiting {
+            if let Ok(mut earlier) = parse(provider, &payload) {
+                earlier.id = event_id;
+                if take_one(db, provider, &earlier, now).status == "processed" {
+                    told.extend(refs(&earlier));
+                }
+            }
+        }
+    }
+    receipt
+}
+
+/// Does the work of an event, or notes why that cannot be; nothing is half done.
+fn take_one(db: &Db, provider: &str, event: &Event, now: Moment) -> WebhookReceipt {
     let mut outcome = Ok(Done::Ignored);
     sql::unless_in_vain(|| {
         outcome = process(db, provider, event);
@@ -123,37 +145,21 @@ fn take(db: &Db, provider: &str, event: &Event, now: Moment) -> WebhookReceipt {
         Ok(Done::Review(reason, org_id)) => ("review", Some(reason.to_owned()), org_id),
         Err(error) => ("review", Some(error.detail_json().to_string()), None),
     };
-    let (id, reason) = (event.id.as_str(), reason);
+    let id = event.id.as_str();
     db.write(&CLOSE, args![provider, id, status, reason.as_deref(), At(now), org_id, refs(event)]);
     let (event_id, event_type) = (event.id.clone(), event.kind.clone());
     WebhookReceipt { event_id, event_type, status: status.to_owned(), reason, org_id }
 }
 
 fn process(db: &Db, provider: &str, event: &Event) -> Result<Done> {
-    let done = match &event.fact {
-        None => Done::Ignored,
-        Some(Fact::Payment(fact)) => pay(db, provider, event, fact)?,
-        Some(Fact::Refund(fact)) => refund(db, provider, fact)?,
-        Some(Fact::Dispute(fact)) => dispute(db, provider, fact)?,
-        Some(Fact::Invoice(fact)) => subscriptions::invoice(db, provider, fact, event.created)?,
-        Some(Fact::Subscription(fact)) => subscriptions::subscription(db, provider, fact, event.created)?,
-    };
-    // What came before that of which it tells.
-    if let Done::Processed(_) = done {
-        let known = refs(event);
-        let waiting: Vec<(String, String)> = db
-            .write(&WAITING, args![provider, known, event.id.as_str()])
-            .iter()
-            .map(|row| (row.get(0), row.get(1)))
-            .collect();
-        for (event_id, payload) in waiting {
-            if let Ok(mut earlier) = parse(provider, &payload) {
-                earlier.id = event_id;
-                take(db, provider, &earlier, clock::now());
-            }
-        }
+    match &event.fact {
+        None => Ok(Done::Ignored),
+        Some(Fact::Payment(fact)) => pay(db, provider, event, fact),
+        Some(Fact::Refund(fact)) => refund(db, provider, fact),
+        Some(Fact::Dispute(fact)) => dispute(db, provider, fact),
+        Some(Fact::Invoice(fact)) => subscriptions::invoice(db, provider, fact, event.created),
+        Some(Fact::Subscription(fact)) => subscriptions::subscription(db, provider, fact, event.created),
     }
-    Ok(done)
 }
 
 /// The payment that a fact is about.
