@@ -475,6 +475,446 @@ class Razorpay(Payments):
         self.assertEqual(self.credit(), 0)
 
 
+class Subscriptions(Payments):
+    """Periods begin when the provider says that they are paid."""
+
+    DAY = 86_400
+
+    def setUp(self):
+        super().setUp()
+        self.db = self.connect()
+        self.customer, self.sub = f"cus_{self.org.hex}", f"sub_{self.org.hex}"
+        self.start = 1_800_000_000
+        self.at(self.start + 60)
+
+    def at(self, seconds):
+        """Billing time."""
+        self.now = seconds
+        rows(self.db, "select set_config('billing.test_clock', to_timestamp(%s)::text, false)", seconds)
+
+    def deliver(self, kind, data, created=None, **more):
+        payload = event(kind, data, created=created or self.now, **more)
+        return call(self.db, "handle_webhook", "stripe", payload, sign(payload, at=self.now))
+
+    def month(self, number):
+        """Start of a month of the subscription, in seconds."""
+        return int(value(self.db, "select extract(epoch from to_timestamp(%s) at time zone 'UTC' + make_interval(months => %s))",
+                         self.start, number))
+
+    def invoice(self, number, price="price_pro", amount=2900, kind="invoice.paid", **more):
+        start, end = self.month(number), self.month(number + 1)
+        return self.deliver(kind, {
+            "id": f"in_{self.org.hex}_{number}_{price}", "object": "invoice", "customer": self.customer, "currency": "usd",
+            "amount_paid": amount, "amount_due": amount, "total": amount, "status": "paid" if kind == "invoice.paid" else "open",
+            "billing_reason": "subscription_cycle" if number else "subscription_create",
+            "parent": {"type": "subscription_details", "subscription_details": {
+                "subscription": self.sub, "metadata": {"org_id": str(self.org)}}},
+            "lines": {"object": "list", "data": [{
+                "id": "il_1", "object": "line_item", "amount": amount, "period": {"start": start, "end": end},
+                "parent": {"type": "subscription_item_details", "subscription_item_details": {"subscription": self.sub,
+                                                                                              "proration": False}},
+                "pricing": {"type": "price_details", "price_details": {"price": price}}}]}} | more)
+
+    def subscription(self, status="active", price="price_pro", kind="customer.subscription.updated", ends=False, **more):
+        return self.deliver(kind, {
+            "id": self.sub, "object": "subscription", "customer": self.customer, "status": status, "cancel_at_period_end": ends,
+            "cancel_at": None, "metadata": {"org_id": str(self.org)},
+            "items": {"object": "list", "data": [{"id": "si_1", "price": {"id": price}, "current_period_start": self.start,
+                                                  "current_period_end": self.month(1)}]}}, **more)
+
+    def plan(self):
+        found = rows(self.db, "select plan from billing.subscriptions where org_id = %s and (ends_at is null or ends_at > billing.clock())"
+                              " and starts_at <= billing.clock() and ends_at is distinct from starts_at", self.org)
+        return found[-1].plan if found else None
+
+    def test_the_invoice_first_or_the_subscription_first(self):
+        for first in ("invoice", "subscription"):
+            self.org = uuid.uuid4()
+            self.customer, self.sub = f"cus_{self.org.hex}", f"sub_{self.org.hex}"
+            if first == "subscription":
+                self.assertEqual(self.subscription("incomplete", kind="customer.subscription.created").status, "processed")
+                self.assertEqual((self.plan(), self.credit()), (None, 0))
+            self.assertEqual(self.invoice(0).status, "processed")
+            self.subscription("active", kind="customer.subscription.created")
+            self.subscription("active")
+            self.assertEqual((self.plan(), self.credit()), ("pro", 5000), first)
+            self.assertEqual(value(self.db, "select state from billing.provider_subscriptions where org_id = %s", self.org), "active")
+
+    def test_an_active_subscription_without_money(self):
+        """Nothing begins before something is paid."""
+        self.subscription("active", kind="customer.subscription.created")
+        self.assertEqual((self.plan(), self.credit()), (None, 0))
+
+    def test_renewal_waits_for_the_money(self):
+        self.invoice(0)
+        call(self.db, "consume_credits", self.org, "call", 1000)
+        self.at(self.month(1) + 1800)
+        call(self.db, "settle_org", self.org)
+        self.assertEqual(self.credit(), 0)
+        self.assertEqual(call(self.db, "check_limit", self.org, "call").credits_available, 0)
+        self.at(self.month(1) + 3600)
+        self.invoice(1)
+        self.assertEqual(self.credit(), 5000)
+        # The same invoice under another event.
+        self.invoice(1)
+        call(self.db, "settle_org", self.org)
+        self.assertEqual(self.credit(), 5000)
+        self.assertEqual(value(self.db, "select count(*) from billing.payments where org_id = %s and source = 'subscription'", self.org), 2)
+
+    def test_paid_early(self):
+        """The invoice of the next period comes before its start: the credit comes with the period."""
+        self.invoice(0)
+        self.at(self.month(1) - 3600)
+        self.invoice(1)
+        self.assertEqual(self.credit(), 5000)
+        self.at(self.month(1) + 1)
+        call(self.db, "consume_credits", self.org, "call", 1)
+        self.assertEqual(self.credit(), 4999)
+
+    def test_past_due(self):
+        self.invoice(0)
+        self.at(self.month(1) + 3600)
+        self.invoice(1, kind="invoice.payment_failed")
+        self.subscription("past_due")
+        self.assertEqual(value(self.db, "select state from billing.provider_subscriptions where org_id = %s", self.org), "past_due")
+        self.assertIn("subscription.past_due", [r.topic for r in rows(self.db, "select topic from billing.outbox where org_id = %s", self.org)])
+        self.assertEqual(self.credit(), 0)
+        self.at(self.now + 3 * self.DAY)
+        self.invoice(1)
+        self.subscription("active")
+        self.assertEqual((self.plan(), self.credit()), ("pro", 5000))
+
+    def test_cancelled_at_once(self):
+        self.invoice(0)
+        self.at(self.start + 5 * self.DAY)
+        self.subscription("canceled", kind="customer.subscription.deleted")
+        self.assertIsNone(self.plan())
+        # What comes late changes nothing.
+        self.subscription("active", created=self.start)
+        self.assertIsNone(self.plan())
+        self.assertEqual(self.invoice(1).status, "review")
+
+    def test_cancelled_with_its_period(self):
+        self.invoice(0)
+        self.subscription("active", ends=True)
+        self.assertTrue(value(self.db, "select cancel_at_period_end from billing.subscriptions where org_id = %s", self.org))
+        self.at(self.now + 10)
+        self.subscription("active", ends=False)
+        self.assertFalse(value(self.db, "select cancel_at_period_end from billing.subscriptions where org_id = %s", self.org))
+        self.at(self.now + 10)
+        self.subscription("active", ends=True)
+        self.at(self.month(1) + 1)
+        self.subscription("canceled", kind="customer.subscription.deleted")
+        call(self.db, "settle_org", self.org)
+        self.assertIsNone(self.plan())
+
+    def test_another_plan(self):
+        self.invoice(0)
+        self.at(self.start + 10 * self.DAY)
+        self.subscription("active", price="price_team")
+        self.assertEqual(self.plan(), "team")
+        between = self.credit()
+        self.assertTrue(5000 < between < 9000, between)
+        self.at(self.month(1) + 3600)
+        self.invoice(1, price="price_team", amount=4900)
+        self.assertEqual((self.plan(), self.credit()), ("team", 9000))
+        # Another plan from the next period on, of which the invoice comes first.
+        self.at(self.month(2) + 3600)
+        self.invoice(2)
+        self.assertEqual((self.plan(), self.credit()), ("pro", 5000))
+
+    def test_refunded(self):
+        self.invoice(0, payment_intent=f"pi_{self.org.hex}", charge=f"ch_{self.org.hex}")
+        call(self.db, "consume_credits", self.org, "call", 1000)
+        self.deliver("charge.refunded", {"id": f"ch_{self.org.hex}", "object": "charge", "amount": 2900, "amount_captured": 2900,
+                                         "amount_refunded": 2900, "captured": True, "currency": "usd", "refunded": True,
+                                         "payment_intent": f"pi_{self.org.hex}", "metadata": {}})
+        self.assertEqual(self.credit(), 0)
+        self.assertEqual(value(self.db, "select unrecovered from billing.payments where org_id = %s", self.org), 1000)
+
+    def test_a_pack_each_month(self):
+        self.invoice(0, price="price_monthly", amount=900)
+        self.invoice(1, price="price_monthly", amount=900)
+        self.assertEqual((self.plan(), self.credit()), (None, 600))
+        self.assertEqual(self.invoice(2, price="price_monthly", amount=100).status, "review")
+        self.assertEqual(self.credit(), 600)
+
+    def test_what_is_not_known_waits(self):
+        receipt = self.invoice(0, price="price_nobody_knows")
+        self.assertEqual((receipt.status, receipt.reason), ("review", "unknown_price"))
+        no_org = {"type": "subscription_details", "subscription_details": {"subscription": self.sub, "metadata": {}}}
+        receipt = self.invoice(0, parent=no_org)
+        self.assertEqual((receipt.status, receipt.reason), ("review", "unknown_org"))
+        value(self.db, "select billing.link_customer(%s, 'stripe', %s)", self.org, self.customer)
+        self.assertEqual(call(self.db, "replay_webhook", "stripe", receipt.event_id).status, "processed")
+        self.assertEqual((self.plan(), self.credit()), ("pro", 5000))
+        refused(self.db, "select billing.link_customer(%s, 'stripe', %s)", uuid.uuid4(), self.customer, sqlstate="22023")
+
+    def test_the_free_plan_goes_on_without_a_provider(self):
+        """An org that nobody collects for is renewed as before."""
+        call(self.db, "subscribe", self.org, "pro")
+        self.at(self.month(1) + self.DAY)
+        call(self.db, "settle_org", self.org)
+        self.assertEqual(self.credit(), 5000)
+
+
+class Recharge(Payments):
+    """A pack is bought when the wallet runs low."""
+
+    def setUp(self):
+        super().setUp()
+        self.db = self.connect()
+        self.at("2027-03-01 12:00Z")
+
+    def at(self, moment):
+        rows(self.db, "select set_config('billing.test_clock', %s, false)", moment)
+
+    def configure(self, threshold=500, pack="small", currency="USD", **more):
+        return call(self.db, "configure_auto_recharge", self.org, threshold, pack, currency, customer="cus_1", **more)
+
+    def payments(self, status=None):
+        return rows(self.db, "select * from billing.payments where org_id = %s and source = 'auto_recharge'"
+                             " and (%s is null or status = %s) order by created_at, payment_id", self.org, status, status)
+
+    def settle(self, payment, status):
+        call(self.db, "set_payment_status", self.org, payment.payment_id, status)
+
+    def test_the_consumption_that_crosses_the_threshold(self):
+        call(self.db, "grant_credits", self.org, 1000)
+        self.configure()
+        self.assertEqual(self.payments(), [])
+        call(self.db, "consume_credits", self.org, "call", 500)
+        self.assertEqual(self.payments(), [])
+        call(self.db, "consume_credits", self.org, "call", 1)
+        (payment,) = self.payments("processing")
+        (event_row,) = rows(self.db, "select topic, payload from billing.outbox where org_id = %s", self.org)
+        self.assertEqual(event_row.topic, "payment.requested")
+        self.assertEqual((event_row.payload["payment_id"], event_row.payload["amount_minor"], event_row.payload["customer"]),
+                         (str(payment.payment_id), 500, "cus_1"))
+        # One at a time.
+        call(self.db, "consume_credits", self.org, "call", 100)
+        call(self.db, "settle_org", self.org)
+        self.assertEqual(len(self.payments()), 1)
+        self.settle(payment, "succeeded")
+        self.assertEqual(self.credit(), 399 + 1100)
+        call(self.db, "consume_credits", self.org, "call", 1100)
+        self.assertEqual(len(self.payments()), 2)
+
+    def test_many_at_once(self):
+        """Consumptions that cross it together ask for one payment."""
+        call(self.db, "grant_credits", self.org, 510)
+        self.configure()
+        self.parallel(16, lambda db, _: call(db, "consume_credits", self.org, "call", 10))
+        self.assertEqual(len(self.payments()), 1)
+
+    def test_crossed_already(self):
+        self.configure()
+        self.assertEqual(len(self.payments("processing")), 1)
+
+    def test_settlement_looks_too(self):
+        call(self.db, "grant_credits", self.org, 1000, expires_at="2027-03-02 00:00Z")
+        self.configure()
+        self.at("2027-03-02 06:00Z")
+        call(self.db, "settle_org", self.org)
+        self.assertEqual(len(self.payments()), 1)
+
+    def test_pending_credit_counts(self):
+        pending = self.buy()
+        self.settle(pending, "pending")
+        self.configure()
+        call(self.db, "settle_org", self.org)
+        self.assertEqual(self.payments(), [])
+        self.settle(pending, "failed")
+        call(self.db, "settle_org", self.org)
+        self.assertEqual(len(self.payments()), 1)
+
+    def test_ceiling(self):
+        call(self.db, "grant_credits", self.org, 1000)
+        self.configure(threshold=5000, monthly_ceiling=1200)
+        for _ in range(3):
+            for payment in self.payments("processing"):
+                self.settle(payment, "succeeded")
+            call(self.db, "settle_org", self.org)
+        self.assertEqual(len(self.payments()), 2)
+        alerts = [r.kind for r in rows(self.db, "select kind from billing.alerts where org_id = %s and resolved_at is null", self.org)]
+        self.assertIn("recharge_ceiling", alerts)
+        self.at("2027-04-01 00:00Z")
+        call(self.db, "settle_org", self.org)
+        self.assertEqual(len(self.payments()), 3)
+        refused(self.db, "select billing.configure_auto_recharge(%s, 5, 'small', 'USD', 499)", self.org, sqlstate="22023")
+
+    def test_failures(self):
+        """Later and later, and at last not at all; until somebody sets it again."""
+        self.configure()
+        for hours in (1, 4, 16):
+            (payment,) = self.payments("processing")
+            self.settle(payment, "failed")
+            now = value(self.db, "select billing.clock()")
+            self.at(str(value(self.db, "select %s + make_interval(hours => %s, secs => -1)", now, hours)))
+            call(self.db, "settle_org", self.org)
+            self.assertEqual(self.payments("processing"), [])
+            self.at(str(value(self.db, "select %s + make_interval(hours => %s)", now, hours)))
+            call(self.db, "settle_org", self.org)
+        (payment,) = self.payments("processing")
+        self.settle(payment, "failed")
+        self.assertIsNotNone(value(self.db, "select stopped_at from billing.auto_recharges where org_id = %s", self.org))
+        topics = [r.topic for r in rows(self.db, "select topic from billing.outbox where org_id = %s order by event_id", self.org)]
+        self.assertEqual(topics, ["payment.requested"] * 4 + ["recharge.stopped"])
+        self.assertEqual(value(self.db, "select count(*) from billing.alerts where org_id = %s and kind = 'recharge_stopped'"
+                                        " and resolved_at is null", self.org), 1)
+        self.at("2027-05-01 00:00Z")
+        call(self.db, "settle_org", self.org)
+        self.assertEqual(self.payments("processing"), [])
+        self.configure()
+        (payment,) = self.payments("processing")
+        self.settle(payment, "succeeded")
+        self.assertEqual(self.credit(), 1100)
+
+    def test_switched_off(self):
+        self.configure(enabled=False)
+        call(self.db, "settle_org", self.org)
+        self.assertEqual(self.payments(), [])
+
+    def test_members_for_themselves(self):
+        db = self.connect(autocommit=False)
+        rows(db, f"set local role {self.new_role(self.db, 'member')}")
+        rows(db, "select set_config('request.jwt.claims', %s, true)", json.dumps({"sub": "u", "org_id": str(self.org)}))
+        call(db, "configure_auto_recharge", self.org, 10, "small", "USD")
+        call(db, "start_purchase", self.org, "small", "USD")
+        call(db, "quote_pack", "small", "USD", self.org)
+        for statement in ("select billing.start_purchase(%s, 'small', 'USD')", "select billing.configure_auto_recharge(%s, 1, 'small', 'USD')",
+                          "select billing.quote_pack('small', 'USD', %s)"):
+            rows(db, "savepoint s")
+            refused(db, statement, uuid.uuid4(), sqlstate="42501")
+            rows(db, "rollback to s")
+        for statement in ("select billing.claim_events()", "select billing.set_webhook_secret('stripe', 'whsec_mine')",
+                          "select billing.freeze_org(%s, 'x')", "select * from billing.outbox", "select * from billing.flags",
+                          "update billing.payments set status = 'succeeded'", "select billing.handle_webhook('stripe', '', '')"):
+            rows(db, "savepoint s")
+            refused(db, statement, *([self.org] if "%s" in statement else []), sqlstate="42501")
+            rows(db, "rollback to s")
+        self.assertEqual(value(db, "select count(distinct org_id) from billing.payments"), 1)
+        db.rollback()
+
+
+class Outbox(Payments):
+    def emit(self, topic="t", **payload):
+        return value(self.db, "select billing.emit_event(%s, %s, %s)", self.org, topic, json.dumps(payload))
+
+    def claim(self, topic, db=None, **more):
+        return rows(db or self.db, "select * from billing.claim_events(%s, %s, %s)", [topic], more.get("limit", 10), more.get("lease", "1 minute"))
+
+    def test_each_is_claimed_once(self):
+        """Twenty workers at once: no event twice."""
+        topic = uuid.uuid4().hex
+        emitted = {self.emit(topic, n=n) for n in range(100)}
+        claims = self.parallel(20, lambda db, _: [e.event_id for e in self.claim(topic, db, limit=7)])
+        claimed = [event_id for some in claims for event_id in some]
+        self.assertEqual((len(claimed), set(claimed)), (100, emitted))
+        self.assertEqual(value(self.db, "select billing.ack_events(%s)", claimed), 100)
+        self.assertEqual(value(self.db, "select billing.ack_events(%s)", claimed), 0)
+
+    def test_the_lease(self):
+        topic = uuid.uuid4().hex
+        event_id = self.emit(topic, a=1)
+        db = self.connect()
+        rows(db, "select set_config('billing.test_clock', now()::text, false)")
+        (first,) = self.claim(topic, db, lease="30 seconds")
+        self.assertEqual((first.event_id, first.attempt, first.payload), (event_id, 1, {"a": 1, "org_id": str(self.org)}))
+        self.assertEqual(self.claim(topic, db), [])
+        rows(db, "select set_config('billing.test_clock', (now() + interval '31 seconds')::text, false)")
+        (second,) = self.claim(topic, db)
+        self.assertEqual((second.event_id, second.attempt), (event_id, 2))
+
+    def test_failures_and_the_dead_letter(self):
+        topic = uuid.uuid4().hex
+        event_id = self.emit(topic)
+        db = self.connect()
+        pauses = []
+        for attempt in range(1, 11):
+            rows(db, "select set_config('billing.test_clock', available_at::text, false) from billing.outbox where event_id = %s", event_id)
+            (claimed,) = self.claim(topic, db)
+            self.assertEqual(claimed.attempt, attempt)
+            answer = value(db, "select billing.fail_event(%s, 'no answer')", event_id)
+            self.assertEqual(answer, "retry" if attempt < 10 else "dead")
+            pauses.append(value(db, "select extract(epoch from available_at - billing.clock())::int from billing.outbox where event_id = %s", event_id))
+        self.assertEqual(pauses[:9], [10, 20, 40, 80, 160, 320, 640, 1280, 2560])
+        rows(db, "reset billing.test_clock")
+        self.assertEqual(self.claim(topic), [])
+        refused(self.db, "select billing.fail_event(%s, 'x')", event_id, sqlstate="PT404")
+        value(self.db, "select billing.requeue_event(%s)", event_id)
+        self.assertEqual(len(self.claim(topic)), 1)
+
+    def test_whoever_waits_is_told(self):
+        db = self.connect()
+        rows(db, "listen billing_events")
+        topic = uuid.uuid4().hex
+        self.emit(topic)
+        rows(db, "select 1")
+        self.assertIn(topic, [notice.payload for notice in db.notifies])
+
+    def test_what_is_rolled_back_is_not_there(self):
+        db, topic = self.connect(autocommit=False), uuid.uuid4().hex
+        value(db, "select billing.emit_event(%s, %s, '{}')", self.org, topic)
+        db.rollback()
+        self.assertEqual(self.claim(topic), [])
+
+    def test_bad_input(self):
+        for statement in ("select billing.claim_events(null, 0)", "select billing.claim_events(null, 1, '0')",
+                          "select billing.claim_events(null, null)", "select billing.ack_events(null)"):
+            refused(self.db, statement, sqlstate="22023")
+
+
+class Signals(Payments):
+    def flags(self, org=None):
+        return {f.kind: f for f in rows(self.db, "select * from billing.flags where org_id = %s and resolved_at is null", org or self.org)}
+
+    def test_velocity(self):
+        for _ in range(10):
+            self.buy()
+        self.assertEqual(self.flags(), {})
+        self.buy()
+        self.assertEqual(self.flags()["payment_velocity"].detail, {"payments": 11})
+
+    def test_failures(self):
+        for _ in range(5):
+            payment = self.buy()
+            call(self.db, "set_payment_status", self.org, payment.payment_id, "failed")
+        self.assertIn("payment_failures", self.flags())
+
+    def test_one_card_for_many(self):
+        card, orgs = uuid.uuid4().hex, [uuid.uuid4() for _ in range(4)]
+        for org in orgs:
+            payment = self.buy(org=org)
+            data = intent(payment, "requires_payment_method", last_payment_error={
+                "code": "card_declined", "payment_method": {"id": "pm_1", "card": {"fingerprint": card}}})
+            self.deliver("payment_intent.payment_failed", data)
+        self.assertEqual([set(self.flags(org)) for org in orgs], [set(), set(), set(), {"shared_card"}])
+
+    def test_frozen(self):
+        call(self.db, "grant_credits", self.org, 100)
+        value(self.db, "select billing.freeze_org(%s, 'looked wrong')", self.org)
+        limit = call(self.db, "check_limit", self.org, "call")
+        self.assertEqual((limit.allowed, limit.reason, limit.credits_available), (False, "frozen", 100))
+        self.assertFalse(value(self.db, "select billing.allows(%s, 'call')", self.org))
+        self.assertTrue(value(self.db, "select billing.unfreeze_org(%s)", self.org))
+        self.assertEqual(call(self.db, "check_limit", self.org, "call").reason, "credits")
+        self.assertFalse(value(self.db, "select billing.unfreeze_org(%s)", self.org))
+
+    def test_a_score_that_freezes(self):
+        value(self.db, "select billing.configure_signals(freeze_at => 60)")
+        self.addCleanup(value, self.db, "select billing.configure_signals()")
+        value(self.db, "select billing.note_signal(%s, 'a', 30, 'one')", self.org)
+        value(self.db, "select billing.note_signal(%s, 'a', 30, 'one again')", self.org)
+        self.assertEqual(call(self.db, "check_limit", self.org, "call").reason, "insufficient_credits")
+        self.assertEqual(self.flags()["a"].times, 2)
+        value(self.db, "select billing.note_signal(%s, 'b', 30, 'two')", self.org)
+        self.assertEqual(call(self.db, "check_limit", self.org, "call").reason, "frozen")
+        value(self.db, "select billing.unfreeze_org(%s)", self.org)
+        self.assertEqual(self.flags(), {})
+        refused(self.db, "select billing.note_signal(%s, 'a', 0, 'x')", self.org, sqlstate="22023")
+
+
 class Model(Payments):
     def test_any_order_ends_with_credit_for_the_money(self):
         """Random reports of several payments, repeated and in any order: credit is there for the money that is, and no other."""

@@ -24,16 +24,20 @@ class Worker(WorkerTestCase):
     def test_paid(self):
         """A payment that the database asks for is charged once, and its credit comes; a notification suffices for that."""
         self.start_stripe()
-        self.start_worker(POLL=600)
-        org, payment = self.request_payment()
-        self.wait_for_status(payment, "succeeded")
-        self.assert_paid_once(org, payment)
-        (intent,) = self.stripe.intents(payment)
-        self.assertEqual((intent["status"], intent["amount"], intent["charged"]), ("succeeded", AMOUNT, AMOUNT))
-        self.assertEqual((intent["currency"], intent["customer"], intent["payment_method"]), ("usd", "cus_1", "pm_card_visa"))
-        self.assertEqual(intent["metadata"], {"payment_id": str(payment), "org_id": str(org)})
-        self.wait(lambda: self.stripe.answers_to(key_of(payment)), "the answer")
-        self.assertEqual(self.stripe.answers_to(key_of(payment)), [(200, False)])
+        worker = self.start_worker(POLL=600)
+        listening = "select from pg_stat_activity where usename = %s and state = 'idle' and query = 'listen billing_events'"
+        self.wait(lambda: rows(self.admin, listening, self.role), "the worker to listen")
+        # The first may be found by the look after LISTEN, the second only by its notification.
+        for _ in range(2):
+            org, payment = self.request_payment()
+            self.wait_for_status(payment, "succeeded")
+            self.assert_paid_once(org, payment)
+            (intent,) = self.stripe.intents(payment)
+            self.assertEqual((intent["status"], intent["amount"], intent["charged"]), ("succeeded", AMOUNT, AMOUNT))
+            self.assertEqual((intent["currency"], intent["customer"], intent["payment_method"]), ("usd", "cus_1", "pm_card_visa"))
+            self.assertEqual(intent["metadata"], {"payment_id": str(payment), "org_id": str(org)})
+            self.wait(lambda line=f"payment {payment}: succeeded": line in worker.said(), "the acknowledgement")
+            self.assertEqual(self.stripe.answers_to(key_of(payment)), [(200, False)])
 
     def test_waiting_payments(self):
         """What was asked for while no worker ran is charged when one starts; more than it takes at once, too."""
