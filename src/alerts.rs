@@ -11,7 +11,7 @@ use crate::ledger::store as ledger;
 use crate::ledger::wallet::Lane;
 use crate::limits::caps::{self, Caps};
 use crate::limits::standing::Reader;
-use crate::payments::recharge;
+use crate::payments::{outbox, recharge};
 use crate::plans::period::Timeline;
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db, Rows, ToSql};
@@ -157,8 +157,24 @@ fn bring_up_to_date(
             ],
         );
     }
-    let is_new = |alert: &&Alert| !open.has(alert) && !raise_row(org_id, alert, now);
-    let new: Vec<_> = alerts.iter().filter(is_new).collect();
+    let mut new: Vec<_> = alerts.iter().filter(|alert| !open.has(alert)).collect();
+    if !new.is_empty() && cache::alert_settings(db).is_ok_and(|settings| settings.deliver) {
+        for alert in &new {
+            outbox::emit(
+                db,
+                org_id,
+                "alert.raised",
+                &serde_json::json!({
+                    "kind": alert.kind,
+                    "subject": alert.subject,
+                    "share": alert.share,
+                    "value": alert.value,
+                    "threshold": alert.threshold,
+                }),
+            );
+        }
+    }
+    new.retain(|alert| !raise_row(org_id, alert, now));
     if !new.is_empty() {
         db.write(
             &RAISE,
@@ -307,12 +323,14 @@ pub fn settle(db: &Db, org_id: Uuid, (open, timeline): (&Open, Timeline), wallet
 
 /// Says when alerts are raised: at which percentages of an allowance, cap or balance, and how many days before a grant expires.
 ///
-/// `shares`: 1 to 100 each, at most 20; `expiring_days`: 0 to 366. Holds from the next look on. Errors: 22023.
+/// `shares`: 1 to 100 each, at most 20; `expiring_days`: 0 to 366; `deliver`: each alert that is raised also goes into the outbox,
+/// topic `alert.raised`. Holds from the next look on. Errors: 22023.
 #[pg_extern(volatile, security_definer)]
 #[search_path(pg_catalog, billing, pg_temp)]
 fn configure_alerts(
     shares: default!(Option<Vec<Option<i32>>>, "'{50,75,90,100}'"),
     expiring_days: default!(Option<i32>, 7),
+    deliver: default!(Option<bool>, false),
 ) {
     or_raise((|| {
         let shares = required("shares", shares)?;
@@ -321,12 +339,13 @@ fn configure_alerts(
             return Err(Error::invalid("shares", "must be at most 20 percentages from 1 to 100"));
         }
         let days = required("expiring_days", expiring_days)?;
+        let deliver = required("deliver", deliver)?;
         if !(0..=366).contains(&days) {
             return Err(Error::invalid("expiring_days", "must be 0 to 366"));
         }
         sql::connect(|db| {
             cache::require_installed(db)?;
-            let value = serde_json::json!({"shares": shares, "expiring_days": days});
+            let value = serde_json::json!({"shares": shares, "expiring_days": days, "deliver": deliver});
             db.write(&CONFIGURE, args![crate::json::from_text(&value.to_string())]);
             cache::invalidate(db);
             Ok(())

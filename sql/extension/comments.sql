@@ -132,6 +132,10 @@ comment on function billing.ack_events is
 'The work is done; gives how many were not acknowledged before. Errors: 22023.';
 comment on function billing.fail_event is
 'The work failed: it comes again after retry_in (null: 10 seconds, doubled each time, at most an hour), or is given up after ten attempts. Gives retry or dead. Errors: PT404 unknown_event.';
+comment on function billing.configure_delivery is
+'Names the address to which deliver_events() posts, with headers (a token, say) that nobody can read back; topics null: all; url null: none. Errors: 22023.';
+comment on function billing.deliver_events is
+'Posts what of the outbox is due, as {event_id, org_id, topic, payload, attempt, created_at}, with the extension http or pg_net; gives how many were acknowledged. Call it from pg_cron. Errors: 55000 not_configured, no_http.';
 comment on function billing.requeue_event is
 'Brings back work that was given up. Errors: PT404 unknown_event.';
 comment on function billing.note_signal is

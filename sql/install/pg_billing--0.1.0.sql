@@ -948,6 +948,90 @@ begin
     end if;
     perform pg_notify('billing_events', known.topic);
 end $$;
+
+create function billing.configure_delivery(url text, topics text[] default null, headers jsonb default '{}') returns void
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+begin
+    if url is not null and url !~ '^https?://[^[:space:]]+$' or jsonb_typeof(coalesce(headers, '{}')) <> 'object' then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = '{"code": "invalid_argument", "argument": "url", "fault": "must be http(s)://… or null, and headers an object"}';
+    end if;
+    -- Headers hold tokens: where nobody may read them.
+    delete from billing.secrets where name = 'delivery';
+    if url is not null then
+        insert into billing.secrets (name, secret, created_at)
+        values ('delivery', convert_to(jsonb_build_object('url', url, 'topics', topics, 'headers', coalesce(headers, '{}'))::text, 'UTF8'),
+                billing.clock());
+    end if;
+end $$;
+
+-- Posts what is due to the configured address: with the extension http, which waits for the answer, or with pg_net, which does
+-- not: then the answers of the last run are read first.
+create function billing.deliver_events("limit" integer default 100) returns bigint
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, billing, pg_temp as $$
+#variable_conflict use_column
+declare
+    target jsonb := (select convert_from(secret, 'UTF8')::jsonb from billing.secrets where name = 'delivery');
+    http_schema text := (select quote_ident(n.nspname) from pg_extension e join pg_namespace n on n.oid = e.extnamespace
+                          where e.extname = 'http');
+    has_pg_net boolean := exists (select from pg_extension where extname = 'pg_net');
+    wanted text[];
+    work record;
+    answer record;
+    request bigint;
+    body jsonb;
+    delivered bigint := 0;
+begin
+    if target is null then
+        raise exception using errcode = '55000', message = 'no address to deliver to',
+            detail = '{"code": "not_configured"}', hint = 'Run: select billing.configure_delivery(…);';
+    end if;
+    if http_schema is null and not has_pg_net then
+        raise exception using errcode = '55000', message = 'neither http nor pg_net is installed',
+            detail = '{"code": "no_http"}', hint = 'Install one of them, or let a worker call billing.claim_events().';
+    end if;
+    if has_pg_net then
+        for work in execute 'select o.event_id, r.status_code, r.error_msg from billing.outbox o
+                               join net._http_response r on r.id = o.request_id
+                              where o.request_id is not null and o.delivered_at is null and o.dead_at is null' loop
+            update billing.outbox o set request_id = null where o.event_id = work.event_id;
+            if work.status_code between 200 and 299 then
+                delivered := delivered + billing.ack_events(array[work.event_id]);
+            else
+                perform billing.fail_event(work.event_id, coalesce('status ' || work.status_code, work.error_msg, 'no answer'));
+            end if;
+        end loop;
+    end if;
+    if jsonb_typeof(target -> 'topics') = 'array' then
+        wanted := array(select jsonb_array_elements_text(target -> 'topics'));
+    end if;
+    for work in select * from billing.claim_events(wanted, deliver_events."limit", '5 minutes') loop
+        body := jsonb_build_object('event_id', work.event_id, 'org_id', work.org_id, 'topic', work.topic, 'payload', work.payload,
+                                   'attempt', work.attempt, 'created_at', work.created_at);
+        if http_schema is null then
+            execute 'select net.http_post(url := $1, body := $2, headers := $3)'
+               into request using target ->> 'url', body, target -> 'headers' || '{"Content-Type": "application/json"}';
+            update billing.outbox o set request_id = request where o.event_id = work.event_id;
+            continue;
+        end if;
+        begin
+            execute format('select status, content from %1$s.http(row(''POST'', $1,
+                                array(select %1$s.http_header(key, value) from jsonb_each_text($2)), ''application/json'', $3)::%1$s.http_request)',
+                           http_schema)
+               into answer using target ->> 'url', target -> 'headers', body::text;
+            if answer.status between 200 and 299 then
+                delivered := delivered + billing.ack_events(array[work.event_id]);
+            else
+                perform billing.fail_event(work.event_id, 'status ' || answer.status);
+            end if;
+        exception when others then
+            perform billing.fail_event(work.event_id, sqlerrm);
+        end;
+    end loop;
+    return delivered;
+end $$;
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -1290,7 +1374,8 @@ AS 'MODULE_PATHNAME', 'clock_wrapper';
 -- pg_billing::alerts::configure_alerts
 CREATE  FUNCTION "configure_alerts"(
 	"shares" INT[] DEFAULT '{50,75,90,100}', /* :: std :: option :: Option < Vec < Option < i32 > > > */
-	"expiring_days" INT DEFAULT 7 /* Option < i32 > */
+	"expiring_days" INT DEFAULT 7, /* Option < i32 > */
+	"deliver" bool DEFAULT false /* Option < bool > */
 ) RETURNS void
 VOLATILE SECURITY DEFINER
 SET search_path TO pg_catalog, billing, pg_temp
@@ -2048,6 +2133,10 @@ comment on function billing.ack_events is
 'The work is done; gives how many were not acknowledged before. Errors: 22023.';
 comment on function billing.fail_event is
 'The work failed: it comes again after retry_in (null: 10 seconds, doubled each time, at most an hour), or is given up after ten attempts. Gives retry or dead. Errors: PT404 unknown_event.';
+comment on function billing.configure_delivery is
+'Names the address to which deliver_events() posts, with headers (a token, say) that nobody can read back; topics null: all; url null: none. Errors: 22023.';
+comment on function billing.deliver_events is
+'Posts what of the outbox is due, as {event_id, org_id, topic, payload, attempt, created_at}, with the extension http or pg_net; gives how many were acknowledged. Call it from pg_cron. Errors: 55000 not_configured, no_http.';
 comment on function billing.requeue_event is
 'Brings back work that was given up. Errors: PT404 unknown_event.';
 comment on function billing.note_signal is

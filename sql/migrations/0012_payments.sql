@@ -230,6 +230,7 @@ create table billing.outbox (
     attempts integer not null default 0,
     delivered_at timestamptz,
     dead_at timestamptz,
+    request_id bigint,
     last_error text,
     primary key (org_id, event_id)
 );
@@ -245,7 +246,10 @@ comment on column billing.outbox.available_at is 'Not before: after a failure, o
 comment on column billing.outbox.attempts is 'How often it was claimed.';
 comment on column billing.outbox.delivered_at is 'When it was acknowledged.';
 comment on column billing.outbox.dead_at is 'When it was given up, see requeue_event().';
+comment on column billing.outbox.request_id is 'Of pg_net, while its answer is waited for.';
 comment on column billing.outbox.last_error is 'What the last attempt said.';
+
+comment on column billing.alerts.kind is 'allowance, cap, balance, low_balance, expiring, recharge_ceiling or recharge_stopped.';
 
 create table billing.flags (
     org_id uuid not null,

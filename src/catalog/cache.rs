@@ -84,11 +84,13 @@ pub struct AlertSettings {
     pub shares: Vec<i64>,
     /// Days before a grant expires.
     pub expiring_days: i64,
+    /// Into the outbox, too.
+    pub deliver: bool,
 }
 
 impl Default for AlertSettings {
     fn default() -> Self {
-        Self { shares: vec![50, 75, 90, 100], expiring_days: 7 }
+        Self { shares: vec![50, 75, 90, 100], expiring_days: 7, deliver: false }
     }
 }
 
@@ -111,7 +113,7 @@ statements! {
     PACKS() = "select pack, terms::text, retired_at is not null from billing.packs";
     SURCHARGES() = "select currency, terms::text from billing.surcharges";
     CAPS() = "select cap, metric, category, per, subject, quantity from billing.caps order by cap";
-    ALERTS() = "select (value -> 'shares')::text, (value ->> 'expiring_days')::int8 from billing.settings where name = 'alerts'";
+    ALERTS() = "select (value -> 'shares')::text, (value ->> 'expiring_days')::int8, (value ->> 'deliver')::boolean from billing.settings where name = 'alerts'";
     PRICES() = "select metric, effective_at, price::text from billing.prices order by metric, effective_at";
     ORG_PRICE_SINCE(uuid, text, timestamptz) =
         "select max(effective_at) from billing.org_prices where org_id = $1 and metric = $2 and effective_at <= $3";
@@ -270,6 +272,7 @@ fn load_alerts(db: &Db) -> AlertSettings {
     AlertSettings {
         shares: shares.unwrap_or(default.shares),
         expiring_days: row.opt(1).unwrap_or(default.expiring_days),
+        deliver: row.opt(2).unwrap_or(default.deliver),
     }
 }
 

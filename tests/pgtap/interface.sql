@@ -60,7 +60,7 @@ insert into expected values
     ('cancel_subscription', 'org_id uuid, at_period_end boolean', 1,
      'org_id uuid, plan text, status text, starts_at timestamp with time zone, period_start timestamp with time zone, period_end timestamp with time zone, cancel_at_period_end boolean, pending_plan text, ends_at timestamp with time zone, replayed boolean'),
     ('set_org_allowance', 'org_id uuid, metric text, allowance bigint, limit_kind text', 2, 'void'),
-    ('configure_alerts', 'shares integer[], expiring_days integer', 0, 'void'),
+    ('configure_alerts', 'shares integer[], expiring_days integer, deliver boolean', 0, 'void'),
     ('settle_org', 'org_id uuid, as_of timestamp with time zone', 1, 'org_id uuid, charged bigint, unpaid bigint, renewed bigint, events bigint'),
     ('settle', 'as_of timestamp with time zone, shard integer, of integer', 0, 'void'),
     ('meter_table', 'relation regclass, metric text, org_column name, quantity_column name, member_column name, key_column name, mode text', 3, 'void'),
