@@ -25,7 +25,7 @@ class Worker(WorkerTestCase):
         """A payment that the database asks for is charged once, and its credit comes; a notification suffices for that."""
         self.start_stripe()
         worker = self.start_worker(POLL=600)
-        listening = "select from pg_stat_activity where usename = %s and state = 'idle' and query = 'listen billing_events'"
+        listening = "select pid from pg_stat_activity where usename = %s and state = 'idle' and query = 'listen billing_events'"
         self.wait(lambda: rows(self.admin, listening, self.role), "the worker to listen")
         # The first may be found by the look after LISTEN, the second only by its notification.
         for _ in range(2):
@@ -41,7 +41,7 @@ class Worker(WorkerTestCase):
 
     def test_waiting_payments(self):
         """What was asked for while no worker ran is charged when one starts; more than it takes at once, too."""
-        payments = [self.request_payment() for _ in range(13)]
+        payments = [self.request_payment() for _ in range(23)]
         self.start_stripe()
         self.start_worker(POLL=600)
         for org, payment in payments:
@@ -54,7 +54,9 @@ class Worker(WorkerTestCase):
         self.start_stripe()
         self.start_worker()
         self.start_worker(PORT=free_port())
+        rows(self.db, "begin")
         payments = [self.request_payment() for _ in range(12)]
+        rows(self.db, "commit")
         for org, payment in payments:
             self.wait_for_status(payment, "succeeded")
             self.assert_paid_once(org, payment)

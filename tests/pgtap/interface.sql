@@ -69,6 +69,32 @@ insert into expected values
     ('redeem_gift_card', 'org_id uuid, code text, idempotency_key text, metadata jsonb', 2,
      'grant_id bigint, credits bigint, unit text, expires_at timestamp with time zone, balance_after bigint, replayed boolean'),
     ('void_gift_cards', 'name text', 1, 'bigint'),
+    ('quote_pack', 'pack text, currency text, org_id uuid, amount bigint', 2,
+     'pack text, currency text, price bigint, tax bigint, fee bigint, total bigint, credits bigint, bonus bigint, unit text, valid_until timestamp with time zone'),
+    ('start_purchase', 'org_id uuid, pack text, currency text, provider text, amount bigint, customer text, payment_method text, idempotency_key text, metadata jsonb', 3,
+     'payment_id uuid, org_id uuid, status text, pack text, currency text, price bigint, tax bigint, fee bigint, total bigint, credits bigint, bonus bigint, unit text, refunded bigint, replayed boolean'),
+    ('set_payment_status', 'org_id uuid, payment_id uuid, status text, reason text', 3,
+     'payment_id uuid, org_id uuid, status text, pack text, currency text, price bigint, tax bigint, fee bigint, total bigint, credits bigint, bonus bigint, unit text, refunded bigint, replayed boolean'),
+    ('link_payment', 'org_id uuid, payment_id uuid, provider_ref text', 3, 'void'),
+    ('link_customer', 'org_id uuid, provider text, customer text', 3, 'void'),
+    ('set_webhook_secret', 'provider text, secret text, keep_old interval', 2, 'void'),
+    ('handle_webhook', 'provider text, payload text, signature text, event_id text', 3, 'event_id text, event_type text, status text, reason text, org_id uuid'),
+    ('replay_webhook', 'provider text, event_id text', 2, 'event_id text, event_type text, status text, reason text, org_id uuid'),
+    ('stripe_webhook', ' json', 1, 'json'),
+    ('razorpay_webhook', ' json', 1, 'json'),
+    ('configure_auto_recharge', 'org_id uuid, threshold bigint, pack text, currency text, monthly_ceiling bigint, provider text, customer text, payment_method text, enabled boolean', 4,
+     'org_id uuid, unit text, enabled boolean, threshold bigint, pack text, currency text, monthly_ceiling bigint, failures integer, stopped_at timestamp with time zone'),
+    ('claim_events', 'topics text[], limit integer, lease interval', 0, 'event_id uuid, org_id uuid, topic text, payload jsonb, attempt integer, created_at timestamp with time zone'),
+    ('ack_events', 'event_ids uuid[]', 1, 'bigint'),
+    ('fail_event', 'event_id uuid, error text, retry_in interval', 2, 'text'),
+    ('requeue_event', 'event_id uuid', 1, 'void'),
+    ('configure_delivery', 'url text, topics text[], headers jsonb', 1, 'void'),
+    ('deliver_events', 'limit integer', 0, 'bigint'),
+    ('note_signal', 'org_id uuid, kind text, score integer, reason text, detail jsonb', 4, 'void'),
+    ('configure_signals', 'payments_per_hour integer, orgs_per_card integer, failures_per_day integer, freeze_at integer', 0, 'void'),
+    ('freeze_org', 'org_id uuid, reason text', 2, 'void'),
+    ('unfreeze_org', 'org_id uuid', 1, 'boolean'),
+    ('resolve_flag', 'org_id uuid, kind text', 2, 'boolean'),
     ('schedule_settlement', 'schedule text', 0, 'bigint'),
     ('unschedule_settlement', '', 0, 'boolean'),
     ('grant_access', 'role name, level text', 2, 'void'),
@@ -122,19 +148,26 @@ select has_column('billing', t.relation, c, format('billing.%s.%s', t.relation, 
     ('caps', 'cap metric category per subject quantity'),
     ('gift_card_batches', 'name source unit credits metrics max_redemptions validity expires_at metadata cards redemptions credits_granted used_up voided created_at'),
     ('gift_card_redemptions', 'org_id code_hash grant_id redeemed_at name'),
+    ('payments', 'org_id payment_id status source provider pack plan unit currency price tax fee total credits bonus refunded paid_at created_at updated_at dispute failure metadata'),
+    ('webhook_events', 'provider event_id type status reason received_at processed_at deliveries org_id payload'),
+    ('outbox', 'org_id event_id topic payload created_at available_at attempts delivered_at dead_at last_error'),
+    ('flags', 'org_id kind score reason detail times raised_at seen_at resolved_at'),
+    ('freezes', 'org_id frozen_at reason'),
+    ('auto_recharges', 'org_id unit threshold pack currency monthly_ceiling enabled failures next_attempt_at stopped_at'),
+    ('packs', 'pack terms created_at retired_at'),
     ('settlement_progress', 'run_id pid phase orgs_done orgs_failed orgs_total charged as_of shard shards started_at running_for'),
     ('settlement_runs', 'run_id started_at finished_at as_of status orgs_total orgs_done orgs_failed charged unpaid renewed'),
     ('settlement_faults', 'org_id run_id failed_at sqlstate message detail')) t (relation, columns), lateral regexp_split_to_table(t.columns, ' ') c;
 -- Every table of orgs is keyed by the org first, and uses built-in types only. Events are evidence, found by org and time; what
--- makes them unique stands in usage_event_keys.
+-- makes them unique stands in usage_event_keys. Webhooks are of providers, who do not always say whom they are about.
 select is_empty($$select c.relname from pg_class c where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p')
     and exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'org_id' and not a.attisdropped)
-    and c.relname <> 'usage_events' and not c.relispartition and not exists (select from pg_index i join pg_attribute a on a.attrelid = c.oid and a.attnum = i.indkey[0] where i.indrelid = c.oid and i.indisprimary and a.attname = 'org_id')$$,
+    and c.relname not in ('usage_events', 'webhook_events') and not c.relispartition and not exists (select from pg_index i join pg_attribute a on a.attrelid = c.oid and a.attnum = i.indkey[0] where i.indrelid = c.oid and i.indisprimary and a.attname = 'org_id')$$,
     'org_id is first in every primary key');
 select is((select count(*) from pg_inherits h where h.inhparent = 'billing.usage_events'::regclass and not exists (select from pg_index i join pg_attribute a on a.attrelid = h.inhrelid and a.attnum = i.indkey[0]
     where i.indrelid = h.inhrelid and a.attname = 'org_id')), 0::bigint, 'and in the index of every partition of events');
 select is_empty($$select i.indexrelid::regclass from pg_class c join pg_index i on i.indrelid = c.oid join pg_attribute o on o.attrelid = c.oid and o.attname = 'org_id'
-    where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p') and i.indisunique and i.indkey[0] <> o.attnum$$, 'and in every unique index');
+    where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p') and c.relname <> 'webhook_events' and i.indisunique and i.indkey[0] <> o.attnum$$, 'and in every unique index');
 select is_empty($$select c.relname, a.attname, t.typname from pg_class c join pg_attribute a on a.attrelid = c.oid join pg_type t on t.oid = a.atttypid
     where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p') and a.attnum > 0 and not a.attisdropped and t.typnamespace <> 'pg_catalog'::regnamespace$$, 'columns have built-in types');
 select is_empty($$select c.relname from pg_class c join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e'

@@ -30,9 +30,11 @@ select billing.revoke_access('tap_former');
 create temp table expected_relation (relation text primary key, readable text not null check (readable in ('members', 'auditors', 'nobody')));
 insert into expected_relation
     select unnest(array['lanes', 'lots', 'holds', 'entries', 'member_usage', 'period_usage', 'refunds', 'wallet_settings', 'metrics', 'prices', 'org_prices', 'wallets', 'grants', 'operations',
-                        'plans', 'caps', 'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days', 'credit_months', 'folded', 'alerts', 'usage_by_day', 'usage_by_month']), 'members'
-    union all select unnest(array['settlement_runs', 'settlement_faults', 'settlement_progress', 'gift_cards', 'gift_card_batches', 'gift_card_redemptions']), 'auditors'
-    union all select unnest(array['settings', 'access', 'migrations', 'metered_tables', 'usage_uniques', 'usage_event_keys', 'subscription_requests', 'settlement_runs_run_id_seq', 'secrets', 'gift_card_attempts']), 'nobody';
+                        'plans', 'caps', 'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days', 'credit_months', 'folded', 'alerts', 'usage_by_day', 'usage_by_month',
+                        'packs', 'surcharges', 'payments', 'payment_refs', 'provider_customers', 'provider_subscriptions', 'auto_recharges']), 'members'
+    union all select unnest(array['settlement_runs', 'settlement_faults', 'settlement_progress', 'gift_cards', 'gift_card_batches', 'gift_card_redemptions',
+                                  'webhook_events', 'outbox', 'flags', 'freezes']), 'auditors'
+    union all select unnest(array['settings', 'access', 'migrations', 'metered_tables', 'usage_uniques', 'usage_event_keys', 'subscription_requests', 'settlement_runs_run_id_seq', 'secrets', 'gift_card_attempts', 'webhook_secrets']), 'nobody';
 
 -- Without partitions, whose names tell the month.
 create temp view relation as
@@ -81,19 +83,23 @@ select is(string_agg(relation, ' '), 'settlement_runs_run_id_seq', 'the only seq
 -- ---------------------------------------------------------------- functions
 create temp table expected_function (name text primary key, level text);
 insert into expected_function
-    select unnest(array['my_orgs', 'get_total_credits', 'get_wallet', 'explain_consumption', 'calculate_cost', 'clock', 'version', 'check_limit', 'allows', 'credit_history']), 'member'
+    select unnest(array['my_orgs', 'get_total_credits', 'get_wallet', 'explain_consumption', 'calculate_cost', 'clock', 'version', 'check_limit', 'allows', 'credit_history', 'quote_pack']), 'member'
     -- What members may do and auditors, who only look, may not.
-    union all select unnest(array['redeem_gift_card']), 'customer'
+    union all select unnest(array['redeem_gift_card', 'start_purchase', 'configure_auto_recharge']), 'customer'
     union all select unnest(array['verify_ledger', 'export_catalog', 'settlement_is_running']), 'auditor'
     union all select unnest(array['create_wallet', 'grant_credits', 'consume_credits', 'consume_credits_batch', 'reserve_credits', 'capture_credits', 'release_credits',
                                   'lock_credits', 'pay_out', 'refund_credits', 'adjust_credits', 'void_grant', 'transfer_credits', 'set_wallet_lanes',
                                   'set_member_budget', 'set_org_price', 'book_expiries', 'apply_catalog',
                                   'subscribe', 'change_plan', 'cancel_subscription', 'set_org_allowance', 'record_usage', 'record_usage_batch', 'configure_alerts',
                                   'settle', 'settle_org', 'settlement_due', 'begin_settlement', 'settle_orgs', 'settlement_phase', 'begin_periods', 'begin_periods_of',
-                                  'meter_table', 'unmeter_table', 'schedule_settlement', 'unschedule_settlement', 'create_gift_cards', 'void_gift_cards']), 'service'
+                                  'meter_table', 'unmeter_table', 'schedule_settlement', 'unschedule_settlement', 'create_gift_cards', 'void_gift_cards',
+                                  'set_payment_status', 'link_payment', 'link_customer', 'set_webhook_secret', 'handle_webhook', 'replay_webhook', 'stripe_webhook', 'razorpay_webhook',
+                                  'claim_events', 'ack_events', 'fail_event', 'requeue_event', 'configure_delivery', 'deliver_events',
+                                  'note_signal', 'configure_signals', 'freeze_org', 'unfreeze_org', 'resolve_flag']), 'service'
     union all select unnest(array['install', 'grant_access', 'revoke_access', 'configure_membership']), 'owner'
     -- The insides.
-    union all select unnest(array['routines_of', 'chain_burn', 'make_partitions', 'metered_insert', 'meter_trigger', 'meter_fault', 'attach_meter', 'refuse_change', 'refuse_event_change']), 'nobody';
+    union all select unnest(array['routines_of', 'chain_burn', 'make_partitions', 'metered_insert', 'meter_trigger', 'meter_fault', 'attach_meter', 'refuse_change', 'refuse_event_change',
+                                  'emit_event', 'look_for_signals']), 'nobody';
 create temp view function as
     select p.oid, p.proname::text as name, p.oid::regprocedure as signature, p.prosecdef, p.proconfig, p.prokind, p.provolatile
     from pg_proc p where p.pronamespace = 'billing'::regnamespace;
@@ -144,6 +150,13 @@ select billing.meter_table('public.tap_metered', 'call', 'org_id') is null as me
 
 select code from billing.create_gift_cards('party', 5, max_redemptions => 9) code \gset
 select count(*) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org, lateral billing.redeem_gift_card(org, :'code') \gset
+select count(*) from billing.apply_catalog('{"packs": {"small": {"credits": 10, "price": {"USD": 100}}}}') \gset
+select count(*) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org, lateral billing.configure_auto_recharge(org, 1000, 'small', 'USD', customer => 'cus_' || org) \gset
+select count(billing.link_customer(org, 'stripe', 'cus_' || org)), count(billing.note_signal(org, 'odd', 1, 'odd')), count(billing.freeze_org(org, 'odd')) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org \gset
+select billing.set_webhook_secret('stripe', 'whsec_of_the_test') is null as set \gset
+select count(billing.link_payment(p.org_id, p.payment_id, 'pi_' || p.org_id)) from billing.payments p \gset
+insert into billing.provider_subscriptions (org_id, provider, subscription, state) select org, 'stripe', 'sub_' || org, 'incomplete' from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org;
+insert into billing.webhook_events (provider, event_id, type, status, received_at, org_id, payload) select 'stripe', 'evt_' || org, 'x', 'ignored', billing.clock(), org, '{}' from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org;
 insert into billing.gift_card_attempts select org, billing.clock(), org from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org;
 
 -- The orgs whose rows a role with some claims sees; or the SQLSTATE.
@@ -177,7 +190,8 @@ create temp view tenant_relation as
     select c.relation from relation c join expected_relation e using (relation)
     where e.readable = 'members' and exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'org_id' and not a.attisdropped);
 select is((select string_agg(relation, ' ' order by relation) from tenant_relation),
-          'alerts cap_usage credit_months entries folded grants holds lanes lots member_usage operations org_allowances org_prices period_usage refunds subscriptions unpaid_overage unsettled_usage '
+          'alerts auto_recharges cap_usage credit_months entries folded grants holds lanes lots member_usage operations org_allowances org_prices payment_refs payments period_usage '
+          'provider_customers provider_subscriptions refunds subscriptions unpaid_overage unsettled_usage '
           'usage_by_day usage_by_month usage_days usage_events wallet_settings wallets', 'the tables and views with rows of orgs');
 -- Of the others there are rows, too, so that nobody is shown nothing for lack of any.
 select isnt_empty(format('select from billing.%I', e.relation), format('there is something to be seen: %s', e.relation))
@@ -255,6 +269,7 @@ select is(pg_temp.state_of('tap_stranger', '{"org_id": "00000000-0000-4000-8000-
 select is(pg_temp.state_of(r.role, r.claims, format('select * from billing.redeem_gift_card(%L, ''nonsense'')', r.org)), r.state, format('%s with %s redeems for %s', r.role, r.claims, right(r.org, 1)))
     from (values ('tap_member', '{"org_id": "00000000-0000-4000-8000-000000000001"}', :'acme', 'PT404 unknown_code'), ('tap_member', '{"org_id": "00000000-0000-4000-8000-000000000001"}', :'bolt', '42501 not_authorized'),
                  ('tap_member', '', :'acme', '42501 not_authorized'), ('tap_auditor', '', :'acme', '42501'), ('tap_service', '', :'acme', 'PT404 unknown_code')) r (role, claims, org, state);
+select count(billing.unfreeze_org(org)) from unnest(array[:'acme', :'bolt', :'corp']::uuid[]) org \gset
 -- allows() is for policies of the app: it does not fail, it says no.
 select is(pg_temp.state_of(r.role, r.claims, format('do $d$ begin if billing.allows(%L, ''call'') is distinct from %L then raise sqlstate ''WRONG''; end if; end $d$', r.org, r.allowed)), '00000',
           format('%s is told %s of %s', r.role, r.allowed, coalesce(right(r.org, 1), 'nobody')))
