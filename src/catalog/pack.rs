@@ -95,7 +95,13 @@ impl Rate {
     }
 
     fn to_json(self) -> Option<Value> {
-        (self != Self::default()).then(|| json!({"basis_points": self.basis_points, "minor": self.minor}))
+        let mut object = Map::new();
+        for (key, part) in [("basis_points", self.basis_points), ("minor", self.minor)] {
+            if part > 0 {
+                object.insert(key.to_owned(), part.into());
+            }
+        }
+        (!object.is_empty()).then_some(Value::Object(object))
     }
 }
 
