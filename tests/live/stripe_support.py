@@ -77,10 +77,10 @@ class StripeTestCase(LiveTestCase):
         apply_catalog(cls.db, {**CATALOG, "packs": {"small": PACK}})
         rows(cls.db, "select billing.set_webhook_secret('stripe', %s)", SECRET)
 
-    def request_payment(self, payment_method="pm_card_visa"):
+    def request_payment(self, payment_method="pm_card_visa", provider="stripe"):
         """An org with 1 credit whose auto-recharge asks for a pack; gives org and payment."""
         org = self.org(1)
-        call(self.db, "configure_auto_recharge", org, threshold=50, pack="small", currency="USD", provider="stripe",
+        call(self.db, "configure_auto_recharge", org, threshold=50, pack="small", currency="USD", provider=provider,
              customer="cus_1", payment_method=payment_method)
         call(self.db, "settle_org", org)
         return org, value(self.db, "select payment_id from billing.payments where org_id = %s", org)

@@ -7,11 +7,15 @@ libraries.
 import hashlib
 import hmac
 import json
+import threading
 import time
 import unittest
 import uuid
 
-from support import LiveTestCase, Refused, apply_catalog, call, connect, rows, seeded, together, total, value
+import psycopg2
+
+from support import (Cluster, LiveTestCase, Refused, apply_catalog, await_condition, call, connect, rows, seeded, together, total, value,
+                     violations)
 
 SECRET = "whsec_test_0123456789"
 CATALOG = {
@@ -1037,6 +1041,80 @@ class Model(Payments):
             wrong = rows(self.db, "select * from billing.payments where org_id = %s and (status in ('succeeded', 'refunded'))"
                                   " is distinct from (paid_at is not null)", org)
             self.assertEqual(wrong, [])
+
+
+class Provider(threading.Thread):
+    """Delivers its events in any order, each until it is taken."""
+
+    def __init__(self, cluster, events):
+        super().__init__(daemon=True)
+        self.cluster, self.events = cluster, events
+        self.taken, self.failure = 0, None
+
+    def run(self):
+        try:
+            connection = self.cluster.connect("ledger")
+            while self.events:
+                payload = self.events[-1]
+                call(connection, "handle_webhook", "stripe", payload, sign(payload))
+                # Killed before this line, it is delivered once more.
+                self.events.pop()
+                self.taken += 1
+        except (psycopg2.OperationalError, psycopg2.InterfaceError):
+            pass
+        except BaseException as error:  # pylint: disable=broad-except
+            self.failure = error
+
+
+class Crash(unittest.TestCase):
+    """The server is killed with SIGKILL while reports come in, again and again."""
+
+    def test_kill_nine(self):
+        dice, seed = seeded()
+        cluster = Cluster({"max_connections": "50"})
+        self.addCleanup(cluster.remove)
+        cluster.start()
+        rows(cluster.connect(), "create database ledger")
+        db = cluster.connect("ledger")
+        rows(db, "create extension pg_billing")
+        rows(db, "select billing.install()")
+        apply_catalog(db, CATALOG)
+        value(db, "select billing.set_webhook_secret('stripe', %s)", SECRET)
+        orgs = [uuid.uuid4() for _ in range(4)]
+        payments = [call(db, "start_purchase", dice.choice(orgs), "small", "USD") for _ in range(1500)]
+        expected = dict.fromkeys(orgs, 0)
+        queues = [[] for _ in range(6)]
+        for payment in payments:
+            reports = [event("payment_intent.succeeded", intent(payment))]
+            if dice.random() < 0.3:
+                reports.append(event("charge.refunded", charge(payment, payment.total)))
+            else:
+                expected[payment.org_id] += 1100
+            for report in reports + dice.choices(reports, k=1):
+                dice.choice(queues).append(report)
+        for queue in queues:
+            dice.shuffle(queue)
+        for _ in range(3):
+            providers = [Provider(cluster, queue) for queue in queues]
+            for provider in providers:
+                provider.start()
+            goal = dice.randint(20, 60)
+            await_condition(lambda: all(p.taken >= goal or not p.events or p.failure for p in providers), 120, "reports")
+            cluster.kill()
+            for provider in providers:
+                provider.join(120)
+                self.assertIsNone(provider.failure, f"SEED={seed}")
+            cluster.start()
+        providers = [Provider(cluster, queue) for queue in queues]
+        for provider in providers:
+            provider.start()
+        for provider in providers:
+            provider.join(300)
+            self.assertEqual((provider.failure, provider.events), (None, []), f"SEED={seed}")
+        db = cluster.connect("ledger")
+        self.assertEqual({org: value(db, "select billing.get_total_credits(%s)", org) for org in orgs}, expected, f"SEED={seed}")
+        self.assertEqual(rows(db, "select * from billing.webhook_events where status <> 'processed'"), [])
+        self.assertEqual(violations(db), [])
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class Worker(WorkerTestCase):
             (intent,) = self.stripe.intents(payment)
             self.assertEqual((intent["status"], intent["amount"], intent["charged"]), ("succeeded", AMOUNT, AMOUNT))
             self.assertEqual((intent["currency"], intent["customer"], intent["payment_method"]), ("usd", "cus_1", "pm_card_visa"))
-            self.assertEqual(intent["metadata"], {"payment_id": str(payment), "org_id": str(org)})
+            self.assertEqual(intent["metadata"], {"payment_id": str(payment), "org_id": str(org), "idempotency_key": key_of(payment)})
             self.wait(lambda line=f"payment {payment}: succeeded": line in worker.said(), "the acknowledgement")
             self.assertEqual(self.stripe.answers_to(key_of(payment)), [(200, False)])
 
@@ -198,6 +198,15 @@ class Worker(WorkerTestCase):
         self.wait_for_status(payment, "succeeded")
         self.assert_paid_once(org, payment)
         self.assertEqual(self.stripe.charged(payment), AMOUNT)
+
+    def test_another_provider(self):
+        """What another provider is to charge is handed back, not charged at Stripe."""
+        self.start_stripe()
+        worker = self.start_worker()
+        _, payment = self.request_payment("pm_card_visa", "razorpay")
+        self.wait(lambda: f"payment {payment}: retry, attempt 1 failed" in worker.said(), "the event to be handed back")
+        self.assertEqual(self.stripe.get("requests"), [])
+        rows(self.db, "update billing.outbox set dead_at = now() where payload->>'payment_id' = %s", str(payment))
 
     def test_graceful_stop(self):
         """SIGTERM: the call that is under way is finished and acknowledged."""
