@@ -23,7 +23,7 @@ select E'\n## Functions';
 
 with callers as (
     select routine, string_agg(level, ', ' order by ord) as levels
-      from (values ('member', 1), ('auditor', 2), ('service', 3)) l (level, ord),
+      from (values ('member', 1), ('auditor', 2), ('service', 3), ('webhook', 4)) l (level, ord),
            lateral billing.routines_of(l.level) routine
      group by routine)
 select E'\n### ' || p.proname || case
