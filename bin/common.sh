@@ -176,6 +176,51 @@ ensure_packages() {
     RESULT="installed ${#missing[@]} packages"
 }
 
+# ensure_worker_packages: Node, and the npm packages of examples/worker as its package-lock.json names them
+ensure_worker_packages() {
+    local dir=$ROOT/examples/worker stamp=$TARGET/worker-packages wanted
+    if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
+        ensure_packages nodejs npm
+    fi
+    [[ $(node -p 'process.versions.node.split(".")[0] >= 18' 2>/dev/null) == true ]] ||
+        die "the worker in examples/worker needs Node 18 or newer"
+    wanted="$dir $(sha256sum <"$dir/package-lock.json")"
+    if [[ -d $dir/node_modules && $(cat "$stamp" 2>/dev/null) == "$wanted" ]]; then
+        RESULT='nothing to install'
+        return
+    fi
+    mkdir -p "$TARGET"
+    rm -f "$stamp"
+    (cd "$dir" && npm ci --ignore-scripts --no-audit --no-fund) </dev/null >"$TARGET/npm.log" 2>&1 || {
+        tail -n 15 "$TARGET/npm.log" >&2
+        die "npm could not install what examples/worker needs (all of its words: $TARGET/npm.log)"
+    }
+    printf '%s' "$wanted" >"$stamp"
+    RESULT="${dir#"$ROOT"/}/node_modules, as its package-lock.json says"
+}
+
+# ensure_python_packages: what tests/live/requirements.txt names, in target/python
+ensure_python_packages() {
+    local requirements=$ROOT/tests/live/requirements.txt dir=$TARGET/python
+    if cmp -s "$requirements" "$dir/installed"; then
+        RESULT='nothing to install'
+        return
+    fi
+    if ! /usr/bin/python3 -m pip --version >/dev/null 2>&1; then
+        ensure_packages python3-pip
+    fi
+    rm -rf "$dir"
+    mkdir -p "$dir"
+    # Without dependencies: all that is needed is named, with its hash.
+    /usr/bin/python3 -m pip install --disable-pip-version-check --no-deps --require-hashes --only-binary :all: \
+        --target "$dir" -r "$requirements" </dev/null >"$TARGET/pip.log" 2>&1 || {
+        tail -n 15 "$TARGET/pip.log" >&2
+        die "pip could not install what tests/live needs (all of its words: $TARGET/pip.log)"
+    }
+    cp "$requirements" "$dir/installed"
+    RESULT="${dir#"$ROOT"/}, as tests/live/requirements.txt says"
+}
+
 apt_get() {
     mkdir -p "$TARGET"
     DEBIAN_FRONTEND=noninteractive apt-get -y -q "$@" </dev/null >>"$TARGET/apt.log" 2>&1 || {

@@ -50,7 +50,7 @@ class StripeSdk(StripeTestCase):
         return None
 
     def test_taken(self):
-        """Signed by either, also with text beyond ASCII, with more than one signature, and with schemes that we do not know."""
+        """Signed by either, also with text beyond ASCII, more than one signature, and schemes that we do not know."""
         def twice(payload):
             at, good = sign(payload).split(",")
             return f"{at},v1={'0' * 64},v0={'0' * 64},{good}"
