@@ -8,6 +8,7 @@ use pgrx::datum::{FromDatum, IntoDatum};
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::CString;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use uuid::Uuid;
 
 /// A value for or from a statement, with its SQL type.
@@ -242,22 +243,23 @@ pub fn connect<R>(work: impl FnOnce(&Db) -> R) -> R {
     result
 }
 
-/// Does `work` in a subtransaction, and undoes it where it says that it was in vain.
+/// Does `work` in a subtransaction, and undoes it where it says that it was in vain. So it does on an error, which goes on: who
+/// catches it outside must find the transaction as it was.
 pub fn unless_in_vain(work: impl FnOnce() -> bool) -> bool {
-    // SAFETY: connected, as the procedural languages do it; errors unwind through it to the end of the transaction.
+    // SAFETY: connected, as the procedural languages do it.
     unsafe {
         let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
         pg_sys::BeginInternalSubTransaction(std::ptr::null());
         pg_sys::MemoryContextSwitchTo(context);
-        let was_useful = work();
-        if was_useful {
+        let done = catch_unwind(AssertUnwindSafe(work));
+        if matches!(done, Ok(true)) {
             pg_sys::ReleaseCurrentSubTransaction();
         } else {
             pg_sys::RollbackAndReleaseCurrentSubTransaction();
         }
         pg_sys::MemoryContextSwitchTo(context);
         pg_sys::CurrentResourceOwner = owner;
-        was_useful
+        done.unwrap_or_else(|error| resume_unwind(error))
     }
 }
 

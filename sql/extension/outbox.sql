@@ -77,7 +77,7 @@ declare
     most_attempts constant integer := 10;
     known record;
 begin
-    select o.org_id, o.attempts, o.topic into known from billing.outbox o
+    select o.org_id, o.attempts, o.topic, o.payload into known from billing.outbox o
      where o.event_id = fail_event.event_id and o.delivered_at is null and o.dead_at is null for update;
     if not found then
         raise exception using errcode = 'PT404', message = 'unknown event',
@@ -86,6 +86,12 @@ begin
     if known.attempts >= most_attempts then
         update billing.outbox o set dead_at = now, last_error = left(error, 1000)
          where o.org_id = known.org_id and o.event_id = fail_event.event_id;
+        -- A payment that nobody could ask for does not stand in the way of the next. Should the money come all the same, it counts.
+        if known.topic = 'payment.requested' and exists (
+            select from billing.payments p where p.org_id = known.org_id and p.payment_id = (known.payload ->> 'payment_id')::uuid
+                                             and p.status = 'processing') then
+            perform billing.set_payment_status(known.org_id, (known.payload ->> 'payment_id')::uuid, 'failed', error);
+        end if;
         return 'dead';
     end if;
     -- 10 seconds, 20, 40 … an hour.
@@ -182,7 +188,7 @@ begin
         end if;
         begin
             execute format('select status, content from %1$s.http(row(''POST'', $1,
-                                array(select %1$s.http_header(key, value) from jsonb_each_text($2)), ''application/json'', $3)::%1$s.http_request)',
+                                array(select %1$s.http_header(key::varchar, value::varchar) from jsonb_each_text($2)), ''application/json'', $3)::%1$s.http_request)',
                            http_schema)
                into answer using target ->> 'url', target -> 'headers', body::text;
             if answer.status between 200 and 299 then

@@ -322,6 +322,7 @@ begin
             union select org_id from billing.period_usage where level is not null and not carried and period_end <= as_of + interval '1 microsecond'
             union select org_id from billing.holds where status = 'open' and expires_at <= as_of
             union select org_id from billing.lanes where fresh_until <= soon and (lane = 0 or balance > 0)
+            union select org_id from billing.auto_recharges where enabled and stopped_at is null
             union select org_id from billing.alerts where resolved_at is null
             union select l.org_id from billing.lanes l
                     left join billing.folded f on f.org_id = l.org_id and f.slot = l.slot
@@ -913,7 +914,7 @@ declare
     most_attempts constant integer := 10;
     known record;
 begin
-    select o.org_id, o.attempts, o.topic into known from billing.outbox o
+    select o.org_id, o.attempts, o.topic, o.payload into known from billing.outbox o
      where o.event_id = fail_event.event_id and o.delivered_at is null and o.dead_at is null for update;
     if not found then
         raise exception using errcode = 'PT404', message = 'unknown event',
@@ -922,6 +923,12 @@ begin
     if known.attempts >= most_attempts then
         update billing.outbox o set dead_at = now, last_error = left(error, 1000)
          where o.org_id = known.org_id and o.event_id = fail_event.event_id;
+        -- A payment that nobody could ask for does not stand in the way of the next. Should the money come all the same, it counts.
+        if known.topic = 'payment.requested' and exists (
+            select from billing.payments p where p.org_id = known.org_id and p.payment_id = (known.payload ->> 'payment_id')::uuid
+                                             and p.status = 'processing') then
+            perform billing.set_payment_status(known.org_id, (known.payload ->> 'payment_id')::uuid, 'failed', error);
+        end if;
         return 'dead';
     end if;
     -- 10 seconds, 20, 40 … an hour.
@@ -1018,7 +1025,7 @@ begin
         end if;
         begin
             execute format('select status, content from %1$s.http(row(''POST'', $1,
-                                array(select %1$s.http_header(key, value) from jsonb_each_text($2)), ''application/json'', $3)::%1$s.http_request)',
+                                array(select %1$s.http_header(key::varchar, value::varchar) from jsonb_each_text($2)), ''application/json'', $3)::%1$s.http_request)',
                            http_schema)
                into answer using target ->> 'url', target -> 'headers', body::text;
             if answer.status between 200 and 299 then

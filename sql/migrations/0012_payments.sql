@@ -52,6 +52,9 @@ create table billing.payments (
     payment_method text,
     fingerprint text,
     idempotency_key text collate "C",
+    subscription text,
+    period_start timestamptz,
+    period_end timestamptz,
     metrics text[],
     grants bigint[] not null default '{}',
     taken_back bigint[] not null default '{}',
@@ -62,6 +65,7 @@ create table billing.payments (
 create unique index payments_request on billing.payments (org_id, idempotency_key) where idempotency_key is not null;
 create index payments_open on billing.payments (org_id, unit) where status in ('idle', 'processing', 'pending');
 create index payments_by_id on billing.payments (payment_id);
+create index payments_by_time on billing.payments (org_id, created_at);
 create index payments_fingerprint on billing.payments (fingerprint) where fingerprint is not null;
 comment on table billing.payments is 'Money for credit. Credit is granted when, and only when, the provider says that the money is there.';
 comment on column billing.payments.org_id is 'The billed customer.';
@@ -95,6 +99,9 @@ comment on column billing.payments.customer is 'The provider''s id of the custom
 comment on column billing.payments.payment_method is 'The provider''s id of the card or account.';
 comment on column billing.payments.fingerprint is 'The provider''s fingerprint of the card.';
 comment on column billing.payments.idempotency_key is 'Key of the request that started it.';
+comment on column billing.payments.subscription is 'The provider''s id of the subscription that it paid.';
+comment on column billing.payments.period_start is 'Start of what it paid of the subscription.';
+comment on column billing.payments.period_end is 'End of that.';
 comment on column billing.payments.metrics is 'The only metrics the credit may be spent on; null: any.';
 comment on column billing.payments.grants is 'The grants that it brought.';
 comment on column billing.payments.taken_back is 'What of each was taken back with the money, spent credit included.';
@@ -234,7 +241,7 @@ create table billing.outbox (
     last_error text,
     primary key (org_id, event_id)
 );
-create index outbox_due on billing.outbox (available_at) where delivered_at is null and dead_at is null;
+create index outbox_due on billing.outbox (topic, available_at) where delivered_at is null and dead_at is null;
 create index outbox_by_id on billing.outbox (event_id);
 comment on table billing.outbox is 'What is to be done outside: payments to make, messages to send. At least once: claim_events(), ack_events(), fail_event().';
 comment on column billing.outbox.org_id is 'The billed customer.';

@@ -10,11 +10,41 @@ use crate::payments::recharge;
 use crate::payments::state::Status;
 use crate::payments::store::{self, Payment};
 use crate::settlement;
-use crate::sql::Db;
+use crate::sql::{At, Db};
 use crate::time::INFINITY;
 use crate::validity::Validity;
+use crate::{args, statements};
 use serde_json::json;
 use uuid::Uuid;
+
+statements! {
+    // What a plan granted in the periods that were paid.
+    PLAN_GRANTS(uuid, timestamptz, timestamptz) =
+        "select grant_id from billing.lots
+          where org_id = $1 and source = 'plan' and unit = 'credit'
+            and effective_at >= $2 - interval '12 hours' and effective_at < $3 - interval '12 hours' order by grant_id";
+    // They are not paid any more.
+    UNPAY(uuid, text, text, timestamptz, timestamptz) =
+        "update billing.provider_subscriptions set paid_until = $4
+          where org_id = $1 and provider = $2 and subscription = $3 and paid_until = $5";
+}
+
+/// A payment for a subscription brings what its plan grants in the periods that it paid: also what it granted since.
+fn note_plan_grants(db: &Db, payment: &mut Payment) {
+    let Some((start, end)) = payment.period else { return };
+    for row in db.write(&PLAN_GRANTS, args![payment.org_id, At(start), At(end)]).iter() {
+        let grant_id: i64 = row.get(0);
+        if !payment.grants.iter().any(|(known, _)| *known == grant_id) {
+            payment.grants.push((grant_id, 0));
+        }
+    }
+    if payment.money.status() == Status::Refunded
+        && let Some(subscription) = &payment.subscription
+    {
+        let (org_id, provider) = (payment.org_id, payment.provider.as_str());
+        db.write(&UNPAY, args![org_id, provider, subscription.as_str(), At(start), At(end)]);
+    }
+}
 
 /// Changes a payment, under the lock of its wallet, and brings the credit in line with the money.
 pub fn change(
@@ -37,7 +67,7 @@ pub fn change(
     if after != before && matches!(after, Status::Succeeded | Status::Failed) {
         store::look_for_signals(db, org_id, payment.fingerprint.as_deref());
         if payment.source == "auto_recharge" {
-            recharge::ended(db, &payment, clock::now());
+            recharge::ended(db, &payment, clock::now())?;
         }
     }
     Ok(payment)
@@ -49,6 +79,9 @@ fn settle(db: &Db, lane: Lane, payment: &mut Payment) -> Result<()> {
     let now = wallet.now();
     if payment.money.paid && payment.paid_at.is_none() {
         payment.paid_at = Some(now);
+    }
+    if payment.money.taken_of(i64::MAX) > 0 {
+        note_plan_grants(db, payment);
     }
     let known: Vec<i64> = payment.grants.iter().map(|(grant_id, _)| *grant_id).collect();
     let grants_credit = known.is_empty() && payment.credits > 0 && payment.money.brings_credit();
@@ -109,6 +142,7 @@ fn take_back(db: &Db, wallet: &mut Wallet, payment: &mut Payment) -> Result<()> 
             continue;
         }
         let credits = due.min(lot.remaining);
+        let spent = lot.amount - lot.remaining - lot.written_off;
         // Nothing of it comes back later, from a hold or a refund.
         lot.voided |= is_all;
         let id = payment.payment_id.to_string();
@@ -124,7 +158,8 @@ fn take_back(db: &Db, wallet: &mut Wallet, payment: &mut Payment) -> Result<()> 
             wallet.write_off(&mut operation, "void", Part { grant_id: *grant_id, credits })?;
         }
         *taken += due;
-        missing += due - credits;
+        // What expired was not spent.
+        missing += (due - credits).min(spent);
     }
     if missing > 0 {
         payment.unrecovered = payment.unrecovered.saturating_add(missing);

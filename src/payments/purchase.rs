@@ -95,6 +95,8 @@ pub fn of_pack(org_id: Uuid, pack: &Pack, currency: &str, quote: Quote, (source,
         grants: Vec::new(),
         unrecovered: 0,
         priority: pack.priority,
+        subscription: None,
+        period: None,
         price: quote.price,
         tax: quote.tax,
         fee: quote.fee,
@@ -140,7 +142,8 @@ pub fn provider(name: Option<&str>) -> Result<&str> {
 ///
 /// Give `payment_id` and `org_id` to the provider as metadata (Stripe) or notes (Razorpay), and charge `total` minor units. With
 /// `customer`, a worker is asked to charge the customer's saved `payment_method` at once (topic `payment.requested` of the outbox).
-/// `amount`: minor units, for packs of which any amount can be paid. Errors: PT404 `unknown_pack`; PT409 `idempotency_conflict`;
+/// `amount`: minor units, for packs of which any amount can be paid. Members may name a customer that is linked to their org only.
+/// Errors: PT404 `unknown_pack`; PT409 `idempotency_conflict`;
 /// 42501 for an org that is not the caller's; 22023.
 #[pg_extern(volatile, security_definer)]
 #[search_path(pg_catalog, billing, pg_temp)]
@@ -197,6 +200,7 @@ fn start_purchase(
             let mut payment = of_pack(org_id, &pack, currency, quote, ("purchase", provider));
             payment.request_hash = Some(hash);
             let asks = customer.is_some();
+            check_customer(db, org_id, provider, customer.as_deref())?;
             (payment.customer, payment.payment_method) = (customer, payment_method);
             if asks {
                 request(db, &mut payment, 1);
@@ -206,6 +210,17 @@ fn start_purchase(
             Ok(payment.into())
         })
     })())
+}
+
+/// Nobody charges another's card: a customer that is another org's is refused, and members name only one that is known to be
+/// theirs.
+pub fn check_customer(db: &Db, org_id: Uuid, provider: &str, customer: Option<&str>) -> Result<()> {
+    let Some(customer) = customer else { return Ok(()) };
+    match store::org_of_customer(db, provider, customer) {
+        Some(owner) if owner == org_id => Ok(()),
+        None if access::sees_every_org(db) => Ok(()),
+        _ => Err(Error::invalid("customer", "is not known to be a customer of this org")),
+    }
 }
 
 /// An id of a provider.

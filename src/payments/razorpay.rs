@@ -1,8 +1,8 @@
 //! Events of Razorpay. Its metadata is called notes.
 
 use super::event::{
-    Event, Fact, InvoiceFact, Object, Outcome, PaymentFact, RefundFact, SubscriptionFact, SubscriptionState,
-    Unreadable, distinct, document, needed, object,
+    DisputeFact, DisputeState, Event, Fact, InvoiceFact, Object, Outcome, PaymentFact, RefundFact, SubscriptionFact,
+    SubscriptionState, Unreadable, distinct, document, needed, object,
 };
 use sha2::{Digest, Sha256};
 
@@ -36,8 +36,15 @@ fn fact(kind: &str, event: Object<'_>) -> Result<Option<Fact>, Unreadable> {
         "refund.processed" => refund(entity("refund", "payload.refund.entity")?, payment()?)?,
         "subscription.charged" => charge(subscription()?, payment()?)?,
         "subscription.activated" => change(subscription()?, SubscriptionState::Active)?,
-        "subscription.pending" | "subscription.halted" => change(subscription()?, SubscriptionState::PastDue)?,
-        "subscription.cancelled" => change(subscription()?, SubscriptionState::Canceled)?,
+        "subscription.pending" | "subscription.halted" | "subscription.paused" => {
+            change(subscription()?, SubscriptionState::PastDue)?
+        }
+        "subscription.cancelled" | "subscription.completed" | "subscription.expired" => {
+            change(subscription()?, SubscriptionState::Canceled)?
+        }
+        "payment.dispute.created" => dispute(entity("dispute", "payload.dispute.entity")?, DisputeState::Open)?,
+        "payment.dispute.won" => dispute(entity("dispute", "payload.dispute.entity")?, DisputeState::Won)?,
+        "payment.dispute.lost" => dispute(entity("dispute", "payload.dispute.entity")?, DisputeState::Lost)?,
         _ => return Ok(None),
     };
     Ok(Some(fact))
@@ -97,6 +104,18 @@ fn refund(refund: Object<'_>, payment: Object<'_>) -> Result<Fact, Unreadable> {
         currency: needed(payment.currency("currency")?, "currency")?,
         payment_id: label("payment_id"),
         org_id: label("org_id"),
+    }))
+}
+
+fn dispute(dispute: Object<'_>, state: DisputeState) -> Result<Fact, Unreadable> {
+    Ok(Fact::Dispute(DisputeFact {
+        id: needed(dispute.text("id")?, "id")?.to_owned(),
+        refs: vec![needed(dispute.id("payment_id")?, "payment_id")?.to_owned()],
+        state,
+        amount: needed(dispute.amount("amount")?, "amount")?,
+        currency: needed(dispute.currency("currency")?, "currency")?,
+        payment_id: None,
+        org_id: None,
     }))
 }
 

@@ -6,7 +6,7 @@ use crate::alerts;
 use crate::arguments::{positive, required, required_uuid};
 use crate::catalog::cache;
 use crate::clock;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::ledger::store as ledger;
 use crate::payments::outbox;
 use crate::payments::purchase;
@@ -64,7 +64,7 @@ statements! {
           where org_id = $1 and unit = $2
          returning failures, stopped_at is not null";
     SUCCEEDED(uuid, text) =
-        "update billing.auto_recharges set failures = 0, next_attempt_at = null where org_id = $1 and unit = $2";
+        "update billing.auto_recharges set failures = 0, next_attempt_at = null, stopped_at = null where org_id = $1 and unit = $2";
     FAILURES(uuid, text) = "select failures from billing.auto_recharges where org_id = $1 and unit = $2";
 }
 
@@ -140,7 +140,9 @@ pub fn consider(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) {
         Verdict::Due => {
             let provider: String = row.get(3);
             let mut payment = purchase::of_pack(org_id, &pack, &currency, quote, ("auto_recharge", &provider));
-            (payment.customer, payment.payment_method) = (row.opt(4), row.opt(5));
+            let customer: Option<String> = row.opt(4);
+            payment.customer = customer.or_else(|| store::customer_of(db, org_id, &provider));
+            payment.payment_method = row.opt(5);
             purchase::request(db, &mut payment, 1);
             store::insert(db, &payment, None, "{}", now);
             alerts::resolve(db, org_id, "recharge_ceiling", unit, now);
@@ -149,12 +151,13 @@ pub fn consider(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) {
 }
 
 /// A payment of it came to an end.
-pub fn ended(db: &Db, payment: &Payment, now: Moment) {
+pub fn ended(db: &Db, payment: &Payment, now: Moment) -> Result<()> {
     let (org_id, unit) = (payment.org_id, payment.unit.as_str());
     if payment.money.status() == Status::Succeeded {
         db.write(&SUCCEEDED, args![org_id, unit]);
         alerts::resolve(db, org_id, "recharge_stopped", unit, now);
-        return;
+        // One pack may not be enough, and the threshold may have been crossed since.
+        return alerts::look(db, org_id, unit, now);
     }
     let failures = db.write(&FAILURES, args![org_id, unit]).first().map_or(0, |row| row.get::<i32>(0));
     let next = now.saturating_add(pause(failures));
@@ -171,12 +174,14 @@ pub fn ended(db: &Db, payment: &Payment, now: Moment) {
             &json!({"unit": unit, "failures": failures, "failure": payment.failure}),
         );
     }
+    Ok(())
 }
 
 /// Lets a pack be bought whenever the credit that can be spent, and that is on its way, is together below a threshold.
 ///
 /// `threshold`: in the unit of the pack's wallet. `monthly_ceiling`: minor units that it may charge in a calendar month (UTC),
-/// null for none. `customer`, `payment_method`: the provider's ids of what is to be charged. Setting it again starts it again
+/// null for none. `customer`, `payment_method`: the provider's ids of what is to be charged; without a customer, the one that is linked
+/// to the org. Members may name a linked one only. Setting it again starts it again
 /// after failures. Errors: PT404 `unknown_pack`; 42501; 22023.
 #[pg_extern(volatile, security_definer)]
 #[search_path(pg_catalog, billing, pg_temp)]
@@ -205,6 +210,7 @@ fn configure_auto_recharge(
         sql::connect(|db| {
             cache::require_installed(db)?;
             access::authorize(db, org_id)?;
+            purchase::check_customer(db, org_id, provider, customer.as_deref())?;
             let pack = cache::pack(db, name)?;
             let quote = quote(db, &pack, currency, None)?;
             if ceiling.is_some_and(|ceiling| ceiling < quote.total) {

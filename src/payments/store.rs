@@ -11,7 +11,8 @@ macro_rules! payment_columns {
     () => {
         "p.payment_id, p.status, p.total, p.paid_at, p.refunded, p.lost, p.news_at, p.source, p.provider, p.pack, p.plan, p.unit,
          p.currency, p.validity, p.credits, p.bonus, p.metrics, p.grants, p.taken_back, p.unrecovered, p.price, p.tax, p.fee,
-         p.request_hash, p.dispute, p.failure, p.customer, p.payment_method, p.fingerprint, p.priority"
+         p.request_hash, p.dispute, p.failure, p.customer, p.payment_method, p.fingerprint, p.priority, p.subscription,
+         p.period_start, p.period_end"
     };
 }
 
@@ -25,12 +26,13 @@ statements! {
         "select distinct org_id, payment_id from billing.payment_refs
           where provider = $1 and ref = any ($2) limit 2";
     NEW(uuid, uuid, timestamptz, int8, int8, int8, int8, int8, int8, text, text, text, text, text, text, text, text, text, text,
-        text, jsonb, int8, texts, int4) =
+        text, jsonb, int8, texts, int4, text, timestamptz, timestamptz) =
         "insert into billing.payments
                 (org_id, payment_id, created_at, updated_at, price, tax, fee, total, credits, bonus, status, source, provider, pack,
-                 plan, unit, currency, validity, customer, payment_method, metadata, request_hash, idempotency_key, metrics, priority)
+                 plan, unit, currency, validity, customer, payment_method, metadata, request_hash, idempotency_key, metrics, priority, subscription, period_start,
+                 period_end)
          values ($1, $2, $3, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $21, $22, $20,
-                 $23, $24)";
+                 $23, $24, $25, $26, $27)";
     SAVE(uuid, uuid, timestamptz, text, timestamptz, int8, int8, int8, int8s, int8s, int8, text, text, text, text, text) =
         "update billing.payments
             set updated_at = $3, status = $4, paid_at = $5, refunded = $6, lost = $7, news_at = $8, grants = $9, taken_back = $10,
@@ -48,6 +50,8 @@ statements! {
          select $1, $2, $3
           where not exists (select from billing.provider_customers where provider = $2 and customer = $3)
          on conflict do nothing";
+    CUSTOMERS(uuid, text) =
+        "select customer from billing.provider_customers where org_id = $1 and provider = $2 order by customer limit 2";
     ORG_OF_CUSTOMER(text, text) = "select org_id from billing.provider_customers where provider = $1 and customer = $2";
 }
 
@@ -73,6 +77,9 @@ pub struct Payment {
     pub grants: Vec<(i64, i64)>,
     pub unrecovered: i64,
     pub priority: i32,
+    /// What it paid of a provider's subscription.
+    pub subscription: Option<String>,
+    pub period: Option<(Moment, Moment)>,
     pub price: i64,
     pub tax: i64,
     pub fee: i64,
@@ -122,6 +129,8 @@ fn payment(row: &Row, org_id: Uuid) -> Result<Payment> {
         payment_method: row.opt(27),
         fingerprint: row.opt(28),
         priority: row.get(29),
+        subscription: row.opt(30),
+        period: row.opt(31).zip(row.opt(32)),
     })
 }
 
@@ -176,6 +185,9 @@ pub fn insert(db: &Db, new: &Payment, key: Option<&str>, metadata: &str, now: Mo
             new.request_hash,
             new.metrics.clone(),
             new.priority,
+            new.subscription.as_deref(),
+            new.period.map(|(start, _)| At(start)),
+            new.period.map(|(_, end)| At(end)),
         ],
     );
 }
@@ -231,6 +243,12 @@ pub fn note_signal(db: &Db, org_id: Uuid, kind: &str, score: i32, reason: &str, 
 /// Notes which org a provider's customer is, unless it is known.
 pub fn link(db: &Db, org_id: Uuid, provider: &str, customer: &str) {
     db.write(&LINK, args![org_id, provider, customer]);
+}
+
+/// The provider's customer that an org is, where there is one only.
+pub fn customer_of(db: &Db, org_id: Uuid, provider: &str) -> Option<String> {
+    let rows = db.write(&CUSTOMERS, args![org_id, provider]);
+    if rows.count() == 1 { rows.first().map(|row| row.get(0)) } else { None }
 }
 
 /// Which org a provider's customer is; None where nobody knows, or several are.

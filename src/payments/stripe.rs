@@ -31,10 +31,12 @@ fn fact(kind: &str, event: Object<'_>) -> Result<Option<Fact>, Unreadable> {
     match kind {
         "checkout.session.completed" => session(about()?, None),
         "checkout.session.async_payment_succeeded" => session(about()?, Some(Outcome::Paid)),
-        "checkout.session.async_payment_failed" => session(about()?, Some(Outcome::Failed)),
+        "checkout.session.async_payment_failed" | "checkout.session.expired" => {
+            session(about()?, Some(Outcome::Failed))
+        }
         "payment_intent.succeeded" => intent(about()?, Outcome::Paid).map(Some),
         "payment_intent.processing" => intent(about()?, Outcome::Pending).map(Some),
-        "payment_intent.payment_failed" => intent(about()?, Outcome::Failed).map(Some),
+        "payment_intent.payment_failed" | "payment_intent.canceled" => intent(about()?, Outcome::Failed).map(Some),
         "invoice.paid" => invoice(about()?, true).map(Some),
         "invoice.payment_failed" => invoice(about()?, false).map(Some),
         "customer.subscription.created" | "customer.subscription.updated" => subscription(about()?, false).map(Some),
@@ -220,10 +222,18 @@ fn invoice(invoice: Object<'_>, paid: bool) -> Result<Fact, Unreadable> {
         if gives_back(line)? {
             continue;
         }
-        prices.push(price(line)?);
-        if of_subscription(line)? {
-            periods.extend(line.object("period")?.period("start", "end")?);
+        let price = price(line)?;
+        prices.push(price);
+        if of_subscription(line)?
+            && let Some(period) = line.object("period")?.period("start", "end")?
+        {
+            periods.push((period, price));
         }
+    }
+    // The price of the period comes first; beside it may stand what a change of plan costs for the rest of the last one.
+    let period = latest(periods.iter().map(|(period, _)| *period).collect());
+    if let Some((_, price)) = periods.iter().find(|(known, _)| Some(*known) == period) {
+        prices.insert(0, *price);
     }
     labels.push(invoice.labels("metadata")?);
     let mut refs = vec![invoice.id("payment_intent")?, invoice.id("charge")?];
@@ -240,7 +250,7 @@ fn invoice(invoice: Object<'_>, paid: bool) -> Result<Fact, Unreadable> {
         org_id: first(&labels, "org_id"),
         customer: invoice.id("customer")?.map(str::to_owned),
         prices: distinct(prices),
-        period: latest(periods),
+        period,
         amount: needed(invoice.amount(amount)?, amount)?,
         currency: needed(invoice.currency("currency")?, "currency")?,
         reason: invoice.text("billing_reason")?.map(str::to_owned),

@@ -15,6 +15,7 @@ use crate::payments::state::Money;
 use crate::payments::store::{self, Payment};
 use crate::payments::webhook::{Done, EPOCH};
 use crate::plans::subscription;
+use crate::settlement;
 use crate::sql::{At, Db};
 use crate::time::Moment;
 use crate::{args, statements, units};
@@ -34,14 +35,21 @@ statements! {
             set state = $4, plan = coalesce($5, s.plan), cancel_at_period_end = $6, news_at = $7
           where s.news_at <= $7 and s.state <> 'canceled'
          returning paid_until is not null";
-    COLLECT(uuid, text, text, text, timestamptz) =
-        "insert into billing.provider_subscriptions as s (org_id, provider, subscription, state, plan, paid_until)
-         values ($1, $2, $3, 'active', $4, $5)
+    COLLECT(uuid, text, text, text, timestamptz, int8) =
+        "insert into billing.provider_subscriptions as s (org_id, provider, subscription, state, plan, paid_until, news_at)
+         values ($1, $2, $3, 'active', $4, $5, $6)
          on conflict (org_id, provider, subscription) do update
-            set plan = $4, paid_until = greatest(s.paid_until, $5),
+            set plan = $4, paid_until = greatest(s.paid_until, $5), news_at = greatest(s.news_at, $6),
                 state = case when s.state in ('incomplete', 'past_due') then 'active' else s.state end";
+    PAID_UNTIL(uuid, text, text) =
+        "select paid_until from billing.provider_subscriptions where org_id = $1 and provider = $2 and subscription = $3";
     STATE(uuid, text, text) =
         "select state from billing.provider_subscriptions where org_id = $1 and provider = $2 and subscription = $3";
+    LATER(uuid, text, text) =
+        "select from billing.provider_subscriptions o
+          where o.org_id = $1 and (o.provider, o.subscription) <> ($2, $3) and o.state <> 'canceled'
+            and o.paid_until > (select s.paid_until from billing.provider_subscriptions s
+                                 where s.org_id = $1 and s.provider = $2 and s.subscription = $3)";
     LATE(uuid, text, text, int8) =
         "update billing.provider_subscriptions set state = 'past_due', news_at = $4
           where org_id = $1 and provider = $2 and subscription = $3 and news_at <= $4 and state = 'active'";
@@ -53,14 +61,14 @@ enum Item {
     Pack(Rc<Pack>),
 }
 
+/// The first of the prices, which is that of the period, counts before the others, and plans before packs.
 fn item(db: &Db, provider: &str, prices: &[String]) -> Result<Option<Item>> {
-    let names = |ids: Option<&Vec<String>>| ids.is_some_and(|ids| ids.iter().any(|id| prices.contains(id)));
-    let plan = cache::all_plans(db)?.into_iter().find(|(plan, _)| names(plan.provider_ids.get(provider)));
-    if let Some((plan, _)) = plan {
-        return Ok(Some(Item::Plan(plan)));
-    }
-    let pack = cache::all_packs(db)?.into_iter().find(|(pack, _)| names(pack.provider_ids.get(provider)));
-    Ok(pack.map(|(pack, _)| Item::Pack(pack)))
+    let (plans, packs) = (cache::all_plans(db)?, cache::all_packs(db)?);
+    let names = |ids: Option<&Vec<String>>, price: &String| ids.is_some_and(|ids| ids.contains(price));
+    let plan = |price| plans.iter().find(|(plan, _)| names(plan.provider_ids.get(provider), price));
+    let pack = |price| packs.iter().find(|(pack, _)| names(pack.provider_ids.get(provider), price));
+    let plan = prices.iter().find_map(plan).map(|(plan, _)| Item::Plan(Rc::clone(plan)));
+    Ok(plan.or_else(|| prices.iter().find_map(pack).map(|(pack, _)| Item::Pack(Rc::clone(pack)))))
 }
 
 fn known(db: &Db, provider: &str, id: &str) -> Option<(Uuid, Option<String>)> {
@@ -97,8 +105,12 @@ pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Res
     }
     let Some(item) = item else { return Ok(Done::Review("unknown_price", Some(org_id))) };
     ledger::lock_org(db, org_id, &[units::CREDIT.to_owned()], clock::now())?;
-    if store::by_refs(db, provider, std::slice::from_ref(&fact.id)).is_some() {
-        return Ok(Done::Processed(Some(org_id)));
+    let refs: Vec<String> = fact.refs.iter().cloned().chain(std::iter::once(fact.id.clone())).collect();
+    if let Some((owner, payment_id)) = store::by_refs(db, provider, &refs) {
+        // Known as a purchase of ours: its own report pays it.
+        let payment = money::change(db, owner, payment_id, |_| Ok(()))?;
+        store::add_refs(db, &payment, &refs);
+        return Ok(Done::Processed(Some(owner)));
     }
     let payment = match item {
         Item::Pack(pack) => {
@@ -106,6 +118,10 @@ pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Res
             // Tax may have come on top at the provider.
             if fact.amount < quote.price {
                 return Err(Error::mismatch("amount", &quote.price.to_string(), &fact.amount.to_string()));
+            }
+            // Several of it, or something else beside it.
+            if fact.amount >= quote.price.saturating_mul(2) || fact.prices.len() > 1 {
+                return Ok(Done::Review("several_items", Some(org_id)));
             }
             let mut new = purchase::of_pack(org_id, &pack, &fact.currency, quote, ("subscription", provider));
             new.money.total = fact.amount;
@@ -115,12 +131,11 @@ pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Res
                 Ok(())
             })?
         }
-        Item::Plan(plan) => match collect(db, org_id, provider, fact, &plan)? {
+        Item::Plan(plan) => match collect(db, org_id, provider, (fact, created), &plan)? {
             Ok(payment) => payment,
             Err(reason) => return Ok(Done::Review(reason, Some(org_id))),
         },
     };
-    let refs: Vec<String> = fact.refs.iter().cloned().chain(std::iter::once(fact.id.clone())).collect();
     store::add_refs(db, &payment, &refs);
     if let Some(customer) = &fact.customer {
         store::link(db, org_id, provider, customer);
@@ -128,12 +143,16 @@ pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Res
     Ok(Done::Processed(Some(org_id)))
 }
 
+fn paid_until(db: &Db, org_id: Uuid, provider: &str, id: &str) -> Option<Moment> {
+    db.write(&PAID_UNTIL, args![org_id, provider, id]).first().and_then(|row| row.opt(0))
+}
+
 /// A period of a plan was paid.
 fn collect(
     db: &Db,
     org_id: Uuid,
     provider: &str,
-    fact: &InvoiceFact,
+    (fact, created): (&InvoiceFact, i64),
     plan: &Plan,
 ) -> Result<std::result::Result<Payment, &'static str>> {
     let Some((start, until)) = fact.period.map(|(start, end)| (moment(start), moment(end))) else {
@@ -148,9 +167,14 @@ fn collect(
     if until <= now {
         return Ok(Err("period_over"));
     }
+    let before: Option<Moment> = paid_until(db, org_id, provider, &id);
     let grants = subscription::collect(db, org_id, plan, (start, until), now, || {
-        db.write(&COLLECT, args![org_id, provider, id.as_str(), &plan.name, At(until)]);
+        db.write(&COLLECT, args![org_id, provider, id.as_str(), &plan.name, At(until), created]);
     })?;
+    // Paid, and nothing came of it: a second subscription of the same plan, say.
+    if fact.amount > 0 && grants.is_empty() && plan.credits.is_some() && before.is_some_and(|before| before >= until) {
+        return Ok(Err("nothing_to_begin"));
+    }
     let mut payment = Payment {
         org_id,
         payment_id: purchase::new_id(),
@@ -169,6 +193,8 @@ fn collect(
         grants: Vec::new(),
         unrecovered: 0,
         priority: 0,
+        subscription: Some(id),
+        period: Some((start, until)),
         price: fact.amount,
         tax: 0,
         fee: 0,
@@ -192,10 +218,12 @@ pub fn subscription(db: &Db, provider: &str, fact: &SubscriptionFact, created: i
     let Some(org_id) = fact.org_id.or(before.as_ref().map(|(org_id, _)| *org_id)).or_else(of_customer) else {
         return Ok(Done::Review("unknown_org", None));
     };
+    let goes_on = matches!(fact.state, SubscriptionState::Active | SubscriptionState::Incomplete);
     let plan = match item(db, provider, &fact.prices)? {
         Some(Item::Plan(plan)) => Some(plan),
         Some(Item::Pack(_)) => None,
-        None if fact.prices.is_empty() => None,
+        // What ends, ends at whatever price.
+        None if fact.prices.is_empty() || !goes_on => None,
         None => return Ok(Done::Review("unknown_price", Some(org_id))),
     };
     let state = match fact.state {
@@ -209,11 +237,15 @@ pub fn subscription(db: &Db, provider: &str, fact: &SubscriptionFact, created: i
     if let Some(customer) = &fact.customer {
         store::link(db, org_id, provider, customer);
     }
+    // What was paid for begins, and what was not does not, before the news counts.
+    settlement::catch_up(db, org_id, now)?;
     let name = plan.as_ref().map(|plan| plan.name.clone());
     let rows =
         db.write(&REPORT, args![org_id, provider, fact.id.as_str(), state, name, fact.cancel_at_period_end, created]);
     // Nothing was paid, so nothing runs here; or there is newer news.
-    let is_ours = rows.first().is_some_and(|row| row.get::<bool>(0));
+    let is_paid = rows.first().is_some_and(|row| row.get::<bool>(0));
+    // Another subscription of the org pays for what runs now.
+    let is_ours = is_paid && db.write(&LATER, args![org_id, provider, fact.id.as_str()]).count() == 0;
     if is_ours {
         match fact.state {
             SubscriptionState::Canceled => subscription::end_now(db, org_id, now)?,
@@ -222,9 +254,9 @@ pub fn subscription(db: &Db, provider: &str, fact: &SubscriptionFact, created: i
             }
             SubscriptionState::Active | SubscriptionState::Incomplete => {
                 if let Some(plan) = &plan {
-                    subscription::switch(db, org_id, plan, now)?;
+                    subscription::switch(db, org_id, plan, now);
                 }
-                subscription::end_with_period(db, org_id, fact.cancel_at_period_end, now)?;
+                subscription::end_with_period(db, org_id, fact.cancel_at_period_end, now);
             }
         }
     }

@@ -45,6 +45,7 @@ statements! {
           where provider = $1 and event_id = $2";
     STORED(text, text) =
         "select payload, status, type, org_id from billing.webhook_events where provider = $1 and event_id = $2 for update";
+    ALONE(text, text) = "select pg_advisory_xact_lock(hashtextextended($1 || ' ' || $2, 8158))";
     WAITING(text, texts) =
         "select event_id, payload from billing.webhook_events
           where provider = $1 and status = 'review' and refs && $2
@@ -98,20 +99,30 @@ fn digest(payload: &[u8]) -> String {
     })
 }
 
-/// The provider's ids of the payment that an event is about.
+/// The provider's ids of what an event is about: payments, subscription, customer. Two events that tell of each other share one.
 fn refs(event: &Event) -> Vec<String> {
-    match &event.fact {
-        Some(Fact::Payment(fact)) => fact.refs.clone(),
+    let mut all = match &event.fact {
+        Some(Fact::Payment(fact)) => fact.refs.iter().chain(&fact.customer).cloned().collect(),
         Some(Fact::Refund(fact)) => fact.refs.clone(),
         Some(Fact::Dispute(fact)) => fact.refs.clone(),
-        Some(Fact::Invoice(fact)) => fact.refs.iter().cloned().chain(std::iter::once(fact.id.clone())).collect(),
-        Some(Fact::Subscription(fact)) => vec![fact.id.clone()],
+        Some(Fact::Invoice(fact)) => {
+            let own = std::iter::once(&fact.id).chain(&fact.subscription).chain(&fact.customer);
+            fact.refs.iter().chain(own).cloned().collect()
+        }
+        Some(Fact::Subscription(fact)) => std::iter::once(&fact.id).chain(&fact.customer).cloned().collect(),
         None => Vec::new(),
-    }
+    };
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
 /// Does the work of an event, and of those that waited for what it tells.
 fn take(db: &Db, provider: &str, event: &Event, now: Moment) -> WebhookReceipt {
+    // One that tells what another waits for, and that other, do not pass each other: always in one order, before all else.
+    for known in refs(event) {
+        db.write(&ALONE, args![provider, known]);
+    }
     let receipt = take_one(db, provider, event, now);
     let mut told = if receipt.status == "processed" { refs(event) } else { Vec::new() };
     while !told.is_empty() {
@@ -194,16 +205,21 @@ fn check(payment: &Payment, provider: &str, amount: Option<i64>, currency: Optio
 }
 
 fn pay(db: &Db, provider: &str, event: &Event, fact: &PaymentFact) -> Result<Done> {
-    // The invoice tells what of a subscription was paid.
-    if fact.of_subscription {
-        if let (Some(org_id), Some(customer)) = (fact.org_id, &fact.customer) {
+    let located = locate(db, provider, &fact.refs, (fact.org_id, fact.payment_id));
+    let Some((org_id, payment_id)) = located else {
+        // The invoice tells what of a subscription was paid.
+        if !fact.of_subscription {
+            return Ok(Done::Review("unknown_payment", fact.org_id));
+        }
+        if let (Some(org_id), Some(customer), Outcome::Paid) = (fact.org_id, &fact.customer, fact.outcome) {
             store::link(db, org_id, provider, customer);
         }
         return Ok(Done::Processed(fact.org_id));
-    }
-    let Some((org_id, payment_id)) = locate(db, provider, &fact.refs, (fact.org_id, fact.payment_id)) else {
-        return Ok(Done::Review("unknown_payment", fact.org_id));
     };
+    // The same money twice, once as a payment of ours and once as an invoice of a subscription.
+    if store::by_refs(db, provider, &fact.refs).is_some_and(|(_, known)| known != payment_id) {
+        return Ok(Done::Review("paid_otherwise", Some(org_id)));
+    }
     let payment = money::change(db, org_id, payment_id, |payment| {
         // A card that was declined is none to charge again; whose it is may still tell something.
         let method = fact.payment_method.as_ref().filter(|_| fact.outcome != Outcome::Failed);
@@ -236,7 +252,8 @@ fn pay(db: &Db, provider: &str, event: &Event, fact: &PaymentFact) -> Result<Don
         Ok(())
     })?;
     store::add_refs(db, &payment, &fact.refs);
-    if let Some(customer) = &fact.customer {
+    // Who could not pay may have named anybody.
+    if let (Some(customer), Outcome::Paid) = (&fact.customer, fact.outcome) {
         store::link(db, org_id, provider, customer);
     }
     Ok(Done::Processed(Some(org_id)))

@@ -366,8 +366,30 @@ pub fn collect(
     settlement::catch_up(db, org_id, now)?;
     let before = store::subscriptions(db, org_id);
     let running = active(&before, now).filter(|s| !s.by_default && s.starts_at <= now);
+    // Money for the time after its end takes a cancellation back.
+    if let Some(current) = running.filter(|s| s.cancel_at_period_end)
+        && current.next_period_at.is_some_and(|turn| until > turn + GRACE)
+    {
+        store::set_ending(db, org_id, current.starts_at, false, None);
+    }
     match running {
-        Some(current) if current.plan == plan.name => note(),
+        // It was free until now, or paid to another day: the paid period is a period.
+        Some(current) if is_new_anchor(current, plan, start) => {
+            settlement::cut_period(db, org_id, now, now)?;
+            store::end(db, org_id, current.starts_at, now);
+            note();
+            begin_paid(db, &call, plan, start.min(now), now)?;
+        }
+        Some(current) if current.plan == plan.name => {
+            // Periods that nobody paid are passed by.
+            if current.waits_for_money
+                && let Some(next) = current.next_period_at.filter(|next| start > *next + GRACE)
+            {
+                let paid = whole_period(plan.cycle, current.anchor, start.saturating_add(GRACE)).start;
+                store::reopen(db, org_id, current.starts_at, paid.max(next));
+            }
+            note();
+        }
         // A period that was waiting for its money begins with the plan that was paid.
         Some(current) if current.next_period_at.is_some_and(|at| at <= now) => {
             store::set_ending(db, org_id, current.starts_at, false, Some(&plan.name));
@@ -381,9 +403,11 @@ pub fn collect(
             let ended = before.iter().filter(|s| !s.by_default && !s.is_void()).filter_map(|s| s.ends_at);
             let start = ended.filter(|end| *end <= now).chain([start.min(now)]).max().unwrap_or(now);
             note();
-            subscribe_to(db, &call, &before, plan, Some(start), now)?;
-            // A period that began in the past is the current one.
-            debug_assert!(until > now, "a period that is not over");
+            if before.iter().any(|s| !s.by_default && !s.is_void() && s.ends_at.is_some()) {
+                begin_paid(db, &call, plan, start, now)?;
+            } else {
+                subscribe_to(db, &call, &before, plan, Some(start), now)?;
+            }
         }
     }
     settlement::catch_up(db, org_id, now)?;
@@ -395,39 +419,64 @@ pub fn collect(
     Ok(new)
 }
 
-/// The plan of what a provider collects for changed. The wallets are locked.
-pub fn switch(db: &Db, org_id: Uuid, plan: &Plan, now: Moment) -> Result<()> {
-    let call = Call::new(org_id, "switch", &[], None, None)?;
-    settlement::catch_up(db, org_id, now)?;
-    let all = store::subscriptions(db, org_id);
-    match active(&all, now).filter(|s| !s.by_default && s.starts_at <= now && s.plan != plan.name) {
-        // The next period waits for its money.
-        Some(current) if current.next_period_at.is_some_and(|at| at <= now) => {
-            store::set_ending(db, org_id, current.starts_at, false, Some(&plan.name));
-            Ok(())
+/// How far a provider's periods may be from ours.
+const GRACE: i64 = 12 * 3600 * 1_000_000;
+
+/// Whether a paid period does not lie as the periods of the same plan do.
+fn is_new_anchor(current: &Subscription, plan: &Plan, start: Moment) -> bool {
+    if current.plan != plan.name || start <= current.starts_at + GRACE {
+        return false;
+    }
+    let period = whole_period(plan.cycle, current.anchor, start.saturating_add(GRACE));
+    (period.start - start).abs() > GRACE
+}
+
+/// Begins a paid subscription after another one: what that one granted for the same time was paid, or free, by itself.
+fn begin_paid(db: &Db, call: &Call<'_>, plan: &Plan, anchor: Moment, now: Moment) -> Result<()> {
+    let (org_id, end) = (call.org_id, whole_period(plan.cycle, anchor, now).end);
+    let mut grants = Vec::new();
+    if let Some(credits) = plan.credits {
+        grants = renewal::grant_amounts(db, org_id, plan, &[credits.amount], (now, end), now)?;
+    }
+    settlement::cut_period(db, org_id, now, now)?;
+    for other in store::subscriptions(db, org_id).iter().filter(|s| s.by_default && !s.is_void()) {
+        if other.ends_at.is_none_or(|end| end > now) {
+            store::end(db, org_id, other.starts_at, now);
         }
-        Some(current) => change_now(db, &call, &all, current, plan, now),
-        None => Ok(()),
+    }
+    let granted = plan.credits.map_or(0, |credits| credits.amount);
+    begin(db, call, plan, (now, anchor, end), Some((grants, granted, 0)), now);
+    Ok(())
+}
+
+/// The plan of what a provider collects for changed: from the next period on, or as soon as the difference is paid. The wallets
+/// are locked.
+pub fn switch(db: &Db, org_id: Uuid, plan: &Plan, now: Moment) {
+    let all = store::subscriptions(db, org_id);
+    if let Some(current) = active(&all, now).filter(|s| !s.by_default && s.starts_at <= now) {
+        let pending = (current.plan != plan.name).then_some(plan.name.as_str());
+        if current.pending_plan.as_deref() != pending {
+            store::set_ending(db, org_id, current.starts_at, current.cancel_at_period_end, pending);
+        }
     }
 }
 
 /// It ends with its period, or goes on. The wallets are locked.
-pub fn end_with_period(db: &Db, org_id: Uuid, ends: bool, now: Moment) -> Result<()> {
-    settlement::catch_up(db, org_id, now)?;
+pub fn end_with_period(db: &Db, org_id: Uuid, ends: bool, now: Moment) {
     let all = store::subscriptions(db, org_id);
     if let Some(current) = active(&all, now).filter(|s| !s.by_default && s.cancel_at_period_end != ends) {
         store::set_ending(db, org_id, current.starts_at, ends, current.pending_plan.as_deref().filter(|_| !ends));
     }
-    Ok(())
 }
 
 /// It ends at once, where there is one. The wallets are locked.
 pub fn end_now(db: &Db, org_id: Uuid, now: Moment) -> Result<()> {
-    settlement::catch_up(db, org_id, now)?;
     let all = store::subscriptions(db, org_id);
     if let Some(current) = active(&all, now).filter(|s| !s.by_default && s.starts_at <= now) {
         settlement::cut_period(db, org_id, now, now)?;
-        store::end(db, org_id, current.starts_at, now);
+        // A period that waited for its money never was.
+        let end = current.next_period_at.filter(|next| *next < now).unwrap_or(now);
+        store::end(db, org_id, current.starts_at, end);
     }
     Ok(())
 }

@@ -81,7 +81,7 @@ class StripeTestCase(LiveTestCase):
         """An org with 1 credit whose auto-recharge asks for a pack; gives org and payment."""
         org = self.org(1)
         call(self.db, "configure_auto_recharge", org, threshold=50, pack="small", currency="USD", provider=provider,
-             customer="cus_1", payment_method=payment_method)
+             customer=f"cus_{org.hex}", payment_method=payment_method)
         call(self.db, "settle_org", org)
         return org, value(self.db, "select payment_id from billing.payments where org_id = %s", org)
 

@@ -398,6 +398,34 @@ class Stripe(Payments):
         call(self.db, "release_credits", self.org, hold.hold_id)
         self.assertEqual(self.credit(), 0)
 
+    def test_expired_credit_was_not_spent(self):
+        db = self.connect()
+        payment = self.buy()
+        self.deliver("payment_intent.succeeded", intent(payment))
+        rows(db, "select set_config('billing.test_clock', (now() + interval '2 years')::text, false)")
+        call(db, "settle_org", self.org)
+        payload = event("charge.refunded", charge(payment, 500))
+        at = int(value(db, "select extract(epoch from billing.clock())"))
+        call(db, "handle_webhook", "stripe", payload, sign(payload, at=at))
+        self.assertEqual(value(db, "select unrecovered from billing.payments where org_id = %s", self.org), 0)
+        self.assertEqual(rows(db, "select * from billing.flags where org_id = %s", self.org), [])
+
+    def test_an_error_that_is_caught_outside(self):
+        """A report that fails halfway leaves the transaction as it was, and is taken the next time."""
+        payment = self.buy()
+        payload = event("payment_intent.succeeded", intent(payment))
+        holder, db = self.connect(autocommit=False), self.connect()
+        call(holder, "grant_credits", self.org, 1)
+        rows(db, "set lock_timeout = '100ms'")
+        quoted = [value(db, "select quote_literal(%s)", text) for text in (payload, sign(payload))]
+        for _ in range(3):
+            rows(db, f"do $x$ begin perform billing.handle_webhook('stripe', {quoted[0]}, {quoted[1]});"
+                     " raise assert_failure; exception when lock_not_available then null; end $x$".replace("%", "%%"))
+            self.assertEqual(value(db, "select count(*) from pg_locks where pid = pg_backend_pid() and locktype = 'advisory'"), 0)
+        holder.rollback()
+        self.assertEqual(call(db, "handle_webhook", "stripe", payload, sign(payload)).status, "processed")
+        self.assertEqual(self.credit(), 1100)
+
     def test_disputes(self):
         payment = self.buy()
         self.deliver("payment_intent.succeeded", intent(payment))
@@ -451,7 +479,7 @@ class Razorpay(Payments):
 
     def entity(self, payment, **more):
         return {"id": f"pay_{payment.payment_id.hex[:14]}", "entity": "payment", "amount": payment.total, "currency": "INR",
-                "status": "captured", "order_id": "order_1", "invoice_id": None, "amount_refunded": 0, "captured": True,
+                "status": "captured", "order_id": f"order_{payment.payment_id.hex[:14]}", "invoice_id": None, "amount_refunded": 0, "captured": True,
                 "notes": {"payment_id": str(payment.payment_id), "org_id": str(payment.org_id)}, **more}
 
     def test_paid_and_refunded(self):
@@ -472,6 +500,19 @@ class Razorpay(Payments):
         self.deliver("payment.failed", {"payment": self.entity(payment, status="failed", captured=False,
                                                                error_description="declined")})
         self.assertEqual((self.status(payment), self.credit()), ("failed", 0))
+
+    def test_dispute(self):
+        payment = self.buy(currency="INR", provider="razorpay")
+        self.deliver("payment.captured", {"payment": self.entity(payment)})
+        lost = {"id": "disp_1", "entity": "dispute", "payment_id": self.entity(payment)["id"], "amount": payment.total, "currency": "INR",
+                "status": "lost"}
+        self.deliver("payment.dispute.lost", {"dispute": lost, "payment": self.entity(payment)})
+        self.assertEqual((self.status(payment), self.credit()), ("refunded", 0))
+
+    def test_an_invoice_of_theirs_for_a_purchase_of_ours(self):
+        payment = self.buy(currency="INR", provider="razorpay")
+        self.deliver("payment.captured", {"payment": self.entity(payment, invoice_id="inv_1")})
+        self.assertEqual(self.credit(), 1100)
 
     def test_another_providers_payment(self):
         payment = self.buy(currency="INR", provider="stripe")
@@ -616,9 +657,8 @@ class Subscriptions(Payments):
         self.invoice(0)
         self.at(self.start + 10 * self.DAY)
         self.subscription("active", price="price_team")
-        self.assertEqual(self.plan(), "team")
-        between = self.credit()
-        self.assertTrue(5000 < between < 9000, between)
+        # From the next period on, unless somebody pays the difference.
+        self.assertEqual((self.plan(), self.credit()), ("pro", 5000))
         self.at(self.month(1) + 3600)
         self.invoice(1, price="price_team", amount=4900)
         self.assertEqual((self.plan(), self.credit()), ("team", 9000))
@@ -626,6 +666,149 @@ class Subscriptions(Payments):
         self.at(self.month(2) + 3600)
         self.invoice(2)
         self.assertEqual((self.plan(), self.credit()), ("pro", 5000))
+
+    def test_an_upgrade_that_is_paid(self):
+        self.invoice(0)
+        self.at(self.start + 10 * self.DAY)
+        self.subscription("active", price="price_team")
+        line = {"id": "il_2", "object": "line_item", "amount": 1300, "period": {"start": self.now, "end": self.month(1)},
+                "parent": {"type": "subscription_item_details", "subscription_item_details": {"subscription": self.sub, "proration": True}},
+                "pricing": {"type": "price_details", "price_details": {"price": "price_team"}}}
+        self.invoice(0, price="price_team", amount=1300, billing_reason="subscription_update", lines={"object": "list", "data": [line]})
+        self.assertEqual(self.plan(), "team")
+        between = self.credit()
+        self.assertTrue(5000 < between < 9000, between)
+
+    def test_cancelled_after_dunning(self):
+        """The period that nobody paid is not begun by the end of the subscription."""
+        self.invoice(0)
+        call(self.db, "consume_credits", self.org, "call", 5000)
+        self.at(self.month(1) + 3600)
+        self.invoice(1, kind="invoice.payment_failed")
+        self.at(self.month(1) + 10 * self.DAY)
+        self.subscription("canceled", kind="customer.subscription.deleted")
+        call(self.db, "settle_org", self.org)
+        self.assertEqual((self.plan(), self.credit()), (None, 0))
+
+    def test_the_old_subscription_does_not_end_the_new_one(self):
+        self.invoice(0)
+        old = self.sub
+        self.at(self.start + self.DAY)
+        self.sub += "b"
+        self.start += self.DAY
+        self.invoice(0, price="price_team", amount=4900)
+        self.assertEqual(self.plan(), "team")
+        new, self.sub = self.sub, old
+        self.at(self.now + 60)
+        self.subscription("active")
+        self.assertEqual(self.plan(), "team")
+        self.subscription("canceled", kind="customer.subscription.deleted")
+        self.assertEqual(self.plan(), "team")
+        self.sub = new
+        self.subscription("canceled", kind="customer.subscription.deleted")
+        self.assertIsNone(self.plan())
+
+    def test_periods_that_nobody_paid_are_passed_by(self):
+        self.invoice(0)
+        self.at(self.month(3) + 3600)
+        self.invoice(3)
+        self.assertEqual(self.credit(), 5000)
+        self.assertEqual(value(self.db, "select count(*) from billing.grants where org_id = %s", self.org), 2)
+
+    def test_a_trial_and_then_a_month(self):
+        """The first paid period does not lie as the free one did."""
+        trial = {"start": self.start, "end": self.start + 14 * self.DAY}
+        line = {"id": "il_t", "object": "line_item", "amount": 0, "period": trial,
+                "parent": {"type": "subscription_item_details", "subscription_item_details": {"subscription": self.sub, "proration": False}},
+                "pricing": {"type": "price_details", "price_details": {"price": "price_pro"}}}
+        self.invoice(0, amount=0, lines={"object": "list", "data": [line]})
+        call(self.db, "consume_credits", self.org, "call", 5000)
+        self.start += 14 * self.DAY
+        self.at(self.start + 3600)
+        self.invoice(0, id=f"in_{self.org.hex}_first")
+        self.assertEqual((self.plan(), self.credit()), ("pro", 5000))
+        self.at(self.month(1) + 3600)
+        self.invoice(1)
+        self.assertEqual(self.credit(), 5000)
+
+    def test_cancelled_and_bought_again(self):
+        self.invoice(0)
+        call(self.db, "consume_credits", self.org, "call", 5000)
+        self.at(self.start + 5 * self.DAY)
+        self.subscription("canceled", kind="customer.subscription.deleted")
+        self.start, self.sub = self.start + 6 * self.DAY, self.sub + "b"
+        self.at(self.start + 60)
+        self.invoice(0, id=f"in_{self.org.hex}_again")
+        self.assertEqual((self.plan(), self.credit()), ("pro", 5000))
+
+    def test_paid_though_it_was_to_end(self):
+        self.invoice(0)
+        self.subscription("active", ends=True)
+        self.at(self.month(1) - 60)
+        self.invoice(1)
+        self.at(self.month(1) + 60)
+        call(self.db, "settle_org", self.org)
+        self.assertEqual((self.plan(), self.credit()), ("pro", 5000))
+
+    def test_a_refund_before_the_period(self):
+        """What was paid ahead and went back is not begun; what begun meanwhile goes back."""
+        for begins in (False, True):
+            self.org = uuid.uuid4()
+            self.customer, self.sub = f"cus_{self.org.hex}", f"sub_{self.org.hex}"
+            self.at(self.start + 60)
+            self.invoice(0)
+            self.at(self.month(1) - 3600)
+            self.invoice(1, charge=f"ch_{self.org.hex}")
+            if begins:
+                self.at(self.month(1) + 60)
+                call(self.db, "settle_org", self.org)
+                self.assertEqual(self.credit(), 5000)
+            self.deliver("charge.refunded", {"id": f"ch_{self.org.hex}", "object": "charge", "amount": 2900, "amount_captured": 2900,
+                                             "amount_refunded": 2900, "captured": True, "currency": "usd", "refunded": True,
+                                             "payment_intent": None, "metadata": {}})
+            self.at(self.month(1) + 120)
+            call(self.db, "settle_org", self.org)
+            self.assertEqual(self.credit(), 0, begins)
+
+    def test_one_payment_told_twice(self):
+        """A checkout that makes an invoice: one credit, whichever is told first."""
+        for first in ("intent", "invoice"):
+            self.org = uuid.uuid4()
+            self.customer, self.sub = f"cus_{self.org.hex}", f"sub_{self.org.hex}"
+            payment = self.buy("monthly")
+            told = {"intent": lambda: self.deliver("payment_intent.succeeded", intent(payment)),
+                    "invoice": lambda: self.invoice(0, price="price_monthly", amount=900, payment_intent=f"pi_{payment.payment_id.hex}")}
+            told[first]()
+            told["invoice" if first == "intent" else "intent"]()
+            self.assertEqual(self.credit(), 300, first)
+
+    def test_several_of_a_pack_wait_for_a_person(self):
+        self.assertEqual(self.invoice(0, price="price_monthly", amount=2700).reason, "several_items")
+
+    def test_what_tells_the_org_and_what_needs_it_at_once(self):
+        """The invoice does not say whose it is, the session does: however they meet, the plan begins."""
+        for _ in range(10):
+            self.org = uuid.uuid4()
+            self.customer, self.sub = f"cus_{self.org.hex}", f"sub_{self.org.hex}"
+            line = {"id": "il_1", "object": "line_item", "amount": 2900, "period": {"start": self.start, "end": self.month(1)},
+                    "parent": {"type": "subscription_item_details", "subscription_item_details": {"subscription": self.sub, "proration": False}},
+                    "pricing": {"type": "price_details", "price_details": {"price": "price_pro"}}}
+            invoice = event("invoice.paid", {
+                "id": f"in_{self.org.hex}", "object": "invoice", "customer": self.customer, "currency": "usd", "amount_paid": 2900,
+                "status": "paid", "billing_reason": "subscription_create", "lines": {"object": "list", "data": [line]},
+                "parent": {"type": "subscription_details", "subscription_details": {"subscription": self.sub, "metadata": {}}}}, created=self.now)
+            session = event("checkout.session.completed", {
+                "id": f"cs_{self.org.hex}", "object": "checkout.session", "mode": "subscription", "payment_status": "paid",
+                "amount_total": 2900, "currency": "usd", "payment_intent": None, "customer": self.customer, "subscription": self.sub,
+                "client_reference_id": None, "metadata": {"org_id": str(self.org)}}, created=self.now)
+
+            def work(db, number):
+                rows(db, "select set_config('billing.test_clock', to_timestamp(%s)::text, false)", self.now)
+                payload = (invoice, session)[number]
+                return call(db, "handle_webhook", "stripe", payload, sign(payload, at=self.now)).status
+
+            self.parallel(2, work)
+            self.assertEqual((self.plan(), self.credit()), ("pro", 5000))
 
     def test_refunded(self):
         self.invoice(0, payment_intent=f"pi_{self.org.hex}", charge=f"ch_{self.org.hex}")
@@ -774,6 +957,42 @@ class Recharge(Payments):
         self.settle(payment, "succeeded")
         self.assertEqual(self.credit(), 1100)
 
+    def test_until_it_is_enough(self):
+        """One pack brings less than the threshold: the next is asked for as soon as it is paid."""
+        self.configure(threshold=3000)
+        for number in range(1, 4):
+            self.assertEqual(len(self.payments()), number)
+            self.settle(self.payments("processing")[0], "succeeded")
+        self.assertEqual((len(self.payments()), self.credit()), (3, 3300))
+
+    def test_stopped_and_paid_late(self):
+        self.configure()
+        for hours in (1, 4, 16, 0):
+            self.settle(self.payments("processing")[0], "failed")
+            self.at(str(value(self.db, "select billing.clock() + make_interval(hours => %s)", hours)))
+            call(self.db, "settle_org", self.org)
+        self.assertIsNotNone(value(self.db, "select stopped_at from billing.auto_recharges where org_id = %s", self.org))
+        self.settle(self.payments("failed")[-1], "succeeded")
+        self.assertIsNone(value(self.db, "select stopped_at from billing.auto_recharges where org_id = %s", self.org))
+        call(self.db, "consume_credits", self.org, "call", 1000)
+        self.assertEqual(len(self.payments("processing")), 1)
+
+    def test_nobody_charges_anothers_card(self):
+        other = uuid.uuid4()
+        value(self.db, "select billing.link_customer(%s, 'stripe', %s)", other, f"cus_{other.hex}")
+        for function, arguments in (("start_purchase", "%s, 'small', 'USD'"), ("configure_auto_recharge", "%s, 10, 'small', 'USD'")):
+            statement = f"select billing.{function}({arguments}, customer => %s)"
+            refused(self.db, statement, self.org, f"cus_{other.hex}", sqlstate="22023")
+            db = self.connect(autocommit=False)
+            rows(db, f"set local role {self.new_role(self.db, 'member')}")
+            rows(db, "select set_config('request.jwt.claims', %s, true)", json.dumps({"sub": "u", "org_id": str(self.org)}))
+            for customer in (f"cus_{other.hex}", "cus_nobody_knows"):
+                rows(db, "savepoint s")
+                refused(db, statement, self.org, customer, sqlstate="22023")
+                rows(db, "rollback to s")
+            db.rollback()
+            db.close()
+
     def test_switched_off(self):
         self.configure(enabled=False)
         call(self.db, "settle_org", self.org)
@@ -848,6 +1067,18 @@ class Outbox(Payments):
         refused(self.db, "select billing.fail_event(%s, 'x')", event_id, sqlstate="PT404")
         value(self.db, "select billing.requeue_event(%s)", event_id)
         self.assertEqual(len(self.claim(topic)), 1)
+
+    def test_a_payment_that_nobody_could_ask_for(self):
+        """It fails with its dead letter; should the money come all the same, it counts."""
+        payment = self.buy(customer="cus_1")
+        self.assertEqual(payment.status, "processing")
+        (event_id,) = [r.event_id for r in rows(self.db, "select event_id from billing.outbox where org_id = %s", self.org)]
+        rows(self.db, "update billing.outbox set attempts = 10 where event_id = %s", event_id)
+        self.assertEqual(value(self.db, "select billing.fail_event(%s, 'no such customer')", event_id), "dead")
+        found = rows(self.db, "select status, failure from billing.payments where org_id = %s", self.org)
+        self.assertEqual([tuple(p) for p in found], [("failed", "no such customer")])
+        self.deliver("payment_intent.succeeded", intent(payment))
+        self.assertEqual(self.credit(), 1100)
 
     def test_whoever_waits_is_told(self):
         db = self.connect()

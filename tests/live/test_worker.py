@@ -34,7 +34,7 @@ class Worker(WorkerTestCase):
             self.assert_paid_once(org, payment)
             (intent,) = self.stripe.intents(payment)
             self.assertEqual((intent["status"], intent["amount"], intent["charged"]), ("succeeded", AMOUNT, AMOUNT))
-            self.assertEqual((intent["currency"], intent["customer"], intent["payment_method"]), ("usd", "cus_1", "pm_card_visa"))
+            self.assertEqual((intent["currency"], intent["customer"], intent["payment_method"]), ("usd", f"cus_{org.hex}", "pm_card_visa"))
             self.assertEqual(intent["metadata"],
                              {"payment_id": str(payment), "org_id": str(org), "idempotency_key": key_of(payment)})
             self.wait(lambda line=f"payment {payment}: succeeded": line in worker.said(), "the acknowledgement")
