@@ -1901,7 +1901,7 @@ AS 'MODULE_PATHNAME', 'settle_org_wrapper';
 CREATE  FUNCTION "start_purchase"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"pack" TEXT, /* Option < & str > */
-	"currency" TEXT, /* Option < & str > */
+	"currency" TEXT DEFAULT NULL, /* Option < & str > */
 	"provider" TEXT DEFAULT 'stripe', /* Option < & str > */
 	"amount" bigint DEFAULT NULL, /* Option < i64 > */
 	"customer" TEXT DEFAULT NULL, /* Option < & str > */

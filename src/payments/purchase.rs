@@ -16,6 +16,7 @@ use crate::payments::state::{Money, Status};
 use crate::payments::store::{self, Payment};
 use crate::raise::or_raise;
 use crate::receipt;
+use crate::secrets;
 use crate::sql::{self, Db};
 use crate::time::Moment;
 use pgrx::prelude::*;
@@ -65,11 +66,9 @@ impl From<Payment> for PaymentStatus {
 
 /// A time-ordered id (RFC 9562, version 7) that nobody can guess.
 pub fn new_id() -> Uuid {
-    let mut random = [0_u8; 10];
-    // SAFETY: fills so many bytes; the clock is read.
-    let (is_random, now) =
-        unsafe { (pg_sys::pg_strong_random(random.as_mut_ptr().cast(), random.len()), pg_sys::GetCurrentTimestamp()) };
-    assert!(is_random, "the server has no random numbers");
+    let random = secrets::random::<10>();
+    // SAFETY: reads the clock.
+    let now = unsafe { pg_sys::GetCurrentTimestamp() };
     // Milliseconds of the Unix epoch.
     let millis = u64::try_from(now / 1000 + 946_684_800_000).unwrap_or_default();
     uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
@@ -140,7 +139,7 @@ pub fn provider(name: Option<&str>) -> Result<&str> {
 /// Starts the purchase of a pack: notes what is to be paid and what it will bring. Nothing is granted before the provider reports
 /// the money.
 ///
-/// Give `payment_id` and `org_id` to the provider as metadata (Stripe) or notes (Razorpay), and charge `total` minor units. With
+/// `currency`: null where the pack has a price in one only. Give `payment_id` and `org_id` to the provider as metadata (Stripe) or notes (Razorpay), and charge `total` minor units. With
 /// `customer`, a worker is asked to charge the customer's saved `payment_method` at once (topic `payment.requested` of the outbox).
 /// `amount`: minor units, for packs of which any amount can be paid. Members may name a customer that is linked to their org only.
 /// Errors: PT404 `unknown_pack`; PT409 `idempotency_conflict`;
@@ -151,7 +150,7 @@ pub fn provider(name: Option<&str>) -> Result<&str> {
 fn start_purchase(
     org_id: Option<pgrx::Uuid>,
     pack: Option<&str>,
-    currency: Option<&str>,
+    currency: default!(Option<&str>, "NULL"),
     provider: default!(Option<&str>, "'stripe'"),
     amount: default!(Option<i64>, "NULL"),
     customer: default!(Option<&str>, "NULL"),
@@ -162,7 +161,6 @@ fn start_purchase(
     or_raise((|| {
         let org_id = required_uuid("org_id", org_id)?;
         let name = required("pack", pack)?;
-        let currency = required("currency", currency)?;
         let provider = self::provider(provider)?;
         let amount = amount.map(|amount| positive("amount", Some(amount))).transpose()?;
         let customer = short("customer", customer)?;
@@ -174,7 +172,7 @@ fn start_purchase(
             "start_purchase",
             &[
                 Some(name),
-                Some(currency),
+                currency,
                 Some(provider),
                 text.as_deref(),
                 customer.as_deref(),
@@ -196,6 +194,7 @@ fn start_purchase(
                 }
                 return Ok(PaymentStatus { replayed: true, ..known.into() });
             }
+            let currency = currency_of(&pack, currency)?;
             let quote = quote(db, &pack, currency, amount)?;
             let mut payment = of_pack(org_id, &pack, currency, quote, ("purchase", provider));
             payment.request_hash = Some(hash);
@@ -210,6 +209,19 @@ fn start_purchase(
             Ok(payment.into())
         })
     })())
+}
+
+/// The only currency that a pack has a price in, where none is named.
+fn currency_of<'a>(pack: &'a Pack, named: Option<&'a str>) -> Result<&'a str> {
+    let mut all = pack.price.keys();
+    match (named, all.next(), all.next()) {
+        (Some(named), ..) => Ok(named),
+        (None, Some(only), None) => Ok(only),
+        _ => {
+            Err(Error::invalid("currency", "must be named: the pack has prices in several")
+                .with("pack", pack.name.clone()))
+        }
+    }
 }
 
 /// Nobody charges another's card: a customer that is another org's is refused, and members name only one that is known to be

@@ -773,7 +773,8 @@ mod tests {
         invoice["lines"]["data"] = json!([setup, item, line, metered]);
         let fact = bill("invoice.paid", &invoice);
         assert_eq!(fact.period, Some((1_750_384_339, 1_752_976_339)));
-        assert_eq!(fact.prices, ["price_setup", "price_1RXqViFHp5a6uQihQFgBJKBH"]);
+        // The price of the period comes first.
+        assert_eq!(fact.prices, ["price_1RXqViFHp5a6uQihQFgBJKBH", "price_setup"]);
         invoice["lines"] = Value::Null;
         let fact = bill("invoice.paid", &invoice);
         assert_eq!((fact.period, fact.prices.len()), (None, 0));

@@ -203,7 +203,8 @@ class ByHand(Payments):
         self.assertEqual(value(self.db, "select unrecovered from billing.payments where org_id = %s", self.org), 300)
 
     def test_scope(self):
-        payment = self.buy("pages")
+        payment = call(self.db, "start_purchase", self.org, "pages")
+        self.assertEqual((payment.currency, payment.total), ("USD", 100))
         call(self.db, "set_payment_status", self.org, payment.payment_id, "succeeded")
         self.assertEqual((self.credit(), total(self.db, self.org, metric="page")), (0, 70))
 
@@ -216,7 +217,7 @@ class ByHand(Payments):
         refused(self.db, "select billing.start_purchase(%s, 'pages', 'USD', idempotency_key => 'k')", self.org, sqlstate="PT409")
 
     def test_bad_input(self):
-        for arguments in ["null, 'small', 'USD'", "%s, null, 'USD'", "%s, 'small', null", "%s, 'small', 'USD', 'Str!pe'",
+        for arguments in ["null, 'small', 'USD'", "%s, null, 'USD'", "%s, 'small', null", "%s, 'small'", "%s, 'small', 'USD', 'Str!pe'",
                           "%s, 'small', 'USD', 'stripe', -5", "%s, 'small', 'USD', customer => ''"]:
             values = [self.org] if "%s" in arguments else []
             refused(self.db, f"select billing.start_purchase({arguments})", *values, sqlstate="22023")

@@ -71,7 +71,7 @@ insert into expected values
     ('void_gift_cards', 'name text', 1, 'bigint'),
     ('quote_pack', 'pack text, currency text, org_id uuid, amount bigint', 2,
      'pack text, currency text, price bigint, tax bigint, fee bigint, total bigint, credits bigint, bonus bigint, unit text, valid_until timestamp with time zone'),
-    ('start_purchase', 'org_id uuid, pack text, currency text, provider text, amount bigint, customer text, payment_method text, idempotency_key text, metadata jsonb', 3,
+    ('start_purchase', 'org_id uuid, pack text, currency text, provider text, amount bigint, customer text, payment_method text, idempotency_key text, metadata jsonb', 2,
      'payment_id uuid, org_id uuid, status text, pack text, currency text, price bigint, tax bigint, fee bigint, total bigint, credits bigint, bonus bigint, unit text, refunded bigint, replayed boolean'),
     ('set_payment_status', 'org_id uuid, payment_id uuid, status text, reason text', 3,
      'payment_id uuid, org_id uuid, status text, pack text, currency text, price bigint, tax bigint, fee bigint, total bigint, credits bigint, bonus bigint, unit text, refunded bigint, replayed boolean'),
