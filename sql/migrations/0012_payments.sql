@@ -142,6 +142,7 @@ create table billing.provider_subscriptions (
     cancel_at_period_end boolean not null default false,
     paid_until timestamptz,
     news_at bigint not null default 0,
+    paid_news_at bigint not null default 0,
     primary key (org_id, provider, subscription)
 );
 create index provider_subscriptions_by_id on billing.provider_subscriptions (provider, subscription);
@@ -154,6 +155,12 @@ comment on column billing.provider_subscriptions.plan is 'The plan of its price;
 comment on column billing.provider_subscriptions.cancel_at_period_end is 'It ends with the period that is paid.';
 comment on column billing.provider_subscriptions.paid_until is 'End of the last period that was paid.';
 comment on column billing.provider_subscriptions.news_at is 'When the provider made the newest report, in seconds of the Unix epoch.';
+
+comment on column billing.provider_subscriptions.paid_news_at is 'When the provider made the newest report of a payment, likewise.';
+
+alter table billing.subscriptions add column provider text collate "C", add column provider_subscription text collate "C";
+comment on column billing.subscriptions.provider is 'Who collects for it: its periods begin when they are paid; null: nobody has to pay first.';
+comment on column billing.subscriptions.provider_subscription is 'The provider''s id of it.';
 
 create table billing.webhook_secrets (
     provider text collate "C" not null,

@@ -19,10 +19,13 @@ use uuid::Uuid;
 
 statements! {
     // What a plan granted in the periods that were paid.
-    PLAN_GRANTS(uuid, timestamptz, timestamptz) =
-        "select grant_id from billing.lots
+    PLAN_GRANTS(uuid, timestamptz, timestamptz, uuid) =
+        "select grant_id from billing.lots l
           where org_id = $1 and source = 'plan' and unit = 'credit'
-            and effective_at >= $2 - interval '12 hours' and effective_at < $3 - interval '12 hours' order by grant_id";
+            and effective_at >= $2 - interval '12 hours' and effective_at < $3 - interval '12 hours'
+            and not exists (select from billing.payments p
+                             where p.org_id = $1 and p.payment_id <> $4 and l.grant_id = any (p.grants))
+          order by grant_id";
     // They are not paid any more.
     UNPAY(uuid, text, text, timestamptz, timestamptz) =
         "update billing.provider_subscriptions set paid_until = $4
@@ -32,7 +35,7 @@ statements! {
 /// A payment for a subscription brings what its plan grants in the periods that it paid: also what it granted since.
 fn note_plan_grants(db: &Db, payment: &mut Payment) {
     let Some((start, end)) = payment.period else { return };
-    for row in db.write(&PLAN_GRANTS, args![payment.org_id, At(start), At(end)]).iter() {
+    for row in db.write(&PLAN_GRANTS, args![payment.org_id, At(start), At(end), payment.payment_id]).iter() {
         let grant_id: i64 = row.get(0);
         if !payment.grants.iter().any(|(known, _)| *known == grant_id) {
             payment.grants.push((grant_id, 0));

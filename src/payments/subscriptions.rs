@@ -26,33 +26,35 @@ use uuid::Uuid;
 statements! {
     KNOWN(text, text) =
         "select org_id, plan from billing.provider_subscriptions where provider = $1 and subscription = $2 limit 2";
-    // What is older than what is known changes nothing.
+    // What is older than what is known changes nothing: but an end is an end, and of money that is missing, money has the last word.
     REPORT(uuid, text, text, text, text, boolean, int8) =
         "insert into billing.provider_subscriptions as s
                 (org_id, provider, subscription, state, plan, cancel_at_period_end, news_at)
          values ($1, $2, $3, $4, $5, $6, $7)
          on conflict (org_id, provider, subscription) do update
-            set state = $4, plan = coalesce($5, s.plan), cancel_at_period_end = $6, news_at = $7
-          where s.news_at <= $7 and s.state <> 'canceled'
-         returning paid_until is not null";
+            set state = case when $4 in ('incomplete', 'past_due') and s.paid_news_at > $7 then s.state else $4 end,
+                plan = coalesce($5, s.plan), cancel_at_period_end = $6, news_at = greatest(s.news_at, $7)
+          where (s.news_at <= $7 or $4 = 'canceled') and s.state <> 'canceled'
+         returning state";
     COLLECT(uuid, text, text, text, timestamptz, int8) =
-        "insert into billing.provider_subscriptions as s (org_id, provider, subscription, state, plan, paid_until, news_at)
+        "insert into billing.provider_subscriptions as s (org_id, provider, subscription, state, plan, paid_until, paid_news_at)
          values ($1, $2, $3, 'active', $4, $5, $6)
          on conflict (org_id, provider, subscription) do update
-            set plan = $4, paid_until = greatest(s.paid_until, $5), news_at = greatest(s.news_at, $6),
+            set plan = $4, paid_until = greatest(s.paid_until, $5), paid_news_at = greatest(s.paid_news_at, $6),
                 state = case when s.state in ('incomplete', 'past_due') then 'active' else s.state end";
-    PAID_UNTIL(uuid, text, text) =
-        "select paid_until from billing.provider_subscriptions where org_id = $1 and provider = $2 and subscription = $3";
     STATE(uuid, text, text) =
         "select state from billing.provider_subscriptions where org_id = $1 and provider = $2 and subscription = $3";
-    LATER(uuid, text, text) =
-        "select from billing.provider_subscriptions o
-          where o.org_id = $1 and (o.provider, o.subscription) <> ($2, $3) and o.state <> 'canceled'
-            and o.paid_until > (select s.paid_until from billing.provider_subscriptions s
-                                 where s.org_id = $1 and s.provider = $2 and s.subscription = $3)";
+    // Another subscription that is paid for the plan that runs.
+    BESIDE(uuid, text, text, timestamptz) =
+        "select from billing.subscriptions s
+           join billing.provider_subscriptions c on c.org_id = s.org_id and c.provider = s.provider
+                                                and c.subscription = s.provider_subscription
+          where s.org_id = $1 and (s.ends_at is null or s.ends_at > $4) and (c.provider, c.subscription) <> ($2, $3)
+            and c.state <> 'canceled' and c.paid_until > $4";
     LATE(uuid, text, text, int8) =
-        "update billing.provider_subscriptions set state = 'past_due', news_at = $4
-          where org_id = $1 and provider = $2 and subscription = $3 and news_at <= $4 and state = 'active'";
+        "update billing.provider_subscriptions set state = 'past_due'
+          where org_id = $1 and provider = $2 and subscription = $3 and greatest(news_at, paid_news_at) <= $4
+            and state = 'active'";
 }
 
 /// What a price of a provider is for.
@@ -143,10 +145,6 @@ pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Res
     Ok(Done::Processed(Some(org_id)))
 }
 
-fn paid_until(db: &Db, org_id: Uuid, provider: &str, id: &str) -> Option<Moment> {
-    db.write(&PAID_UNTIL, args![org_id, provider, id]).first().and_then(|row| row.opt(0))
-}
-
 /// A period of a plan was paid.
 fn collect(
     db: &Db,
@@ -167,12 +165,13 @@ fn collect(
     if until <= now {
         return Ok(Err("period_over"));
     }
-    let before: Option<Moment> = paid_until(db, org_id, provider, &id);
-    let grants = subscription::collect(db, org_id, plan, (start, until), now, || {
+    let (is_money, collector) = (fact.amount > 0, (provider.to_owned(), id.clone()));
+    let is_beside = db.write(&BESIDE, args![org_id, provider, id.as_str(), At(now)]).count() > 0;
+    let grants = subscription::collect(db, org_id, plan, (start, until, is_money), &collector, now, || {
         db.write(&COLLECT, args![org_id, provider, id.as_str(), &plan.name, At(until), created]);
     })?;
     // Paid, and nothing came of it: a second subscription of the same plan, say.
-    if fact.amount > 0 && grants.is_empty() && plan.credits.is_some() && before.is_some_and(|before| before >= until) {
+    if is_money && is_beside && grants.is_empty() && plan.credits.is_some() {
         return Ok(Err("nothing_to_begin"));
     }
     let mut payment = Payment {
@@ -242,13 +241,13 @@ pub fn subscription(db: &Db, provider: &str, fact: &SubscriptionFact, created: i
     let name = plan.as_ref().map(|plan| plan.name.clone());
     let rows =
         db.write(&REPORT, args![org_id, provider, fact.id.as_str(), state, name, fact.cancel_at_period_end, created]);
-    // Nothing was paid, so nothing runs here; or there is newer news.
-    let is_paid = rows.first().is_some_and(|row| row.get::<bool>(0));
-    // Another subscription of the org pays for what runs now.
-    let is_ours = is_paid && db.write(&LATER, args![org_id, provider, fact.id.as_str()]).count() == 0;
+    // There is newer news; or nothing of it was paid, or another subscription pays for what runs now.
+    let Some(state) = rows.first().map(|row| row.get::<String>(0)) else { return Ok(Done::Processed(Some(org_id))) };
+    let is_ours = subscription::is_collector(db, org_id, &(provider.to_owned(), fact.id.clone()), now);
     if is_ours {
         match fact.state {
             SubscriptionState::Canceled => subscription::end_now(db, org_id, now)?,
+            SubscriptionState::PastDue if state != "past_due" => {}
             SubscriptionState::PastDue => {
                 outbox::emit(db, org_id, "subscription.past_due", &json!({"subscription": fact.id}));
             }

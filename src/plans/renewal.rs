@@ -82,6 +82,7 @@ pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result
             granted,
             taken_back: 0,
             waits_for_money: false,
+            collector: old.collector.clone(),
         };
         store::begin(db, org_id, &new, start, "{}");
     } else if !store::advance(db, org_id, old, start, end, (grants, granted)) {

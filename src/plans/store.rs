@@ -9,45 +9,47 @@ use crate::time::{INFINITY, Moment};
 use crate::{args, statements};
 use uuid::Uuid;
 
-/// Until when an org's periods may begin: those that a provider collects for, when they are paid. With half a day of grace, because
-/// a provider's clock is not ours and its months end in its own way.
-macro_rules! paid_until {
-    ($org_id:literal) => {
-        concat!(
-            "(select coalesce(max(c.paid_until) - interval '12 hours', 'infinity') from billing.provider_subscriptions c
-               where c.org_id = ",
-            $org_id,
-            " and c.state <> 'canceled')"
-        )
+/// Whether the next period of a row `s` waits: a provider is to collect for it first. With half a day of grace, because a
+/// provider's clock is not ours and its months end in its own way.
+macro_rules! waits_for_money {
+    () => {
+        "s.provider is not null
+         and s.next_period_at >= coalesce((select c.paid_until - interval '12 hours' from billing.provider_subscriptions c
+                                            where c.org_id = s.org_id and c.provider = s.provider
+                                              and c.subscription = s.provider_subscription), '-infinity')"
     };
 }
 
 statements! {
     STRETCHES(uuid) = concat!("
          select starts_at, ends_at, anchor, plan, next_period_at, cancel_at_period_end, pending_plan,
-                next_period_at >= ", paid_until!("$1"), "
-           from billing.subscriptions
+                ", waits_for_money!(), "
+           from billing.subscriptions s
           where org_id = $1 and (ends_at is null or ends_at > starts_at) order by starts_at");
     DUE(uuids, timestamptz, boolean) = concat!("
          select k.org_id from unnest($1) k (org_id)
           where exists (select from billing.subscriptions s where s.org_id = k.org_id and s.next_period_at <= $2
-                                                             and s.next_period_at < ", paid_until!("k.org_id"), ")
+                                                             and not (", waits_for_money!(), "))
              or ($3 and not exists (select from billing.subscriptions s
                                      where s.org_id = k.org_id and (s.ends_at is null or s.ends_at > $2)))
           order by k.org_id");
     OWN_TERMS(uuid, text) = "select allowance, limit_kind from billing.org_allowances where org_id = $1 and metric = $2";
     SUBSCRIPTIONS(uuid) = concat!("
          select starts_at, ends_at, anchor, next_period_at, plan, pending_plan, cancel_at_period_end, origin = 'default', grants,
-                granted, taken_back, next_period_at >= ", paid_until!("$1"), "
-           from billing.subscriptions where org_id = $1 order by starts_at");
+                granted, taken_back, ", waits_for_money!(), ", provider, provider_subscription
+           from billing.subscriptions s where org_id = $1 order by starts_at");
+    SET_COLLECTOR(uuid, timestamptz, text, text) =
+        "update billing.subscriptions set provider = $3, provider_subscription = $4 where org_id = $1 and starts_at = $2";
     // One that ended where it began gives its place to the next one.
-    BEGIN_STRETCH(uuid, timestamptz, timestamptz, timestamptz, timestamptz, text, text, jsonb, int8s, int8, int8) =
+    BEGIN_STRETCH(uuid, timestamptz, timestamptz, timestamptz, timestamptz, text, text, jsonb, int8s, int8, int8, text,
+                  text) =
         "insert into billing.subscriptions as s
-                (org_id, starts_at, anchor, next_period_at, created_at, plan, origin, metadata, grants, granted, taken_back)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+                (org_id, starts_at, anchor, next_period_at, created_at, plan, origin, metadata, grants, granted, taken_back,
+                 provider, provider_subscription)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
          on conflict (org_id, starts_at) do update
             set anchor = $3, next_period_at = $4, created_at = $5, plan = $6, origin = $7, metadata = $8, grants = $9,
-                granted = $10, taken_back = $11, ends_at = null, pending_plan = null, cancel_at_period_end = false
+                granted = $10, taken_back = $11, provider = $12, provider_subscription = $13, ends_at = null, pending_plan = null, cancel_at_period_end = false
           where s.ends_at = s.starts_at";
     END_STRETCH(uuid, timestamptz, timestamptz) =
         "update billing.subscriptions
@@ -156,7 +158,12 @@ pub struct Subscription {
     pub taken_back: i64,
     /// The next period is a provider's to collect first.
     pub waits_for_money: bool,
+    /// Who collects for it, and the provider's id of that subscription; None: nobody has to pay first.
+    pub collector: Option<Collector>,
 }
+
+/// A provider, and its id of a subscription.
+pub type Collector = (String, String);
 
 impl Subscription {
     /// It never held.
@@ -179,6 +186,7 @@ fn subscription(row: &Row) -> Subscription {
         granted: row.get(9),
         taken_back: row.get(10),
         waits_for_money: row.opt(11).unwrap_or(false),
+        collector: row.opt(12).zip(row.opt(13)),
     }
 }
 
@@ -204,9 +212,16 @@ pub fn begin(db: &Db, org_id: Uuid, new: &Subscription, now: Moment, metadata: &
             metadata,
             new.grants.clone(),
             new.granted,
-            new.taken_back
+            new.taken_back,
+            new.collector.as_ref().map(|(provider, _)| provider.clone()),
+            new.collector.as_ref().map(|(_, subscription)| subscription.clone()),
         ],
     );
+}
+
+/// From now on, a provider collects for it.
+pub fn set_collector(db: &Db, org_id: Uuid, starts_at: Moment, collector: &Collector) {
+    db.write(&SET_COLLECTOR, args![org_id, At(starts_at), collector.0.as_str(), collector.1.as_str()]);
 }
 
 /// Ends a stretch.

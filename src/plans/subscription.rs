@@ -11,7 +11,7 @@ use crate::ledger::chain;
 use crate::ledger::store as ledger;
 use crate::plans::period::{Override, prorated, whole_period};
 use crate::plans::renewal;
-use crate::plans::store::{self, Subscription};
+use crate::plans::store::{self, Collector, Subscription};
 use crate::raise::or_raise;
 use crate::settlement;
 use crate::sql::{self, Db};
@@ -193,7 +193,7 @@ fn subscribe_to(
                     store::end(db, org_id, other.starts_at, starts_at);
                 }
             }
-            begin(db, call, plan, (starts_at, starts_at, starts_at), None, now);
+            begin(db, call, plan, (starts_at, starts_at, starts_at), (None, None), now);
             settlement::catch_up(db, org_id, now)?;
         }
     }
@@ -212,15 +212,18 @@ fn withdraw(db: &Db, org_id: Uuid, all: &[Subscription], scheduled: &Subscriptio
     settlement::join_period(db, org_id, at)
 }
 
+/// Grants of the current period that exist already, what they came to, and what of it was taken back.
+type Granted = (Vec<i64>, i64, i64);
+
 fn begin(
     db: &Db,
     call: &Call<'_>,
     plan: &Plan,
     (starts_at, anchor, next): (Moment, Moment, Moment),
-    changed: Option<(Vec<i64>, i64, i64)>,
+    (granted, collector): (Option<Granted>, Option<Collector>),
     now: Moment,
 ) {
-    let (grants, granted, taken_back) = changed.unwrap_or_default();
+    let (grants, granted, taken_back) = granted.unwrap_or_default();
     let new = Subscription {
         starts_at,
         ends_at: None,
@@ -234,6 +237,7 @@ fn begin(
         granted,
         taken_back,
         waits_for_money: false,
+        collector,
     };
     store::begin(db, call.org_id, &new, now, &call.metadata);
 }
@@ -256,7 +260,7 @@ fn change_now(
     if old.cycle != plan.cycle {
         settlement::cut_period(db, org_id, now, now)?;
         store::end(db, org_id, current.starts_at, now);
-        begin(db, call, plan, (now, now, now), None, now);
+        begin(db, call, plan, (now, now, now), (None, current.collector.clone()), now);
         return settlement::catch_up(db, org_id, now).map(drop);
     }
     let whole = whole_period(plan.cycle, current.anchor, now);
@@ -279,7 +283,8 @@ fn change_now(
         taken_back += back;
     }
     store::end(db, org_id, current.starts_at, now);
-    begin(db, call, plan, (now, current.anchor, whole.end), Some((grants, granted, taken_back)), now);
+    let changed = (Some((grants, granted, taken_back)), current.collector.clone());
+    begin(db, call, plan, (now, current.anchor, whole.end), changed, now);
     Ok(())
 }
 
@@ -353,12 +358,13 @@ fn change_plan(
 
 /// A period of a plan was paid: puts the org on the plan where it is not, lets the period begin, and gives what was granted for it.
 ///
-/// `paid`: from when to when; `note` writes until when it is paid. The wallets are locked.
+/// `paid`: from when to when, and whether there was money in it; `note` writes until when it is paid. The wallets are locked.
 pub fn collect(
     db: &Db,
     org_id: Uuid,
     plan: &Plan,
-    (start, until): (Moment, Moment),
+    (start, until, is_money): (Moment, Moment, bool),
+    collector: &Collector,
     now: Moment,
     note: impl FnOnce(),
 ) -> Result<Vec<i64>> {
@@ -374,7 +380,7 @@ pub fn collect(
     }
     match running {
         // It was free until now, or paid to another day: the paid period is a period.
-        Some(current) if is_new_anchor(current, plan, start) => {
+        Some(current) if is_money && start <= now + GRACE && is_new_anchor(db, current, (start, until))? => {
             settlement::cut_period(db, org_id, now, now)?;
             store::end(db, org_id, current.starts_at, now);
             note();
@@ -403,12 +409,16 @@ pub fn collect(
             let ended = before.iter().filter(|s| !s.by_default && !s.is_void()).filter_map(|s| s.ends_at);
             let start = ended.filter(|end| *end <= now).chain([start.min(now)]).max().unwrap_or(now);
             note();
-            if before.iter().any(|s| !s.by_default && !s.is_void() && s.ends_at.is_some()) {
+            if is_money && before.iter().any(|s| !s.by_default && !s.is_void() && s.ends_at.is_some()) {
                 begin_paid(db, &call, plan, start, now)?;
             } else {
                 subscribe_to(db, &call, &before, plan, Some(start), now)?;
             }
         }
+    }
+    let all = store::subscriptions(db, org_id);
+    if let Some(current) = active(&all, now).filter(|s| !s.by_default) {
+        store::set_collector(db, org_id, current.starts_at, collector);
     }
     settlement::catch_up(db, org_id, now)?;
     let known: Vec<i64> = before.iter().flat_map(|s| s.grants.clone()).collect();
@@ -422,13 +432,16 @@ pub fn collect(
 /// How far a provider's periods may be from ours.
 const GRACE: i64 = 12 * 3600 * 1_000_000;
 
-/// Whether a paid period does not lie as the periods of the same plan do.
-fn is_new_anchor(current: &Subscription, plan: &Plan, start: Moment) -> bool {
-    if current.plan != plan.name || start <= current.starts_at + GRACE {
-        return false;
+/// Whether a paid period goes further than the running one and does not lie as its periods do: what a change costs for the rest of
+/// a period ends with it.
+fn is_new_anchor(db: &Db, current: &Subscription, (start, until): (Moment, Moment)) -> Result<bool> {
+    let goes_further = current.next_period_at.is_none_or(|next| until > next + GRACE);
+    if !goes_further || start <= current.starts_at + GRACE {
+        return Ok(false);
     }
-    let period = whole_period(plan.cycle, current.anchor, start.saturating_add(GRACE));
-    (period.start - start).abs() > GRACE
+    let cycle = cache::any_plan(db, &current.plan)?.cycle;
+    let period = whole_period(cycle, current.anchor, start.saturating_add(GRACE));
+    Ok((period.start - start).abs() > GRACE)
 }
 
 /// Begins a paid subscription after another one: what that one granted for the same time was paid, or free, by itself.
@@ -445,8 +458,14 @@ fn begin_paid(db: &Db, call: &Call<'_>, plan: &Plan, anchor: Moment, now: Moment
         }
     }
     let granted = plan.credits.map_or(0, |credits| credits.amount);
-    begin(db, call, plan, (now, anchor, end), Some((grants, granted, 0)), now);
+    begin(db, call, plan, (now, anchor, end), (Some((grants, granted, 0)), None), now);
     Ok(())
+}
+
+/// Whether a provider's subscription pays for what runs.
+pub fn is_collector(db: &Db, org_id: Uuid, collector: &Collector, now: Moment) -> bool {
+    let all = store::subscriptions(db, org_id);
+    active(&all, now).is_some_and(|s| !s.by_default && s.collector.as_ref() == Some(collector))
 }
 
 /// The plan of what a provider collects for changed: from the next period on, or as soon as the difference is paid. The wallets

@@ -121,6 +121,7 @@ fn enroll(db: &Db, org_id: Uuid, now: Moment) -> Result<bool> {
         granted: 0,
         taken_back: 0,
         waits_for_money: false,
+        collector: None,
     };
     plans::begin(db, org_id, &new, now, "{}");
     Ok(true)

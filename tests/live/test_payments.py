@@ -783,6 +783,76 @@ class Subscriptions(Payments):
             told["invoice" if first == "intent" else "intent"]()
             self.assertEqual(self.credit(), 300, first)
 
+    def proration(self, amount, price="price_pro", **more):
+        """What a change in the middle of the period costs for its rest."""
+        line = {"id": "il_2", "object": "line_item", "amount": amount, "period": {"start": self.now, "end": self.month(1)},
+                "parent": {"type": "subscription_item_details", "subscription_item_details": {"subscription": self.sub, "proration": True}},
+                "pricing": {"type": "price_details", "price_details": {"price": price}}}
+        return self.invoice(0, price=price, amount=amount, id=f"in_{uuid.uuid4().hex}", billing_reason="subscription_update",
+                            lines={"object": "list", "data": [line]}, **more)
+
+    def test_a_proration_is_no_period(self):
+        self.invoice(0)
+        self.at(self.start + 10 * self.DAY)
+        for amount in (100, 0):
+            self.proration(amount)
+            self.assertEqual(self.credit(), 5000)
+
+    def test_another_plan_on_another_day(self):
+        """What two subscriptions paid, and no more, also when the first one's period would have begun."""
+        self.invoice(0)
+        old = self.sub
+        self.at(self.start + self.DAY)
+        self.sub, self.start = self.sub + "b", self.start + self.DAY
+        self.invoice(0, price="price_team", amount=4900)
+        self.assertEqual((self.plan(), self.credit()), ("team", 14000))
+        new, self.sub = self.sub, old
+        self.subscription("canceled", kind="customer.subscription.deleted")
+        self.sub = new
+        self.at(self.month(1) - self.DAY + 600)
+        call(self.db, "settle_org", self.org)
+        self.assertEqual(self.credit(), 9000)
+        self.at(self.month(1) + 600)
+        self.invoice(1, price="price_team", amount=4900)
+        self.assertEqual(self.credit(), 9000)
+
+    def test_a_refund_of_another_payment(self):
+        """Cancelled, bought anew, and the first one refunded: the second stays."""
+        self.invoice(0, charge=f"ch_{self.org.hex}")
+        self.at(self.start + 5 * self.DAY)
+        self.subscription("canceled", kind="customer.subscription.deleted")
+        self.start, self.sub = self.start + 5 * self.DAY, self.sub + "b"
+        self.invoice(0, price="price_team", amount=4900)
+        self.deliver("charge.refunded", {"id": f"ch_{self.org.hex}", "object": "charge", "amount": 2900, "amount_captured": 2900,
+                                         "amount_refunded": 2900, "captured": True, "currency": "usd", "refunded": True,
+                                         "payment_intent": None, "metadata": {}})
+        self.assertEqual((self.plan(), self.credit()), ("team", 9000))
+
+    def test_an_end_that_is_older_than_the_last_invoice(self):
+        self.invoice(0)
+        self.at(self.start + 5 * self.DAY)
+        self.proration(100)
+        self.subscription("canceled", kind="customer.subscription.deleted", created=self.now - 2)
+        self.assertIsNone(self.plan())
+
+    def test_an_end_of_the_period_that_is_older_than_the_invoice(self):
+        self.invoice(0)
+        self.subscription("active", ends=True, created=self.now - 10)
+        self.assertTrue(value(self.db, "select cancel_at_period_end from billing.subscriptions where org_id = %s", self.org))
+
+    def test_past_due_that_is_older_than_the_money(self):
+        self.invoice(0)
+        self.subscription("past_due", created=self.now - 10)
+        self.assertEqual(value(self.db, "select state from billing.provider_subscriptions where org_id = %s", self.org), "active")
+
+    def test_twice_the_same_plan(self):
+        """The second subscription brings nothing, so it waits for a person."""
+        self.invoice(0)
+        self.at(self.now + 3600)
+        self.sub += "b"
+        self.assertEqual(self.invoice(0, id=f"in_{self.org.hex}_b").reason, "nothing_to_begin")
+        self.assertEqual(self.credit(), 5000)
+
     def test_several_of_a_pack_wait_for_a_person(self):
         self.assertEqual(self.invoice(0, price="price_monthly", amount=2700).reason, "several_items")
 
