@@ -63,6 +63,13 @@ enum Item {
     Pack(Rc<Pack>),
 }
 
+/// Whether some of the prices are those of packs.
+fn names_pack(db: &Db, provider: &str, prices: &[String]) -> Result<bool> {
+    let packs = cache::all_packs(db)?;
+    let ids = |pack: &Pack| pack.provider_ids.get(provider).is_some_and(|ids| ids.iter().any(|id| prices.contains(id)));
+    Ok(packs.iter().any(|(pack, _)| ids(pack)))
+}
+
 /// The first of the prices, which is that of the period, counts before the others, and plans before packs.
 fn item(db: &Db, provider: &str, prices: &[String]) -> Result<Option<Item>> {
     let (plans, packs) = (cache::all_plans(db)?, cache::all_packs(db)?);
@@ -132,6 +139,10 @@ pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Res
                 payment.money.pay();
                 Ok(())
             })?
+        }
+        // Of what was paid, nothing says which part was for which.
+        Item::Plan(_) if names_pack(db, provider, &fact.prices)? => {
+            return Ok(Done::Review("several_items", Some(org_id)));
         }
         Item::Plan(plan) => match collect(db, org_id, provider, (fact, created), &plan)? {
             Ok(payment) => payment,

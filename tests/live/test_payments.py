@@ -855,6 +855,11 @@ class Subscriptions(Payments):
 
     def test_several_of_a_pack_wait_for_a_person(self):
         self.assertEqual(self.invoice(0, price="price_monthly", amount=2700).reason, "several_items")
+        lines = [{"id": f"il_{price}", "object": "line_item", "amount": 1900, "period": {"start": self.start, "end": self.month(1)},
+                  "parent": {"type": "subscription_item_details", "subscription_item_details": {"subscription": self.sub, "proration": False}},
+                  "pricing": {"type": "price_details", "price_details": {"price": price}}} for price in ("price_pro", "price_monthly")]
+        receipt = self.invoice(0, amount=3800, id=f"in_{self.org.hex}_two", lines={"object": "list", "data": lines})
+        self.assertEqual((receipt.reason, self.credit()), ("several_items", 0))
 
     def test_what_tells_the_org_and_what_needs_it_at_once(self):
         """The invoice does not say whose it is, the session does: however they meet, the plan begins."""
