@@ -9,6 +9,7 @@ use pgrx::{pg_guard, pg_sys};
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// A value of a column; None is NULL.
 pub type Value = Option<pg_sys::Datum>;
@@ -152,6 +153,13 @@ impl Drop for Turn {
             unsafe { pg_sys::LockRelease(&raw const self.0, Self::MODE, false) };
         }
     }
+}
+
+/// The queue of those who wait for a row of that name: two that share a number by chance only wait a little longer.
+pub fn queue(name: impl Hash) -> u32 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    u32::try_from(hasher.finish() >> 32).unwrap_or_default()
 }
 
 thread_local! {

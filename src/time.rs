@@ -72,6 +72,16 @@ fn utc(at: Moment) -> Option<DateTime<Utc>> {
     at.checked_add(EPOCH).and_then(DateTime::<Utc>::from_timestamp_micros)
 }
 
+/// Whole seconds of the Unix epoch.
+pub fn to_unix(at: Moment) -> i64 {
+    at.div_euclid(1_000_000) + EPOCH / 1_000_000
+}
+
+/// The moment of so many seconds of the Unix epoch.
+pub fn from_unix(seconds: i64) -> Moment {
+    seconds.saturating_sub(EPOCH / 1_000_000).saturating_mul(1_000_000)
+}
+
 /// So many days later, or earlier; without end where the calendar ends.
 pub fn add_days(at: Moment, days: i64) -> Moment {
     const DAY: i64 = 86_400_000_000;

@@ -1,6 +1,6 @@
 //! Lanes and entries by the server's access methods (`heap.rs`): what the shortest calls look at and write.
 
-use crate::heap::{Changed, Held, Is, Key, Partial, Snapshot, Table, Value, Write, has_index};
+use crate::heap::{self, Changed, Held, Is, Key, Partial, Snapshot, Table, Value, Write, has_index};
 use crate::json::Jsonb;
 use crate::ledger::chain::{self, Position};
 use crate::ledger::lanes::View;
@@ -9,7 +9,6 @@ use crate::ledger::wallet::{Lane, Part};
 use crate::sql::{FromSql, ToSql};
 use crate::time::Moment;
 use pgrx::datum::FromDatum;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use uuid::Uuid;
 
 /// Columns of `lanes`, and how many there are.
@@ -63,11 +62,9 @@ fn wallet(org_id: Uuid, unit: &str) -> [Key; 2] {
     [Key(column::ORG_ID, Is::Uuid, org_id.to_sql()), Key(column::UNIT, Is::Text, unit.to_sql())]
 }
 
-/// The queue of those who wait for a lane: two that share a number by chance only wait a little longer.
+/// The queue of those who wait for a lane.
 pub fn queue(org_id: Uuid, unit: &str, lane: i16) -> u32 {
-    let mut hasher = DefaultHasher::new();
-    (org_id, unit, lane).hash(&mut hasher);
-    u32::try_from(hasher.finish() >> 32).unwrap_or_default()
+    heap::queue((org_id, unit, lane))
 }
 
 /// The access methods do not do.

@@ -83,13 +83,13 @@ fn settle(db: &Db, lane: Lane, payment: &mut Payment) -> Result<()> {
     if payment.money.paid && payment.paid_at.is_none() {
         payment.paid_at = Some(now);
     }
-    if payment.money.taken_of(i64::MAX) > 0 {
+    let is_back = payment.money.taken_of(i64::MAX) > 0;
+    if is_back {
         note_plan_grants(db, payment);
     }
     let known: Vec<i64> = payment.grants.iter().map(|(grant_id, _)| *grant_id).collect();
-    let grants_credit = known.is_empty() && payment.credits > 0 && payment.money.brings_credit();
-    let takes_back = known.iter().any(|_| payment.money.taken_of(i64::MAX) > 0);
-    if !grants_credit && !takes_back {
+    let grants_credit = known.is_empty() && payment.credits > 0 && payment.money.status() == Status::Succeeded;
+    if !grants_credit && (known.is_empty() || !is_back) {
         return Ok(());
     }
     ledger::load(db, &mut wallet, &known)?;

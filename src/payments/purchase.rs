@@ -18,7 +18,7 @@ use crate::raise::or_raise;
 use crate::receipt;
 use crate::secrets;
 use crate::sql::{self, Db};
-use crate::time::Moment;
+use crate::time::{self, Moment};
 use pgrx::prelude::*;
 use serde_json::json;
 use uuid::Uuid;
@@ -80,31 +80,20 @@ pub fn of_pack(org_id: Uuid, pack: &Pack, currency: &str, quote: Quote, (source,
         org_id,
         payment_id: new_id(),
         money: Money { total: quote.total, ..Money::default() },
-        paid_at: None,
         source: source.to_owned(),
         provider: provider.to_owned(),
         pack: Some(pack.name.clone()),
-        plan: None,
         unit: pack.unit.clone(),
         currency: currency.to_owned(),
         validity: pack.validity.map(|validity| validity.to_string()),
         credits: quote.credits,
         bonus: quote.bonus,
         metrics: pack.metrics.clone(),
-        grants: Vec::new(),
-        unrecovered: 0,
         priority: pack.priority,
-        subscription: None,
-        period: None,
         price: quote.price,
         tax: quote.tax,
         fee: quote.fee,
-        request_hash: None,
-        dispute: None,
-        failure: None,
-        customer: None,
-        payment_method: None,
-        fingerprint: None,
+        ..Payment::default()
     }
 }
 
@@ -285,7 +274,7 @@ fn move_to(payment: &mut Payment, status: Status, reason: Option<String>, now: M
         _ => {
             payment.money.status = status;
             // What a provider said before is older.
-            payment.money.news_at = now.div_euclid(1_000_000) + 946_684_800;
+            payment.money.news_at = time::to_unix(now);
         }
     }
     if status == Status::Failed {

@@ -121,11 +121,6 @@ impl Money {
         let (back, total) = (i128::from(self.back()), i128::from(self.total));
         i64::try_from((i128::from(credits) * back + total - 1) / total).unwrap_or(credits)
     }
-
-    /// Whether its credit is there, at least in part.
-    pub fn brings_credit(&self) -> bool {
-        self.paid && !self.is_all_back()
-    }
 }
 
 #[cfg(test)]
@@ -182,7 +177,6 @@ mod tests {
             }
             prop_assert_eq!(one.status(), other.status());
             prop_assert_eq!(one.taken_of(777), other.taken_of(777));
-            prop_assert_eq!(one.brings_credit(), one.status() == Status::Succeeded);
         }
 
         #[test]

@@ -56,7 +56,7 @@ statements! {
 }
 
 /// A row of `payments`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 #[allow(missing_docs)]
 pub struct Payment {
     pub org_id: Uuid,

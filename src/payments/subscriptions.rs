@@ -13,11 +13,11 @@ use crate::payments::purchase;
 use crate::payments::quote::quote;
 use crate::payments::state::Money;
 use crate::payments::store::{self, Payment};
-use crate::payments::webhook::{Done, EPOCH};
+use crate::payments::webhook::Done;
 use crate::plans::subscription;
 use crate::settlement;
 use crate::sql::{At, Db};
-use crate::time::Moment;
+use crate::time;
 use crate::{args, statements, units};
 use serde_json::json;
 use std::rc::Rc;
@@ -83,10 +83,6 @@ fn item(db: &Db, provider: &str, prices: &[String]) -> Result<Option<Item>> {
 fn known(db: &Db, provider: &str, id: &str) -> Option<(Uuid, Option<String>)> {
     let rows = db.write(&KNOWN, args![provider, id]);
     if rows.count() == 1 { rows.first().map(|row| (row.get(0), row.opt(1))) } else { None }
-}
-
-fn moment(seconds: i64) -> Moment {
-    seconds.saturating_sub(EPOCH).saturating_mul(1_000_000)
 }
 
 /// An invoice was paid, or could not be.
@@ -164,7 +160,7 @@ fn collect(
     (fact, created): (&InvoiceFact, i64),
     plan: &Plan,
 ) -> Result<std::result::Result<Payment, &'static str>> {
-    let Some((start, until)) = fact.period.map(|(start, end)| (moment(start), moment(end))) else {
+    let Some((start, until)) = fact.period.map(|(start, end)| (time::from_unix(start), time::from_unix(end))) else {
         return Ok(Err("no_period"));
     };
     let id = fact.subscription.clone().unwrap_or_else(|| fact.id.clone());
@@ -192,28 +188,14 @@ fn collect(
         paid_at: Some(now),
         source: "subscription".to_owned(),
         provider: provider.to_owned(),
-        pack: None,
         plan: Some(plan.name.clone()),
         unit: units::CREDIT.to_owned(),
         currency: fact.currency.clone(),
-        validity: None,
-        credits: 0,
-        bonus: 0,
-        metrics: None,
-        grants: Vec::new(),
-        unrecovered: 0,
-        priority: 0,
         subscription: Some(id),
         period: Some((start, until)),
         price: fact.amount,
-        tax: 0,
-        fee: 0,
-        request_hash: None,
-        dispute: None,
-        failure: None,
         customer: fact.customer.clone(),
-        payment_method: None,
-        fingerprint: None,
+        ..Payment::default()
     };
     store::insert(db, &payment, None, "{}", now);
     payment.grants = grants.into_iter().map(|grant_id| (grant_id, 0)).collect();

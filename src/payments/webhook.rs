@@ -12,7 +12,7 @@ use crate::payments::store::{self, Payment};
 use crate::payments::{razorpay, secrets, signature, stripe, subscriptions};
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db};
-use crate::time::Moment;
+use crate::time::{self, Moment};
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 use serde_json::json;
@@ -59,9 +59,6 @@ const TOLERANCE: i64 = 300;
 /// Longest payload, in bytes.
 const LONGEST: usize = 1 << 20;
 
-/// Seconds from the Unix epoch to PostgreSQL's.
-pub const EPOCH: i64 = 946_684_800;
-
 /// What became of a report.
 pub enum Done {
     /// Its work is done, for that org.
@@ -83,20 +80,11 @@ fn verify(db: &Db, provider: &str, payload: &str, signature: &str, now: Moment) 
         return Err(Error::bad_signature("no_secret").hint("Set it: select billing.set_webhook_secret(…);"));
     }
     let verified = if provider == "stripe" {
-        let seconds = now.div_euclid(1_000_000) + EPOCH;
-        signature::stripe(payload.as_bytes(), signature, &secrets, seconds, TOLERANCE)
+        signature::stripe(payload.as_bytes(), signature, &secrets, time::to_unix(now), TOLERANCE)
     } else {
         signature::razorpay(payload.as_bytes(), signature, &secrets)
     };
     verified.map_err(|fault| Error::bad_signature(fault.name()))
-}
-
-fn digest(payload: &[u8]) -> String {
-    use std::fmt::Write;
-    Sha256::digest(payload).iter().fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
 }
 
 /// The provider's ids of what an event is about: payments, subscription, customer. Two events that tell of each other share one.
@@ -333,7 +321,7 @@ fn handle_webhook(
                 (_, Some(id)) if provider == "razorpay" => id.to_owned(),
                 (Ok(event), _) => event.id.clone(),
                 // Signed by the provider, so it is kept: under a name that the same bytes get again.
-                (Err(_), _) => format!("sha256:{}", digest(payload.as_bytes())),
+                (Err(_), _) => format!("sha256:{:x}", Sha256::digest(payload)),
             };
             let kind = parsed.as_ref().map_or_else(|_| "unreadable".to_owned(), |event| event.kind.clone());
             let is_new = db.write(&RECEIVE, args![provider, id.as_str(), kind.as_str(), At(now), payload]).count() > 0;

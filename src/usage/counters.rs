@@ -6,7 +6,7 @@ use crate::catalog;
 use crate::catalog::cache::Metric;
 use crate::catalog::price::Price;
 use crate::error::{Error, Result};
-use crate::heap::{Changed, Held, Is, Key, Partial, Table, Value, Write};
+use crate::heap::{self, Changed, Held, Is, Key, Partial, Table, Value, Write};
 use crate::ledger::rows::number;
 use crate::plans::period::{Span, Terms, Timeline};
 use crate::plans::store as plans;
@@ -15,7 +15,6 @@ use crate::time::Moment;
 use crate::usage::tally::{Charge, Tally};
 use crate::{args, statements};
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 use uuid::Uuid;
 
@@ -106,7 +105,7 @@ pub fn lock(db: &Db, names: &[(Uuid, String, Span)]) -> BTreeMap<Name, Counter> 
     let (mut locked, mut rest) = (BTreeMap::new(), Vec::new());
     for name in names {
         // Once one takes a statement, all after it do: the order is kept.
-        match lock_row(name).filter(|_| rest.is_empty()) {
+        match rest.is_empty().then(|| lock_row(name)).flatten() {
             Some(counter) => drop(locked.insert(counter.name(), counter)),
             None => rest.push(name),
         }
@@ -158,9 +157,7 @@ fn key(org_id: Uuid, metric: &str, start: Moment) -> [Key; 3] {
 /// Locks or makes one without a statement; None where that takes one.
 fn lock_row((org_id, metric, span): &(Uuid, String, Span)) -> Option<Counter> {
     let key = key(*org_id, metric, span.start);
-    let mut hasher = DefaultHasher::new();
-    (org_id, metric, span.start).hash(&mut hasher);
-    let queue = u32::try_from(hasher.finish() >> 32).unwrap_or_default();
+    let queue = heap::queue((org_id, metric, span.start));
     let read = |row: &[Value]| {
         let of = |column| number(row, column);
         // Those with a level are for statements.
