@@ -102,9 +102,6 @@ pub enum Snapshot {
     Callers,
 }
 
-/// Where the place of a row stands, this says that what stands there is a token: `SpecTokenOffsetNumber`.
-const SPECULATIVE: u16 = 0xfffe;
-
 /// No table of ours has more.
 const MOST_COLUMNS: usize = 32;
 
@@ -371,6 +368,9 @@ impl Table {
 
     /// Inserts a row of all columns, unless there may be one like it in a unique index: one that is there, or is being inserted.
     /// Does not wait to learn which: that is for a statement with ON CONFLICT.
+    ///
+    /// A row that turns out to be no news is deleted again. Until we are done, others who insert one like it wait for us, unlike
+    /// for a speculative insertion; but that one is confirmed by a record of its own, and a repeated key is rare.
     pub fn insert_new(&self, unique: &str, row: &[Value]) -> bool {
         let unique = relation_id(unique);
         // By another name: a statement finds it by its columns.
@@ -378,25 +378,18 @@ impl Table {
             return false;
         }
         let tuple = self.form(row);
-        // As ON CONFLICT does: a row that turns out to be no news is gone at once, also for those who would wait for us.
-        // SAFETY: a tuple of this table; the lock of the token is given back, on errors by the end of the transaction.
+        // SAFETY: a tuple of this table.
         unsafe {
-            let transaction = pg_sys::GetCurrentTransactionId();
-            let token = pg_sys::SpeculativeInsertionLockAcquire(transaction);
-            let place = &raw mut (*(*tuple).t_data).t_ctid;
-            pgrx::itemptr::item_pointer_set_all(&mut *place, token, SPECULATIVE);
-            let options = pg_sys::HEAP_INSERT_SPECULATIVE.cast_signed();
-            pg_sys::heap_insert(self.relation, tuple, pg_sys::GetCurrentCommandId(true), options, std::ptr::null_mut());
+            pg_sys::heap_insert(self.relation, tuple, pg_sys::GetCurrentCommandId(true), 0, std::ptr::null_mut());
+            // The one that may refuse it comes first.
             let (first, others): (Vec<_>, Vec<_>) = self.indexes().iter().partition(|index| index.id() == unique);
             let is_new = first.iter().chain(&others).all(|index| index.insert(self, tuple, row, index.id() == unique));
-            if is_new {
-                pg_sys::heap_finish_speculative(self.relation, &raw mut (*tuple).t_self);
-            } else {
-                pg_sys::heap_abort_speculative(self.relation, &raw mut (*tuple).t_self);
-            }
-            pg_sys::SpeculativeInsertionLockRelease(transaction);
-            pg_sys::heap_freetuple(tuple);
             pg_sys::CommandCounterIncrement();
+            if !is_new {
+                pg_sys::simple_heap_delete(self.relation, &raw mut (*tuple).t_self);
+                pg_sys::CommandCounterIncrement();
+            }
+            pg_sys::heap_freetuple(tuple);
             is_new
         }
     }
