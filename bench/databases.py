@@ -6,7 +6,7 @@ from results import HAND, OURS
 from server import HERE, ROLE, cores, in_parallel, say
 
 SCRATCH, USAGE, UNSETTLED, RECORDED = (f"{ROLE}_{name}" for name in ("scratch", "usage", "unsettled", "recorded"))
-LEDGER = {OURS: "billing.entries", HAND: "handwritten.ledger"}
+LEDGER = {OURS: "billing.ledger", HAND: "handwritten.ledger"}
 PRICE = 15  # consume_handwritten.sql passes the same number
 CATALOG = '{"metrics": {"bench_call": {"price": %d}}}' % PRICE
 # Every org goes over what its plan includes, so that each settlement charges each of them, for both metrics.

@@ -5,7 +5,7 @@
 use crate::arguments::required;
 use crate::catalog::cache;
 use crate::error::{Error, Result};
-use crate::heap::{Is, Key, Partial, Snapshot, Table, Value, Write};
+use crate::heap::{Attempt, Is, Key, Partial, Snapshot, Table, Value, Write};
 use crate::ledger::rows::{int, number};
 use crate::ledger::store as ledger;
 use crate::ledger::wallet::Lane;
@@ -220,7 +220,7 @@ fn raise_row(org_id: Uuid, alert: &Alert, now: Moment) -> bool {
         alert.threshold.to_sql(),
         (crossings + 1).to_sql(),
     ];
-    is_known && table.insert_new("alerts_open", &row)
+    is_known && table.insert_new("alerts_open", &row, Attempt::Told)
 }
 
 /// Looks at the balance of a wallet, which is locked, which had `base` after its last grant, and is `known` to be looked at below

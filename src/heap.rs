@@ -102,6 +102,17 @@ pub enum Snapshot {
     Callers,
 }
 
+/// Where the place of a row stands, this says that what stands there is a token: `SpecTokenOffsetNumber`.
+const SPECULATIVE: u16 = 0xfffe;
+
+/// Whether others are told that a row may turn out to be no news.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Attempt {
+    Told,
+    Untold,
+}
+
 /// No table of ours has more.
 const MOST_COLUMNS: usize = 32;
 
@@ -369,24 +380,42 @@ impl Table {
     /// Inserts a row of all columns, unless there may be one like it in a unique index: one that is there, or is being inserted.
     /// Does not wait to learn which: that is for a statement with ON CONFLICT.
     ///
-    /// A row that turns out to be no news is deleted again. Until we are done, others who insert one like it wait for us, unlike
-    /// for a speculative insertion; but that one is confirmed by a record of its own, and a repeated key is rare.
-    pub fn insert_new(&self, unique: &str, row: &[Value]) -> bool {
+    /// A row that turns out to be no news is gone at once also for others who would wait for us, where they are told that it is
+    /// only an attempt, as by ON CONFLICT. That takes a lock and a record in the WAL, so it can be left out where no two others
+    /// insert the same at this moment: they would wait for each other.
+    pub fn insert_new(&self, unique: &str, row: &[Value], attempt: Attempt) -> bool {
         let unique = relation_id(unique);
         // By another name: a statement finds it by its columns.
         if unique == pg_sys::InvalidOid {
             return false;
         }
         let tuple = self.form(row);
-        // SAFETY: a tuple of this table.
+        let is_told = attempt == Attempt::Told;
+        // SAFETY: a tuple of this table; the lock of the token is given back, on errors by the end of the transaction.
         unsafe {
-            pg_sys::heap_insert(self.relation, tuple, pg_sys::GetCurrentCommandId(true), 0, std::ptr::null_mut());
-            // The one that may refuse it comes first.
+            let transaction = pg_sys::GetCurrentTransactionId();
+            let mut options = 0;
+            if is_told {
+                let token = pg_sys::SpeculativeInsertionLockAcquire(transaction);
+                let place = &raw mut (*(*tuple).t_data).t_ctid;
+                pgrx::itemptr::item_pointer_set_all(&mut *place, token, SPECULATIVE);
+                options = pg_sys::HEAP_INSERT_SPECULATIVE.cast_signed();
+            }
+            pg_sys::heap_insert(self.relation, tuple, pg_sys::GetCurrentCommandId(true), options, std::ptr::null_mut());
+            let place = &raw mut (*tuple).t_self;
             let (first, others): (Vec<_>, Vec<_>) = self.indexes().iter().partition(|index| index.id() == unique);
             let is_new = first.iter().chain(&others).all(|index| index.insert(self, tuple, row, index.id() == unique));
+            if is_told {
+                if is_new {
+                    pg_sys::heap_finish_speculative(self.relation, place);
+                } else {
+                    pg_sys::heap_abort_speculative(self.relation, place);
+                }
+                pg_sys::SpeculativeInsertionLockRelease(transaction);
+            }
             pg_sys::CommandCounterIncrement();
-            if !is_new {
-                pg_sys::simple_heap_delete(self.relation, &raw mut (*tuple).t_self);
+            if !is_new && !is_told {
+                pg_sys::simple_heap_delete(self.relation, place);
                 pg_sys::CommandCounterIncrement();
             }
             pg_sys::heap_freetuple(tuple);

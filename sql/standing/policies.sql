@@ -10,7 +10,7 @@ begin
                  where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p') and not c.relrowsecurity loop
         execute pg_catalog.format('alter table billing.%I enable row level security', name);
     end loop;
-    foreach tenant in array array['wallet_settings', 'lanes', 'lots', 'holds', 'entries', 'refunds', 'member_usage', 'period_usage',
+    foreach tenant in array array['wallet_settings', 'lanes', 'lots', 'holds', 'ledger', 'refunds', 'member_usage', 'period_usage',
                                   'org_prices', 'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage',
                                   'usage_days', 'credit_months', 'folded', 'alerts', 'payments', 'payment_refs', 'provider_customers',
                                   'provider_subscriptions', 'auto_recharges', 'gift_card_redemptions'] loop

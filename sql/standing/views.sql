@@ -13,6 +13,37 @@ select g.org_id, g.grant_id, g.unit, g.source, g.category, g.amount,
   from billing.lots g;
 comment on view billing.grants is 'Grants of credit with what is left of them. An expired grant shows its rest until that is booked.';
 
+create or replace view billing.entries with (security_invoker = true) as
+select org_id, coalesce(operation_id, entry_id) as operation_id, entry_id, amount, balance_after - amount as balance_before,
+       balance_after, created_at, grant_id, quantity, request_hash, request_id, member_id, coalesce(unit, 'credit') as unit,
+       coalesce(kind, 'usage') as kind, metric, source, source_id, coalesce(key_text, key_uuid::text) as idempotency_key, reason,
+       actor, coalesce(metadata, '{}') as metadata, result, entry_hash
+  from billing.ledger;
+comment on view billing.entries is 'The ledger: one immutable row per movement of credit, chained by hash within its lane.';
+comment on column billing.entries.org_id is 'The billed customer.';
+comment on column billing.entries.operation_id is 'The call that wrote the entry: the entry_id of its first entry.';
+comment on column billing.entries.entry_id is 'Number in the chain of its lane.';
+comment on column billing.entries.amount is 'Signed, as the balance sees it.';
+comment on column billing.entries.balance_before is 'Balance of the lane (of the wallet, as long as it has one lane) before the entry.';
+comment on column billing.entries.balance_after is 'Balance of the lane after the entry.';
+comment on column billing.entries.created_at is 'Billing time of the call.';
+comment on column billing.entries.grant_id is 'The grant that was credited or burned; null for usage that cost nothing.';
+comment on column billing.entries.quantity is 'Quantity of the metric.';
+comment on column billing.entries.request_hash is 'Fingerprint of the request, where it came with an idempotency key and the columns do not tell all of it.';
+comment on column billing.entries.request_id is 'What makes the idempotency key unique: see billing.ledger.';
+comment on column billing.entries.member_id is 'Who in the org it was for.';
+comment on column billing.entries.unit is 'Unit of the wallet.';
+comment on column billing.entries.kind is 'usage, hold, release, refund, void, expiry, adjustment, payout_hold, payout_release, payout, transfer, lane (from one lane of the wallet to another), or the source of a grant.';
+comment on column billing.entries.metric is 'What was used.';
+comment on column billing.entries.source is 'What the movement stems from: the source of a grant; hold, operation, transfer or lane with its id in source_id.';
+comment on column billing.entries.source_id is 'Id of the source.';
+comment on column billing.entries.idempotency_key is 'Key of the call, on its first entry.';
+comment on column billing.entries.reason is 'Why, on corrections.';
+comment on column billing.entries.actor is 'Who asked for it, on corrections: the JWT subject, else the database role.';
+comment on column billing.entries.metadata is 'What the caller noted.';
+comment on column billing.entries.result is 'What the call answered, where its entries alone do not tell; given again to a repeated call.';
+comment on column billing.entries.entry_hash is 'SHA-256 over the previous hash of the lane and every column of the row (docs/DESIGN.md, The chain).';
+
 create or replace view billing.operations with (security_invoker = true) as
 select org_id, operation_id, unit, min(created_at) as created_at,
        (array_agg(kind order by entry_id desc))[1] as kind,

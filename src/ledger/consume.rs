@@ -9,7 +9,7 @@ use crate::arguments::{self, optional_uuid, positive, required, required_uuid};
 use crate::catalog::{self, cache};
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::heap::{Changed, Held, Snapshot, Table};
+use crate::heap::{Attempt, Changed, Held, Snapshot, Table};
 use crate::json::Jsonb;
 use crate::ledger::batch::{self, Item};
 use crate::ledger::call::Answer;
@@ -74,11 +74,10 @@ statements! {
                                   where e.org_id = $1 and e.entry_id = l.last_entry_id - 1), '')
           where org_id = $1 and unit = $2 and lane = $4";
     // Without a key there is nothing to conflict with: nulls are distinct.
-    WRITE(uuid, int8, int8, int8, timestamptz, int8, int8, uuid, text, text, jsonb, bytea, int8, int8, text, text) =
-        "insert into billing.entries (org_id, operation_id, entry_id, amount, balance_before, balance_after, created_at,
-                                      grant_id, quantity, member_id, unit, kind, metric, metadata, entry_hash,
-                                      request_id, idempotency_key, result)
-         values ($1, $2, $2, $3, $13, $4, $5, $6, $7, $8, $9, 'usage', $10, $11, $12, $14, $15, $16)
+    WRITE(uuid, int8, int8, int8, timestamptz, int8, int8, uuid, text, text, jsonb, bytea, uuid, int8, text, text) =
+        "insert into billing.ledger (org_id, entry_id, amount, balance_after, created_at, grant_id, quantity, member_id, unit,
+                                     metric, metadata, entry_hash, key_uuid, request_id, key_text, result)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
          on conflict (org_id, request_id) do nothing";
 }
 
@@ -516,7 +515,13 @@ fn position(entry_id: i64, balance: i64, credits: i64, slice_grant: i64) -> Posi
 }
 
 /// What WRITE does; false where a statement has to decide.
-fn write_row(asked: &Asked<'_>, unit: &str, (credits, now): (i64, Moment), burned: &Burned, metadata: Jsonb) -> bool {
+fn write_row(
+    asked: &Asked<'_>,
+    unit: &str,
+    (credits, now): (i64, Moment),
+    burned: &Burned,
+    metadata: Option<Jsonb>,
+) -> bool {
     let Some(entries) = rows::open_entries() else { return false };
     let row = EntryRow {
         org_id: asked.org_id,
@@ -539,16 +544,19 @@ fn write_row(asked: &Asked<'_>, unit: &str, (credits, now): (i64, Moment), burne
         result: burned.result.as_deref(),
         hash: &burned.head,
     };
-    row.insert(&entries)
+    // Whoever else uses the key in this wallet waits for lane 0, unless there are others.
+    let attempt = if burned.lane == 0 { Attempt::Untold } else { Attempt::Told };
+    row.insert(&entries, attempt)
 }
 
 /// Writes the entry; false when the key is taken.
 fn write(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment, burned: &Burned) -> bool {
     let grant = (credits > 0).then_some(burned.slice_grant);
-    let metadata = asked.metadata.unwrap_or_else(|| crate::json::from_text("{}"));
+    let metadata = asked.metadata.filter(|metadata| !metadata.is_empty_object());
     if write_row(asked, unit, (credits, now), burned, metadata) {
         return true;
     }
+    let (key_uuid, key_text) = rows::stored_key(asked.key);
     let written = db.write(
         &WRITE,
         args![
@@ -560,13 +568,13 @@ fn write(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment, burn
             grant,
             asked.quantity,
             asked.member_id,
-            unit,
+            rows::stored_unit(unit),
             asked.metric,
             metadata,
             burned.head.as_slice(),
-            burned.balance + credits,
+            key_uuid,
             asked.key.map(chain::request_id),
-            asked.key,
+            key_text,
             burned.result.as_deref(),
         ],
     );

@@ -1,6 +1,6 @@
 //! Lanes and entries by the server's access methods (`heap.rs`): what the shortest calls look at and write.
 
-use crate::heap::{self, Changed, Held, Is, Key, Partial, Snapshot, Table, Value, Write, has_index};
+use crate::heap::{self, Attempt, Changed, Held, Is, Key, Partial, Snapshot, Table, Value, Write, has_index};
 use crate::json::Jsonb;
 use crate::ledger::chain::{self, Position};
 use crate::ledger::lanes::View;
@@ -8,6 +8,7 @@ use crate::ledger::store::Replay;
 use crate::ledger::wallet::{Lane, Part};
 use crate::sql::{FromSql, ToSql};
 use crate::time::Moment;
+use crate::units;
 use pgrx::datum::FromDatum;
 use uuid::Uuid;
 
@@ -35,10 +36,33 @@ pub mod column {
     pub const LANES: usize = 20;
     pub const ALERT_BASE: usize = 21;
     pub const COUNT: usize = 21;
-    /// Of `entries`.
-    pub const ENTRIES: usize = 23;
+    /// Of `ledger`.
+    pub const LEDGER: usize = 23;
     /// Of `holds`.
     pub const HOLDS: usize = 16;
+}
+
+/// Columns of `ledger`, of which 2 is the entry's number.
+pub mod entry {
+    #![allow(missing_docs)]
+    pub const ENTRY_ID: usize = 2;
+    pub const AMOUNT: usize = 3;
+    pub const BALANCE_AFTER: usize = 4;
+    pub const CREATED_AT: usize = 5;
+    pub const GRANT_ID: usize = 6;
+    pub const QUANTITY: usize = 7;
+    pub const REQUEST_ID: i16 = 8;
+    pub const KEY_UUID: usize = 9;
+    pub const MEMBER_ID: usize = 10;
+    pub const OPERATION_ID: usize = 11;
+    pub const REQUEST_HASH: usize = 12;
+    pub const UNIT: usize = 13;
+    pub const KIND: usize = 14;
+    pub const METRIC: usize = 15;
+    pub const SOURCE: usize = 16;
+    pub const KEY_TEXT: usize = 18;
+    pub const METADATA: usize = 21;
+    pub const RESULT: usize = 22;
 }
 
 /// The index by which lanes are found.
@@ -118,11 +142,11 @@ pub fn numbered(org_id: Uuid, id: i64) -> [Key; 2] {
 
 /// What a hold with one entry took; None where that takes a statement.
 pub fn parts(org_id: Uuid, hold_id: i64) -> Option<Vec<Part>> {
-    let entries = Table::open_to_read("entries", column::ENTRIES)?;
-    let key = [Key(column::ORG_ID, Is::Uuid, org_id.to_sql()), Key(3, Is::Big, hold_id.to_sql())];
+    let entries = Table::open_to_read("ledger", column::LEDGER)?;
     let mut parts = None;
-    let _is_known = entries.read("entries_pkey", &key, Snapshot::Latest, |row, _| {
-        let part = number(row, 8).zip(number(row, 4)).map(|(grant_id, amount)| Part { grant_id, credits: -amount });
+    let _is_known = entries.read("ledger_pkey", &numbered(org_id, hold_id), Snapshot::Latest, |row, _| {
+        let part = number(row, entry::GRANT_ID).zip(number(row, entry::AMOUNT));
+        let part = part.map(|(grant_id, amount)| Part { grant_id, credits: -amount });
         parts = Some(part.into_iter().collect());
     });
     parts
@@ -154,30 +178,79 @@ pub fn close_hold(org_id: Uuid, hold_id: i64, status: &str, now: Moment, operati
 
 /// The entry that took a key, if there is one.
 pub fn find_request(org_id: Uuid, request_id: i64) -> Result<Option<Replay>, NeedsStatement> {
-    let entries = Table::open_to_read("entries", column::ENTRIES).ok_or(NeedsStatement)?;
-    let key = [Key(column::ORG_ID, Is::Uuid, org_id.to_sql()), Key(11, Is::Big, request_id.to_sql())];
+    let entries = Table::open_to_read("ledger", column::LEDGER).ok_or(NeedsStatement)?;
+    let key = [Key(column::ORG_ID, Is::Uuid, org_id.to_sql()), Key(entry::REQUEST_ID, Is::Big, request_id.to_sql())];
     let mut found = None;
-    let is_known = entries.read("entries_request", &key, Snapshot::Latest, |row, _| {
+    let is_known = entries.read("ledger_request", &key, Snapshot::Latest, |row, _| {
         found = replay(row);
     });
     if is_known { Ok(found) } else { Err(NeedsStatement) }
 }
 
 fn replay(row: &[Value]) -> Option<Replay> {
+    let (amount, balance_after) = (number(row, entry::AMOUNT)?, number(row, entry::BALANCE_AFTER)?);
     Some(Replay {
-        operation_id: number(row, 3)?,
-        request_hash: number(row, 10),
-        result: text(row, 22),
-        kind: text(row, 14)?,
-        metric: text(row, 15),
-        quantity: number(row, 9),
-        amount: number(row, 4)?,
-        balance_before: number(row, 5)?,
-        balance_after: number(row, 6)?,
-        member_id: uuid(row, 12),
-        metadata: json(row, 21)?,
-        key: text(row, 18),
+        operation_id: number(row, entry::ENTRY_ID)?,
+        request_hash: number(row, entry::REQUEST_HASH),
+        result: text(row, entry::RESULT),
+        kind: text(row, entry::KIND).unwrap_or_else(|| USUAL_KIND.to_owned()),
+        metric: text(row, entry::METRIC),
+        quantity: number(row, entry::QUANTITY),
+        amount,
+        balance_before: balance_after.wrapping_sub(amount),
+        balance_after,
+        member_id: uuid(row, entry::MEMBER_ID),
+        metadata: json(row, entry::METADATA).unwrap_or_else(|| NO_METADATA.to_owned()),
+        key: text(row, entry::KEY_TEXT).or_else(|| uuid(row, entry::KEY_UUID).map(|key| key.to_string())),
     })
+}
+
+// What the ledger leaves out.
+const USUAL_KIND: &str = "usage";
+const NO_METADATA: &str = "{}";
+
+/// The unit of an entry, as it is stored.
+pub fn stored_unit(unit: &str) -> Option<&str> {
+    (unit != units::CREDIT).then_some(unit)
+}
+
+/// The unit of a stored entry.
+pub fn unit_of(row: &[Value]) -> String {
+    text(row, entry::UNIT).unwrap_or_else(|| units::CREDIT.to_owned())
+}
+
+/// The kind of an entry, as it is stored.
+pub fn stored_kind(kind: &str) -> Option<&str> {
+    (kind != USUAL_KIND).then_some(kind)
+}
+
+/// The kind of a stored entry, where it is not usage.
+pub fn unusual_kind(row: &[Value]) -> Option<String> {
+    text(row, entry::KIND)
+}
+
+/// The metadata of an entry, as they are stored.
+pub fn stored_metadata(metadata: &str) -> Option<&str> {
+    (metadata != NO_METADATA).then_some(metadata)
+}
+
+/// The operation of an entry, as it is stored.
+pub fn stored_operation(operation_id: i64, entry_id: i64) -> Option<i64> {
+    (operation_id != entry_id).then_some(operation_id)
+}
+
+/// The operation of a stored entry.
+pub fn operation_of(row: &[Value]) -> Option<i64> {
+    number(row, entry::OPERATION_ID).or_else(|| number(row, entry::ENTRY_ID))
+}
+
+/// An idempotency key as it is stored: a UUID takes less than half the room of its text.
+pub fn stored_key(key: Option<&str>) -> (Option<Uuid>, Option<&str>) {
+    let is_same = |uuid: &Uuid, key: &str| uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == key;
+    match key.and_then(|key| Uuid::try_parse(key).ok().filter(|uuid| is_same(uuid, key))) {
+        Some(uuid) => (Some(uuid), None),
+        None => (None, key),
+    }
 }
 
 /// Locks a wallet: its lane 0, if there is one.
@@ -268,33 +341,35 @@ pub struct EntryRow<'a> {
     pub key: Option<&'a str>,
     pub reason: Option<&'a str>,
     pub actor: Option<&'a str>,
-    pub metadata: Jsonb,
+    /// None: the empty object.
+    pub metadata: Option<Jsonb>,
     pub result: Option<&'a str>,
     pub hash: &'a [u8],
 }
 
 impl EntryRow<'_> {
     /// Inserts it; false where its key is taken, or may be.
-    pub fn insert(&self, entries: &Table) -> bool {
-        let row: [Value; column::ENTRIES] = [
+    pub fn insert(&self, entries: &Table, attempt: Attempt) -> bool {
+        let (key_uuid, key_text) = stored_key(self.key);
+        let row: [Value; column::LEDGER] = [
             self.org_id.to_sql(),
-            self.operation_id.to_sql(),
             self.position.entry_id.to_sql(),
             self.amount.to_sql(),
-            self.position.balance_before.to_sql(),
             self.position.balance_after.to_sql(),
             self.created_at.to_sql(),
             self.position.grant_id.to_sql(),
             self.quantity.to_sql(),
-            self.request_hash.to_sql(),
             self.key.map(chain::request_id).to_sql(),
+            key_uuid.to_sql(),
             self.member_id.to_sql(),
-            self.unit.to_sql(),
-            self.kind.to_sql(),
+            stored_operation(self.operation_id, self.position.entry_id).to_sql(),
+            self.request_hash.to_sql(),
+            stored_unit(self.unit).to_sql(),
+            stored_kind(self.kind).to_sql(),
             self.metric.to_sql(),
             self.source.to_sql(),
             self.source_id.to_sql(),
-            self.key.to_sql(),
+            key_text.to_sql(),
             self.reason.to_sql(),
             self.actor.to_sql(),
             self.metadata.to_sql(),
@@ -305,13 +380,13 @@ impl EntryRow<'_> {
             entries.insert(&row);
             return true;
         }
-        entries.insert_new("entries_request", &row)
+        entries.insert_new("ledger_request", &row, attempt)
     }
 }
 
 /// The ledger, for entries to be inserted; None where that takes a statement.
 pub fn open_entries() -> Option<Table> {
-    Table::open("entries", column::ENTRIES, Write::Insert)
+    Table::open("ledger", column::LEDGER, Write::Insert)
 }
 
 /// Into how many lanes the wallet is split, as its lane 0 tells.

@@ -5,7 +5,7 @@
 //! row is the wallet's lock, under any isolation level. `lanes.rs` says how the other lanes go with it.
 
 use crate::error::{Error, Result};
-use crate::heap::Table;
+use crate::heap::{Attempt, Table};
 use crate::ledger::rows::{self, EntryRow};
 use crate::ledger::wallet::{Away, Budget, Entry, Hold, Lane, Lot, MemberDelta, Part, Saved, Wallet};
 use crate::ledger::{chain, lanes};
@@ -109,18 +109,18 @@ statements! {
         "insert into billing.lots (org_id, grant_id, amount, remaining, cost_minor, effective_at, expires_at, created_at,
                                    priority, unit, source, category, currency, metrics, metadata, written_off, voided_at)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, case when $17 then $8 end)";
-    NEW_ENTRIES(uuids, int8s, int8s, int8s, int8s, int8s, timestamptz, int8s, int8s, int8s, uuids, texts, texts, texts, texts,
+    NEW_ENTRIES(uuids, int8s, int8s, int8s, uuids, int8s, timestamptz, int8s, int8s, int8s, uuids, texts, texts, texts, texts,
                 texts, texts, texts, texts, texts, texts, byteas, int8s) =
-        "insert into billing.entries (org_id, operation_id, entry_id, amount, balance_before, balance_after, created_at,
-                                      grant_id, quantity, request_hash, member_id, unit, kind, metric, source, source_id,
-                                      idempotency_key, reason, actor, metadata, result, entry_hash, request_id)
-         select org_id, operation_id, entry_id, amount, balance_before, balance_after, $7,
+        "insert into billing.ledger (org_id, operation_id, entry_id, amount, key_uuid, balance_after, created_at,
+                                     grant_id, quantity, request_hash, member_id, unit, kind, metric, source, source_id,
+                                     key_text, reason, actor, metadata, result, entry_hash, request_id)
+         select org_id, operation_id, entry_id, amount, key_uuid, balance_after, $7,
                 grant_id, quantity, request_hash, member_id, unit, kind, metric, source, source_id,
-                idempotency_key, reason, actor, metadata::jsonb, result, entry_hash, request_id
+                key_text, reason, actor, metadata::jsonb, result, entry_hash, request_id
            from unnest($1, $2, $3, $4, $5, $6, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)
-                as e (org_id, operation_id, entry_id, amount, balance_before, balance_after,
+                as e (org_id, operation_id, entry_id, amount, key_uuid, balance_after,
                       grant_id, quantity, request_hash, member_id, unit, kind, metric, source, source_id,
-                      idempotency_key, reason, actor, metadata, result, entry_hash, request_id)
+                      key_text, reason, actor, metadata, result, entry_hash, request_id)
          on conflict (org_id, request_id) do nothing";
     CLOSE_HOLD(uuid, int8, text, timestamptz, int8) =
         "update billing.holds set status = $3, closed_at = $4, closed_by = $5
@@ -732,22 +732,27 @@ pub fn close_hold(db: &Db, org_id: Uuid, hold_id: i64, status: &str, now: Moment
 /// Writes entries without a statement; None where that cannot decide.
 fn insert_rows(all: &[(&Wallet, &Entry)]) -> Option<bool> {
     let (keyed, others): (Vec<_>, Vec<_>) = all.iter().copied().partition(|(_, entry)| entry.request().is_some());
+    // Whoever else uses the key in a wallet that is not split waits for lane 0.
+    let is_split = all.iter().any(|(wallet, _)| wallet.lane.lane > 0 || wallet.lane.is_split());
+    let attempt = if is_split { Attempt::Told } else { Attempt::Untold };
     let is_written = match keyed.len() {
         // The one with a key is the first, so that nothing is written where it is taken.
-        0 | 1 => insert_each(&rows::open_entries()?, &keyed),
+        0 | 1 => insert_each(&rows::open_entries()?, &keyed, attempt),
         // What a subtransaction opens is its own.
-        _ => sql::unless_in_vain(|| rows::open_entries().is_some_and(|entries| insert_each(&entries, &keyed))),
+        _ => sql::unless_in_vain(|| {
+            rows::open_entries().is_some_and(|entries| insert_each(&entries, &keyed, Attempt::Untold))
+        }),
     };
     if !is_written {
         return None;
     }
-    let is_rest_written = others.is_empty() || insert_each(&rows::open_entries()?, &others);
+    let is_rest_written = others.is_empty() || insert_each(&rows::open_entries()?, &others, Attempt::Untold);
     assert!(is_rest_written, "an entry without a key has no conflict");
     Some(true)
 }
 
 /// False at the first whose key is taken, or may be.
-fn insert_each(entries: &Table, all: &[(&Wallet, &Entry)]) -> bool {
+fn insert_each(entries: &Table, all: &[(&Wallet, &Entry)], attempt: Attempt) -> bool {
     all.iter().all(|(wallet, entry)| {
         let (facts, request) = (&entry.facts, entry.request());
         let row = EntryRow {
@@ -767,11 +772,11 @@ fn insert_each(entries: &Table, all: &[(&Wallet, &Entry)]) -> bool {
             key: request.map(|r| r.key.as_str()),
             reason: facts.reason.as_deref(),
             actor: facts.actor.as_deref(),
-            metadata: crate::json::from_text(&facts.metadata),
+            metadata: rows::stored_metadata(&facts.metadata).map(crate::json::from_text),
             result: entry.result.as_deref(),
             hash: &entry.hash,
         };
-        row.insert(entries)
+        row.insert(entries, attempt)
     })
 }
 
@@ -788,29 +793,30 @@ fn insert_entries(db: &Db, wallets: &[&Wallet]) -> bool {
     let numbers = |f: fn(&Entry) -> i64| all.iter().map(|(_, e)| f(e)).collect::<Vec<i64>>();
     let options = |f: fn(&Entry) -> Option<i64>| all.iter().map(|(_, e)| f(e)).collect::<Vec<_>>();
     let texts = |f: fn(&Entry) -> Option<String>| all.iter().map(|(_, e)| f(e)).collect::<Vec<_>>();
+    let keys: Vec<_> = all.iter().map(|(_, e)| rows::stored_key(e.request().map(|r| r.key.as_str()))).collect();
     let written = db.write(
         &NEW_ENTRIES,
         args![
             all.iter().map(|(w, _)| w.lane.org_id).collect::<Vec<_>>(),
-            numbers(|e| e.operation_id),
+            options(|e| rows::stored_operation(e.operation_id, e.position.entry_id)),
             numbers(|e| e.position.entry_id),
             numbers(|e| e.amount),
-            numbers(|e| e.position.balance_before),
+            keys.iter().map(|(uuid, _)| *uuid).collect::<Vec<_>>(),
             numbers(|e| e.position.balance_after),
             At(wallets[0].now()),
             options(|e| e.position.grant_id),
             options(|e| e.facts.quantity),
             options(|e| e.request().and_then(|r| r.hash)),
             all.iter().map(|(_, e)| e.facts.member_id).collect::<Vec<_>>(),
-            all.iter().map(|(w, _)| w.lane.unit.clone()).collect::<Vec<_>>(),
-            texts(|e| Some(e.kind.to_owned())),
+            all.iter().map(|(w, _)| rows::stored_unit(&w.lane.unit).map(str::to_owned)).collect::<Vec<_>>(),
+            texts(|e| rows::stored_kind(e.kind).map(str::to_owned)),
             texts(|e| e.facts.metric.clone()),
             texts(|e| e.facts.source.clone()),
             texts(|e| e.facts.source_id.clone()),
-            texts(|e| e.request().map(|r| r.key.clone())),
+            keys.iter().map(|(_, text)| text.map(str::to_owned)).collect::<Vec<_>>(),
             texts(|e| e.facts.reason.clone()),
             texts(|e| e.facts.actor.clone()),
-            texts(|e| Some(e.facts.metadata.clone())),
+            texts(|e| rows::stored_metadata(&e.facts.metadata).map(str::to_owned)),
             texts(|e| e.result.clone()),
             all.iter().map(|(_, e)| e.hash.to_vec()).collect::<Vec<_>>(),
             all.iter().map(|(_, e)| e.request().map(|r| chain::request_id(&r.key))).collect::<Vec<_>>(),

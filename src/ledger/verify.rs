@@ -20,10 +20,12 @@ const MOST_VIOLATIONS: usize = 10_000;
 
 statements! {
     PORTION(uuid, int8, uuid) =
-        "select org_id, operation_id, entry_id, amount, balance_before, balance_after, created_at, grant_id, quantity,
-                request_hash, member_id, unit, kind, metric, source, source_id, idempotency_key, reason, actor,
-                metadata::text, result, entry_hash, request_id
-           from billing.entries where (org_id, entry_id) > ($1, $2) and org_id <= $3
+        "select org_id, coalesce(operation_id, entry_id), entry_id, amount, balance_after, created_at, grant_id, quantity,
+                request_hash, member_id, coalesce(unit, 'credit'), coalesce(kind, 'usage'), metric, source, source_id,
+                -- A key is the one or the other.
+                coalesce(key_text || key_uuid::text, key_text, key_uuid::text), reason, actor,
+                coalesce(metadata, '{}')::text, result, entry_hash, request_id
+           from billing.ledger where (org_id, entry_id) > ($1, $2) and org_id <= $3
           order by org_id, entry_id limit 5000";
     LANE(uuid, int8) =
         "select unit, last_entry_id, balance, reserved, locked, purchased, consumed, head
@@ -181,30 +183,31 @@ statements! {
 }
 
 fn stored(row: &Row) -> Stored {
+    let (amount, balance_after): (i64, i64) = (row.get(3), row.get(4));
     Stored {
         org_id: row.get(0),
         operation_id: row.get(1),
         entry_id: row.get(2),
-        amount: row.get(3),
-        balance_before: row.get(4),
-        balance_after: row.get(5),
-        created_at: row.get(6),
-        grant_id: row.opt(7),
-        quantity: row.opt(8),
-        request_hash: row.opt(9),
-        member_id: row.opt(10),
-        unit: row.get(11),
-        kind: row.get(12),
-        metric: row.opt(13),
-        source: row.opt(14),
-        source_id: row.opt(15),
-        idempotency_key: row.opt(16),
-        reason: row.opt(17),
-        actor: row.opt(18),
-        metadata: row.get(19),
-        result: row.opt(20),
-        entry_hash: row.get(21),
-        request_id: row.opt(22),
+        amount,
+        balance_before: balance_after.wrapping_sub(amount),
+        balance_after,
+        created_at: row.get(5),
+        grant_id: row.opt(6),
+        quantity: row.opt(7),
+        request_hash: row.opt(8),
+        member_id: row.opt(9),
+        unit: row.get(10),
+        kind: row.get(11),
+        metric: row.opt(12),
+        source: row.opt(13),
+        source_id: row.opt(14),
+        idempotency_key: row.opt(15),
+        reason: row.opt(16),
+        actor: row.opt(17),
+        metadata: row.get(18),
+        result: row.opt(19),
+        entry_hash: row.get(20),
+        request_id: row.opt(21),
         terms: None,
     }
 }

@@ -6,7 +6,7 @@ use crate::catalog;
 use crate::catalog::cache::Metric;
 use crate::catalog::price::Price;
 use crate::error::{Error, Result};
-use crate::heap::{self, Changed, Held, Is, Key, Partial, Table, Value, Write};
+use crate::heap::{self, Attempt, Changed, Held, Is, Key, Partial, Table, Value, Write};
 use crate::ledger::rows::number;
 use crate::plans::period::{Span, Terms, Timeline};
 use crate::plans::store as plans;
@@ -195,7 +195,7 @@ fn lock_row((org_id, metric, span): &(Uuid, String, Span)) -> Option<Counter> {
         false.to_sql(),
         span.end.to_sql(),
     ];
-    let is_new = open(Write::Insert)?.insert_new("period_usage_pkey", &row);
+    let is_new = open(Write::Insert)?.insert_new("period_usage_pkey", &row, Attempt::Told);
     is_new.then(|| Counter::new(*org_id, metric, *span))
 }
 

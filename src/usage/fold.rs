@@ -4,7 +4,7 @@
 //! Done without statements where that can be (`heap.rs`), because calls that wait for an answer do it.
 
 use crate::heap::{Change, Changed, Held, Is, Key, Snapshot, Table, Value, Write};
-use crate::ledger::rows::{number, text};
+use crate::ledger::rows::{self, entry as column, number, text};
 use crate::sql::{At, Db, ToSql};
 use crate::time::{Moment, Period};
 use crate::usage::tail::{self, Tail, day};
@@ -146,14 +146,14 @@ fn fold_tail(db: &Db, org_id: Uuid, tail: &Tail) {
 
 fn entry(row: &[Value]) -> Entry {
     Entry {
-        operation_id: number(row, 2).unwrap_or_default(),
-        kind: text(row, 14).unwrap_or_default(),
-        metric: text(row, 15),
-        source: text(row, 16),
-        unit: text(row, 13).unwrap_or_default(),
-        created_at: number(row, 7).unwrap_or_default(),
-        quantity: number(row, 9),
-        amount: number(row, 4).unwrap_or_default(),
+        operation_id: rows::operation_of(row).unwrap_or_default(),
+        kind: rows::unusual_kind(row).unwrap_or_else(|| "usage".to_owned()),
+        metric: text(row, column::METRIC),
+        source: text(row, column::SOURCE),
+        unit: rows::unit_of(row),
+        created_at: number(row, column::CREATED_AT).unwrap_or_default(),
+        quantity: number(row, column::QUANTITY),
+        amount: number(row, column::AMOUNT).unwrap_or_default(),
     }
 }
 

@@ -8,7 +8,7 @@ use crate::arguments::{self, optional_uuid, required, required_uuid};
 use crate::catalog::cache;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::heap::{Changed, Held, Is, Key, Table, Write};
+use crate::heap::{Attempt, Changed, Held, Is, Key, Table, Write};
 use crate::json::Jsonb;
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db, FromSql, ToSql};
@@ -112,7 +112,8 @@ fn record(db: &Db, event: Event) -> Result<bool> {
 /// Whether the event was not recorded before; waits for whoever is just recording it.
 fn is_new_key(db: &Db, org_id: Uuid, key: Uuid) -> bool {
     let row = [org_id.to_sql(), key.to_sql()];
-    Table::open("usage_event_keys", 2, Write::Insert).is_some_and(|keys| keys.insert_new("usage_event_keys_pkey", &row))
+    Table::open("usage_event_keys", 2, Write::Insert)
+        .is_some_and(|keys| keys.insert_new("usage_event_keys_pkey", &row, Attempt::Told))
         || db.write(&NEW_KEY, args![org_id, key]).count() == 1
 }
 

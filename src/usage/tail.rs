@@ -2,7 +2,7 @@
 //! statements (`heap.rs`), since the shortest answers ask for it.
 
 use crate::heap::{Is, Key, Snapshot, Table, Value};
-use crate::ledger::rows::{column, int, is_text, number};
+use crate::ledger::rows::{self, column, entry, int, is_text, number};
 use crate::sql::ToSql;
 use crate::time::Moment;
 use uuid::Uuid;
@@ -82,10 +82,10 @@ pub fn visit(org_id: Uuid, tail: &Tail, snapshot: Snapshot, mut show: impl FnMut
     if tail.from >= tail.last {
         return true;
     }
-    let Some(entries) = Table::open_to_read("entries", column::ENTRIES) else { return false };
-    let after = [Key(1, Is::Uuid, org_id.to_sql()), Key(3, Is::BigAbove, tail.from.to_sql())];
-    entries.read_while("entries_pkey", &after, snapshot, |row| {
-        let is_within = number(row, 3).is_some_and(|entry_id| entry_id <= tail.last);
+    let Some(entries) = Table::open_to_read("ledger", column::LEDGER) else { return false };
+    let after = [Key(1, Is::Uuid, org_id.to_sql()), Key(2, Is::BigAbove, tail.from.to_sql())];
+    entries.read_while("ledger_pkey", &after, snapshot, |row| {
+        let is_within = number(row, entry::ENTRY_ID).is_some_and(|entry_id| entry_id <= tail.last);
         if is_within {
             show(row);
         }
@@ -100,12 +100,12 @@ fn unfolded(org_id: Uuid, metric: &str, from: Moment) -> Option<i64> {
         let mut counted = None;
         let is_known = visit(org_id, &tail, Snapshot::Callers, |row| {
             // The entries of a consumption follow each other, and each has all of its quantity.
-            let operation = number(row, 2);
-            let is_usage = is_text(row, 14, "usage") && is_text(row, 15, metric);
-            let is_counted = is_usage && number(row, 7).is_some_and(|at| at >= from);
-            if is_counted && counted != operation && !is_text(row, 16, "settlement") {
+            let operation = rows::operation_of(row);
+            let is_usage = rows::unusual_kind(row).is_none() && is_text(row, entry::METRIC, metric);
+            let is_counted = is_usage && number(row, entry::CREATED_AT).is_some_and(|at| at >= from);
+            if is_counted && counted != operation && !is_text(row, entry::SOURCE, "settlement") {
                 counted = operation;
-                sum = sum.saturating_add(number(row, 9).unwrap_or(0));
+                sum = sum.saturating_add(number(row, entry::QUANTITY).unwrap_or(0));
             }
         });
         if !is_known {

@@ -281,12 +281,12 @@ class App(LiveTestCase):
                          create function app.see() returns trigger language plpgsql as $$ begin insert into app.seen values (new.entry_id); return null; end $$""")
         self.addCleanup(rows, self.db, "drop table app.seen; drop function app.see()")
         added = [
-            ("create index entries_model on billing.entries ((metadata ->> 'model'))", "drop index billing.entries_model"),
-            ("create index entries_usage on billing.entries (metric) where kind = 'usage'", "drop index billing.entries_usage"),
+            ("create index ledger_model on billing.ledger ((metadata ->> 'model'))", "drop index billing.ledger_model"),
+            ("create index ledger_usage on billing.ledger (metric) where kind is null", "drop index billing.ledger_usage"),
             ("create index lanes_low on billing.lanes (org_id) where balance < 990", "drop index billing.lanes_low"),
-            ("create trigger see after insert on billing.entries for each row execute function app.see()", "drop trigger see on billing.entries"),
-            ("alter index billing.entries_request rename to keys", "alter index billing.keys rename to entries_request"),
-            ("alter table billing.entries add column mine int default 7", "alter table billing.entries drop column mine"),
+            ("create trigger see after insert on billing.ledger for each row execute function app.see()", "drop trigger see on billing.ledger"),
+            ("alter index billing.ledger_request rename to keys", "alter index billing.keys rename to ledger_request"),
+            ("alter table billing.ledger add column mine int default 7", "alter table billing.ledger drop column mine"),
         ]  # fmt: skip
         consumed = 0
         for n, (add, drop) in enumerate([("select 1", "select 2"), *added]):

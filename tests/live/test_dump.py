@@ -74,7 +74,7 @@ class Dump(LiveTestCase):
         rows(self.db, "select billing.configure_membership('app.membership', 'team', 'person')")
         # What the owner adds to our tables travels as well.
         rows(self.db, "create policy support_desk on billing.holds for select to pg_read_all_data using (true)")
-        rows(self.db, "create index app_entries_by_metric on billing.entries (org_id, metric)")
+        rows(self.db, "create index app_entries_by_metric on billing.ledger (org_id, metric)")
         call(self.db, "consume_credits", org, "call", 1, "before the dump")
         before, policies = contents(self.db), self.policies(self.db)
         newest = value(self.db, "select max(entry_id) from billing.entries where org_id = %s", org)

@@ -29,7 +29,7 @@ select billing.revoke_access('tap_former');
 -- Readable by members (and services and auditors) under row-level security, by services and auditors only, or by nobody.
 create temp table expected_relation (relation text primary key, readable text not null check (readable in ('members', 'auditors', 'nobody')));
 insert into expected_relation
-    select unnest(array['lanes', 'lots', 'holds', 'entries', 'member_usage', 'period_usage', 'refunds', 'wallet_settings', 'metrics', 'prices', 'org_prices', 'wallets', 'grants', 'operations',
+    select unnest(array['lanes', 'lots', 'holds', 'entries', 'ledger', 'member_usage', 'period_usage', 'refunds', 'wallet_settings', 'metrics', 'prices', 'org_prices', 'wallets', 'grants', 'operations',
                         'plans', 'caps', 'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days', 'credit_months', 'folded', 'alerts', 'usage_by_day', 'usage_by_month',
                         'packs', 'surcharges', 'payments', 'payment_refs', 'provider_customers', 'provider_subscriptions', 'auto_recharges']), 'members'
     union all select unnest(array['settlement_runs', 'settlement_faults', 'settlement_progress', 'gift_cards', 'gift_card_batches', 'gift_card_redemptions',
@@ -190,7 +190,7 @@ create temp view tenant_relation as
     select c.relation from relation c join expected_relation e using (relation)
     where e.readable = 'members' and exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'org_id' and not a.attisdropped);
 select is((select string_agg(relation, ' ' order by relation) from tenant_relation),
-          'alerts auto_recharges cap_usage credit_months entries folded grants holds lanes lots member_usage operations org_allowances org_prices payment_refs payments period_usage '
+          'alerts auto_recharges cap_usage credit_months entries folded grants holds lanes ledger lots member_usage operations org_allowances org_prices payment_refs payments period_usage '
           'provider_customers provider_subscriptions refunds subscriptions unpaid_overage unsettled_usage '
           'usage_by_day usage_by_month usage_days usage_events wallet_settings wallets', 'the tables and views with rows of orgs');
 -- Of the others there are rows, too, so that nobody is shown nothing for lack of any.
@@ -300,11 +300,14 @@ select throws_ok(statement, null, null, 'a superuser cannot: ' || statement)
     from unnest(array['update billing.entries set amount = amount + 1', 'update billing.entries set metadata = ''{}'' where false', 'delete from billing.entries', 'delete from billing.entries where false',
                       'truncate billing.entries', 'truncate billing.entries, billing.lots cascade',
                       'insert into billing.entries select * from billing.entries where false on conflict do nothing; update billing.entries set entry_id = 0']) statement;
+select throws_ok(statement, '42501', 'the ledger is append-only', 'a superuser cannot: ' || statement)
+    from unnest(array['update billing.ledger set amount = amount + 1', 'update billing.ledger set metadata = null where false', 'delete from billing.ledger', 'delete from billing.ledger where false',
+                      'truncate billing.ledger', 'truncate billing.ledger, billing.lots cascade', 'update billing.entries set amount = 0', 'delete from billing.entries']) statement;
 select isnt_empty('select 1 from billing.usage_events', 'there are events');
 select throws_ok(statement, '42501', null, 'a superuser cannot: ' || statement)
     from unnest(array['update billing.usage_events set quantity = quantity + 1', 'update billing.usage_events set properties = ''{}'' where false', 'delete from billing.usage_events', 'truncate billing.usage_events',
                       'delete from billing.usage_event_keys', 'update billing.usage_event_keys set org_id = org_id', 'truncate billing.usage_event_keys']) statement;
-select is((select count(*) from pg_trigger where tgrelid = any (array['billing.entries', 'billing.usage_events', 'billing.usage_event_keys']::regclass[]) and not tgisinternal and tgenabled = 'D'), 0::bigint, 'no guard is switched off');
+select is((select count(*) from pg_trigger where tgrelid = any (array['billing.ledger', 'billing.usage_events', 'billing.usage_event_keys']::regclass[]) and not tgisinternal and tgenabled = 'D'), 0::bigint, 'no guard is switched off');
 
 -- ---------------------------------------------------------------- comments
 select ok(obj_description('billing'::regnamespace, 'pg_namespace') is not null, 'the schema has a comment');

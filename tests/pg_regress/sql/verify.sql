@@ -61,12 +61,12 @@ exception when others then
     return sqlstate || ' ' || (said::jsonb ->> 'code');
 end $$;
 -- The controls: a statement that changes nothing is no violation, and what was tampered with is sound again afterwards.
-select * from pg_temp.after('update billing.entries set amount = amount');
+select * from pg_temp.after('update billing.ledger set amount = amount');
 
 -- Another value of the same type.
 create function pg_temp.other_value(name text, type text) returns text language sql as $$
     select case
-        when type in ('smallint', 'integer', 'bigint') then format('coalesce(%I, 0) + 1', name)
+        when type in ('smallint', 'integer', 'bigint') then format('coalesce(%I, -9) + 1', name)
         when type in ('text', 'character varying') then format('coalesce(%I, '''') || ''~''', name)
         when type = 'uuid' then format('case when %1$I is null then %2$L::uuid else overlay(%1$I::text placing ''f0'' from 1)::uuid end', name, 'ffffffff-0000-4000-8000-000000000000')
         when type = 'jsonb' then format('coalesce(%I, ''{}'') || ''{"tampered": true}''', name)
@@ -98,14 +98,14 @@ declare
     hit record;
 begin
     for "column", type, nullable in select attname, format_type(atttypid, null), not attnotnull from pg_attribute
-                          where attrelid = 'billing.entries'::regclass and attnum > 0 and not attisdropped order by attnum loop
+                          where attrelid = 'billing.ledger'::regclass and attnum > 0 and not attisdropped order by attnum loop
         changed := 0; emptied := 0; unnoticed := 0;
-        for entry in execute format('select e.ctid, e.%I is null as empty from billing.entries e order by e.org_id, e.entry_id', "column") loop
-            hit := pg_temp.after(format('update billing.entries set %I = %s where ctid = %L', "column", pg_temp.other_value("column", type), entry.ctid));
+        for entry in execute format('select e.ctid, e.%I is null as empty from billing.ledger e order by e.org_id, e.entry_id', "column") loop
+            hit := pg_temp.after(format('update billing.ledger set %I = %s where ctid = %L', "column", pg_temp.other_value("column", type), entry.ctid));
             changed := changed + hit.touched;
             unnoticed := unnoticed + (hit.violations is null)::int;
             if nullable and not entry.empty then
-                hit := pg_temp.after(format('update billing.entries set %I = null where ctid = %L', "column", entry.ctid));
+                hit := pg_temp.after(format('update billing.ledger set %I = null where ctid = %L', "column", entry.ctid));
                 emptied := emptied + hit.touched;
                 unnoticed := unnoticed + (hit.violations is null)::int;
             end if;
@@ -113,16 +113,16 @@ begin
         return next;
     end loop;
 end $$;
-select "column", changed = (select count(*) from billing.entries) as all_changed, unnoticed from pg_temp.each_column();
+select "column", changed = (select count(*) from billing.ledger) as all_changed, unnoticed from pg_temp.each_column();
 
 -- Entries removed: each one alone, the newest, the newest two, everything of an org.
 select count(*) filter (where touched = 1) as removed, count(*) filter (where violations is null) as unnoticed
-    from (select (pg_temp.after(format('delete from billing.entries where ctid = %L', ctid))).* from billing.entries) x;
-select * from pg_temp.after($$delete from billing.entries where (org_id, entry_id) in (select org_id, entry_id from billing.entries where org_id = '00000000-0000-4000-8000-000000000001' order by entry_id desc limit 1)$$);
-select * from pg_temp.after($$delete from billing.entries where (org_id, entry_id) in (select org_id, entry_id from billing.entries where org_id = '00000000-0000-4000-8000-000000000001' order by entry_id desc limit 2)$$);
-select touched > 0 as touched, violations from pg_temp.after($$delete from billing.entries where org_id = '00000000-0000-4000-8000-000000000002'$$);
+    from (select (pg_temp.after(format('delete from billing.ledger where ctid = %L', ctid))).* from billing.ledger) x;
+select * from pg_temp.after($$delete from billing.ledger where (org_id, entry_id) in (select org_id, entry_id from billing.ledger where org_id = '00000000-0000-4000-8000-000000000001' order by entry_id desc limit 1)$$);
+select * from pg_temp.after($$delete from billing.ledger where (org_id, entry_id) in (select org_id, entry_id from billing.ledger where org_id = '00000000-0000-4000-8000-000000000001' order by entry_id desc limit 2)$$);
+select touched > 0 as touched, violations from pg_temp.after($$delete from billing.ledger where org_id = '00000000-0000-4000-8000-000000000002'$$);
 -- An entry put in twice.
-select * from pg_temp.after($$insert into billing.entries select * from billing.entries where org_id = '00000000-0000-4000-8000-000000000001' order by entry_id desc limit 1$$);
+select * from pg_temp.after($$insert into billing.ledger select * from billing.ledger where org_id = '00000000-0000-4000-8000-000000000001' order by entry_id desc limit 1$$);
 
 -- Balances.
 select x.name, y.touched > 0 as touched, y.violations from unnest(array['balance', 'reserved', 'locked', 'purchased', 'consumed', 'last_entry_id', 'scoped', 'future', 'slice_credits']) x (name),
@@ -167,8 +167,8 @@ select x.change, y.touched, y.violations is not null as noticed from unnest(arra
 -- The guards are on: nobody changes an entry, and nothing of a wallet is removed.
 select c.relname, s.what, pg_temp.refused(format(s.statement, c.relname)) as refused
     from pg_class c, unnest(array['update', 'delete', 'truncate'], array['update billing.%I set org_id = org_id', 'delete from billing.%I', 'truncate billing.%I']) s (what, statement)
-    where c.oid in ('billing.entries'::regclass, 'billing.lanes'::regclass, 'billing.lots'::regclass, 'billing.holds'::regclass, 'billing.refunds'::regclass, 'billing.wallet_settings'::regclass)
-      and (s.what <> 'update' or c.relname = 'entries')
+    where c.oid in ('billing.ledger'::regclass, 'billing.lanes'::regclass, 'billing.lots'::regclass, 'billing.holds'::regclass, 'billing.refunds'::regclass, 'billing.wallet_settings'::regclass)
+      and (s.what <> 'update' or c.relname = 'ledger')
     order by c.relname collate "C", s.what collate "C";
 
 -- Afterwards everything is sound, for one org and for all.
