@@ -18,6 +18,18 @@ const EPOCH: i64 = 946_684_800_000_000;
 const FIRST: i64 = -62_135_596_800_000_000;
 const LAST: i64 = 253_402_300_799_999_999;
 
+const DAY: Moment = 24 * 3600 * 1_000_000;
+
+/// The day of a moment, as the server counts them.
+pub fn day(at: Moment) -> i32 {
+    i32::try_from(at.div_euclid(DAY)).unwrap_or(if at < 0 { i32::MIN } else { i32::MAX })
+}
+
+/// When a day begins.
+pub fn start_of(day: i32) -> Moment {
+    i64::from(day).saturating_mul(DAY)
+}
+
 /// Length of a budget period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Period {

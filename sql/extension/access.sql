@@ -84,7 +84,7 @@ create function billing.routines_of(level text) returns setof regprocedure
        and case level
            when 'service' then
                p.proname <> all ('{install,grant_access,revoke_access,configure_membership,routines_of,
-                                   chain_burn,make_partitions,metered_insert,meter_trigger,meter_fault,attach_meter,
+                                   make_partitions,metered_insert,meter_trigger,meter_fault,attach_meter,
                                    emit_event,look_for_signals}')
            when 'auditor' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,

@@ -165,8 +165,6 @@ comment on function billing.grant_access is
 'Gives a role a level: member (reads its own orgs), service (calls everything), auditor (reads everything), webhook (delivers providers'' reports). For the owner of the database.';
 comment on function billing.revoke_access is
 'Takes everything in the schema billing from a role. For the owner of the database.';
-comment on function billing.chain_burn is
-'The hash of the usage entry that follows last_entry_id (docs/DESIGN.md, The chain); for the engine''s own UPDATE.';
 comment on function billing.routines_of is
 'What a level may execute.';
 

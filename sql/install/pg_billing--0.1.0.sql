@@ -185,7 +185,7 @@ create function billing.routines_of(level text) returns setof regprocedure
        and case level
            when 'service' then
                p.proname <> all ('{install,grant_access,revoke_access,configure_membership,routines_of,
-                                   chain_burn,make_partitions,metered_insert,meter_trigger,meter_fault,attach_meter,
+                                   make_partitions,metered_insert,meter_trigger,meter_fault,attach_meter,
                                    emit_event,look_for_signals}')
            when 'auditor' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
@@ -1322,22 +1322,6 @@ AS 'MODULE_PATHNAME', 'capture_credits_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/consume.rs
--- pg_billing::ledger::consume::chain_burn
-CREATE  FUNCTION "chain_burn"(
-	"previous" bytea, /* & [u8] */
-	"content" bytea, /* & [u8] */
-	"last_entry_id" bigint, /* i64 */
-	"balance" bigint, /* i64 */
-	"credits" bigint, /* i64 */
-	"slice_grant" bigint /* i64 */
-) RETURNS bytea /* Vec < u8 > */
-IMMUTABLE STRICT PARALLEL SAFE
-LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'chain_burn_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
 -- src/plans/subscription.rs
 -- pg_billing::plans::subscription::change_plan
 CREATE  FUNCTION "change_plan"(
@@ -2173,8 +2157,6 @@ comment on function billing.grant_access is
 'Gives a role a level: member (reads its own orgs), service (calls everything), auditor (reads everything), webhook (delivers providers'' reports). For the owner of the database.';
 comment on function billing.revoke_access is
 'Takes everything in the schema billing from a role. For the owner of the database.';
-comment on function billing.chain_burn is
-'The hash of the usage entry that follows last_entry_id (docs/DESIGN.md, The chain); for the engine''s own UPDATE.';
 comment on function billing.routines_of is
 'What a level may execute.';
 

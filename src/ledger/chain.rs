@@ -2,8 +2,7 @@
 //!
 //! `entry_hash = sha256(previous hash ‖ content ‖ entry_id ‖ balance_before ‖ balance_after ‖ grant_id)`, numbers as 8 bytes,
 //! big-endian, and 0 for no grant. `content` is the SHA-256 of all other columns ([`content`]). It is split like this
-//! because the content is known before the lane is locked, and the rest inside the UPDATE that locks it: so the common
-//! consumption lets the server advance the head in that very UPDATE. Its SQL stands in consume.rs and must agree.
+//! because the content is known before the lane is locked, and the rest only then.
 
 use crate::time::Moment;
 use sha2::{Digest, Sha256};

@@ -1,9 +1,9 @@
 //! `consume_credits`: the common consumption, in two rows.
 //!
 //! One update of a lane checks, burns from its slice and advances the chain; one insert writes the entry and takes the
-//! key: without statements where that is possible (`heap.rs`), else with one each. Whatever that update cannot decide alone
-//! (the slice is too small, a grant has expired, credit is scoped, an allowance, a cap or steps of a price ask what was used
-//! before…) goes through the rules, as a batch of one.
+//! key: without statements (`heap.rs`). Whatever that update cannot decide alone (the slice is too small, a grant has expired,
+//! credit is scoped, an allowance, a cap or steps of a price ask what was used before, a statement is needed…) goes through the
+//! rules, as a batch of one.
 
 use crate::arguments::{self, optional_uuid, positive, required, required_uuid};
 use crate::catalog::{self, cache};
@@ -20,9 +20,10 @@ use crate::ledger::split;
 use crate::ledger::store::{self, Replay};
 use crate::ledger::wallet::{MemberDelta, Wallet};
 use crate::raise::or_raise;
-use crate::sql::{self, At, Db, FromSql, ToSql};
+use crate::sql::{self, At, Db, ToSql};
 use crate::time::{INFINITY, Moment};
 use crate::usage::fold;
+use crate::usage::recent::{Entry, Recent};
 use crate::{alerts, args, receipt, statements, units};
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -54,16 +55,6 @@ impl Answer for Consumption {
 }
 
 statements! {
-    // As few conditions and expressions as can be: the server prepares each of them anew for every call.
-    BURN(uuid, text, int8, bytea, timestamptz) =
-        "update billing.lanes
-            set last_entry_id = last_entry_id + 1,
-                balance = balance - $3,
-                slice_credits = slice_credits - $3,
-                consumed = consumed + $3,
-                head = billing.chain_burn(head, $4, last_entry_id, balance, $3, slice_grant)
-          where org_id = $1 and unit = $2 and lane = 0 and slice_credits >= $3 and fast_until > $5 and lanes = 1
-         returning last_entry_id, balance, slice_grant, head, fast_until, alert_below, alert_base";
     UNBURN(uuid, text, int8, int2) =
         "update billing.lanes l
             set balance = balance + $3,
@@ -222,6 +213,10 @@ struct Burned {
     /// Kept with the entry, for a repeated call.
     result: Option<String>,
     waited: bool,
+    /// The lane is to be folded.
+    is_due: bool,
+    /// And what its entries come to, where it knew.
+    recent: Option<Recent>,
 }
 
 /// What became of it.
@@ -265,7 +260,7 @@ fn plan(db: &Db, asked: &Asked<'_>) -> Result<Option<Plan>> {
 fn charge(db: &Db, asked: &Asked<'_>, plan: &Plan) -> Result<Consumption> {
     let (now, unit, credits) = (plan.now, plan.unit.as_str(), plan.credits);
     let hot = Hot::of(asked, unit);
-    let burned = match burn(db, asked, (unit, credits, now), hot) {
+    let burned = match burn(asked, (unit, credits, now), hot) {
         Burn::Done(burned) => burned,
         Burn::Dry(lane) => return batch::consume_one(db, asked.item(), lane),
     };
@@ -279,34 +274,31 @@ fn charge(db: &Db, asked: &Asked<'_>, plan: &Plan) -> Result<Consumption> {
         return replay(db, asked)?.ok_or_else(Error::contended);
     }
     spend_budget(db, asked, unit, credits, now);
-    afterwards(db, asked, unit, now, &burned)?;
-    let hot = if burned.lane == 0 {
-        Hot { lanes: 1, ..hot }
-    } else {
-        Hot { lanes: hot.lanes.max(2), ..Hot::of(asked, unit) }
-    };
-    hot.note(db, asked, unit, burned.waited)?;
+    let (lane, waited) = (burned.lane, burned.waited);
+    let (operation_id, total) = (burned.entry_id, burned.total);
+    afterwards(db, asked, unit, now, burned)?;
+    let hot = if lane == 0 { Hot { lanes: 1, ..hot } } else { Hot { lanes: hot.lanes.max(2), ..Hot::of(asked, unit) } };
+    hot.note(db, asked, unit, waited)?;
     Ok(Consumption {
-        operation_id: burned.entry_id,
+        operation_id,
         metric: asked.metric.to_owned(),
         quantity: asked.quantity,
         included: 0,
         credits,
-        balance_before: burned.total + credits,
-        balance_after: burned.total,
+        balance_before: total + credits,
+        balance_after: total,
         replayed: false,
     })
 }
 
 /// Reports and alerts. Whoever holds a lane does not wait for the wallet: it is for the next call then.
-fn afterwards(db: &Db, asked: &Asked<'_>, unit: &str, now: Moment, burned: &Burned) -> Result<()> {
-    let is_due = fold::is_due(burned.entry_id - 1, burned.entry_id);
+fn afterwards(db: &Db, asked: &Asked<'_>, unit: &str, now: Moment, burned: Burned) -> Result<()> {
     let is_low = burned.total < burned.alert_below;
-    if !is_due && !is_low || burned.lane > 0 && store::lock_if_free(db, asked.org_id, unit).is_none() {
+    if !burned.is_due && !is_low || burned.lane > 0 && store::lock_if_free(db, asked.org_id, unit).is_none() {
         return Ok(());
     }
-    if is_due {
-        fold::fold(db, asked.org_id, burned.entry_id);
+    if burned.is_due {
+        fold::fold(db, asked.org_id, unit, burned.entry_id, burned.recent);
     }
     if is_low {
         let open = alerts::Open::of(db, asked.org_id);
@@ -344,8 +336,8 @@ fn content(asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment), result:
     })
 }
 
-fn burn(db: &Db, asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment), hot: Hot) -> Burn {
-    let Some(lanes) = rows::open() else { return burn_by_statement(db, asked, (unit, credits, now)) };
+fn burn(asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment), hot: Hot) -> Burn {
+    let Some(lanes) = rows::open() else { return Burn::Dry(None) };
     let mut is_split = hot.lanes > 1;
     // The note may be old: what is there decides.
     for _ in 0..2 {
@@ -359,7 +351,7 @@ fn burn(db: &Db, asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment), h
             match burn_lane(
                 &lanes,
                 asked,
-                (unit, credits),
+                (unit, credits, now),
                 (0, Held::Wait(rows::queue(asked.org_id, unit, 0))),
                 &content,
             ) {
@@ -370,26 +362,6 @@ fn burn(db: &Db, asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment), h
         }
     }
     Burn::Dry(None)
-}
-
-/// Without the access methods; a wallet that is split is for the rules, since its lane 0 has no slice.
-fn burn_by_statement(db: &Db, asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment)) -> Burn {
-    let content = content(asked, (unit, credits, now), None);
-    let rows = db.write(&BURN, args![asked.org_id, unit, credits, content.as_slice(), At(now)]);
-    let Some(row) = rows.first() else { return Burn::Dry(None) };
-    Burn::Done(Burned {
-        lane: 0,
-        entry_id: row.get(0),
-        balance: row.get(1),
-        slice_grant: row.get(2),
-        head: row.get(3),
-        fast_until: row.get(4),
-        total: row.get(1),
-        alert_below: row.get(5),
-        alert_base: row.get(6),
-        result: None,
-        waited: false,
-    })
 }
 
 /// Burns from one of the lanes of a split wallet; None where it is not split.
@@ -424,7 +396,7 @@ fn burn_split(table: &Table, asked: &Asked<'_>, (unit, credits, now): (&str, i64
             .key
             .and_then(|_| serde_json::to_string(&Kept { balance_before, balance_after, ..Kept::default() }).ok());
         let content = content(asked, (unit, credits, now), result.as_deref());
-        match burn_lane(table, asked, (unit, credits), (lane, how), &content) {
+        match burn_lane(table, asked, (unit, credits, now), (lane, how), &content) {
             Tried::Burned(burned) => {
                 let (alert_below, alert_base) = (seen.alert_below, seen.alert_base);
                 return Some(Burn::Done(Burned { total, alert_below, alert_base, result, waited, ..burned }));
@@ -452,11 +424,11 @@ enum Tried {
     Split,
 }
 
-/// What BURN does, on any lane.
+/// One update of a lane: checks, burns from its slice, advances the chain, and takes the entry in where it is to be reported.
 fn burn_lane(
     table: &Table,
     asked: &Asked<'_>,
-    (unit, credits): (&str, i64),
+    (unit, credits, now): (&str, i64, Moment),
     (lane, how): (i16, Held),
     content: &Hash,
 ) -> Tried {
@@ -471,10 +443,20 @@ fn burn_lane(
         if slice < credits || fast_until <= clock::now() {
             return None;
         }
-        // SAFETY: a column of type bytea.
-        let head: Vec<u8> = row[column::HEAD - 1].map(|datum| unsafe { FromSql::from_sql(datum) })?;
+        let head = rows::bytes(row, column::HEAD)?;
         let (before, slice_grant) = (number(row, column::BALANCE)?, number(row, column::SLICE_GRANT)?);
-        let (balance, entry_id) = (before - credits, number(row, column::LAST_ENTRY_ID)? + 1);
+        let (balance, last_entry_id) = (before - credits, number(row, column::LAST_ENTRY_ID)?);
+        let entry_id = last_entry_id + 1;
+        let is_due = fold::is_due(last_entry_id, entry_id);
+        let recent = rows::recent(row, last_entry_id).map(|mut recent| {
+            recent.add(entry(asked, entry_id, credits, now));
+            recent
+        });
+        let kept = match &recent {
+            _ if is_due => Recent::after(entry_id).encode(),
+            Some(recent) => recent.encode(),
+            None => None,
+        };
         let consumed = number(row, column::CONSUMED)?.checked_add(credits)?;
         let head = chain::link(&head, content, position(entry_id, before, credits, slice_grant)).to_vec();
         let changed = vec![
@@ -483,6 +465,7 @@ fn burn_lane(
             (column::SLICE_CREDITS, (slice - credits).to_sql()),
             (column::CONSUMED, consumed.to_sql()),
             (column::HEAD, head.as_slice().to_sql()),
+            (column::RECENT, kept.as_deref().to_sql()),
         ];
         burned = Some(Burned {
             lane,
@@ -496,6 +479,8 @@ fn burn_lane(
             alert_base: number(row, column::ALERT_BASE)?,
             result: None,
             waited: false,
+            is_due,
+            recent: recent.filter(|_| is_due),
         });
         Some(changed)
     });
@@ -506,6 +491,12 @@ fn burn_lane(
         (Changed::Held, _) => Tried::Held,
         _ => Tried::No,
     }
+}
+
+fn entry<'a>(asked: &Asked<'a>, entry_id: i64, credits: i64, created_at: Moment) -> Entry<'a> {
+    let (kind, metric, quantity) = ("usage", Some(asked.metric), Some(asked.quantity));
+    let (operation_id, amount) = (entry_id, -credits);
+    Entry { entry_id, operation_id, kind, metric, source: None, created_at, quantity, amount }
 }
 
 /// Of a usage entry. A burn of nothing names no grant.
@@ -596,21 +587,6 @@ fn refusal(db: &Db, asked: &Asked<'_>, unit: &str, member_id: Uuid, credits: i64
     store::load_budgets(db, &mut wallet, vec![member_id]);
     wallet.check_budget(Some(member_id), credits)?;
     Err(Error::contended())
-}
-
-/// The hash of the usage entry that follows `last_entry_id`, for the UPDATE that advances the head of a lane: `chain::link`
-/// in SQL. A burn of nothing names no grant.
-#[pg_extern(immutable, parallel_safe)]
-fn chain_burn(
-    previous: &[u8],
-    content: &[u8],
-    last_entry_id: i64,
-    balance: i64,
-    credits: i64,
-    slice_grant: i64,
-) -> Vec<u8> {
-    let content = or_raise(Hash::try_from(content).map_err(|_| Error::invalid("content", "must have 32 bytes")));
-    chain::link(previous, &content, position(last_entry_id + 1, balance, credits, slice_grant)).to_vec()
 }
 
 /// Charges an org for `quantity` of a metric, in the caller's transaction: counts the usage, prices it, and burns the credit.

@@ -9,6 +9,7 @@ use crate::ledger::wallet::{Lane, Part};
 use crate::sql::{FromSql, ToSql};
 use crate::time::Moment;
 use crate::units;
+use crate::usage::recent::Recent;
 use pgrx::datum::FromDatum;
 use uuid::Uuid;
 
@@ -35,7 +36,8 @@ pub mod column {
     pub const ALERT_BELOW: usize = 19;
     pub const LANES: usize = 20;
     pub const ALERT_BASE: usize = 21;
-    pub const COUNT: usize = 21;
+    pub const RECENT: usize = 22;
+    pub const COUNT: usize = 22;
     /// Of `ledger`.
     pub const LEDGER: usize = 23;
     /// Of `holds`.
@@ -56,7 +58,6 @@ pub mod entry {
     pub const MEMBER_ID: usize = 10;
     pub const OPERATION_ID: usize = 11;
     pub const REQUEST_HASH: usize = 12;
-    pub const UNIT: usize = 13;
     pub const KIND: usize = 14;
     pub const METRIC: usize = 15;
     pub const SOURCE: usize = 16;
@@ -121,6 +122,12 @@ pub fn text(row: &[Value], column: usize) -> Option<String> {
 pub fn is_text(row: &[Value], column: usize, wanted: &str) -> bool {
     // SAFETY: such a column; the row stays where it is while it is looked at.
     row[column - 1].is_some_and(|datum| unsafe { <&str>::from_datum(datum, false) } == Some(wanted))
+}
+
+/// A column of type bytea.
+pub fn bytes(row: &[Value], column: usize) -> Option<Vec<u8>> {
+    // SAFETY: such a column.
+    row[column - 1].map(|datum| unsafe { FromSql::from_sql(datum) })
 }
 
 /// A column of type uuid.
@@ -214,11 +221,6 @@ pub fn stored_unit(unit: &str) -> Option<&str> {
     (unit != units::CREDIT).then_some(unit)
 }
 
-/// The unit of a stored entry.
-pub fn unit_of(row: &[Value]) -> String {
-    text(row, entry::UNIT).unwrap_or_else(|| units::CREDIT.to_owned())
-}
-
 /// The kind of an entry, as it is stored.
 pub fn stored_kind(kind: &str) -> Option<&str> {
     (kind != USUAL_KIND).then_some(kind)
@@ -288,16 +290,35 @@ fn lane(row: &[Value], org_id: Uuid, unit: &str) -> Option<Lane> {
         slice_credits: number(row, column::SLICE_CREDITS)?,
         fresh_until: number(row, column::FRESH_UNTIL)?,
         holds_due: number(row, column::HOLDS_DUE)?,
-        // SAFETY: a column of type bytea.
-        head: row[column::HEAD - 1].map(|datum| unsafe { FromSql::from_sql(datum) })?,
+        head: bytes(row, column::HEAD)?,
         alert_below: number(row, column::ALERT_BELOW)?,
         alert_base: number(row, column::ALERT_BASE)?,
         lanes: lanes(row),
+        recent: bytes(row, column::RECENT),
     })
 }
 
+/// The number of a lane.
+pub fn lane_number(row: &[Value]) -> Option<i16> {
+    small(row, LANE_COLUMN)
+}
+
+/// What a lane knows of the entries that are not folded.
+pub fn recent(row: &[Value], last_entry_id: i64) -> Option<Recent> {
+    Recent::of_lane(bytes(row, column::RECENT).as_deref(), last_entry_id)
+}
+
+/// Lets a lane that is locked know it.
+pub fn keep_recent(org_id: Uuid, unit: &str, recent: &Recent) {
+    if let Some(table) = open() {
+        let _changed = table.update_one(KEY, &key(org_id, unit, 0), Held::Ours, |_| {
+            Some(vec![(column::RECENT, recent.encode().as_deref().to_sql())])
+        });
+    }
+}
+
 /// Writes a lane that is locked; false where that takes a statement.
-pub fn save(lane: &Lane) -> bool {
+pub fn save(lane: &Lane, recent: Option<&[u8]>) -> bool {
     let Some(table) = open() else { return false };
     let changed = table.update_one(KEY, &key(lane.org_id, &lane.unit, lane.lane), Held::Ours, |_| {
         Some(vec![
@@ -317,6 +338,7 @@ pub fn save(lane: &Lane) -> bool {
             (column::HEAD, lane.head.as_slice().to_sql()),
             (column::LANES, lane.lanes.to_sql()),
             (column::ALERT_BASE, lane.alert_base.to_sql()),
+            (column::RECENT, recent.to_sql()),
         ])
     });
     changed == Changed::Yes

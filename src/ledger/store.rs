@@ -13,13 +13,14 @@ use crate::limits::caps;
 use crate::sql::{self, At, Db, Row};
 use crate::time::{INFINITY, Moment, Period};
 use crate::usage::fold;
+use crate::usage::recent::Recent;
 use crate::{alerts, args, statements};
 use uuid::Uuid;
 
 macro_rules! lane_columns {
     () => {
         "org_id, unit, lane, last_entry_id, balance, reserved, locked, purchased, consumed, scoped, future,
-         slice_grant, slice_credits, fresh_until, holds_due, head, alert_below, alert_base, lanes"
+         slice_grant, slice_credits, fresh_until, holds_due, head, alert_below, alert_base, lanes, recent"
     };
 }
 
@@ -59,8 +60,8 @@ statements! {
         "insert into billing.wallet_settings (org_id, unit, created_at) values ($1, $2, $3) on conflict do nothing";
     // The slot is the org's next; who loses a race for it finds no row and tries again.
     CREATE_LANE(uuid, text, int2) =
-        "insert into billing.lanes (org_id, unit, lane, slot, last_entry_id)
-         select $1, $2, $3, s.slot, s.slot::bigint << 40
+        "insert into billing.lanes (org_id, unit, lane, slot, last_entry_id, recent)
+         select $1, $2, $3, s.slot, s.slot::bigint << 40, int8send(s.slot::bigint << 40) || int8send(s.slot::bigint << 40)
            from (select coalesce(max(slot) + 1, 0)::smallint as slot from billing.lanes where org_id = $1) s
          on conflict do nothing";
     LOAD_LOTS(uuid, text, int8s) = concat!(
@@ -95,11 +96,11 @@ statements! {
           where org_id = $1 and unit = $2 and member_id = any ($3) and budget is not null
           order by member_id for update";
     SAVE_LANE(uuid, text, int8, int8, int8, int8, int8, int8, int8, int8, int8, int8, timestamptz, timestamptz, bytea, timestamptz,
-              int2, int8, int2) =
+              int2, int8, int2, bytea) =
         "update billing.lanes
             set last_entry_id = $3, balance = $4, reserved = $5, locked = $6, purchased = $7, consumed = $8,
                 scoped = $9, future = $10, slice_grant = $11, slice_credits = $12, fresh_until = $13, holds_due = $14,
-                head = $15, fast_until = $16, alert_base = $18, lanes = $19
+                head = $15, fast_until = $16, alert_base = $18, lanes = $19, recent = $20
           where org_id = $1 and unit = $2 and lane = $17";
     SAVE_LOT(uuid, int8, int8, boolean, timestamptz, int8) =
         "update billing.lots
@@ -167,6 +168,7 @@ fn lane(row: &Row) -> Lane {
         alert_below: row.get(16),
         alert_base: row.get(17),
         lanes: row.get(18),
+        recent: row.opt(19),
     }
 }
 
@@ -620,7 +622,16 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()>
     let lane = &wallet.lane;
     let now = At(wallet.now());
     let is_changed = !wallet.entries.is_empty() || wallet.lots.is_some() || lane.lane > 0;
-    if is_changed && !rows::save(lane) {
+    // The calls on other lanes than lane 0 fold only where nobody is in the way.
+    let is_due = |first: &Entry| lane.lane > 0 || fold::is_due(first.position.entry_id - 1, lane.last_entry_id);
+    let is_folded = wallet.entries.first().is_some_and(is_due);
+    let recent = wallet.recent();
+    let kept = match &recent {
+        _ if is_folded => Recent::after(lane.last_entry_id).encode(),
+        Some(recent) => recent.encode(),
+        None => None,
+    };
+    if is_changed && !rows::save(lane, kept.as_deref()) {
         db.write(
             &SAVE_LANE,
             args![
@@ -643,6 +654,7 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()>
                 lane.lane,
                 lane.alert_base,
                 lane.lanes,
+                kept.as_deref(),
             ],
         );
     }
@@ -685,11 +697,8 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()>
         // The rules have checked the budget, with the row locked.
         save_member(db, lane.org_id, &lane.unit, *member_id, delta, wallet.now(), false);
     }
-    // The calls on other lanes than lane 0 fold only where nobody is in the way.
-    if let Some(first) = wallet.entries.first()
-        && (lane.lane > 0 || fold::is_due(first.position.entry_id - 1, lane.last_entry_id))
-    {
-        fold::fold(db, lane.org_id, lane.last_entry_id);
+    if is_folded {
+        fold::fold(db, lane.org_id, &lane.unit, lane.last_entry_id, recent);
     }
     let came_in = wallet.lots.iter().flatten().any(|lot| lot.saved.is_none());
     let balance = wallet.balance();

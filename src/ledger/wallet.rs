@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::ledger::chain::{self, Content, Hash, Position, Terms};
 use crate::ledger::lanes;
 use crate::time::{INFINITY, Moment, NEVER_YET, Period};
+use crate::usage::recent::{self, Recent};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use uuid::Uuid;
@@ -39,6 +40,8 @@ pub struct Lane {
     pub lanes: i16,
     /// Empty before the first entry.
     pub head: Vec<u8>,
+    /// What it keeps of its newest entries (`usage/recent.rs`).
+    pub recent: Option<Vec<u8>>,
 }
 
 impl Lane {
@@ -626,6 +629,25 @@ impl Wallet {
             hash: [0; 32],
         });
         Ok(())
+    }
+
+    /// What the lane's entries come to that are not folded, with the new ones; None where it does not know.
+    pub fn recent(&self) -> Option<Recent> {
+        let known = self.entries.first().map_or(self.lane.last_entry_id, |first| first.position.entry_id - 1);
+        let mut recent = Recent::of_lane(self.lane.recent.as_deref(), known)?;
+        for entry in &self.entries {
+            recent.add(recent::Entry {
+                entry_id: entry.position.entry_id,
+                operation_id: entry.operation_id,
+                kind: entry.kind,
+                metric: entry.facts.metric.as_deref(),
+                source: entry.facts.source.as_deref(),
+                created_at: self.now,
+                quantity: entry.facts.quantity,
+                amount: entry.amount,
+            });
+        }
+        Some(recent)
     }
 
     /// Keeps what the call answers with the first entry of its operation, for a repeated call.

@@ -27,6 +27,7 @@ fn empty_lane() -> Lane {
         alert_base: 0,
         lanes: 1,
         head: Vec::new(),
+        recent: None,
     }
 }
 

@@ -4,6 +4,7 @@ pub mod counters;
 pub mod events;
 pub mod fold;
 mod history;
+pub mod recent;
 mod record;
 pub mod tail;
 pub mod tally;

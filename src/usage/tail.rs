@@ -2,22 +2,16 @@
 //! statements (`heap.rs`), since the shortest answers ask for it.
 
 use crate::heap::{Is, Key, Snapshot, Table, Value};
-use crate::ledger::rows::{self, column, entry, int, is_text, number};
+use crate::ledger::rows::{self, column, entry, int, is_text, number, text};
 use crate::sql::ToSql;
-use crate::time::Moment;
+use crate::time::{Moment, day, start_of};
+use crate::usage::recent::Recent;
 use uuid::Uuid;
-
-const DAY: Moment = 24 * 3600 * 1_000_000;
 
 /// The sum of what was consumed from one moment to another, by whole days where it is folded. None where that takes a statement.
 pub fn consumed(org_id: Uuid, metric: &str, from: Moment, to: Moment) -> Option<i64> {
     let sum = folded(org_id, metric, from, to)?;
     Some(sum.saturating_add(unfolded(org_id, metric, from)?))
-}
-
-/// Days as the server counts them.
-pub fn day(at: Moment) -> i32 {
-    i32::try_from(at.div_euclid(DAY)).unwrap_or(if at < 0 { i32::MIN } else { i32::MAX })
 }
 
 fn folded(org_id: Uuid, metric: &str, from: Moment, to: Moment) -> Option<i64> {
@@ -37,10 +31,16 @@ fn folded(org_id: Uuid, metric: &str, from: Moment, to: Moment) -> Option<i64> {
 
 /// The entries of a lane that are not folded: what comes after one, up to another.
 pub struct Tail {
+    /// Of the wallet.
+    pub unit: String,
+    /// Number of the lane.
+    pub lane: i16,
     /// The last that is folded.
     pub from: i64,
     /// The newest.
     pub last: i64,
+    /// What they come to, where the lane knows.
+    pub recent: Option<Recent>,
 }
 
 impl Tail {
@@ -68,13 +68,20 @@ pub fn folded_until(org_id: Uuid, entry_id: i64, snapshot: Snapshot) -> Option<i
 /// Of each lane of an org; None where that takes a statement.
 pub fn tails(org_id: Uuid, snapshot: Snapshot) -> Option<Vec<Tail>> {
     let lanes = Table::open_to_read("lanes", column::COUNT)?;
-    let mut newest = Vec::new();
+    let mut found = Vec::new();
     let of_org = [Key(1, Is::Uuid, org_id.to_sql())];
     let is_known = lanes.read("lanes_pkey", &of_org, snapshot, |row, _| {
-        newest.extend(number(row, column::LAST_ENTRY_ID));
+        let known = || {
+            let (unit, last) = (text(row, 12)?, number(row, column::LAST_ENTRY_ID)?);
+            Some((unit, rows::lane_number(row)?, last, rows::recent(row, last)))
+        };
+        found.extend(known());
     });
-    let tail = |last| Some(Tail { from: folded_until(org_id, last, snapshot)?, last });
-    if is_known { newest.into_iter().map(tail).collect() } else { None }
+    let tail = |(unit, lane, last, recent): (String, i16, i64, Option<Recent>)| {
+        let from = folded_until(org_id, last, snapshot)?;
+        Some(Tail { unit, lane, from, last, recent: recent.filter(|recent| recent.after == from) })
+    };
+    if is_known { found.into_iter().map(tail).collect() } else { None }
 }
 
 /// Shows the entries of a tail in their order; false where that takes a statement.
@@ -93,10 +100,24 @@ pub fn visit(org_id: Uuid, tail: &Tail, snapshot: Snapshot, mut show: impl FnMut
     })
 }
 
+/// None where a day has to be divided.
+fn consumed_since(recent: &Recent, metric: &str, from: Moment) -> Option<i64> {
+    let mut consumed = recent.sums.iter().filter(|sum| sum.is_consumed() && sum.metric == metric);
+    consumed.try_fold(0_i64, |total, sum| match () {
+        () if start_of(sum.day) >= from => Some(total.saturating_add(sum.quantity)),
+        () if sum.day < day(from) => Some(total),
+        () => None,
+    })
+}
+
 /// Of each lane, what came after its last folded entry.
 fn unfolded(org_id: Uuid, metric: &str, from: Moment) -> Option<i64> {
     let mut sum = 0_i64;
     for tail in tails(org_id, Snapshot::Callers)? {
+        if let Some(known) = tail.recent.as_ref().and_then(|recent| consumed_since(recent, metric, from)) {
+            sum = sum.saturating_add(known);
+            continue;
+        }
         let mut counted = None;
         let is_known = visit(org_id, &tail, Snapshot::Callers, |row| {
             // The entries of a consumption follow each other, and each has all of its quantity.

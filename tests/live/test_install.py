@@ -88,6 +88,34 @@ class Install(LiveTestCase):
                     call(owner, "grant_credits", uuid.uuid4(), 1)
                 self.assertEqual(code_of(caught.exception), "55000 not_installed")
 
+    def test_ledger_of_an_older_version_is_brought_along(self):
+        """A ledger as version 12 kept it, whole rows in a table `entries`: install() moves it, and every hash still fits."""
+        owner, _ = self.database_of_others()
+        rows(owner, "create extension pg_billing")
+        rows(owner, "select billing.install()")
+        apply_catalog(owner, CATALOG)
+        org, keys = uuid.uuid4(), ["plain", str(uuid.uuid4()), str(uuid.uuid4()).upper(), None]
+        call(owner, "grant_credits", org, 1000)
+        for key in keys:
+            call(owner, "consume_credits", org, "call", 1, key, metadata={"key": key} if key else {})
+        hold = call(owner, "reserve_credits", org, "page", 2)
+        call(owner, "capture_credits", org, hold.hold_id, 1)
+        before = rows(owner, "select * from billing.entries order by entry_id")
+        rows(owner, """create table billing.entries_then as select * from billing.entries;
+                       drop view billing.usage_by_month, billing.usage_by_day, billing.operations, billing.entries;
+                       drop table billing.ledger;
+                       alter table billing.entries_then rename to entries;
+                       alter table billing.lanes drop column recent;
+                       delete from billing.migrations where version > 12""")
+        self.assertRegex(value(owner, "select billing.install()"), "^migrated the tables from version 12")
+        self.assertEqual(rows(owner, "select * from billing.entries order by entry_id"), before)
+        self.assertEqual(rows(owner, "select * from billing.verify_ledger()"), [])
+        for key in keys[:3]:
+            self.assertTrue(call(owner, "consume_credits", org, "call", 1, key, metadata={"key": key}).replayed)
+        with self.assertRaises(Refused) as caught:
+            rows(owner, "delete from billing.ledger")
+        self.assertEqual(code_of(caught.exception), "42501 append_only")
+
     def test_session_of_a_service_outlives_the_extension(self):
         """DROP EXTENSION … CASCADE, create, install(): a session that was open all the time goes on, and so do its rights."""
         owner, _ = self.database_of_others()

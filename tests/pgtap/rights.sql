@@ -98,7 +98,7 @@ insert into expected_function
                                   'note_signal', 'configure_signals', 'freeze_org', 'unfreeze_org', 'resolve_flag']), 'service'
     union all select unnest(array['install', 'grant_access', 'revoke_access', 'configure_membership']), 'owner'
     -- The insides.
-    union all select unnest(array['routines_of', 'chain_burn', 'make_partitions', 'metered_insert', 'meter_trigger', 'meter_fault', 'attach_meter', 'refuse_change', 'refuse_event_change',
+    union all select unnest(array['routines_of', 'make_partitions', 'metered_insert', 'meter_trigger', 'meter_fault', 'attach_meter', 'refuse_change', 'refuse_event_change',
                                   'emit_event', 'look_for_signals']), 'nobody';
 create temp view function as
     select p.oid, p.proname::text as name, p.oid::regprocedure as signature, p.prosecdef, p.proconfig, p.prokind, p.provolatile
