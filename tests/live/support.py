@@ -32,6 +32,25 @@ CATALOG = {"metrics": {"call": {"price": 1}, "page": {"price": 7}, "view": {"pri
                        "third": {"price": {"steps": [{"credits": 1, "per": 3}]}}}}
 
 
+# What is folded of the ledger into months and days, beside the entries themselves.
+MISFOLDED = """
+    with entry as (
+        select e.* from billing.entries e join billing.folded f on f.org_id = e.org_id and f.slot = e.entry_id >> 40 where e.entry_id <= f.entry_id),
+    operation as (
+        select org_id, metric, (min(created_at) at time zone 'UTC')::date as day, min(quantity) as quantity from entry
+         where kind = 'usage' and source is distinct from 'settlement' group by org_id, metric, operation_id),
+    month as (
+        select org_id, unit, date_trunc('month', created_at at time zone 'UTC')::date as month, kind,
+               case when kind = 'usage' then coalesce(metric, '') else '' end as metric, sum(amount) as credits
+          from entry group by 1, 2, 3, 4, 5)
+    select org_id, month::text as at, kind || ' ' || metric as what, m.credits as entries, c.credits as folded
+      from month m full join billing.credit_months c using (org_id, unit, month, kind, metric) where coalesce(m.credits, 0) <> coalesce(c.credits, 0)
+    union all
+    select org_id, day::text, metric, o.quantity, d.consumed
+      from (select org_id, metric, day, sum(quantity) as quantity from operation group by 1, 2, 3) o
+      full join billing.usage_days d using (org_id, metric, day) where coalesce(o.quantity, 0) <> coalesce(d.consumed, 0)"""
+
+
 def connect(database=None, **options):
     """A connection in autocommit mode; with autocommit=False the caller ends its transactions."""
     autocommit = options.pop("autocommit", True)
@@ -218,8 +237,9 @@ class LiveTestCase(unittest.TestCase):
         self.assertEqual(code_of(caught.exception), expected)
 
     def assert_sound(self, connection=None):
-        """verify_ledger() finds nothing."""
+        """verify_ledger() finds nothing, and what is folded is what the entries come to."""
         self.assertEqual(violations(connection or self.db), [])
+        self.assertEqual(rows(connection or self.db, MISFOLDED), [])
 
 
 class Cluster:
