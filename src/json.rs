@@ -6,6 +6,8 @@ use pgrx::pg_sys;
 use pgrx::pgrx_sql_entity_graph::metadata::{
     ArgumentError, ReturnsError, ReturnsRef, SqlMappingRef, SqlTranslatable, TypeOrigin,
 };
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::CStr;
 
 /// A `jsonb` value as the server holds it, valid for the current call.
@@ -69,6 +71,32 @@ pub fn from_text(text: &str) -> Jsonb {
     let datum =
         unsafe { pgrx::direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(pg_sys::Datum::from(text.as_ptr()))]) };
     Jsonb(datum.expect("jsonb_in gives no null"))
+}
+
+/// The same for what comes again and again, as a price does: parsed once by a backend.
+pub fn from_known_text(text: &str) -> Jsonb {
+    const MOST: usize = 64;
+    thread_local! {
+        static KNOWN: RefCell<HashMap<String, Vec<u8>>> = RefCell::default();
+    }
+    KNOWN.with_borrow_mut(|known| {
+        if !known.contains_key(text) {
+            if known.len() >= MOST {
+                known.clear();
+            }
+            let parsed = from_text(text).0.cast_mut_ptr::<pg_sys::varlena>();
+            // SAFETY: a varlena that was just made, not compressed nor elsewhere.
+            let bytes = unsafe { std::slice::from_raw_parts(parsed.cast::<u8>(), pgrx::varsize_any(parsed)) };
+            known.insert(text.to_owned(), bytes.to_vec());
+        }
+        let bytes = &known[text];
+        // SAFETY: a copy of it, aligned as the server wants it.
+        unsafe {
+            let copy = pg_sys::palloc(bytes.len()).cast::<u8>();
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), copy, bytes.len());
+            Jsonb(pg_sys::Datum::from(copy))
+        }
+    })
 }
 
 impl FromDatum for Jsonb {

@@ -15,6 +15,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
+/// When the key of a call is looked up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    /// Before anything else.
+    First,
+    /// When the first entry is written, before anything else is.
+    WithEntry,
+}
+
 /// A mutating call on one wallet.
 pub struct Call {
     /// Whose.
@@ -57,23 +66,52 @@ impl Call {
         lock: impl FnOnce(&Db, Moment) -> Result<Lane>,
         work: impl FnOnce(&Db, &mut Wallet) -> Result<(Operation, R)>,
     ) -> Result<R> {
+        self.run_then(
+            |db, now| Ok((lock(db, now)?, Key::First)),
+            |db, wallet| {
+                let (operation, answer) = work(db, wallet)?;
+                Ok((operation, answer, |_: &Db, _: &Wallet| Ok(())))
+            },
+        )
+    }
+
+    /// The same, with something to be written after the entries; and where all that the work writes is written then, the key
+    /// need not be looked up before it: the entry that takes it finds out.
+    pub fn run_then<R, L>(
+        &self,
+        lock: impl FnOnce(&Db, Moment) -> Result<(Lane, Key)>,
+        work: impl FnOnce(&Db, &mut Wallet) -> Result<(Operation, R, L)>,
+    ) -> Result<R>
+    where
+        R: Serialize + DeserializeOwned + Answer,
+        L: FnOnce(&Db, &Wallet) -> Result<()>,
+    {
         sql::connect(|db| {
             cache::require_installed(db)?;
             // What the period before is to pay is charged before anything of it expires.
             settlement::begin_due(db, vec![self.org_id])?;
-            let lane = match lock(db, clock::now()) {
-                Ok(lane) => lane,
+            let (lane, key) = match lock(db, clock::now()) {
+                Ok(locked) => locked,
                 // What was refused before there was a lock may still be a repeated call.
                 Err(error) => return self.replay(db)?.ok_or(error),
             };
-            if let Some(answer) = self.replay(db)? {
+            // Who uses the key on another lane is not kept out by our lock.
+            let looks_later = key == Key::WithEntry && !lane.is_split();
+            if !looks_later && let Some(answer) = self.replay(db)? {
                 return Ok(answer);
             }
             let mut wallet = Wallet::new(lane, clock::now());
-            let (operation, mut answer) = work(db, &mut wallet)?;
+            let (operation, mut answer, then) = match work(db, &mut wallet) {
+                Ok(done) => done,
+                Err(error) if looks_later => return self.replay(db)?.ok_or(error),
+                Err(error) => return Err(error),
+            };
             answer.set_operation(operation.id());
             wallet.keep_result(&operation, &to_json(&answer)?);
-            store::save(db, std::slice::from_mut(&mut wallet), &self.metadata)?;
+            if !store::save_new(db, std::slice::from_mut(&mut wallet), &self.metadata)? {
+                return self.replay(db)?.ok_or_else(Error::contended);
+            }
+            then(db, &wallet)?;
             Ok(answer)
         })
     }

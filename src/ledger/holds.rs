@@ -7,7 +7,7 @@ use crate::catalog::price::Price;
 use crate::error::{Error, Result};
 use crate::heap::{Snapshot, Table, Write};
 use crate::json::Jsonb;
-use crate::ledger::call::{Answer, Call};
+use crate::ledger::call::{Answer, Call, Key};
 use crate::ledger::chain::{self, HoldTerms};
 use crate::ledger::consume::Consumption;
 use crate::ledger::wallet::{Facts, Hold, Operation, Part, Wallet, split};
@@ -143,13 +143,20 @@ impl Stored {
         Ok(())
     }
 
+    /// Nothing but the hold is written for what costs the same whatever was used.
+    fn key(&self, db: &Db) -> Result<Key> {
+        let Some(metric) = &self.metric else { return Ok(Key::First) };
+        let is_plain = cache::any_metric(db, metric)?.is_plain(self.price.as_ref());
+        Ok(if is_plain { Key::WithEntry } else { Key::First })
+    }
+
     fn is_payout(&self) -> bool {
         self.kind == "payout"
     }
 }
 
-/// Writes the row of a hold, and lets its entry's hash cover it.
-fn make(db: &Db, wallet: &mut Wallet, hold_id: i64, terms: &HoldTerms<'_>, reason: Option<&str>) {
+/// Writes the row of a hold.
+fn make(db: &Db, wallet: &Wallet, hold_id: i64, terms: &HoldTerms<'_>, reason: Option<&str>) {
     if !make_row(wallet, hold_id, terms, reason) {
         db.write(
             &NEW_HOLD,
@@ -170,7 +177,6 @@ fn make(db: &Db, wallet: &mut Wallet, hold_id: i64, terms: &HoldTerms<'_>, reaso
             ],
         );
     }
-    wallet.seal(hold_id, chain::hold_terms(terms));
 }
 
 /// What NEW_HOLD does; false where that takes the statement.
@@ -192,7 +198,7 @@ fn make_row(wallet: &Wallet, hold_id: i64, terms: &HoldTerms<'_>, reason: Option
         "open".to_sql(),
         terms.metric.to_sql(),
         reason.to_sql(),
-        terms.price.map(crate::json::from_text).to_sql(),
+        terms.price.map(crate::json::from_known_text).to_sql(),
     ]);
     true
 }
@@ -246,12 +252,13 @@ fn reserve_credits(
         let arguments: Vec<_> = arguments.iter().map(|a| Some(a.as_str())).collect();
         let call = Call::new(org_id, "reserve_credits", &arguments, idempotency_key, metadata)?;
         let price = RefCell::new(None);
-        call.run(
+        call.run_then(
             |db, now| {
                 let known = cache::metric(db, metric)?;
                 let found = cache::price(db, &known, Some(org_id), now)?;
                 let unit = found.as_ref().map_or(units::CREDIT, |p| p.unit.as_str());
-                let lane = if known.is_plain(found.as_deref()) {
+                let is_plain = known.is_plain(found.as_deref());
+                let lane = if is_plain {
                     let credits =
                         found.as_ref().map_or(Ok(0), |p| p.charge(0, quantity).map_err(catalog::too_large))?;
                     store::lock_known(db, org_id, unit, credits, now)
@@ -263,7 +270,7 @@ fn reserve_credits(
                     store::lock_or_create(db, org_id, unit, now)
                 };
                 *price.borrow_mut() = found;
-                lane
+                Ok((lane?, if is_plain { Key::WithEntry } else { Key::First }))
             },
             |db, wallet| {
                 let now = wallet.now();
@@ -303,13 +310,17 @@ fn reserve_credits(
                     metric: Some(metric),
                     quantity: Some(quantity),
                     member_id,
-                    price: price.as_deref(),
+                    price: None,
                 };
-                make(db, wallet, hold_id, &terms, None);
+                wallet.seal(hold_id, chain::hold_terms(&HoldTerms { price: price.as_deref(), ..terms }));
+                let then = move |db: &Db, wallet: &Wallet| {
+                    make(db, wallet, hold_id, &HoldTerms { price: price.as_deref(), ..terms }, None);
+                    Ok(())
+                };
                 let balance_after = wallet.spendable(Some(metric));
                 let receipt =
                     HoldReceipt { hold_id, credits, expires_at: Some(expires_at), balance_after, replayed: false };
-                Ok((operation, receipt))
+                Ok((operation, receipt, then))
             },
         )
     })())
@@ -383,12 +394,34 @@ fn capture_credits(
         let arguments = [hold_id.to_string(), format!("{quantity:?}"), beyond.to_owned()];
         let arguments: Vec<_> = arguments.iter().map(|a| Some(a.as_str())).collect();
         let call = Call::new(org_id, "capture_credits", &arguments, idempotency_key, metadata)?;
-        call.run(
-            |db, _| lock_of(db, org_id, hold_id),
-            |db, wallet| {
+        let found = RefCell::new(None);
+        call.run_then(
+            |db, _| {
+                // All of it stays as it is but whether it is open.
                 let hold = find(db, org_id, hold_id)?;
-                hold.require_open(hold_id, wallet.now())?;
-                capture(db, wallet, &call, (hold_id, &hold), quantity, beyond)
+                let lane = store::lock(db, org_id, &hold.unit).ok_or(Error::corrupt("a hold without a wallet"))?;
+                let key = hold.key(db)?;
+                *found.borrow_mut() = Some(hold);
+                Ok((lane, key))
+            },
+            |db, wallet| {
+                let hold = found.take().ok_or(Error::corrupt("a hold that was not looked at"))?;
+                let now = wallet.now();
+                let is_open = move |db: &Db| find(db, org_id, hold_id)?.require_open(hold_id, now);
+                let (operation, answer) = hold
+                    .require_open(hold_id, now)
+                    .and_then(|()| capture(db, wallet, &call, (hold_id, &hold), quantity, beyond))
+                    .map_err(|error| is_open(db).err().unwrap_or(error))?;
+                let operation_id = operation.id();
+                let then = move |db: &Db, _: &Wallet| {
+                    if store::close_hold(db, org_id, hold_id, "captured", now, operation_id) {
+                        return Ok(());
+                    }
+                    // Somebody closed it while we waited for the wallet.
+                    is_open(db)?;
+                    Err(Error::contended())
+                };
+                Ok((operation, answer, then))
             },
         )
     })())
@@ -447,7 +480,6 @@ fn capture(
         wallet.consume(&mut operation, &mine, credits)?;
     }
     wallet.bury()?;
-    store::close_hold(db, call.org_id, hold_id, "captured", wallet.now(), operation.id());
     if let Some(mut metered) = metered {
         metered.take(charge, price)?;
         counters::save(db, &[&metered.counter]);
@@ -590,6 +622,7 @@ fn lock_credits(
                     member_id: None,
                     price: None,
                 };
+                wallet.seal(hold_id, chain::hold_terms(&terms));
                 make(db, wallet, hold_id, &terms, Some(&reason));
                 let balance_after = wallet.spendable(None);
                 Ok((

@@ -605,11 +605,16 @@ pub fn save_new(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Re
     let may_be_taken = wallets
         .iter()
         .any(|w| (w.lane.is_split() || !w.lanes.is_empty()) && w.entries.iter().any(|e| e.request().is_some()));
-    let is_new = if may_be_taken { sql::unless_in_vain(|| insert_entries(db, &all)) } else { insert_entries(db, &all) };
-    if !is_new && !may_be_taken {
-        // Some of it may be written: it goes with the error.
-        return Err(key_is_taken(wallets));
-    }
+    let is_new = if may_be_taken {
+        sql::unless_in_vain(|| insert_entries(db, &all) == Inserted::All)
+    } else {
+        match insert_entries(db, &all) {
+            Inserted::All => true,
+            Inserted::Nothing => false,
+            // It goes with the error.
+            Inserted::Some => return Err(key_is_taken(wallets)),
+        }
+    };
     if is_new {
         for wallet in all {
             save_wallet(db, wallet, metadata_of_grants)?;
@@ -731,33 +736,32 @@ pub fn save_member(
     db.write(&SAVE_MEMBER, arguments).count() == 1
 }
 
-/// Closes an open hold.
-pub fn close_hold(db: &Db, org_id: Uuid, hold_id: i64, status: &str, now: Moment, operation_id: i64) {
-    if !rows::close_hold(org_id, hold_id, status, now, operation_id) {
-        db.write(&CLOSE_HOLD, args![org_id, hold_id, status, At(now), operation_id]);
-    }
+/// Closes a hold; false where it is not open.
+pub fn close_hold(db: &Db, org_id: Uuid, hold_id: i64, status: &str, now: Moment, operation_id: i64) -> bool {
+    rows::close_hold(org_id, hold_id, status, now, operation_id)
+        || db.write(&CLOSE_HOLD, args![org_id, hold_id, status, At(now), operation_id]).count() == 1
 }
 
-/// Writes entries without a statement; None where that cannot decide.
-fn insert_rows(all: &[(&Wallet, &Entry)]) -> Option<bool> {
+/// Writes entries without a statement; false, and none is written, where that cannot decide.
+fn insert_rows(all: &[(&Wallet, &Entry)]) -> bool {
     let (keyed, others): (Vec<_>, Vec<_>) = all.iter().copied().partition(|(_, entry)| entry.request().is_some());
     // Whoever else uses the key in a wallet that is not split waits for lane 0.
     let is_split = all.iter().any(|(wallet, _)| wallet.lane.lane > 0 || wallet.lane.is_split());
     let attempt = if is_split { Attempt::Told } else { Attempt::Untold };
     let is_written = match keyed.len() {
         // The one with a key is the first, so that nothing is written where it is taken.
-        0 | 1 => insert_each(&rows::open_entries()?, &keyed, attempt),
+        0 | 1 => rows::open_entries().is_some_and(|entries| insert_each(&entries, &keyed, attempt)),
         // What a subtransaction opens is its own.
         _ => sql::unless_in_vain(|| {
             rows::open_entries().is_some_and(|entries| insert_each(&entries, &keyed, Attempt::Untold))
         }),
     };
-    if !is_written {
-        return None;
+    if !is_written || others.is_empty() {
+        return is_written;
     }
-    let is_rest_written = others.is_empty() || insert_each(&rows::open_entries()?, &others, Attempt::Untold);
-    assert!(is_rest_written, "an entry without a key has no conflict");
-    Some(true)
+    let entries = rows::open_entries().expect("what was open a moment ago");
+    assert!(insert_each(&entries, &others, Attempt::Untold), "an entry without a key has no conflict");
+    true
 }
 
 /// False at the first whose key is taken, or may be.
@@ -789,15 +793,27 @@ fn insert_each(entries: &Table, all: &[(&Wallet, &Entry)], attempt: Attempt) -> 
     })
 }
 
-/// False where a key was taken.
-fn insert_entries(db: &Db, wallets: &[&Wallet]) -> bool {
+/// What became of entries to be written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Inserted {
+    All,
+    /// Not those whose key was taken.
+    Some,
+    /// The one key was taken.
+    Nothing,
+}
+
+fn insert_entries(db: &Db, wallets: &[&Wallet]) -> Inserted {
     let all: Vec<(&Wallet, &Entry)> =
         wallets.iter().copied().flat_map(|w| w.entries.iter().map(move |e| (w, e))).collect();
-    if all.is_empty() {
-        return true;
+    if all.is_empty() || insert_rows(&all) {
+        return Inserted::All;
     }
-    if let Some(is_new) = insert_rows(&all) {
-        return is_new;
+    let mut requests = all.iter().filter_map(|(wallet, entry)| Some((wallet.lane.org_id, entry.request()?)));
+    if let (Some((org_id, request)), None) = (requests.next(), requests.next())
+        && !matches!(find_replay(db, org_id, &request.key), Ok(None))
+    {
+        return Inserted::Nothing;
     }
     let numbers = |f: fn(&Entry) -> i64| all.iter().map(|(_, e)| f(e)).collect::<Vec<i64>>();
     let options = |f: fn(&Entry) -> Option<i64>| all.iter().map(|(_, e)| f(e)).collect::<Vec<_>>();
@@ -831,5 +847,5 @@ fn insert_entries(db: &Db, wallets: &[&Wallet]) -> bool {
             all.iter().map(|(_, e)| e.request().map(|r| chain::request_id(&r.key))).collect::<Vec<_>>(),
         ],
     );
-    written.count() == all.len()
+    if written.count() == all.len() { Inserted::All } else { Inserted::Some }
 }
