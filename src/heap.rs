@@ -535,9 +535,11 @@ impl Table {
     /// Shows the columns of all rows with these keys, and whether another transaction holds the row just now; false where there
     /// is no such index.
     pub fn read(&self, index: &str, keys: &[Key], snapshot: Snapshot, mut show: impl FnMut(&[Value], bool)) -> bool {
+        let mut row = Vec::new();
         // SAFETY: a tuple of this table.
         self.visit(index, keys, snapshot, |tuple| unsafe {
-            show(&self.deform(tuple), holder(tuple).is_some());
+            self.deform_into(tuple, &mut row);
+            show(&row, holder(tuple).is_some());
             true
         })
     }

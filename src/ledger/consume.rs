@@ -370,9 +370,8 @@ fn burn_split(table: &Table, asked: &Asked<'_>, (unit, credits, now): (&str, i64
     // SAFETY: reads a global.
     let mine = i16::try_from(unsafe { pg_sys::MyProcPid } % i32::from(lanes::MOST)).unwrap_or_default() + 1;
     let mut waited = false;
-    let mut held: Vec<i16> = Vec::new();
     for _ in 0..LOOKS {
-        let seen = rows::glance(table, asked.org_id, unit, Snapshot::Latest, clock::now())?;
+        let mut seen = rows::glance(table, asked.org_id, unit, Snapshot::Latest, clock::now())?;
         if seen.lanes <= 1 {
             Hot { lanes: 1, waits: Waits::NONE, ..hot }.keep(asked, unit);
             return None;
@@ -380,15 +379,9 @@ fn burn_split(table: &Table, asked: &Asked<'_>, (unit, credits, now): (&str, i64
         if seen.lanes != hot.lanes {
             Hot { lanes: seen.lanes, ..Hot::of(asked, unit) }.keep(asked, unit);
         }
-        held.extend(&seen.held);
-        let step = lanes::step(&seen.view, mine, credits, &held);
-        let (lane, how) = match step {
-            _ if seen.fast_until <= clock::now() => return Some(Burn::Dry(None)),
-            Step::Wallet(lane) => return Some(Burn::Dry(Some(lane))),
-            Step::Burn(lane) => (lane, Held::Skip),
-            Step::Await(lane) => (lane, Held::Wait(rows::queue(asked.org_id, unit, lane))),
-        };
-        waited |= how != Held::Skip;
+        if seen.fast_until <= clock::now() {
+            return Some(Burn::Dry(None));
+        }
         // A repeated call is told the wallet's figures again, not the lane's.
         let total = seen.total - credits;
         let (balance_before, balance_after) = (Some(seen.total), Some(total));
@@ -396,20 +389,25 @@ fn burn_split(table: &Table, asked: &Asked<'_>, (unit, credits, now): (&str, i64
             .key
             .and_then(|_| serde_json::to_string(&Kept { balance_before, balance_after, ..Kept::default() }).ok());
         let content = content(asked, (unit, credits, now), result.as_deref());
-        match burn_lane(table, asked, (unit, credits, now), (lane, how), &content) {
-            Tried::Burned(burned) => {
-                let (alert_below, alert_base) = (seen.alert_below, seen.alert_base);
-                return Some(Burn::Done(Burned { total, alert_below, alert_base, result, waited, ..burned }));
+        // A look at all lanes costs more than an attempt at one: as long as they are only held, it serves.
+        loop {
+            let (lane, how) = match lanes::step(&seen.view, mine, credits, &seen.held) {
+                Step::Wallet(lane) => return Some(Burn::Dry(Some(lane))),
+                Step::Burn(lane) => (lane, Held::Skip),
+                Step::Await(lane) => (lane, Held::Wait(rows::queue(asked.org_id, unit, lane))),
+            };
+            waited |= how != Held::Skip;
+            match burn_lane(table, asked, (unit, credits, now), (lane, how), &content) {
+                Tried::Burned(burned) => {
+                    let (alert_below, alert_base) = (seen.alert_below, seen.alert_base);
+                    return Some(Burn::Done(Burned { total, alert_below, alert_base, result, waited, ..burned }));
+                }
+                // Somebody has taken it since we looked.
+                Tried::Held if how == Held::Skip => seen.held.push(lane),
+                // Somebody else was faster, or has waited with us.
+                Tried::Held | Tried::No | Tried::Split => break,
             }
-            // Somebody has taken it since we looked.
-            Tried::Held => {
-                held = vec![lane];
-                continue;
-            }
-            // Somebody else was faster, or has waited with us.
-            Tried::No | Tried::Split => {}
         }
-        held.clear();
     }
     Some(Burn::Dry(None))
 }
