@@ -208,6 +208,12 @@ impl Error {
             .hint("Run: select billing.install();")
     }
 
+    /// Tables are migrated on what is committed now, not on what a transaction saw first.
+    pub fn one_snapshot() -> Self {
+        Self::new(*b"25001", "wrong_isolation", "the tables of pg_billing are migrated under read committed only")
+            .hint("Run: begin isolation level read committed; select billing.install(); commit;")
+    }
+
     /// Texts could not be kept as they are.
     pub fn encoding() -> Self {
         Self::new(*b"0A000", "unsupported_encoding", "pg_billing needs a database with the encoding UTF8")

@@ -390,7 +390,10 @@ impl Table {
             return false;
         }
         let tuple = self.form(row);
-        let is_told = attempt == Attempt::Told;
+        // Logical decoding passes on what was inserted and deleted again, but not what was only attempted.
+        // SAFETY: reads a global.
+        let is_decoded = unsafe { pg_sys::wal_level } >= pg_sys::WalLevel::WAL_LEVEL_LOGICAL.cast_signed();
+        let is_told = attempt == Attempt::Told || is_decoded;
         // SAFETY: a tuple of this table; the lock of the token is given back, on errors by the end of the transaction.
         unsafe {
             let transaction = pg_sys::GetCurrentTransactionId();

@@ -89,6 +89,12 @@ fn install() -> String {
             db.script(BOOKKEEPING);
         }
         let due: Vec<_> = MIGRATIONS.iter().filter(|(version, _, _)| *version > before).collect();
+        // What is copied must be what is there now.
+        // SAFETY: reads a global.
+        let one_snapshot = unsafe { pg_sys::XactIsoLevel } >= pg_sys::XACT_REPEATABLE_READ.cast_signed();
+        if before > 0 && !due.is_empty() && one_snapshot {
+            return Err(Error::one_snapshot());
+        }
         for (version, name, script) in &due {
             db.script(script);
             db.write(&RECORD, args![*version, *name]);

@@ -108,7 +108,11 @@ impl Call {
             };
             answer.set_operation(operation.id());
             wallet.keep_result(&operation, &to_json(&answer)?);
-            if !store::save_new(db, std::slice::from_mut(&mut wallet), &self.metadata)? {
+            let wallets = std::slice::from_mut(&mut wallet);
+            if !looks_later {
+                // What the work has written goes with the error.
+                store::save(db, wallets, &self.metadata)?;
+            } else if !store::save_new(db, wallets, &self.metadata)? {
                 return self.replay(db)?.ok_or_else(Error::contended);
             }
             then(db, &wallet)?;

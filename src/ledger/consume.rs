@@ -545,6 +545,10 @@ fn write(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment, burn
     if write_row(asked, unit, (credits, now), burned, metadata) {
         return true;
     }
+    // A statement would wait for whoever is told the same just now.
+    if asked.key.is_some_and(|key| !matches!(store::find_replay(db, asked.org_id, key), Ok(None))) {
+        return false;
+    }
     let (key_uuid, key_text) = rows::stored_key(asked.key);
     let written = db.write(
         &WRITE,

@@ -283,8 +283,6 @@ fn reserve_credits(
                 let mut caps = Caps::lock(db, &[(org_id, Rc::clone(&known), member_id)], now)?;
                 caps.check(org_id, &known, member_id, quantity)?;
                 caps.add(org_id, &known, member_id, quantity);
-                caps.save(db);
-                alerts::caps(db, &caps)?;
                 store::provide(db, wallet, credits, Some(metric))?;
                 store::load_budgets(db, wallet, member_id.into_iter().collect());
                 wallet.check_budget(member_id, credits)?;
@@ -314,6 +312,8 @@ fn reserve_credits(
                 };
                 wallet.seal(hold_id, chain::hold_terms(&HoldTerms { price: price.as_deref(), ..terms }));
                 let then = move |db: &Db, wallet: &Wallet| {
+                    caps.save(db);
+                    alerts::caps(db, &caps)?;
                     make(db, wallet, hold_id, &HoldTerms { price: price.as_deref(), ..terms }, None);
                     Ok(())
                 };
@@ -451,6 +451,8 @@ fn capture(
     let in_slice = parts.iter().all(|p| p.grant_id == wallet.lane.slice_grant);
     let beyond = (credits - hold.credits).max(0);
     if !(in_slice && wallet.slice_suffices(beyond)) {
+        // It may have been closed while we waited for the wallet; then its grants have their credit back.
+        find(db, call.org_id, hold_id)?.require_open(hold_id, wallet.now())?;
         let named: Vec<i64> = parts.iter().map(|p| p.grant_id).collect();
         store::load(db, wallet, &named)?;
         store::provide(db, wallet, beyond, Some(metric))?;

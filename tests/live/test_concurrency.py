@@ -297,6 +297,36 @@ class Concurrency(LiveTestCase):
             outcomes.add(status)
         self.assertLessEqual(outcomes, {"captured", "released"})
 
+    def test_capture_of_a_hold_that_is_released_meanwhile(self):
+        """Who captures has seen the hold open and waits for the wallet; then it is closed, wherever its credit came from."""
+        for metrics in (None, ["page"]):
+            org = self.org(100)
+            call(self.db, "grant_credits", org, 50, metrics=metrics)
+            hold = call(self.db, "reserve_credits", org, "page", 7)
+            first = self.connect(autocommit=False)
+            call(first, "release_credits", org, hold.hold_id)
+            self.assertEqual(self.while_waiting(first, "capture_credits", org, hold.hold_id, 1), "PT409 hold_closed")
+            self.assertEqual(total(self.db, org, metric="page"), 150)
+
+    def test_repeated_reservations_and_captures(self):
+        """The entry that takes the key finds out that it is taken: also when the hold is closed, or credit is gone, since."""
+        org = self.org(20)
+        hold = call(self.db, "reserve_credits", org, "page", 2, idempotency_key="r")
+        taken = call(self.db, "capture_credits", org, hold.hold_id, 2, idempotency_key="c")
+        entries = value(self.db, "select count(*) from billing.entries where org_id = %s", org)
+        for _ in range(2):
+            again = call(self.db, "reserve_credits", org, "page", 2, idempotency_key="r")
+            self.assertEqual((again.replayed, again.hold_id, again.balance_after), (True, hold.hold_id, hold.balance_after))
+            again = call(self.db, "capture_credits", org, hold.hold_id, 2, idempotency_key="c")
+            self.assertEqual((again.replayed, again.operation_id, again.balance_after), (True, taken.operation_id, taken.balance_after))
+            self.assertEqual(answer(self.db, "reserve_credits", org, "call", 2, idempotency_key="r"), "PT409 idempotency_conflict")
+            self.assertEqual(answer(self.db, "reserve_credits", org, "call", 2, idempotency_key="c"), "PT409 idempotency_conflict")
+            self.assertEqual(answer(self.db, "capture_credits", org, hold.hold_id, 1, idempotency_key="c"), "PT409 idempotency_conflict")
+            if total(self.db, org) > 0:
+                call(self.db, "consume_credits", org, "call", total(self.db, org))
+        self.assertEqual(value(self.db, "select count(*) from billing.entries where org_id = %s", org), entries + 1)
+        self.assertEqual(rows(self.db, "select status from billing.holds where org_id = %s", org), [("captured",)])
+
     def test_wallets_of_an_org_in_several_units(self):
         """The first grants of an org in four units, by many at once: four wallets, nothing lost."""
         units = ["credit", "EUR", "USD", "INR"]

@@ -107,6 +107,20 @@ class Install(LiveTestCase):
                        alter table billing.entries_then rename to entries;
                        alter table billing.lanes drop column recent;
                        delete from billing.migrations where version > 12""")
+        # What others attached to the table would be lost without a word; what was charged meanwhile, too.
+        for attach, detach in (("create policy mine on billing.entries for select using (true)", "drop policy mine on billing.entries"),
+                               ("create index mine on billing.entries (metric)", "drop index billing.mine"),
+                               ("alter table billing.entries add column mine int", "alter table billing.entries drop column mine")):
+            rows(owner, attach)
+            with self.assertRaises(Refused) as caught:
+                rows(owner, "select billing.install()")
+            self.assertEqual(code_of(caught.exception), "2BP01 attached_to_entries")
+            self.assertIn("mine", caught.exception.diag.message_detail)
+            rows(owner, detach)
+        with self.assertRaises(Refused) as caught:
+            rows(owner, "begin isolation level repeatable read; select billing.install()")
+        self.assertEqual(code_of(caught.exception), "25001 wrong_isolation")
+        rows(owner, "rollback")
         self.assertRegex(value(owner, "select billing.install()"), "^migrated the tables from version 12")
         self.assertEqual(rows(owner, "select * from billing.entries order by entry_id"), before)
         self.assertEqual(rows(owner, "select * from billing.verify_ledger()"), [])
