@@ -62,7 +62,7 @@ comment on column billing.ledger.amount is 'Signed, as the balance sees it.';
 comment on column billing.ledger.balance_after is 'Balance of the lane after the entry.';
 comment on column billing.ledger.created_at is 'Billing time of the call.';
 comment on column billing.ledger.grant_id is 'The grant that was credited or burned; null for usage that cost nothing.';
-comment on column billing.ledger.quantity is 'Quantity of the metric.';
+comment on column billing.ledger.quantity is 'Quantity of the metric; of usage, null for 1 and 0 for none.';
 comment on column billing.ledger.request_id is 'First 64 bits of the SHA-256 of the idempotency key: what makes it unique, in a narrow index whatever keys an application uses. Two keys of an org that share them by chance count as a conflict: the later call is refused, and may be made with another key.';
 comment on column billing.ledger.key_uuid is 'Key of the call, on its first entry, where the key is a UUID as the server writes it.';
 comment on column billing.ledger.key_text is 'Key of the call, on its first entry, where it is anything else.';
@@ -83,7 +83,8 @@ comment on column billing.ledger.entry_hash is 'SHA-256 over the previous hash o
 insert into billing.ledger (org_id, entry_id, amount, balance_after, created_at, grant_id, quantity, request_id, key_uuid, member_id,
                             operation_id, request_hash, unit, kind, metric, source, source_id, key_text, reason, actor, metadata,
                             result, entry_hash)
-select org_id, entry_id, amount, balance_after, created_at, grant_id, quantity, request_id, case when is_uuid then idempotency_key::uuid end,
+select org_id, entry_id, amount, balance_after, created_at, grant_id,
+       case when kind = 'usage' then nullif(coalesce(quantity, 0), 1) else quantity end, request_id, case when is_uuid then idempotency_key::uuid end,
        member_id, nullif(operation_id, entry_id), request_hash, nullif(unit, 'credit'), nullif(kind, 'usage'), metric, source, source_id,
        case when not is_uuid then idempotency_key end, reason, actor, nullif(metadata, '{}'), result, entry_hash
   from billing.entries,

@@ -15,7 +15,8 @@ comment on view billing.grants is 'Grants of credit with what is left of them. A
 
 create or replace view billing.entries with (security_invoker = true) as
 select org_id, coalesce(operation_id, entry_id) as operation_id, entry_id, amount, balance_after - amount as balance_before,
-       balance_after, created_at, grant_id, quantity, request_hash, request_id, member_id, coalesce(unit, 'credit') as unit,
+       balance_after, created_at, grant_id, case when kind is null then nullif(coalesce(quantity, 1), 0) else quantity end as quantity,
+       request_hash, request_id, member_id, coalesce(unit, 'credit') as unit,
        coalesce(kind, 'usage') as kind, metric, source, source_id, coalesce(key_text, key_uuid::text) as idempotency_key, reason,
        actor, coalesce(metadata, '{}') as metadata, result, entry_hash
   from billing.ledger;

@@ -559,7 +559,7 @@ fn write(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment, burn
             burned.balance,
             At(now),
             grant,
-            asked.quantity,
+            rows::stored_quantity("usage", Some(asked.quantity)),
             asked.member_id,
             rows::stored_unit(unit),
             asked.metric,

@@ -202,7 +202,7 @@ fn replay(row: &[Value]) -> Option<Replay> {
         result: text(row, entry::RESULT),
         kind: text(row, entry::KIND).unwrap_or_else(|| USUAL_KIND.to_owned()),
         metric: text(row, entry::METRIC),
-        quantity: number(row, entry::QUANTITY),
+        quantity: quantity_of(row),
         amount,
         balance_before: balance_after.wrapping_sub(amount),
         balance_after,
@@ -229,6 +229,17 @@ pub fn stored_kind(kind: &str) -> Option<&str> {
 /// The kind of a stored entry, where it is not usage.
 pub fn unusual_kind(row: &[Value]) -> Option<String> {
     text(row, entry::KIND)
+}
+
+/// The quantity of an entry, as it is stored: of usage, which cannot be 0, nothing stands for 1, and 0 for nothing.
+pub fn stored_quantity(kind: &str, quantity: Option<i64>) -> Option<i64> {
+    if kind == USUAL_KIND { Some(quantity.unwrap_or(0)).filter(|quantity| *quantity != 1) } else { quantity }
+}
+
+/// The quantity of a stored entry.
+pub fn quantity_of(row: &[Value]) -> Option<i64> {
+    let stored = number(row, entry::QUANTITY);
+    if row[entry::KIND - 1].is_some() { stored } else { Some(stored.unwrap_or(1)).filter(|quantity| *quantity != 0) }
 }
 
 /// The metadata of an entry, as they are stored.
@@ -380,7 +391,7 @@ impl EntryRow<'_> {
             self.position.balance_after.to_sql(),
             self.created_at.to_sql(),
             self.position.grant_id.to_sql(),
-            self.quantity.to_sql(),
+            stored_quantity(self.kind, self.quantity).to_sql(),
             self.key.map(chain::request_id).to_sql(),
             key_uuid.to_sql(),
             self.member_id.to_sql(),

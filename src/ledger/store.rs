@@ -830,7 +830,7 @@ fn insert_entries(db: &Db, wallets: &[&Wallet]) -> Inserted {
             numbers(|e| e.position.balance_after),
             At(wallets[0].now()),
             options(|e| e.position.grant_id),
-            options(|e| e.facts.quantity),
+            options(|e| rows::stored_quantity(e.kind, e.facts.quantity)),
             options(|e| e.request().and_then(|r| r.hash)),
             all.iter().map(|(_, e)| e.facts.member_id).collect::<Vec<_>>(),
             all.iter().map(|(w, _)| rows::stored_unit(&w.lane.unit).map(str::to_owned)).collect::<Vec<_>>(),

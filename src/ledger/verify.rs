@@ -20,8 +20,8 @@ const MOST_VIOLATIONS: usize = 10_000;
 
 statements! {
     PORTION(uuid, int8, uuid) =
-        "select org_id, coalesce(operation_id, entry_id), entry_id, amount, balance_after, created_at, grant_id, quantity,
-                request_hash, member_id, coalesce(unit, 'credit'), coalesce(kind, 'usage'), metric, source, source_id,
+        "select org_id, coalesce(operation_id, entry_id), entry_id, amount, balance_after, created_at, grant_id,
+                case when kind is null then nullif(coalesce(quantity, 1), 0) else quantity end, request_hash, member_id, coalesce(unit, 'credit'), coalesce(kind, 'usage'), metric, source, source_id,
                 -- A key is the one or the other.
                 coalesce(key_text || key_uuid::text, key_text, key_uuid::text), reason, actor,
                 coalesce(metadata, '{}')::text, result, entry_hash, request_id

@@ -168,7 +168,7 @@ fn entry<'a>(row: &[Value], texts: &'a Texts) -> Entry<'a> {
         metric: texts.metric.as_deref(),
         source: texts.source.as_deref(),
         created_at: number(row, column::CREATED_AT).unwrap_or_default(),
-        quantity: number(row, column::QUANTITY),
+        quantity: rows::quantity_of(row),
         amount: number(row, column::AMOUNT).unwrap_or_default(),
     }
 }

@@ -126,7 +126,7 @@ fn unfolded(org_id: Uuid, metric: &str, from: Moment) -> Option<i64> {
             let is_counted = is_usage && number(row, entry::CREATED_AT).is_some_and(|at| at >= from);
             if is_counted && counted != operation && !is_text(row, entry::SOURCE, "settlement") {
                 counted = operation;
-                sum = sum.saturating_add(number(row, entry::QUANTITY).unwrap_or(0));
+                sum = sum.saturating_add(rows::quantity_of(row).unwrap_or(0));
             }
         });
         if !is_known {

@@ -99,7 +99,7 @@ class Install(LiveTestCase):
         for key in keys:
             call(owner, "consume_credits", org, "call", 1, key, metadata={"key": key} if key else {})
         hold = call(owner, "reserve_credits", org, "page", 2)
-        call(owner, "capture_credits", org, hold.hold_id, 1)
+        call(owner, "capture_credits", org, hold.hold_id, 2)
         before = rows(owner, "select * from billing.entries order by entry_id")
         rows(owner, """create table billing.entries_then as select * from billing.entries;
                        drop view billing.usage_by_month, billing.usage_by_day, billing.operations, billing.entries;
