@@ -96,7 +96,6 @@ pub fn from_unix(seconds: i64) -> Moment {
 
 /// So many days later, or earlier; without end where the calendar ends.
 pub fn add_days(at: Moment, days: i64) -> Moment {
-    const DAY: i64 = 86_400_000_000;
     days.checked_mul(DAY).and_then(|d| at.checked_add(d)).unwrap_or(if days < 0 { NEVER_YET } else { INFINITY })
 }
 

@@ -1,5 +1,6 @@
 -- The ledger without what follows from the rest of a row, or is nearly always the same: three quarters of the bytes for the common
 -- consumption. `entries` becomes a view over it that shows every column as before.
+
 -- Whoever charges waits, and finds the new table; in the order in which a charge takes them.
 lock table billing.lanes, billing.entries in access exclusive mode;
 

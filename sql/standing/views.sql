@@ -13,11 +13,12 @@ select g.org_id, g.grant_id, g.unit, g.source, g.category, g.amount,
   from billing.lots g;
 comment on view billing.grants is 'Grants of credit with what is left of them. An expired grant shows its rest until that is booked.';
 
+-- A key is a UUID or a text; where somebody made it both, it shows.
 create or replace view billing.entries with (security_invoker = true) as
 select org_id, coalesce(operation_id, entry_id) as operation_id, entry_id, amount, balance_after - amount as balance_before,
        balance_after, created_at, grant_id, case when kind is null then nullif(coalesce(quantity, 1), 0) else quantity end as quantity,
        request_hash, request_id, member_id, coalesce(unit, 'credit') as unit,
-       coalesce(kind, 'usage') as kind, metric, source, source_id, coalesce(key_text, key_uuid::text) as idempotency_key, reason,
+       coalesce(kind, 'usage') as kind, metric, source, source_id, coalesce(key_text || key_uuid::text, key_text, key_uuid::text) as idempotency_key, reason,
        actor, coalesce(metadata, '{}') as metadata, result, entry_hash
   from billing.ledger;
 comment on view billing.entries is 'The ledger: one immutable row per movement of credit, chained by hash within its lane.';

@@ -450,11 +450,7 @@ fn burn_lane(
             recent.add(entry(asked, entry_id, credits, now));
             recent
         });
-        let kept = match &recent {
-            _ if is_due => Recent::after(entry_id).encode(),
-            Some(recent) => recent.encode(),
-            None => None,
-        };
+        let kept = Recent::to_keep(recent.as_ref(), entry_id, is_due);
         let consumed = number(row, column::CONSUMED)?.checked_add(credits)?;
         let head = chain::link(&head, content, position(entry_id, before, credits, slice_grant)).to_vec();
         let changed = vec![

@@ -118,12 +118,6 @@ pub fn text(row: &[Value], column: usize) -> Option<String> {
     row[column - 1].map(|datum| unsafe { FromSql::from_sql(datum) })
 }
 
-/// Whether a column of type text says just this.
-pub fn is_text(row: &[Value], column: usize, wanted: &str) -> bool {
-    // SAFETY: such a column; the row stays where it is while it is looked at.
-    row[column - 1].is_some_and(|datum| unsafe { <&str>::from_datum(datum, false) } == Some(wanted))
-}
-
 /// A column of type bytea.
 pub fn bytes(row: &[Value], column: usize) -> Option<Vec<u8>> {
     // SAFETY: such a column.
@@ -200,7 +194,7 @@ fn replay(row: &[Value]) -> Option<Replay> {
         operation_id: number(row, entry::ENTRY_ID)?,
         request_hash: number(row, entry::REQUEST_HASH),
         result: text(row, entry::RESULT),
-        kind: text(row, entry::KIND).unwrap_or_else(|| USUAL_KIND.to_owned()),
+        kind: kind_of(row),
         metric: text(row, entry::METRIC),
         quantity: quantity_of(row),
         amount,
@@ -226,9 +220,9 @@ pub fn stored_kind(kind: &str) -> Option<&str> {
     (kind != USUAL_KIND).then_some(kind)
 }
 
-/// The kind of a stored entry, where it is not usage.
-pub fn unusual_kind(row: &[Value]) -> Option<String> {
-    text(row, entry::KIND)
+/// The kind of a stored entry.
+pub fn kind_of(row: &[Value]) -> String {
+    text(row, entry::KIND).unwrap_or_else(|| USUAL_KIND.to_owned())
 }
 
 /// The quantity of an entry, as it is stored: of usage, which cannot be 0, nothing stands for 1, and 0 for nothing.

@@ -631,11 +631,7 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()>
     let is_due = |first: &Entry| lane.lane > 0 || fold::is_due(first.position.entry_id - 1, lane.last_entry_id);
     let is_folded = wallet.entries.first().is_some_and(is_due);
     let recent = wallet.recent();
-    let kept = match &recent {
-        _ if is_folded => Recent::after(lane.last_entry_id).encode(),
-        Some(recent) => recent.encode(),
-        None => None,
-    };
+    let kept = Recent::to_keep(recent.as_ref(), lane.last_entry_id, is_folded);
     if is_changed && !rows::save(lane, kept.as_deref()) {
         db.write(
             &SAVE_LANE,

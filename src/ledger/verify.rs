@@ -20,12 +20,10 @@ const MOST_VIOLATIONS: usize = 10_000;
 
 statements! {
     PORTION(uuid, int8, uuid) =
-        "select org_id, coalesce(operation_id, entry_id), entry_id, amount, balance_after, created_at, grant_id,
-                case when kind is null then nullif(coalesce(quantity, 1), 0) else quantity end, request_hash, member_id, coalesce(unit, 'credit'), coalesce(kind, 'usage'), metric, source, source_id,
-                -- A key is the one or the other.
-                coalesce(key_text || key_uuid::text, key_text, key_uuid::text), reason, actor,
-                coalesce(metadata, '{}')::text, result, entry_hash, request_id
-           from billing.ledger where (org_id, entry_id) > ($1, $2) and org_id <= $3
+        "select org_id, operation_id, entry_id, amount, balance_after, created_at, grant_id, quantity, request_hash, member_id,
+                unit, kind, metric, source, source_id, idempotency_key, reason, actor, metadata::text, result, entry_hash,
+                request_id
+           from billing.entries where (org_id, entry_id) > ($1, $2) and org_id <= $3
           order by org_id, entry_id limit 5000";
     LANE(uuid, int8) =
         "select unit, last_entry_id, balance, reserved, locked, purchased, consumed, head

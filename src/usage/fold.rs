@@ -5,9 +5,9 @@
 //! Done without statements where that can be (`heap.rs`), because calls that wait for an answer do it.
 
 use crate::heap::{Change, Changed, Held, Is, Key, Snapshot, Table, Value, Write};
-use crate::ledger::rows::{self, entry as column, number, text};
+use crate::ledger::rows::{self, number};
 use crate::sql::{At, Db, Row, ToSql};
-use crate::time::{Moment, Period, day, start_of};
+use crate::time::{Moment, NEVER_YET, Period, day, start_of};
 use crate::usage::recent::{Entry, Recent, Sum};
 use crate::usage::tail::{self, Tail};
 use crate::{args, statements};
@@ -122,55 +122,22 @@ fn fold_tail(db: &Db, org_id: Uuid, tail: &Tail) {
 
 /// What the entries come to, from the ledger.
 fn read(db: &Db, org_id: Uuid, tail: &Tail) -> Recent {
-    let mut recent = Recent::after(tail.from);
-    if tail::visit(org_id, tail, Snapshot::Latest, |row| recent.add(entry(row, &Texts::of(row)))) {
-        return recent;
-    }
-    let mut recent = Recent::after(tail.from);
-    for row in db.write(&ENTRIES, args![org_id, tail.from, tail.last]).iter() {
-        let texts = Texts { kind: row.opt(1), metric: row.opt(2), source: row.opt(3) };
-        recent.add(Entry {
-            entry_id: row.get(7),
-            operation_id: row.get(0),
-            kind: texts.kind(),
-            metric: texts.metric.as_deref(),
-            source: texts.source.as_deref(),
-            created_at: row.get(4),
-            quantity: row.opt(5),
-            amount: row.get(6),
-        });
-    }
-    recent
-}
-
-/// Of an entry that was read.
-struct Texts {
-    kind: Option<String>,
-    metric: Option<String>,
-    source: Option<String>,
-}
-
-impl Texts {
-    fn of(row: &[Value]) -> Self {
-        Self { kind: rows::unusual_kind(row), metric: text(row, column::METRIC), source: text(row, column::SOURCE) }
-    }
-
-    fn kind(&self) -> &str {
-        self.kind.as_deref().unwrap_or("usage")
-    }
-}
-
-fn entry<'a>(row: &[Value], texts: &'a Texts) -> Entry<'a> {
-    Entry {
-        entry_id: number(row, column::ENTRY_ID).unwrap_or_default(),
-        operation_id: rows::operation_of(row).unwrap_or_default(),
-        kind: texts.kind(),
-        metric: texts.metric.as_deref(),
-        source: texts.source.as_deref(),
-        created_at: number(row, column::CREATED_AT).unwrap_or_default(),
-        quantity: rows::quantity_of(row),
-        amount: number(row, column::AMOUNT).unwrap_or_default(),
-    }
+    tail::read(org_id, tail, Snapshot::Latest, NEVER_YET).unwrap_or_else(|| {
+        let mut recent = Recent::after(tail.from);
+        for row in db.write(&ENTRIES, args![org_id, tail.from, tail.last]).iter() {
+            recent.add(Entry {
+                entry_id: row.get(7),
+                operation_id: row.get(0),
+                kind: &row.get::<String>(1),
+                metric: row.opt::<String>(2).as_deref(),
+                source: row.opt::<String>(3).as_deref(),
+                created_at: row.get(4),
+                quantity: row.opt(5),
+                amount: row.get(6),
+            });
+        }
+        recent
+    })
 }
 
 /// Changes a row that the wallet's lock keeps others from; false where there is none, or it takes a statement.

@@ -76,6 +76,16 @@ impl Recent {
         kept.and_then(Self::decode).filter(|recent| recent.last == last)
     }
 
+    /// What a lane keeps from an entry on, which is its last: nothing of what is folded then, else all that is known.
+    pub fn to_keep(recent: Option<&Self>, last: i64, is_folded: bool) -> Option<Vec<u8>> {
+        if is_folded { Self::after(last).encode() } else { recent?.encode() }
+    }
+
+    /// What was consumed of a metric.
+    pub fn consumed(&self, metric: &str) -> impl Iterator<Item = &Sum> {
+        self.sums.iter().filter(move |sum| sum.is_consumed() && sum.metric == metric)
+    }
+
     /// Takes in the next entry.
     pub fn add(&mut self, entry: Entry<'_>) {
         let is_usage = entry.kind == "usage";

@@ -1,11 +1,11 @@
 //! What was consumed of a metric, to the last entry: the days that are folded, and what of the ledger is not yet. Without
 //! statements (`heap.rs`), since the shortest answers ask for it.
 
-use crate::heap::{Is, Key, Snapshot, Table, Value};
-use crate::ledger::rows::{self, column, entry, int, is_text, number, text};
+use crate::heap::{Is, Key, Snapshot, Table};
+use crate::ledger::rows::{self, column, entry, int, number, text};
 use crate::sql::ToSql;
 use crate::time::{Moment, day, start_of};
-use crate::usage::recent::Recent;
+use crate::usage::recent::{Entry, Recent};
 use uuid::Uuid;
 
 /// The sum of what was consumed from one moment to another, by whole days where it is folded. None where that takes a statement.
@@ -84,26 +84,39 @@ pub fn tails(org_id: Uuid, snapshot: Snapshot) -> Option<Vec<Tail>> {
     if is_known { found.into_iter().map(tail).collect() } else { None }
 }
 
-/// Shows the entries of a tail in their order; false where that takes a statement.
-pub fn visit(org_id: Uuid, tail: &Tail, snapshot: Snapshot, mut show: impl FnMut(&[Value])) -> bool {
+/// What the entries of a tail come to, those that were made since a moment; None where that takes a statement.
+pub fn read(org_id: Uuid, tail: &Tail, snapshot: Snapshot, since: Moment) -> Option<Recent> {
+    let mut recent = Recent::after(tail.from);
     if tail.from >= tail.last {
-        return true;
+        return Some(recent);
     }
-    let Some(entries) = Table::open_to_read("ledger", column::LEDGER) else { return false };
+    let entries = Table::open_to_read("ledger", column::LEDGER)?;
     let after = [Key(1, Is::Uuid, org_id.to_sql()), Key(2, Is::BigAbove, tail.from.to_sql())];
-    entries.read_while("ledger_pkey", &after, snapshot, |row| {
-        let is_within = number(row, entry::ENTRY_ID).is_some_and(|entry_id| entry_id <= tail.last);
-        if is_within {
-            show(row);
+    let is_known = entries.read_while("ledger_pkey", &after, snapshot, |row| {
+        let Some(entry_id) = number(row, entry::ENTRY_ID).filter(|entry_id| *entry_id <= tail.last) else {
+            return false;
+        };
+        let created_at = number(row, entry::CREATED_AT).unwrap_or_default();
+        if created_at >= since {
+            recent.add(Entry {
+                entry_id,
+                operation_id: rows::operation_of(row).unwrap_or(entry_id),
+                kind: &rows::kind_of(row),
+                metric: text(row, entry::METRIC).as_deref(),
+                source: text(row, entry::SOURCE).as_deref(),
+                created_at,
+                quantity: rows::quantity_of(row),
+                amount: number(row, entry::AMOUNT).unwrap_or_default(),
+            });
         }
-        is_within
-    })
+        true
+    });
+    is_known.then_some(recent)
 }
 
-/// None where a day has to be divided.
+/// What was consumed since a moment; None where a day has to be divided.
 fn consumed_since(recent: &Recent, metric: &str, from: Moment) -> Option<i64> {
-    let mut consumed = recent.sums.iter().filter(|sum| sum.is_consumed() && sum.metric == metric);
-    consumed.try_fold(0_i64, |total, sum| match () {
+    recent.consumed(metric).try_fold(0_i64, |total, sum| match () {
         () if start_of(sum.day) >= from => Some(total.saturating_add(sum.quantity)),
         () if sum.day < day(from) => Some(total),
         () => None,
@@ -112,26 +125,15 @@ fn consumed_since(recent: &Recent, metric: &str, from: Moment) -> Option<i64> {
 
 /// Of each lane, what came after its last folded entry.
 fn unfolded(org_id: Uuid, metric: &str, from: Moment) -> Option<i64> {
-    let mut sum = 0_i64;
-    for tail in tails(org_id, Snapshot::Callers)? {
-        if let Some(known) = tail.recent.as_ref().and_then(|recent| consumed_since(recent, metric, from)) {
-            sum = sum.saturating_add(known);
-            continue;
-        }
-        let mut counted = None;
-        let is_known = visit(org_id, &tail, Snapshot::Callers, |row| {
-            // The entries of a consumption follow each other, and each has all of its quantity.
-            let operation = rows::operation_of(row);
-            let is_usage = rows::unusual_kind(row).is_none() && is_text(row, entry::METRIC, metric);
-            let is_counted = is_usage && number(row, entry::CREATED_AT).is_some_and(|at| at >= from);
-            if is_counted && counted != operation && !is_text(row, entry::SOURCE, "settlement") {
-                counted = operation;
-                sum = sum.saturating_add(rows::quantity_of(row).unwrap_or(0));
+    tails(org_id, Snapshot::Callers)?.iter().try_fold(0_i64, |sum, tail| {
+        let known = tail.recent.as_ref().and_then(|recent| consumed_since(recent, metric, from));
+        let consumed = match known {
+            Some(known) => known,
+            None => {
+                let read = read(org_id, tail, Snapshot::Callers, from)?;
+                read.consumed(metric).fold(0, |total, sum| sum.quantity.saturating_add(total))
             }
-        });
-        if !is_known {
-            return None;
-        }
-    }
-    Some(sum)
+        };
+        Some(sum.saturating_add(consumed))
+    })
 }
