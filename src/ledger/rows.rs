@@ -442,42 +442,36 @@ pub struct Glance {
 
 /// Looks at a wallet; None where there is none, or nothing is known without a statement.
 pub fn glance(table: &Table, org_id: Uuid, unit: &str, snapshot: Snapshot, now: Moment) -> Option<Glance> {
+    let mut lanes = table.finder(KEY, snapshot)?;
     let mut seen: Option<Glance> = None;
-    let mut slices: Vec<(i16, i64)> = Vec::new();
-    let mut held = Vec::new();
-    let is_known = table.read(KEY, &wallet(org_id, unit), snapshot, |row, is_held| {
-        let mut note = || {
-            let (lane, balance) = (small(row, LANE_COLUMN)?, number(row, column::BALANCE)?);
-            if lane == 0 {
-                seen = Some(Glance {
-                    fast_until: number(row, column::FAST_UNTIL)?,
-                    view: View { rest: balance, lanes: Vec::new() },
-                    held: Vec::new(),
-                    total: balance,
-                    lanes: lanes(row),
-                    alert_below: number(row, column::ALERT_BELOW)?,
-                    alert_base: number(row, column::ALERT_BASE)?,
-                });
-            } else if number(row, column::FRESH_UNTIL)? > now {
-                slices.push((lane, balance));
-            }
-            if is_held && lane > 0 {
-                held.push(lane);
-            }
-            Some(())
+    lanes.read(&key(org_id, unit, 0), |row, _| {
+        let known = || {
+            let balance = number(row, column::BALANCE)?;
+            Some(Glance {
+                fast_until: number(row, column::FAST_UNTIL)?,
+                view: View { rest: balance, lanes: Vec::new() },
+                held: Vec::new(),
+                total: balance,
+                lanes: self::lanes(row),
+                alert_below: number(row, column::ALERT_BELOW)?,
+                alert_base: number(row, column::ALERT_BASE)?,
+            })
         };
-        let _known = note();
+        seen = known();
     });
-    let mut seen = seen.filter(|_| is_known)?;
-    seen.held = held;
-    if seen.lanes > 1 {
-        seen.view.lanes = vec![0; usize::try_from(seen.lanes).unwrap_or_default()];
-        for (lane, slice) in slices {
-            seen.total += slice;
-            if let Some(place) = usize::try_from(lane - 1).ok().and_then(|i| seen.view.lanes.get_mut(i)) {
-                *place = slice;
+    let mut seen = seen?;
+    let last = if seen.lanes > 1 { seen.lanes } else { 0 };
+    for lane in 1..=last {
+        let mut slice = 0;
+        lanes.read(&key(org_id, unit, lane), |row, is_held| {
+            let is_fresh = number(row, column::FRESH_UNTIL).is_some_and(|until| until > now);
+            slice = number(row, column::BALANCE).filter(|_| is_fresh).unwrap_or(0);
+            if is_held {
+                seen.held.push(lane);
             }
-        }
+        });
+        seen.total += slice;
+        seen.view.lanes.push(slice);
     }
     Some(seen)
 }

@@ -4,12 +4,15 @@
 //! statement would not have to evaluate. [`Table::open`] gives nothing else, so a table to which somebody adds a trigger or an
 //! index on an expression is written by statements again. Columns are numbered from 1, as in the table's definition.
 
+mod places;
+
 use pgrx::datum::FromDatum;
 use pgrx::{pg_guard, pg_sys};
+use places::{Name, Place, Places};
 use std::cell::{OnceCell, RefCell};
-use std::collections::HashMap;
 use std::ffi::CString;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Deref;
 
 /// A value of a column; None is NULL.
 pub type Value = Option<pg_sys::Datum>;
@@ -33,6 +36,52 @@ pub enum Is {
     BigAbove,
     Day,
     DayFrom,
+}
+
+impl Key {
+    /// Whether a row with these columns has it.
+    ///
+    /// # Safety
+    /// Columns of a table with one of that type.
+    unsafe fn is_of(&self, row: &[Value]) -> bool {
+        let Some((value, column)) = self.2.zip(row[usize::try_from(self.0 - 1).unwrap_or_default()]) else {
+            return false;
+        };
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.1 {
+                Is::Uuid => uuid(value) == uuid(column),
+                Is::Text => <&str>::from_datum(value, false) == <&str>::from_datum(column, false),
+                Is::Small => i16::from_datum(value, false) == i16::from_datum(column, false),
+                _ => value == column,
+            }
+        }
+    }
+
+    /// What a row with all these keys, told by an index, is remembered by; None where they are not all of it.
+    fn name(index: pg_sys::Oid, keys: &[Self]) -> Option<Name> {
+        let mut name = Name::new(index.to_u32().into());
+        for Self(_, is, value) in keys {
+            let value = (*value)?;
+            // SAFETY: values of these types.
+            unsafe {
+                name = match is {
+                    Is::Uuid => name.and_bytes(uuid(value)),
+                    Is::Text => name.and_bytes(<&str>::from_datum(value, false)?.as_bytes()),
+                    Is::Small | Is::Big => name.and(value.value() as u64),
+                    Is::Moment | Is::BigAbove | Is::Day | Is::DayFrom => return None,
+                };
+            }
+        }
+        Some(name)
+    }
+}
+
+/// # Safety
+/// A value of type uuid.
+unsafe fn uuid<'a>(value: pg_sys::Datum) -> &'a [u8] {
+    // SAFETY: the caller's promise.
+    unsafe { std::slice::from_raw_parts(value.cast_mut_ptr::<u8>(), 16) }
 }
 
 impl Is {
@@ -100,6 +149,30 @@ pub enum Snapshot {
     Latest,
     /// What the caller's statement sees.
     Callers,
+}
+
+/// A snapshot that is kept as long as this is.
+struct Seen(pg_sys::Snapshot);
+
+impl Seen {
+    fn new(at: Snapshot) -> Self {
+        // SAFETY: registered, and so forgotten by the end of the transaction on errors.
+        unsafe {
+            Self(pg_sys::RegisterSnapshot(match at {
+                Snapshot::Latest => pg_sys::GetLatestSnapshot(),
+                Snapshot::Callers => pg_sys::GetActiveSnapshot(),
+            }))
+        }
+    }
+}
+
+impl Drop for Seen {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: registered before.
+            unsafe { pg_sys::UnregisterSnapshot(self.0) };
+        }
+    }
 }
 
 /// Where the place of a row stands, this says that what stands there is a token: `SpecTokenOffsetNumber`.
@@ -171,10 +244,13 @@ pub fn queue(name: impl Hash) -> u32 {
 }
 
 thread_local! {
+    // Few enough to be looked through.
     /// Which tables need no statement, as far as this backend looked, until something about them changes.
-    static SIMPLE: RefCell<HashMap<(pg_sys::Oid, Write), bool>> = RefCell::default();
+    static SIMPLE: RefCell<Vec<(pg_sys::Oid, Write, bool)>> = RefCell::default();
     /// Tables and indexes by name, until something about them changes.
-    static NAMES: RefCell<HashMap<String, pg_sys::Oid>> = RefCell::default();
+    static NAMES: RefCell<Vec<(String, pg_sys::Oid)>> = RefCell::default();
+    /// Where rows were found.
+    static PLACES: RefCell<Places> = RefCell::default();
 }
 
 /// Registers the callback; once per backend.
@@ -187,21 +263,22 @@ pub fn watch_invalidations() {
 unsafe extern "C-unwind" fn forget(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
     let is_other = |id: pg_sys::Oid| relation != pg_sys::InvalidOid && id != relation;
     // Borrows are short and take no invalidation inside.
-    SIMPLE.with(|simple| simple.try_borrow_mut().map(|mut s| s.retain(|(id, _), _| is_other(*id))).ok());
-    NAMES.with(|names| names.try_borrow_mut().map(|mut n| n.retain(|_, id| is_other(*id))).ok());
+    SIMPLE.with(|simple| simple.try_borrow_mut().map(|mut s| s.retain(|(id, _, _)| is_other(*id))).ok());
+    NAMES.with(|names| names.try_borrow_mut().map(|mut n| n.retain(|(_, id)| is_other(*id))).ok());
 }
 
 /// What is known of a table, or what a look at it finds.
 fn known(about: (pg_sys::Oid, Write), look: impl FnOnce() -> bool) -> bool {
-    SIMPLE.with_borrow(|simple| simple.get(&about).copied()).unwrap_or_else(|| {
+    let is_it = |(id, write, _): &&(pg_sys::Oid, Write, bool)| (*id, *write) == about;
+    SIMPLE.with_borrow(|simple| simple.iter().find(is_it).map(|(_, _, known)| *known)).unwrap_or_else(|| {
         let found = look();
-        SIMPLE.with_borrow_mut(|simple| simple.insert(about, found));
+        SIMPLE.with_borrow_mut(|simple| simple.push((about.0, about.1, found)));
         found
     })
 }
 
 fn relation_id(name: &str) -> pg_sys::Oid {
-    if let Some(id) = NAMES.with_borrow(|names| names.get(name).copied()) {
+    if let Some(id) = NAMES.with_borrow(|names| names.iter().find(|(known, _)| known == name).map(|(_, id)| *id)) {
         return id;
     }
     let text = CString::new(name).expect("a name without NUL");
@@ -211,7 +288,7 @@ fn relation_id(name: &str) -> pg_sys::Oid {
         pg_sys::get_relname_relid(text.as_ptr(), schema)
     };
     if id != pg_sys::InvalidOid {
-        NAMES.with_borrow_mut(|names| names.insert(name.to_owned(), id));
+        NAMES.with_borrow_mut(|names| names.push((name.to_owned(), id)));
     }
     id
 }
@@ -228,6 +305,8 @@ pub struct Table {
     is_partial: bool,
     /// Once they were needed.
     indexes: OnceCell<Vec<Index>>,
+    /// How many blocks it had when that was needed: it does not become shorter as long as we have it.
+    blocks: OnceCell<u32>,
 }
 
 /// What partial indexes of a table are for, as the server prints it; and whether the row to be written is one of those.
@@ -286,7 +365,7 @@ impl Table {
         // SAFETY: the table exists, or the server raises an error.
         unsafe {
             let relation = pg_sys::table_open(id, lock.cast_signed());
-            Self { relation, is_partial: false, indexes: OnceCell::new() }
+            Self { relation, is_partial: false, indexes: OnceCell::new(), blocks: OnceCell::new() }
         }
     }
 
@@ -440,14 +519,10 @@ impl Table {
         while attempts < ATTEMPTS || matches!(held, Held::Wait(_)) {
             attempts += 1;
             let mut found = Found::Nothing;
+            let Some(mut finder) = self.finder(index, Snapshot::Latest) else { return Changed::No };
             // SAFETY: a tuple of this table.
-            let is_there = self.visit(index, keys, Snapshot::Latest, |tuple| unsafe {
-                match self.update_row(tuple, held, &mut change) {
-                    Found::Nothing => {}
-                    other => found = other,
-                }
-                found != Found::Changed
-            });
+            finder.visit(keys, |tuple, row| unsafe { found = self.update_row(tuple, row, held, &mut change) });
+            drop(finder);
             match found {
                 Found::Changed => {
                     // SAFETY: what was changed is seen from now on.
@@ -462,9 +537,6 @@ impl Table {
                 // The next snapshot sees what came of it.
                 Found::Outdated => {}
                 Found::Nothing => return Changed::No,
-            }
-            if !is_there {
-                return Changed::No;
             }
         }
         Changed::Held
@@ -481,10 +553,9 @@ impl Table {
             };
             let (mut locked, mut is_there) = (None, false);
             // SAFETY: a tuple of this table.
-            self.visit(index, keys, Snapshot::Latest, |tuple| unsafe {
+            self.finder(index, Snapshot::Latest)?.visit(keys, |tuple, _| unsafe {
                 is_there = true;
-                let is_ours = self.lock(tuple, policy, |row| locked = Some(read(&self.deform(row))));
-                is_there && is_ours != pg_sys::TM_Result::TM_Ok
+                self.lock(tuple, policy, |row| locked = Some(read(&self.deform(row))));
             });
             if locked.is_some() || !is_there {
                 return locked;
@@ -538,11 +609,9 @@ impl Table {
     /// Shows the columns of all rows with these keys, and whether another transaction holds the row just now; false where there
     /// is no such index.
     pub fn read(&self, index: &str, keys: &[Key], snapshot: Snapshot, mut show: impl FnMut(&[Value], bool)) -> bool {
-        let mut row = Vec::new();
         // SAFETY: a tuple of this table.
         self.visit(index, keys, snapshot, |tuple| unsafe {
-            self.deform_into(tuple, &mut row);
-            show(&row, holder(tuple).is_some());
+            show(&self.deform(tuple), holder(tuple).is_some());
             true
         })
     }
@@ -550,12 +619,8 @@ impl Table {
     /// Shows the columns of rows with these keys, in the order of the index, as long as `show` says so; false where there is no
     /// such index.
     pub fn read_while(&self, index: &str, keys: &[Key], at: Snapshot, mut show: impl FnMut(&[Value]) -> bool) -> bool {
-        let mut row = Vec::new();
         // SAFETY: a tuple of this table.
-        self.visit(index, keys, at, |tuple| unsafe {
-            self.deform_into(tuple, &mut row);
-            show(&row)
-        })
+        self.visit(index, keys, at, |tuple| unsafe { show(&self.deform(tuple)) })
     }
 
     /// Goes over the rows with these keys as long as `visit` says so; false where there is no such index.
@@ -564,63 +629,97 @@ impl Table {
         if index == pg_sys::InvalidOid {
             return false;
         }
-        let mut scan_keys: Vec<pg_sys::ScanKeyData> = Vec::with_capacity(keys.len());
+        let snapshot = Seen::new(at);
+        // SAFETY: an index of this table.
+        unsafe { self.scan(index, keys, &snapshot, |tuple, _| visit(tuple)) };
+        true
+    }
+
+    /// For looking at single rows by a unique index; None where there is no such index.
+    pub fn finder(&self, index: &str, at: Snapshot) -> Option<Finder<'_>> {
+        let index = relation_id(index);
+        (index != pg_sys::InvalidOid).then(|| {
+            let (seen, buffer) = (Seen::new(at), pg_sys::InvalidBuffer.cast_signed());
+            Finder { table: self, index, seen, buffer }
+        })
+    }
+
+    /// Goes over the rows with these keys, and the places by which the index knows them, as long as `visit` says so.
+    ///
+    /// # Safety
+    /// An index of this table with columns for all keys.
+    unsafe fn scan(
+        &self,
+        index: pg_sys::Oid,
+        keys: &[Key],
+        snapshot: &Seen,
+        mut visit: impl FnMut(pg_sys::HeapTuple, Place) -> bool,
+    ) {
         // SAFETY: an open relation and an index of it; what is begun is ended, and by the end of the transaction on errors.
         unsafe {
+            let index = pg_sys::index_open(index, pg_sys::AccessShareLock.cast_signed());
+            let form = &*(*index).rd_index;
+            let columns = form.indkey.values.as_slice(usize::try_from(form.indnatts).unwrap_or_default());
+            let of_index = |column: i16| columns.iter().zip(1..).find(|(c, _)| **c == column).map_or(0, |(_, n)| n);
+            let mut scan_keys: Vec<pg_sys::ScanKeyData> = Vec::with_capacity(keys.len());
             for Key(column, is, value) in keys {
                 let mut key = std::mem::zeroed();
                 let value = value.unwrap_or(pg_sys::Datum::from(0));
-                pg_sys::ScanKeyInit(&raw mut key, *column, is.strategy(), is.procedure(), value);
+                pg_sys::ScanKeyInit(&raw mut key, of_index(*column), is.strategy(), is.procedure(), value);
                 scan_keys.push(key);
             }
-            let snapshot = match at {
-                Snapshot::Latest => pg_sys::GetLatestSnapshot(),
-                Snapshot::Callers => pg_sys::GetActiveSnapshot(),
-            };
-            let snapshot = pg_sys::RegisterSnapshot(snapshot);
             let count = i32::try_from(keys.len()).unwrap_or_default();
-            let scan = pg_sys::systable_beginscan(self.relation, index, true, snapshot, count, scan_keys.as_mut_ptr());
+            let slot = pg_sys::table_slot_create(self.relation, std::ptr::null_mut());
+            #[cfg(not(feature = "pg18"))]
+            let scan = pg_sys::index_beginscan(self.relation, index, snapshot.0, count, 0);
+            #[cfg(feature = "pg18")]
+            let scan = pg_sys::index_beginscan(self.relation, index, snapshot.0, std::ptr::null_mut(), count, 0);
+            pg_sys::index_rescan(scan, scan_keys.as_mut_ptr(), count, std::ptr::null_mut(), 0);
             loop {
-                let tuple = pg_sys::systable_getnext(scan);
-                if tuple.is_null() || !visit(tuple) {
+                let row = pg_sys::index_getnext_tid(scan, pg_sys::ScanDirection::ForwardScanDirection);
+                if row.is_null() {
+                    break;
+                }
+                let (block, number) = pgrx::itemptr::item_pointer_get_both(*row);
+                if !pg_sys::index_fetch_heap(scan, slot) {
+                    continue;
+                }
+                let mut is_copy = false;
+                let tuple = pg_sys::ExecFetchSlotHeapTuple(slot, false, &raw mut is_copy);
+                if !visit(tuple, Place { block, number }) {
                     break;
                 }
             }
-            pg_sys::systable_endscan(scan);
-            pg_sys::UnregisterSnapshot(snapshot);
+            pg_sys::index_endscan(scan);
+            pg_sys::ExecDropSingleTupleTableSlot(slot);
+            pg_sys::index_close(index, pg_sys::NoLock.cast_signed());
         }
-        true
     }
 
     /// # Safety
     /// A tuple of this table that stays where it is as long as the values are used.
-    unsafe fn deform(&self, tuple: pg_sys::HeapTuple) -> Vec<Value> {
-        let mut row = Vec::new();
-        // SAFETY: the caller's promise.
-        unsafe { self.deform_into(tuple, &mut row) };
-        row
-    }
-
-    /// # Safety
-    /// As for `deform`.
-    unsafe fn deform_into(&self, tuple: pg_sys::HeapTuple, row: &mut Vec<Value>) {
+    unsafe fn deform(&self, tuple: pg_sys::HeapTuple) -> Row {
         let columns = self.columns();
         assert!(columns <= MOST_COLUMNS, "a table of ours");
         let (mut values, mut nulls) = ([pg_sys::Datum::from(0); MOST_COLUMNS], [true; MOST_COLUMNS]);
         // SAFETY: the caller's promise; at least as many places as it has columns.
         unsafe { pg_sys::heap_deform_tuple(tuple, self.descriptor(), values.as_mut_ptr(), nulls.as_mut_ptr()) };
-        row.clear();
-        row.extend(values.iter().zip(&nulls).take(columns).map(|(v, null)| (!null).then_some(*v)));
+        let mut row = Row { values: [None; MOST_COLUMNS], columns };
+        for ((column, value), null) in row.values.iter_mut().zip(values).zip(nulls).take(columns) {
+            *column = (!null).then_some(value);
+        }
+        row
     }
 
     /// Tries to change a version of a row. Nothing is locked before it is known that it will be changed, so most rows are
     /// written once.
     ///
     /// # Safety
-    /// A tuple of this table, with its place.
+    /// A tuple of this table, with its place and its columns.
     unsafe fn update_row(
         &self,
         tuple: pg_sys::HeapTuple,
+        row: &[Value],
         held: Held,
         change: &mut impl FnMut(&[Value]) -> Change,
     ) -> Found {
@@ -629,11 +728,11 @@ impl Table {
             if let Some(holder) = holder(tuple) {
                 return Found::Held(holder);
             }
-            let found = self.update(tuple, held == Held::Ours, change);
+            let found = self.update(tuple, row, held == Held::Ours, change);
             let is_many = u32::from((*(*tuple).t_data).t_infomask) & pg_sys::HEAP_XMAX_IS_MULTI != 0;
             match (found, held) {
                 (Found::Held(holder), _) if !is_many && pg_sys::TransactionIdIsCurrentTransactionId(holder) => {
-                    self.update(tuple, true, change)
+                    self.update(tuple, row, true, change)
                 }
                 // Held by several, ourselves among them perhaps: the server knows.
                 (Found::Held(_), Held::Wait(_)) if is_many => self.update_when_locked(tuple, change),
@@ -653,7 +752,7 @@ impl Table {
         // SAFETY: the caller's promise.
         unsafe {
             let wait = pg_sys::LockWaitPolicy::LockWaitBlock;
-            self.lock(tuple, wait, |row| found = self.update(row, true, change));
+            self.lock(tuple, wait, |row| found = self.update(row, &self.deform(row), true, change));
         }
         found
     }
@@ -661,17 +760,18 @@ impl Table {
     /// Changes a version of a row, unless somebody holds or has changed it. `is_ours`: we hold it.
     ///
     /// # Safety
-    /// A tuple of this table that is in a pinned buffer.
+    /// A tuple of this table that is in a pinned buffer, and its columns.
     unsafe fn update(
         &self,
         tuple: pg_sys::HeapTuple,
+        row: &[Value],
         is_ours: bool,
         change: &mut impl FnMut(&[Value]) -> Change,
     ) -> Found {
         // SAFETY: the caller's promise; the new tuple has as many columns.
         unsafe {
-            let mut row = self.deform(tuple);
-            let Some(changed) = change(&row) else { return Found::Nothing };
+            let Some(changed) = change(row) else { return Found::Nothing };
+            let mut row = row.to_vec();
             for (column, value) in changed {
                 row[column - 1] = value;
             }
@@ -690,6 +790,118 @@ impl Table {
             }
             pg_sys::heap_freetuple(new);
             found
+        }
+    }
+}
+
+/// The columns of a row.
+struct Row {
+    values: [Value; MOST_COLUMNS],
+    columns: usize,
+}
+
+impl Deref for Row {
+    type Target = [Value];
+    fn deref(&self) -> &[Value] {
+        &self.values[..self.columns]
+    }
+}
+
+/// Looks for single rows of a table, all at one moment.
+pub struct Finder<'a> {
+    table: &'a Table,
+    index: pg_sys::Oid,
+    seen: Seen,
+    /// Where the last row was: rows that are looked at together often stand together.
+    buffer: pg_sys::Buffer,
+}
+
+impl Finder<'_> {
+    /// Shows the columns of the row with these keys, which are all of the index, where there is one; and whether another
+    /// transaction holds it just now.
+    pub fn read(&mut self, keys: &[Key], mut show: impl FnMut(&[Value], bool)) {
+        // SAFETY: a tuple in a pinned buffer.
+        self.visit(keys, |tuple, row| show(row, unsafe { holder(tuple) }.is_some()));
+    }
+
+    /// Looks where the row was found the last time, and else asks the index.
+    fn visit(&mut self, keys: &[Key], mut visit: impl FnMut(pg_sys::HeapTuple, &[Value])) {
+        // What a serializable transaction has read is noted where the index is asked.
+        // SAFETY: reads a global.
+        let is_noted = unsafe { pg_sys::XactIsoLevel } < pg_sys::XACT_SERIALIZABLE.cast_signed();
+        let name = Key::name(self.index, keys).filter(|_| is_noted);
+        let place = name.and_then(|name| PLACES.with_borrow(|places| places.get(name)));
+        // SAFETY: an index of this table.
+        unsafe {
+            if place.is_some_and(|place| self.visit_at(place, keys, &mut visit)) {
+                return;
+            }
+            self.table.scan(self.index, keys, &self.seen, |tuple, place| {
+                if let Some(name) = name {
+                    PLACES.with_borrow_mut(|places| places.note(name, place));
+                }
+                visit(tuple, &self.table.deform(tuple));
+                false
+            });
+        }
+    }
+
+    /// Shows the row at a place, if it has these keys; else false.
+    ///
+    /// # Safety
+    /// Keys of this table.
+    unsafe fn visit_at(
+        &mut self,
+        place: Place,
+        keys: &[Key],
+        visit: &mut impl FnMut(pg_sys::HeapTuple, &[Value]),
+    ) -> bool {
+        let relation = self.table.relation;
+        // SAFETY: an open relation, and a block of it; the buffer is released, on errors by the end of the transaction.
+        unsafe {
+            let main = pg_sys::ForkNumber::MAIN_FORKNUM;
+            let blocks = self.table.blocks.get_or_init(|| pg_sys::RelationGetNumberOfBlocksInFork(relation, main));
+            if place.block >= *blocks {
+                return false;
+            }
+            let before = std::mem::replace(&mut self.buffer, pg_sys::InvalidBuffer.cast_signed());
+            self.buffer = pg_sys::ReleaseAndReadBuffer(before, relation, place.block);
+            if self.buffer != before {
+                // As a scan does: it makes room for the next versions.
+                pg_sys::heap_page_prune_opt(relation, self.buffer);
+            }
+            let mut tuple: pg_sys::HeapTupleData = std::mem::zeroed();
+            let mut row: pg_sys::ItemPointerData = std::mem::zeroed();
+            pgrx::itemptr::item_pointer_set_all(&mut row, place.block, place.number);
+            pg_sys::LockBuffer(self.buffer, pg_sys::BUFFER_LOCK_SHARE.cast_signed());
+            let is_there = pg_sys::heap_hot_search_buffer(
+                &raw mut row,
+                relation,
+                self.buffer,
+                self.seen.0,
+                &raw mut tuple,
+                std::ptr::null_mut(),
+                true,
+            );
+            pg_sys::LockBuffer(self.buffer, pg_sys::BUFFER_LOCK_UNLOCK.cast_signed());
+            if !is_there {
+                return false;
+            }
+            let row = self.table.deform(&raw mut tuple);
+            let is_it = keys.iter().all(|key| key.is_of(&row));
+            if is_it {
+                visit(&raw mut tuple, &row);
+            }
+            is_it
+        }
+    }
+}
+
+impl Drop for Finder<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() && self.buffer != pg_sys::InvalidBuffer.cast_signed() {
+            // SAFETY: pinned before.
+            unsafe { pg_sys::ReleaseBuffer(self.buffer) };
         }
     }
 }
