@@ -8,7 +8,7 @@ use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 
 /// Numbered migrations, each applied once, in order.
-const MIGRATIONS: [(i64, &str, &str); 14] = [
+const MIGRATIONS: [(i64, &str, &str); 15] = [
     (1, "ledger", include_str!("../sql/migrations/0001_ledger.sql")),
     (2, "catalog", include_str!("../sql/migrations/0002_catalog.sql")),
     (3, "guards", include_str!("../sql/migrations/0003_guards.sql")),
@@ -23,6 +23,7 @@ const MIGRATIONS: [(i64, &str, &str); 14] = [
     (12, "payments", include_str!("../sql/migrations/0012_payments.sql")),
     (13, "slim_ledger", include_str!("../sql/migrations/0013_slim_ledger.sql")),
     (14, "recent", include_str!("../sql/migrations/0014_recent.sql")),
+    (15, "holds", include_str!("../sql/migrations/0015_holds.sql")),
 ];
 
 /// What refers to functions of the extension, and so may have gone with DROP EXTENSION … CASCADE: put back on every

@@ -320,7 +320,7 @@ begin
             union select org_id from billing.subscriptions where next_period_at <= as_of
             union select org_id from billing.unpaid_overage
             union select org_id from billing.period_usage where level is not null and not carried and period_end <= as_of + interval '1 microsecond'
-            union select org_id from billing.holds where status = 'open' and expires_at <= as_of
+            union select org_id from billing.lanes where holds_due <= as_of
             union select org_id from billing.lanes where fresh_until <= soon and (lane = 0 or balance > 0)
             union select org_id from billing.auto_recharges where enabled and stopped_at is null
             union select org_id from billing.alerts where resolved_at is null

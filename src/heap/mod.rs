@@ -442,8 +442,8 @@ impl Table {
         unsafe { pg_sys::heap_form_tuple(self.descriptor(), values.as_mut_ptr(), nulls.as_mut_ptr()) }
     }
 
-    /// Inserts a row of all columns.
-    pub fn insert(&self, row: &[Value]) {
+    /// Inserts a row of all columns; gives its place.
+    pub fn insert(&self, row: &[Value]) -> Place {
         let tuple = self.form(row);
         // SAFETY: a tuple of this table.
         unsafe {
@@ -451,8 +451,18 @@ impl Table {
             for index in self.indexes() {
                 index.insert(self, tuple, row, false);
             }
+            let (block, number) = pgrx::itemptr::item_pointer_get_both((*tuple).t_self);
             pg_sys::heap_freetuple(tuple);
             pg_sys::CommandCounterIncrement();
+            Place { block, number }
+        }
+    }
+
+    /// The same for a row that will be looked for by these keys of a unique index.
+    pub fn insert_as(&self, index: &str, keys: &[Key], row: &[Value]) {
+        let place = self.insert(row);
+        if let Some(name) = Key::name(relation_id(index), keys) {
+            PLACES.with_borrow_mut(|places| places.note(name, place));
         }
     }
 
@@ -521,7 +531,13 @@ impl Table {
             let mut found = Found::Nothing;
             let Some(mut finder) = self.finder(index, Snapshot::Latest) else { return Changed::No };
             // SAFETY: a tuple of this table.
-            finder.visit(keys, |tuple, row| unsafe { found = self.update_row(tuple, row, held, &mut change) });
+            finder.visit(keys, |tuple, row| unsafe {
+                match self.update_row(tuple, row, held, &mut change) {
+                    Found::Nothing => {}
+                    other => found = other,
+                }
+                found != Found::Changed
+            });
             drop(finder);
             match found {
                 Found::Changed => {
@@ -556,6 +572,7 @@ impl Table {
             self.finder(index, Snapshot::Latest)?.visit(keys, |tuple, _| unsafe {
                 is_there = true;
                 self.lock(tuple, policy, |row| locked = Some(read(&self.deform(row))));
+                false
             });
             if locked.is_some() || !is_there {
                 return locked;
@@ -644,7 +661,8 @@ impl Table {
         })
     }
 
-    /// Goes over the rows with these keys, and the places by which the index knows them, as long as `visit` says so.
+    /// Goes over the rows with these keys as long as `visit` says so; shows also the place by which the index knows it of the one row
+    /// that can have them.
     ///
     /// # Safety
     /// An index of this table with columns for all keys.
@@ -653,13 +671,14 @@ impl Table {
         index: pg_sys::Oid,
         keys: &[Key],
         snapshot: &Seen,
-        mut visit: impl FnMut(pg_sys::HeapTuple, Place) -> bool,
+        mut visit: impl FnMut(pg_sys::HeapTuple, Option<Place>) -> bool,
     ) {
         // SAFETY: an open relation and an index of it; what is begun is ended, and by the end of the transaction on errors.
         unsafe {
             let index = pg_sys::index_open(index, pg_sys::AccessShareLock.cast_signed());
             let form = &*(*index).rd_index;
             let columns = form.indkey.values.as_slice(usize::try_from(form.indnatts).unwrap_or_default());
+            let is_whole = form.indisunique && usize::try_from(form.indnkeyatts) == Ok(keys.len());
             let of_index = |column: i16| columns.iter().zip(1..).find(|(c, _)| **c == column).map_or(0, |(_, n)| n);
             let mut scan_keys: Vec<pg_sys::ScanKeyData> = Vec::with_capacity(keys.len());
             for Key(column, is, value) in keys {
@@ -686,7 +705,7 @@ impl Table {
                 }
                 let mut is_copy = false;
                 let tuple = pg_sys::ExecFetchSlotHeapTuple(slot, false, &raw mut is_copy);
-                if !visit(tuple, Place { block, number }) {
+                if !visit(tuple, is_whole.then_some(Place { block, number })) {
                     break;
                 }
             }
@@ -817,15 +836,18 @@ pub struct Finder<'a> {
 }
 
 impl Finder<'_> {
-    /// Shows the columns of the row with these keys, which are all of the index, where there is one; and whether another
-    /// transaction holds it just now.
+    /// Shows the columns of the first row with these keys, where there is one; and whether another transaction holds it just now.
     pub fn read(&mut self, keys: &[Key], mut show: impl FnMut(&[Value], bool)) {
-        // SAFETY: a tuple in a pinned buffer.
-        self.visit(keys, |tuple, row| show(row, unsafe { holder(tuple) }.is_some()));
+        self.visit(keys, |tuple, row| {
+            // SAFETY: a tuple in a pinned buffer.
+            show(row, unsafe { holder(tuple) }.is_some());
+            false
+        });
     }
 
-    /// Looks where the row was found the last time, and else asks the index.
-    fn visit(&mut self, keys: &[Key], mut visit: impl FnMut(pg_sys::HeapTuple, &[Value])) {
+    /// Goes over the rows with these keys as long as `visit` says so. Where there can only be one, looks where it was found the last
+    /// time, and else asks the index.
+    fn visit(&mut self, keys: &[Key], mut visit: impl FnMut(pg_sys::HeapTuple, &[Value]) -> bool) {
         // What a serializable transaction has read is noted where the index is asked.
         // SAFETY: reads a global.
         let is_noted = unsafe { pg_sys::XactIsoLevel } < pg_sys::XACT_SERIALIZABLE.cast_signed();
@@ -837,11 +859,10 @@ impl Finder<'_> {
                 return;
             }
             self.table.scan(self.index, keys, &self.seen, |tuple, place| {
-                if let Some(name) = name {
+                if let Some((name, place)) = name.zip(place) {
                     PLACES.with_borrow_mut(|places| places.note(name, place));
                 }
-                visit(tuple, &self.table.deform(tuple));
-                false
+                visit(tuple, &self.table.deform(tuple))
             });
         }
     }
@@ -854,7 +875,7 @@ impl Finder<'_> {
         &mut self,
         place: Place,
         keys: &[Key],
-        visit: &mut impl FnMut(pg_sys::HeapTuple, &[Value]),
+        visit: &mut impl FnMut(pg_sys::HeapTuple, &[Value]) -> bool,
     ) -> bool {
         let relation = self.table.relation;
         // SAFETY: an open relation, and a block of it; the buffer is released, on errors by the end of the transaction.

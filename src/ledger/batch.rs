@@ -310,7 +310,7 @@ fn consume(db: &Db, locked: &mut Locked, priced: &Priced) -> Result<Consumption>
     };
     // One entry with the wallet's own balances tells the answer by itself.
     if parts.len() > 1 || answer.balance_before != lane_before || charge.included > 0 {
-        wallet.keep_result(&operation, &to_json(&answer)?);
+        wallet.keep_result(&operation, to_json(&answer)?);
     }
     if let Some(metered) = metered {
         metered.take(charge, price)?;

@@ -107,7 +107,7 @@ impl Call {
                 Err(error) => return Err(error),
             };
             answer.set_operation(operation.id());
-            wallet.keep_result(&operation, &to_json(&answer)?);
+            wallet.keep_result(&operation, to_json(&answer)?);
             let wallets = std::slice::from_mut(&mut wallet);
             if !looks_later {
                 // What the work has written goes with the error.
@@ -137,8 +137,8 @@ impl Call {
 }
 
 /// An answer as it is stored.
-pub fn to_json<R: Serialize>(answer: &R) -> Result<serde_json::Value> {
-    serde_json::to_value(answer).map_err(|_| Error::corrupt("an answer cannot be stored"))
+pub fn to_json<R: Serialize>(answer: &R) -> Result<String> {
+    serde_json::to_string(answer).map_err(|_| Error::corrupt("an answer cannot be stored"))
 }
 
 /// A receipt that can be given again.

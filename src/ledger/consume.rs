@@ -69,7 +69,7 @@ statements! {
         "insert into billing.ledger (org_id, entry_id, amount, balance_after, created_at, grant_id, quantity, member_id, unit,
                                      metric, metadata, entry_hash, key_uuid, request_id, key_text, result)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
-         on conflict (org_id, request_id) do nothing";
+         on conflict (org_id, request_id) where request_id is not null do nothing";
 }
 
 /// How often a split wallet is looked at again before the rules decide.
@@ -507,7 +507,7 @@ fn write_row(
     burned: &Burned,
     metadata: Option<Jsonb>,
 ) -> bool {
-    let Some(entries) = rows::open_entries() else { return false };
+    let Some(entries) = rows::open_entries(asked.key.is_some()) else { return false };
     let row = EntryRow {
         org_id: asked.org_id,
         operation_id: burned.entry_id,

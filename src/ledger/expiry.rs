@@ -22,7 +22,7 @@ statements! {
     DUE(timestamptz, int4, timestamptz) =
         "select org_id, unit from billing.lanes where fresh_until <= $1 and (lane = 0 or balance > 0)
          union
-         select org_id, unit from billing.holds where status = 'open' and expires_at <= $1
+         select org_id, unit from billing.lanes where holds_due <= $1
          union
          select org_id, unit from billing.wallet_settings where contended_at < $3
           limit $2";

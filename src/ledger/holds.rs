@@ -5,7 +5,6 @@ use crate::catalog;
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::price::Price;
 use crate::error::{Error, Result};
-use crate::heap::{Snapshot, Table, Write};
 use crate::json::Jsonb;
 use crate::ledger::call::{Answer, Call, Key};
 use crate::ledger::chain::{self, HoldTerms};
@@ -50,12 +49,12 @@ impl Answer for HoldReceipt {
 }
 
 statements! {
-    NEW_HOLD(uuid, int8, text, text, text, int8, int8, uuid, text, timestamptz, timestamptz, int4, text) =
+    NEW_HOLD(uuid, int8, text, text, text, int8, int8, uuid, text, timestamptz, timestamptz, int4, text, int8) =
         "insert into billing.holds (org_id, hold_id, unit, kind, metric, quantity, credits, member_id, reason, expires_at,
-                                    created_at, parts, price)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::jsonb)";
+                                    created_at, parts, price, grant_id)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::jsonb, $14)";
     HOLD(uuid, int8) =
-        "select unit, kind, status, metric, quantity, credits, member_id, expires_at, created_at, price::text, parts
+        "select unit, kind, status, metric, quantity, credits, member_id, expires_at, created_at, price::text, grant_id
            from billing.holds where org_id = $1 and hold_id = $2";
 }
 
@@ -72,8 +71,8 @@ struct Stored {
     created_at: Moment,
     /// None: free.
     price: Option<Price>,
-    /// How many entries made it.
-    parts: i32,
+    /// What it took from, where that was one grant.
+    grant_id: Option<i64>,
 }
 
 fn find(db: &Db, org_id: Uuid, hold_id: i64) -> Result<Stored> {
@@ -82,7 +81,7 @@ fn find(db: &Db, org_id: Uuid, hold_id: i64) -> Result<Stored> {
     }
     match db.write(&HOLD, args![org_id, hold_id]).first() {
         Some(row) => Ok(Stored {
-            parts: row.get(10),
+            grant_id: row.opt(10),
             unit: row.get(0),
             kind: row.get(1),
             status: row.get(2),
@@ -108,9 +107,8 @@ fn price(text: Option<String>) -> Result<Option<Price>> {
 
 /// The same without a statement; None where there is none, or that takes one.
 fn find_row(org_id: Uuid, hold_id: i64) -> Option<Result<Stored>> {
-    let holds = Table::open_to_read("holds", rows::column::HOLDS)?;
     let mut found = None;
-    let _is_known = holds.read("holds_pkey", &rows::numbered(org_id, hold_id), Snapshot::Latest, |row, _| {
+    rows::read_hold(org_id, hold_id, |row| {
         let known = || {
             Some(Stored {
                 unit: rows::text(row, 11)?,
@@ -123,7 +121,7 @@ fn find_row(org_id: Uuid, hold_id: i64) -> Option<Result<Stored>> {
                 expires_at: rows::number(row, 6),
                 created_at: rows::number(row, 7)?,
                 price: None,
-                parts: rows::int(row, 10)?,
+                grant_id: rows::number(row, 17),
             })
         };
         found = known().map(|hold| Ok(Stored { price: price(rows::json(row, 16))?, ..hold }));
@@ -156,8 +154,8 @@ impl Stored {
 }
 
 /// Writes the row of a hold.
-fn make(db: &Db, wallet: &Wallet, hold_id: i64, terms: &HoldTerms<'_>, reason: Option<&str>) {
-    if !make_row(wallet, hold_id, terms, reason) {
+fn make(db: &Db, wallet: &Wallet, hold_id: i64, terms: &HoldTerms<'_>, grant_id: Option<i64>, reason: Option<&str>) {
+    if !make_row(wallet, hold_id, terms, grant_id, reason) {
         db.write(
             &NEW_HOLD,
             args![
@@ -174,16 +172,17 @@ fn make(db: &Db, wallet: &Wallet, hold_id: i64, terms: &HoldTerms<'_>, reason: O
                 At(terms.created_at),
                 terms.parts,
                 terms.price,
+                grant_id,
             ],
         );
     }
 }
 
 /// What NEW_HOLD does; false where that takes the statement.
-fn make_row(wallet: &Wallet, hold_id: i64, terms: &HoldTerms<'_>, reason: Option<&str>) -> bool {
-    let Some(holds) = rows::open_holds(Write::Insert, true) else { return false };
-    holds.insert(&[
-        wallet.lane.org_id.to_sql(),
+fn make_row(wallet: &Wallet, hold_id: i64, terms: &HoldTerms<'_>, grant_id: Option<i64>, reason: Option<&str>) -> bool {
+    let org_id = wallet.lane.org_id;
+    let row = [
+        org_id.to_sql(),
         hold_id.to_sql(),
         terms.credits.to_sql(),
         terms.quantity.to_sql(),
@@ -199,8 +198,9 @@ fn make_row(wallet: &Wallet, hold_id: i64, terms: &HoldTerms<'_>, reason: Option
         terms.metric.to_sql(),
         reason.to_sql(),
         terms.price.map(crate::json::from_known_text).to_sql(),
-    ]);
-    true
+        grant_id.to_sql(),
+    ];
+    rows::make_hold(org_id, hold_id, &row)
 }
 
 /// How many entries took that: one per grant, and one for nothing.
@@ -208,12 +208,18 @@ fn entries_of(parts: &[Part]) -> i32 {
     i32::try_from(parts.len()).unwrap_or(i32::MAX).max(1)
 }
 
+/// The grant, where it is one.
+fn only_grant(parts: &[Part]) -> Option<i64> {
+    if let [part] = parts { Some(part.grant_id) } else { None }
+}
+
 /// The grants that a hold took from, in the recorded order.
 fn parts_of(db: &Db, org_id: Uuid, (hold_id, hold): (i64, &Stored)) -> Vec<Part> {
-    if hold.parts == 1
-        && let Some(parts) = rows::parts(org_id, hold_id)
-    {
-        return parts;
+    if let Some(grant_id) = hold.grant_id {
+        return vec![Part { grant_id, credits: hold.credits }];
+    }
+    if hold.credits == 0 {
+        return Vec::new();
     }
     store::past_operation(db, org_id, hold_id)
         .into_iter()
@@ -311,10 +317,11 @@ fn reserve_credits(
                     price: None,
                 };
                 wallet.seal(hold_id, chain::hold_terms(&HoldTerms { price: price.as_deref(), ..terms }));
+                let grant_id = only_grant(&parts);
                 let then = move |db: &Db, wallet: &Wallet| {
                     caps.save(db);
                     alerts::caps(db, &caps)?;
-                    make(db, wallet, hold_id, &HoldTerms { price: price.as_deref(), ..terms }, None);
+                    make(db, wallet, hold_id, &HoldTerms { price: price.as_deref(), ..terms }, grant_id, None);
                     Ok(())
                 };
                 let balance_after = wallet.spendable(Some(metric));
@@ -534,10 +541,7 @@ fn release_credits(org_id: Option<pgrx::Uuid>, hold_id: Option<i64>) -> HoldRece
 }
 
 fn lock_of(db: &Db, org_id: Uuid, hold_id: i64) -> Result<crate::ledger::wallet::Lane> {
-    let unit = match rows::unit_of_hold(org_id, hold_id) {
-        Some(unit) => unit,
-        None => find(db, org_id, hold_id)?.unit,
-    };
+    let unit = find(db, org_id, hold_id)?.unit;
     store::lock(db, org_id, &unit).ok_or(Error::corrupt("a hold without a wallet"))
 }
 
@@ -625,7 +629,7 @@ fn lock_credits(
                     price: None,
                 };
                 wallet.seal(hold_id, chain::hold_terms(&terms));
-                make(db, wallet, hold_id, &terms, Some(&reason));
+                make(db, wallet, hold_id, &terms, only_grant(&parts), Some(&reason));
                 let balance_after = wallet.spendable(None);
                 Ok((
                     operation,

@@ -28,7 +28,9 @@ statements! {
                             where r.org_id = $1 and e.unit = $2 and e.member_id = $3 and e.created_at >= $6), 0)
                  + coalesce((select sum(h.credits) from billing.holds h
                              where h.org_id = $1 and h.unit = $2 and h.member_id = $3 and h.status = 'open'
-                               and h.created_at >= $6), 0))::bigint
+                               and h.created_at >= $6
+                               and h.expires_at >= (select holds_due from billing.lanes
+                                                     where org_id = $1 and unit = $2 and lane = 0)), 0))::bigint
          on conflict (org_id, unit, member_id) do update
             set budget = excluded.budget, budget_per = excluded.budget_per, period_start = excluded.period_start,
                 period_consumed = excluded.period_consumed";

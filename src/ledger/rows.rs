@@ -5,7 +5,7 @@ use crate::json::Jsonb;
 use crate::ledger::chain::{self, Position};
 use crate::ledger::lanes::View;
 use crate::ledger::store::Replay;
-use crate::ledger::wallet::{Lane, Part};
+use crate::ledger::wallet::Lane;
 use crate::sql::{FromSql, ToSql};
 use crate::time::Moment;
 use crate::units;
@@ -41,7 +41,7 @@ pub mod column {
     /// Of `ledger`.
     pub const LEDGER: usize = 23;
     /// Of `holds`.
-    pub const HOLDS: usize = 16;
+    pub const HOLDS: usize = 17;
 }
 
 /// Columns of `ledger`, of which 2 is the entry's number.
@@ -51,7 +51,6 @@ pub mod entry {
     pub const AMOUNT: usize = 3;
     pub const BALANCE_AFTER: usize = 4;
     pub const CREATED_AT: usize = 5;
-    pub const GRANT_ID: usize = 6;
     pub const QUANTITY: usize = 7;
     pub const REQUEST_ID: i16 = 8;
     pub const KEY_UUID: usize = 9;
@@ -141,37 +140,30 @@ pub fn numbered(org_id: Uuid, id: i64) -> [Key; 2] {
     [Key(column::ORG_ID, Is::Uuid, org_id.to_sql()), Key(2, Is::Big, id.to_sql())]
 }
 
-/// What a hold with one entry took; None where that takes a statement.
-pub fn parts(org_id: Uuid, hold_id: i64) -> Option<Vec<Part>> {
-    let entries = Table::open_to_read("ledger", column::LEDGER)?;
-    let mut parts = None;
-    let _is_known = entries.read("ledger_pkey", &numbered(org_id, hold_id), Snapshot::Latest, |row, _| {
-        let part = number(row, entry::GRANT_ID).zip(number(row, entry::AMOUNT));
-        let part = part.map(|(grant_id, amount)| Part { grant_id, credits: -amount });
-        parts = Some(part.into_iter().collect());
-    });
-    parts
+/// By which holds are found.
+const HOLD_KEY: &str = "holds_pkey";
+
+/// Shows a hold; false where that takes a statement.
+pub fn read_hold(org_id: Uuid, hold_id: i64, show: impl FnMut(&[Value])) -> bool {
+    let holds = Table::open_to_read("holds", column::HOLDS);
+    let finder = holds.as_ref().and_then(|holds| holds.finder(HOLD_KEY, Snapshot::Latest));
+    let Some(mut finder) = finder else { return false };
+    let mut show = show;
+    finder.read(&numbered(org_id, hold_id), |row, _| show(row));
+    true
 }
 
-/// The holds, for a row that is open or not to be written; None where that takes a statement.
-pub fn open_holds(write: Write, is_open: bool) -> Option<Table> {
-    let open = Partial("(status = 'open'::text)", is_open);
-    Table::open_partial("holds", column::HOLDS, write, open)
-}
-
-/// The unit of a hold; None where there is none, or that takes a statement.
-pub fn unit_of_hold(org_id: Uuid, hold_id: i64) -> Option<String> {
-    let holds = Table::open_to_read("holds", column::HOLDS)?;
-    let mut unit = None;
-    let _is_known =
-        holds.read("holds_pkey", &numbered(org_id, hold_id), Snapshot::Latest, |row, _| unit = text(row, 11));
-    unit
+/// Writes a hold; false where that takes a statement.
+pub fn make_hold(org_id: Uuid, hold_id: i64, row: &[Value; column::HOLDS]) -> bool {
+    let Some(holds) = Table::open("holds", column::HOLDS, Write::Insert) else { return false };
+    holds.insert_as(HOLD_KEY, &numbered(org_id, hold_id), row);
+    true
 }
 
 /// Closes an open hold; false where that takes a statement, or it is not open. The wallet is locked.
 pub fn close_hold(org_id: Uuid, hold_id: i64, status: &str, now: Moment, operation_id: i64) -> bool {
-    let Some(holds) = open_holds(Write::Update, false) else { return false };
-    let closed = holds.update_one("holds_pkey", &numbered(org_id, hold_id), Held::Ours, |row| {
+    let Some(holds) = Table::open("holds", column::HOLDS, Write::Update) else { return false };
+    let closed = holds.update_one(HOLD_KEY, &numbered(org_id, hold_id), Held::Ours, |row| {
         (text(row, 13)? == "open").then(|| vec![(13, status.to_sql()), (8, now.to_sql()), (9, operation_id.to_sql())])
     });
     closed == Changed::Yes
@@ -411,9 +403,9 @@ impl EntryRow<'_> {
     }
 }
 
-/// The ledger, for entries to be inserted; None where that takes a statement.
-pub fn open_entries() -> Option<Table> {
-    Table::open("ledger", column::LEDGER, Write::Insert)
+/// The ledger, for entries with or without a key to be inserted; None where that takes a statement.
+pub fn open_entries(with_key: bool) -> Option<Table> {
+    Table::open_partial("ledger", column::LEDGER, Write::Insert, Partial("(request_id IS NOT NULL)", with_key))
 }
 
 /// Into how many lanes the wallet is split, as its lane 0 tells.

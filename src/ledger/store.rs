@@ -69,7 +69,8 @@ statements! {
          union all
          select ", lot_columns!(), " from billing.lots
           where org_id = $1 and unit = $2 and remaining = 0 and grant_id = any ($3)");
-    TIMED_OUT_HOLDS(uuid, text, timestamptz) =
+    // None times out before the lane says.
+    TIMED_OUT_HOLDS(uuid, text, timestamptz, timestamptz) =
         "select h.hold_id, h.credits, h.member_id, h.created_at, p.grants, p.credits
            from billing.holds h
           cross join lateral (
@@ -78,11 +79,13 @@ statements! {
               from (select entry_id, grant_id, -amount as credits from billing.entries
                      where org_id = h.org_id and entry_id between h.hold_id and h.hold_id + h.parts - 1) e
              where e.grant_id is not null) p
-          where h.org_id = $1 and h.unit = $2 and h.status = 'open' and h.kind = 'usage' and h.expires_at <= $3
+          where h.org_id = $1 and h.unit = $2 and h.status = 'open' and h.expires_at between $4 and $3
           order by h.hold_id";
+    // Or sooner: of many that were closed before their time only some are looked at.
     NEXT_HOLD_DUE(uuid, text, timestamptz) =
-        "select min(expires_at) from billing.holds
-          where org_id = $1 and unit = $2 and status = 'open' and kind = 'usage' and expires_at > $3";
+        "select coalesce(min(expires_at) filter (where is_open), max(expires_at) filter (where number = 100))
+           from (select expires_at, status = 'open' and unit = $2 as is_open, row_number() over (order by expires_at) as number
+                   from billing.holds where org_id = $1 and expires_at > $3 order by expires_at limit 100) next";
     // The entries of an operation follow each other in the chain of its lane.
     OPERATION(uuid, int8, int8) =
         "select operation_id, kind, grant_id, -amount, unit, metric, member_id, created_at from billing.entries
@@ -122,7 +125,7 @@ statements! {
                 as e (org_id, operation_id, entry_id, amount, key_uuid, balance_after,
                       grant_id, quantity, request_hash, member_id, unit, kind, metric, source, source_id,
                       key_text, reason, actor, metadata, result, entry_hash, request_id)
-         on conflict (org_id, request_id) do nothing";
+         on conflict (org_id, request_id) where request_id is not null do nothing";
     CLOSE_HOLD(uuid, int8, text, timestamptz, int8) =
         "update billing.holds set status = $3, closed_at = $4, closed_by = $5
           where org_id = $1 and hold_id = $2 and status = 'open'";
@@ -423,7 +426,10 @@ fn load_with(db: &Db, wallet: &mut Wallet, named: &[i64], locking: bool) -> Resu
     let mut holds = Vec::new();
     let mut next_due = wallet.lane.holds_due;
     if next_due <= now {
-        holds = run(&TIMED_OUT_HOLDS, args![org_id, &unit, At(now)]).iter().map(|row| timed_out(&row)).collect();
+        holds = run(&TIMED_OUT_HOLDS, args![org_id, &unit, At(now), At(next_due)])
+            .iter()
+            .map(|row| timed_out(&row))
+            .collect();
         let due = run(&NEXT_HOLD_DUE, args![org_id, &unit, At(now)]);
         next_due = due.first().and_then(|row| row.opt(0)).unwrap_or(INFINITY);
         if locking {
@@ -746,16 +752,16 @@ fn insert_rows(all: &[(&Wallet, &Entry)]) -> bool {
     let attempt = if is_split { Attempt::Told } else { Attempt::Untold };
     let is_written = match keyed.len() {
         // The one with a key is the first, so that nothing is written where it is taken.
-        0 | 1 => rows::open_entries().is_some_and(|entries| insert_each(&entries, &keyed, attempt)),
+        0 | 1 => rows::open_entries(true).is_some_and(|entries| insert_each(&entries, &keyed, attempt)),
         // What a subtransaction opens is its own.
         _ => sql::unless_in_vain(|| {
-            rows::open_entries().is_some_and(|entries| insert_each(&entries, &keyed, Attempt::Untold))
+            rows::open_entries(true).is_some_and(|entries| insert_each(&entries, &keyed, Attempt::Untold))
         }),
     };
     if !is_written || others.is_empty() {
         return is_written;
     }
-    let entries = rows::open_entries().expect("what was open a moment ago");
+    let entries = rows::open_entries(false).expect("what was open a moment ago");
     assert!(insert_each(&entries, &others, Attempt::Untold), "an entry without a key has no conflict");
     true
 }

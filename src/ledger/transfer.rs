@@ -99,7 +99,7 @@ fn transfer(call: &Call, to_org: Uuid, amount: i64, unit: &str) -> Result<Transf
             to_balance: wallets[to].spendable(None),
             replayed: false,
         };
-        wallets[from].keep_result(&leaving, &to_json(&answer)?);
+        wallets[from].keep_result(&leaving, to_json(&answer)?);
         store::save(db, &mut wallets, &call.metadata)?;
         Ok(answer)
     })

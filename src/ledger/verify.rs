@@ -19,21 +19,24 @@ use uuid::Uuid;
 const MOST_VIOLATIONS: usize = 10_000;
 
 statements! {
+    // With the terms of the holds that entries made: one look-up each, in one plan.
     PORTION(uuid, int8, uuid) =
-        "select org_id, operation_id, entry_id, amount, balance_after, created_at, grant_id, quantity, request_hash, member_id,
-                unit, kind, metric, source, source_id, idempotency_key, reason, actor, metadata::text, result, entry_hash,
-                request_id
-           from billing.entries where (org_id, entry_id) > ($1, $2) and org_id <= $3
-          order by org_id, entry_id limit 5000";
+        "select e.org_id, e.operation_id, e.entry_id, e.amount, e.balance_after, e.created_at, e.grant_id, e.quantity,
+                e.request_hash, e.member_id, e.unit, e.kind, e.metric, e.source, e.source_id, e.idempotency_key, e.reason,
+                e.actor, e.metadata::text, e.result, e.entry_hash, e.request_id,
+                h.kind, h.credits, h.parts, h.expires_at, h.created_at, h.metric, h.quantity, h.member_id, h.price::text
+           from (select * from billing.entries where (org_id, entry_id) > ($1, $2) and org_id <= $3
+                  order by org_id, entry_id limit 5000) e
+           left join billing.holds h
+             on h.org_id = e.org_id
+            and h.hold_id = case when e.kind in ('hold', 'payout_hold') and e.entry_id = e.operation_id then e.entry_id end
+          order by e.org_id, e.entry_id";
     LANE(uuid, int8) =
         "select unit, last_entry_id, balance, reserved, locked, purchased, consumed, head
            from billing.lanes where org_id = $1 and slot = $2";
     TERMS(uuid, int8) =
         "select category = 'paid', priority, effective_at, expires_at, cost_minor, currency, metrics
            from billing.lots where org_id = $1 and grant_id = $2";
-    HOLD_TERMS(uuid, int8) =
-        "select kind, credits, parts, expires_at, created_at, metric, quantity, member_id, price::text
-           from billing.holds where org_id = $1 and hold_id = $2";
     LANES_WITHOUT_ENTRIES(uuid, uuid) =
         "select l.org_id, l.unit, 'entries_missing',
                 jsonb_build_object('last_entry_id', l.last_entry_id, 'found', l.slot::int8 << 40)::text
@@ -122,7 +125,9 @@ statements! {
           where (g.voided_at is null) <> (v.grant_id is null)";
     HOLDS(uuid, uuid) =
         "with held as (
-            select org_id, operation_id as hold_id, min(unit) as unit, -sum(amount) as credits from billing.entries
+            select org_id, operation_id as hold_id, min(unit) as unit, -sum(amount) as credits,
+                   case when count(*) = 1 then min(grant_id) end as grant_id
+              from billing.entries
              where kind in ('hold', 'payout_hold') and org_id between $1 and $2 group by 1, 2),
          freed as (
             select org_id, source_id, sum(amount) as credits from billing.entries
@@ -138,7 +143,8 @@ statements! {
                 jsonb_build_object('hold_id', h.hold_id, 'status', h.status, 'credits', h.credits, 'held', h.held,
                                    'freed', f.credits)::text
            from (select org_id, hold_id, h.status, h.credits, h.unit, e.credits as held, e.unit as held_unit,
-                        (h.status = 'open') = (h.closed_at is null) as is_consistent
+                        (h.status = 'open') = (h.closed_at is null)
+                        and (h.grant_id is null or h.grant_id is not distinct from e.grant_id) as is_consistent
                    from (select * from billing.holds where org_id between $1 and $2) h
                    full join held e using (org_id, hold_id)) h
            left join freed f on f.org_id = h.org_id and f.source_id = h.hold_id::text
@@ -211,37 +217,29 @@ fn stored(row: &Row) -> Stored {
 }
 
 /// The terms of the grant or hold that an entry made.
-fn terms(db: &Db, entry: &Stored) -> Option<Hash> {
-    if entry.grant_id == Some(entry.entry_id) {
-        return grant_terms(db, entry);
-    }
-    if entry.entry_id == entry.operation_id && (entry.kind == "hold" || entry.kind == "payout_hold") {
-        return hold_terms(db, entry);
-    }
-    None
+fn terms(db: &Db, entry: &Stored, row: &Row) -> Option<Hash> {
+    if entry.grant_id == Some(entry.entry_id) { grant_terms(db, entry) } else { hold_terms(row) }
 }
 
-fn hold_terms(db: &Db, entry: &Stored) -> Option<Hash> {
-    db.read(&HOLD_TERMS, args![entry.org_id, entry.entry_id]).first().map(|row| {
-        let kind: String = row.get(0);
-        let metric: Option<String> = row.opt(5);
-        // What cannot be read gives another hash than what was written.
-        let price = row.opt::<String>(8).map(|text| {
-            let price = serde_json::from_str::<Price>(&text).ok();
-            price.and_then(|p| serde_json::to_string(&p).ok()).unwrap_or(text)
-        });
-        chain::hold_terms(&HoldTerms {
-            kind: &kind,
-            credits: row.get(1),
-            parts: row.get(2),
-            expires_at: row.opt(3),
-            created_at: row.get(4),
-            metric: metric.as_deref(),
-            quantity: row.opt(6),
-            member_id: row.opt(7),
-            price: price.as_deref(),
-        })
-    })
+fn hold_terms(row: &Row) -> Option<Hash> {
+    let kind: String = row.opt(22)?;
+    let metric: Option<String> = row.opt(27);
+    // What cannot be read gives another hash than what was written.
+    let price = row.opt::<String>(30).map(|text| {
+        let price = serde_json::from_str::<Price>(&text).ok();
+        price.and_then(|p| serde_json::to_string(&p).ok()).unwrap_or(text)
+    });
+    Some(chain::hold_terms(&HoldTerms {
+        kind: &kind,
+        credits: row.get(23),
+        parts: row.get(24),
+        expires_at: row.opt(25),
+        created_at: row.get(26),
+        metric: metric.as_deref(),
+        quantity: row.opt(28),
+        member_id: row.opt(29),
+        price: price.as_deref(),
+    }))
 }
 
 fn grant_terms(db: &Db, entry: &Stored) -> Option<Hash> {
@@ -283,7 +281,7 @@ fn chains(first: Uuid, last: Uuid, out: &mut Vec<Violation>) {
             let rows = db.read(&PORTION, args![at.0, at.1, last]);
             for row in rows.iter() {
                 let mut entry = stored(&row);
-                entry.terms = terms(db, &entry);
+                entry.terms = terms(db, &entry, &row);
                 if !walk.as_ref().is_some_and(|(w, _)| w.is_of(&entry)) {
                     if let Some((done, row)) = walk.take() {
                         done.finish(row.as_ref(), out);

@@ -651,11 +651,11 @@ impl Wallet {
     }
 
     /// Keeps what the call answers with the first entry of its operation, for a repeated call.
-    pub fn keep_result(&mut self, operation: &Operation, result: &serde_json::Value) {
+    pub fn keep_result(&mut self, operation: &Operation, result: String) {
         if operation.facts.request.is_some() {
             let id = operation.id();
             if let Some(entry) = self.entries.iter_mut().find(|e| e.position.entry_id == id) {
-                entry.result = Some(result.to_string());
+                entry.result = Some(result);
             }
         }
     }

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// A lane is folded by the call that writes its entry of such a number: often enough that reading the rest costs reports little.
-const EVERY: i64 = 64;
+const EVERY: i64 = 128;
 
 statements! {
     BEHIND(uuid) =

@@ -100,12 +100,17 @@ class Install(LiveTestCase):
             call(owner, "consume_credits", org, "call", 1, key, metadata={"key": key} if key else {})
         hold = call(owner, "reserve_credits", org, "page", 2)
         call(owner, "capture_credits", org, hold.hold_id, 2)
+        held = call(owner, "reserve_credits", org, "page", 3)
         before = rows(owner, "select * from billing.entries order by entry_id")
         rows(owner, """create table billing.entries_then as select * from billing.entries;
                        drop view billing.usage_by_month, billing.usage_by_day, billing.operations, billing.entries;
                        drop table billing.ledger;
                        alter table billing.entries_then rename to entries;
                        alter table billing.lanes drop column recent;
+                       drop index billing.lanes_holds_due, billing.holds_expires;
+                       alter table billing.holds drop column grant_id;
+                       create index holds_open on billing.holds (org_id, unit, expires_at) where status = 'open';
+                       create index holds_due on billing.holds (expires_at) where status = 'open';
                        delete from billing.migrations where version > 12""")
         # What others attached to the table would be lost without a word; what was charged meanwhile, too.
         for attach, detach in (("create policy mine on billing.entries for select using (true)", "drop policy mine on billing.entries"),
