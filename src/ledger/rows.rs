@@ -432,25 +432,27 @@ pub struct Glance {
     pub alert_base: i64,
 }
 
+impl Glance {
+    /// What lane 0 tells of it.
+    fn of(row: &[Value]) -> Option<Self> {
+        let balance = number(row, column::BALANCE)?;
+        Some(Self {
+            fast_until: number(row, column::FAST_UNTIL)?,
+            view: View { rest: balance, lanes: Vec::new() },
+            held: Vec::new(),
+            total: balance,
+            lanes: lanes(row),
+            alert_below: number(row, column::ALERT_BELOW)?,
+            alert_base: number(row, column::ALERT_BASE)?,
+        })
+    }
+}
+
 /// Looks at a wallet; None where there is none, or nothing is known without a statement.
 pub fn glance(table: &Table, org_id: Uuid, unit: &str, snapshot: Snapshot, now: Moment) -> Option<Glance> {
     let mut lanes = table.finder(KEY, snapshot)?;
     let mut seen: Option<Glance> = None;
-    lanes.read(&key(org_id, unit, 0), |row, _| {
-        let known = || {
-            let balance = number(row, column::BALANCE)?;
-            Some(Glance {
-                fast_until: number(row, column::FAST_UNTIL)?,
-                view: View { rest: balance, lanes: Vec::new() },
-                held: Vec::new(),
-                total: balance,
-                lanes: self::lanes(row),
-                alert_below: number(row, column::ALERT_BELOW)?,
-                alert_base: number(row, column::ALERT_BASE)?,
-            })
-        };
-        seen = known();
-    });
+    lanes.read(&key(org_id, unit, 0), |row, _| seen = Glance::of(row));
     let mut seen = seen?;
     let last = if seen.lanes > 1 { seen.lanes } else { 0 };
     for lane in 1..=last {

@@ -96,7 +96,7 @@ impl<'a> Call<'a> {
             settlement::catch_up(db, self.org_id, now)?;
             let answer = work(db, &store::subscriptions(db, self.org_id), now)?;
             if let Some(key) = self.key {
-                let text = to_json(&answer)?.to_string();
+                let text = to_json(&answer)?;
                 db.write(&KEEP_REQUEST, args![self.org_id, key, self.hash, text.as_str()]);
             }
             Ok(answer)

@@ -131,6 +131,12 @@ class Install(LiveTestCase):
         self.assertEqual(rows(owner, "select * from billing.verify_ledger()"), [])
         for key in keys[:3]:
             self.assertTrue(call(owner, "consume_credits", org, "call", 1, key, metadata={"key": key}).replayed)
+        # A hold learns which grant it took from, and gives back to it what is not captured.
+        balance = total(owner, org)
+        self.assertIsNotNone(value(owner, "select grant_id from billing.holds where hold_id = %s", held.hold_id))
+        captured = call(owner, "capture_credits", org, held.hold_id, 1)
+        self.assertEqual(total(owner, org), balance + held.credits - captured.credits)
+        self.assertEqual(rows(owner, "select * from billing.verify_ledger()"), [])
         with self.assertRaises(Refused) as caught:
             rows(owner, "delete from billing.ledger")
         self.assertEqual(code_of(caught.exception), "42501 append_only")
