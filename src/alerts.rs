@@ -5,7 +5,7 @@
 use crate::arguments::required;
 use crate::catalog::cache;
 use crate::error::{Error, Result};
-use crate::heap::{Attempt, Is, Key, Partial, Snapshot, Table, Value, Write};
+use crate::heap::{Attempt, Belongs, Is, Key, Partial, Snapshot, Table, Value, Write};
 use crate::ledger::rows::{int, number};
 use crate::ledger::store as ledger;
 use crate::ledger::wallet::Lane;
@@ -193,7 +193,8 @@ fn bring_up_to_date(
 
 /// Raises one without a statement; false where that takes one.
 fn raise_row(org_id: Uuid, alert: &Alert, now: Moment) -> bool {
-    let Some(table) = Table::open_partial("alerts", COLUMNS, Write::Insert, Partial("(resolved_at IS NULL)", true))
+    let Some(table) =
+        Table::open_partial("alerts", COLUMNS, Write::Insert, Partial("(resolved_at IS NULL)", Belongs::Yes))
     else {
         return false;
     };

@@ -251,6 +251,8 @@ thread_local! {
     static NAMES: RefCell<Vec<(String, pg_sys::Oid)>> = RefCell::default();
     /// Where rows were found.
     static PLACES: RefCell<Places> = RefCell::default();
+    /// Unique indexes that were asked with all of their columns, and how many those are.
+    static WHOLE: RefCell<Vec<(pg_sys::Oid, usize)>> = RefCell::default();
 }
 
 /// Registers the callback; once per backend.
@@ -265,6 +267,7 @@ unsafe extern "C-unwind" fn forget(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
     // Borrows are short and take no invalidation inside.
     SIMPLE.with(|simple| simple.try_borrow_mut().map(|mut s| s.retain(|(id, _, _)| is_other(*id))).ok());
     NAMES.with(|names| names.try_borrow_mut().map(|mut n| n.retain(|(_, id)| is_other(*id))).ok());
+    WHOLE.with(|whole| whole.try_borrow_mut().map(|mut w| w.retain(|(id, _)| is_other(*id))).ok());
 }
 
 /// What is known of a table, or what a look at it finds.
@@ -301,17 +304,38 @@ pub fn has_index(name: &str) -> bool {
 /// A table that is open for writing, until the end of the transaction.
 pub struct Table {
     relation: pg_sys::Relation,
-    /// Whether rows that are written belong into its partial indexes.
-    is_partial: bool,
+    /// Which rows belong into its partial indexes.
+    partial: Belongs,
     /// Once they were needed.
     indexes: OnceCell<Vec<Index>>,
     /// How many blocks it had when that was needed: it does not become shorter as long as we have it.
     blocks: OnceCell<u32>,
 }
 
-/// What partial indexes of a table are for, as the server prints it; and whether the row to be written is one of those.
+/// What partial indexes of a table are for, as the server prints it; and which of the rows to be written are of those.
 #[derive(Clone, Copy)]
-pub struct Partial(pub &'static str, pub bool);
+pub struct Partial(pub &'static str, pub Belongs);
+
+/// Which rows belong into a partial index.
+#[derive(Clone, Copy)]
+pub enum Belongs {
+    /// None of those that are written.
+    No,
+    /// All of them.
+    Yes,
+    /// Those with this column.
+    Having(usize),
+}
+
+impl Belongs {
+    fn row(self, row: &[Value]) -> bool {
+        match self {
+            Self::No => false,
+            Self::Yes => true,
+            Self::Having(column) => row[column - 1].is_some(),
+        }
+    }
+}
 
 impl Table {
     /// None where there is no such table with so many columns, or a statement is needed to write it: also in a read-only
@@ -339,7 +363,7 @@ impl Table {
             return None;
         }
         let mut table = Self::begin(id, pg_sys::RowExclusiveLock);
-        table.is_partial = partial.is_some_and(|partial| partial.1);
+        table.partial = partial.map_or(Belongs::No, |partial| partial.1);
         let is_simple = known((id, write), || table.is_simple(write, partial.map(|partial| partial.0)));
         (is_simple && table.columns() == columns).then_some(table)
     }
@@ -365,7 +389,7 @@ impl Table {
         // SAFETY: the table exists, or the server raises an error.
         unsafe {
             let relation = pg_sys::table_open(id, lock.cast_signed());
-            Self { relation, is_partial: false, indexes: OnceCell::new(), blocks: OnceCell::new() }
+            Self { relation, partial: Belongs::No, indexes: OnceCell::new(), blocks: OnceCell::new() }
         }
     }
 
@@ -852,7 +876,8 @@ impl Finder<'_> {
         // SAFETY: reads a global.
         let is_noted = unsafe { pg_sys::XactIsoLevel } < pg_sys::XACT_SERIALIZABLE.cast_signed();
         let name = Key::name(self.index, keys).filter(|_| is_noted);
-        let place = name.and_then(|name| PLACES.with_borrow(|places| places.get(name)));
+        let is_whole = WHOLE.with_borrow(|whole| whole.contains(&(self.index, keys.len())));
+        let place = name.filter(|_| is_whole).and_then(|name| PLACES.with_borrow(|places| places.get(name)));
         // SAFETY: an index of this table.
         unsafe {
             if place.is_some_and(|place| self.visit_at(place, keys, &mut visit)) {
@@ -861,6 +886,9 @@ impl Finder<'_> {
             self.table.scan(self.index, keys, &self.seen, |tuple, place| {
                 if let Some((name, place)) = name.zip(place) {
                     PLACES.with_borrow_mut(|places| places.note(name, place));
+                    if !is_whole {
+                        WHOLE.with_borrow_mut(|whole| whole.push((self.index, keys.len())));
+                    }
                 }
                 visit(tuple, &self.table.deform(tuple))
             });
@@ -1067,7 +1095,7 @@ impl Index {
             if !info.ii_ReadyForInserts {
                 return true;
             }
-            if !info.ii_Predicate.is_null() && !table.is_partial {
+            if !info.ii_Predicate.is_null() && !table.partial.row(row) {
                 return true;
             }
             let columns = usize::try_from(info.ii_NumIndexAttrs).unwrap_or_default();

@@ -507,7 +507,7 @@ fn write_row(
     burned: &Burned,
     metadata: Option<Jsonb>,
 ) -> bool {
-    let Some(entries) = rows::open_entries(asked.key.is_some()) else { return false };
+    let Some(entries) = rows::open_entries() else { return false };
     let row = EntryRow {
         org_id: asked.org_id,
         operation_id: burned.entry_id,

@@ -1,6 +1,6 @@
 //! Lanes and entries by the server's access methods (`heap.rs`): what the shortest calls look at and write.
 
-use crate::heap::{self, Attempt, Changed, Held, Is, Key, Partial, Snapshot, Table, Value, Write, has_index};
+use crate::heap::{self, Attempt, Belongs, Changed, Held, Is, Key, Partial, Snapshot, Table, Value, Write, has_index};
 use crate::json::Jsonb;
 use crate::ledger::chain::{self, Position};
 use crate::ledger::lanes::View;
@@ -52,7 +52,7 @@ pub mod entry {
     pub const BALANCE_AFTER: usize = 4;
     pub const CREATED_AT: usize = 5;
     pub const QUANTITY: usize = 7;
-    pub const REQUEST_ID: i16 = 8;
+    pub const REQUEST_ID: usize = 8;
     pub const KEY_UUID: usize = 9;
     pub const MEMBER_ID: usize = 10;
     pub const OPERATION_ID: usize = 11;
@@ -169,10 +169,13 @@ pub fn close_hold(org_id: Uuid, hold_id: i64, status: &str, now: Moment, operati
     closed == Changed::Yes
 }
 
+/// As keys are counted.
+const REQUEST_COLUMN: i16 = 8;
+
 /// The entry that took a key, if there is one.
 pub fn find_request(org_id: Uuid, request_id: i64) -> Result<Option<Replay>, NeedsStatement> {
     let entries = Table::open_to_read("ledger", column::LEDGER).ok_or(NeedsStatement)?;
-    let key = [Key(column::ORG_ID, Is::Uuid, org_id.to_sql()), Key(entry::REQUEST_ID, Is::Big, request_id.to_sql())];
+    let key = [Key(column::ORG_ID, Is::Uuid, org_id.to_sql()), Key(REQUEST_COLUMN, Is::Big, request_id.to_sql())];
     let mut found = None;
     let is_known = entries.read("ledger_request", &key, Snapshot::Latest, |row, _| {
         found = replay(row);
@@ -403,9 +406,10 @@ impl EntryRow<'_> {
     }
 }
 
-/// The ledger, for entries with or without a key to be inserted; None where that takes a statement.
-pub fn open_entries(with_key: bool) -> Option<Table> {
-    Table::open_partial("ledger", column::LEDGER, Write::Insert, Partial("(request_id IS NOT NULL)", with_key))
+/// The ledger, for entries to be inserted; None where that takes a statement.
+pub fn open_entries() -> Option<Table> {
+    let keyed = Partial("(request_id IS NOT NULL)", Belongs::Having(entry::REQUEST_ID));
+    Table::open_partial("ledger", column::LEDGER, Write::Insert, keyed)
 }
 
 /// Into how many lanes the wallet is split, as its lane 0 tells.

@@ -83,9 +83,9 @@ statements! {
           order by h.hold_id";
     // Or sooner: of many that were closed before their time only some are looked at.
     NEXT_HOLD_DUE(uuid, text, timestamptz) =
-        "select coalesce(min(expires_at) filter (where is_open), max(expires_at) filter (where number = 100))
-           from (select expires_at, status = 'open' and unit = $2 as is_open, row_number() over (order by expires_at) as number
-                   from billing.holds where org_id = $1 and expires_at > $3 order by expires_at limit 100) next";
+        "select coalesce(min(expires_at) filter (where status = 'open'), max(expires_at) filter (where number = 1000))
+           from (select expires_at, status, row_number() over (order by expires_at) as number from billing.holds
+                  where org_id = $1 and unit = $2 and expires_at > $3 order by expires_at limit 1000) next";
     // The entries of an operation follow each other in the chain of its lane.
     OPERATION(uuid, int8, int8) =
         "select operation_id, kind, grant_id, -amount, unit, metric, member_id, created_at from billing.entries
@@ -425,7 +425,8 @@ fn load_with(db: &Db, wallet: &mut Wallet, named: &[i64], locking: bool) -> Resu
     let (org_id, unit, now) = (wallet.lane.org_id, wallet.lane.unit.clone(), wallet.now());
     let mut holds = Vec::new();
     let mut next_due = wallet.lane.holds_due;
-    if next_due <= now {
+    // Without credit in holds there is none to come back, and a look books nothing.
+    if next_due <= now && (locking || wallet.lane.reserved > 0) {
         holds = run(&TIMED_OUT_HOLDS, args![org_id, &unit, At(now), At(next_due)])
             .iter()
             .map(|row| timed_out(&row))
@@ -750,20 +751,10 @@ fn insert_rows(all: &[(&Wallet, &Entry)]) -> bool {
     // Whoever else uses the key in a wallet that is not split waits for lane 0.
     let is_split = all.iter().any(|(wallet, _)| wallet.lane.lane > 0 || wallet.lane.is_split());
     let attempt = if is_split { Attempt::Told } else { Attempt::Untold };
-    let is_written = match keyed.len() {
-        // The one with a key is the first, so that nothing is written where it is taken.
-        0 | 1 => rows::open_entries(true).is_some_and(|entries| insert_each(&entries, &keyed, attempt)),
-        // What a subtransaction opens is its own.
-        _ => sql::unless_in_vain(|| {
-            rows::open_entries(true).is_some_and(|entries| insert_each(&entries, &keyed, Attempt::Untold))
-        }),
-    };
-    if !is_written || others.is_empty() {
-        return is_written;
-    }
-    let entries = rows::open_entries(false).expect("what was open a moment ago");
-    assert!(insert_each(&entries, &others, Attempt::Untold), "an entry without a key has no conflict");
-    true
+    // Those with a key are the first: so nothing is written where the one key is taken.
+    let in_order: Vec<_> = keyed.iter().chain(&others).copied().collect();
+    let insert = |attempt| rows::open_entries().is_some_and(|entries| insert_each(&entries, &in_order, attempt));
+    if keyed.len() < 2 { insert(attempt) } else { sql::unless_in_vain(|| insert(Attempt::Untold)) }
 }
 
 /// False at the first whose key is taken, or may be.

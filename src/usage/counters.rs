@@ -6,7 +6,7 @@ use crate::catalog;
 use crate::catalog::cache::Metric;
 use crate::catalog::price::Price;
 use crate::error::{Error, Result};
-use crate::heap::{self, Attempt, Changed, Held, Is, Key, Partial, Table, Value, Write};
+use crate::heap::{self, Attempt, Belongs, Changed, Held, Is, Key, Partial, Table, Value, Write};
 use crate::ledger::rows::number;
 use crate::plans::period::{Span, Terms, Timeline};
 use crate::plans::store as plans;
@@ -147,7 +147,12 @@ mod column {
 
 /// The counters without levels, of which none belongs into the index of those.
 fn open(write: Write) -> Option<Table> {
-    Table::open_partial("period_usage", column::COUNT, write, Partial("((level IS NOT NULL) AND (NOT carried))", false))
+    Table::open_partial(
+        "period_usage",
+        column::COUNT,
+        write,
+        Partial("((level IS NOT NULL) AND (NOT carried))", Belongs::No),
+    )
 }
 
 fn key(org_id: Uuid, metric: &str, start: Moment) -> [Key; 3] {
