@@ -4,14 +4,26 @@
 //! statement would not have to evaluate. [`Table::open`] gives nothing else, so a table to which somebody adds a trigger or an
 //! index on an expression is written by statements again. Columns are numbered from 1, as in the table's definition.
 
+mod finder;
+mod index;
+mod key;
+mod names;
 mod places;
+mod queue;
 
-use pgrx::datum::FromDatum;
-use pgrx::{pg_guard, pg_sys};
-use places::{Name, Place, Places};
-use std::cell::{OnceCell, RefCell};
-use std::ffi::CString;
-use std::hash::{DefaultHasher, Hash, Hasher};
+pub use finder::Finder;
+pub use index::{Belongs, Partial};
+pub use key::{Is, Key};
+pub use names::{has_index, watch_invalidations};
+pub use queue::queue;
+
+use finder::Seen;
+use index::Index;
+use names::{known, relation_id};
+use pgrx::pg_sys;
+use places::Place;
+use queue::Turn;
+use std::cell::OnceCell;
 use std::ops::Deref;
 
 /// A value of a column; None is NULL.
@@ -19,95 +31,6 @@ pub type Value = Option<pg_sys::Datum>;
 
 /// Columns and their new values; None leaves the row alone.
 pub type Change = Option<Vec<(usize, Value)>>;
-
-/// What a column must be, and the value for that.
-pub struct Key(pub i16, pub Is, pub Value);
-
-/// Equal, if nothing else is said; by the type of the column.
-#[derive(Clone, Copy)]
-#[allow(missing_docs)]
-pub enum Is {
-    Uuid,
-    /// Of the collation "C".
-    Text,
-    Moment,
-    Small,
-    Big,
-    BigAbove,
-    Day,
-    DayFrom,
-}
-
-impl Key {
-    /// Whether a row with these columns has it.
-    ///
-    /// # Safety
-    /// Columns of a table with one of that type.
-    unsafe fn is_of(&self, row: &[Value]) -> bool {
-        let Some((value, column)) = self.2.zip(row[usize::try_from(self.0 - 1).unwrap_or_default()]) else {
-            return false;
-        };
-        // SAFETY: the caller's promise.
-        unsafe {
-            match self.1 {
-                Is::Uuid => uuid(value) == uuid(column),
-                Is::Text => <&str>::from_datum(value, false) == <&str>::from_datum(column, false),
-                Is::Small => i16::from_datum(value, false) == i16::from_datum(column, false),
-                _ => value == column,
-            }
-        }
-    }
-
-    /// What a row with all these keys, told by an index, is remembered by; None where they are not all of it.
-    fn name(index: pg_sys::Oid, keys: &[Self]) -> Option<Name> {
-        let mut name = Name::new(index.to_u32().into());
-        for Self(_, is, value) in keys {
-            let value = (*value)?;
-            // SAFETY: values of these types.
-            unsafe {
-                name = match is {
-                    Is::Uuid => name.and_bytes(uuid(value)),
-                    Is::Text => name.and_bytes(<&str>::from_datum(value, false)?.as_bytes()),
-                    Is::Small | Is::Big => name.and(value.value() as u64),
-                    Is::Moment | Is::BigAbove | Is::Day | Is::DayFrom => return None,
-                };
-            }
-        }
-        Some(name)
-    }
-}
-
-/// # Safety
-/// A value of type uuid.
-unsafe fn uuid<'a>(value: pg_sys::Datum) -> &'a [u8] {
-    // SAFETY: the caller's promise.
-    unsafe { std::slice::from_raw_parts(value.cast_mut_ptr::<u8>(), 16) }
-}
-
-impl Is {
-    fn procedure(self) -> pg_sys::RegProcedure {
-        match self {
-            Self::Uuid => pg_sys::F_UUID_EQ,
-            Self::Text => pg_sys::F_TEXTEQ,
-            Self::Moment => pg_sys::F_TIMESTAMPTZ_EQ,
-            Self::Small => pg_sys::F_INT2EQ,
-            Self::Big => pg_sys::F_INT8EQ,
-            Self::BigAbove => pg_sys::F_INT8GT,
-            Self::Day => pg_sys::F_DATE_EQ,
-            Self::DayFrom => pg_sys::F_DATE_GE,
-        }
-        .into()
-    }
-
-    fn strategy(self) -> u16 {
-        let strategy = match self {
-            Self::BigAbove => pg_sys::BTGreaterStrategyNumber,
-            Self::DayFrom => pg_sys::BTGreaterEqualStrategyNumber,
-            _ => pg_sys::BTEqualStrategyNumber,
-        };
-        u16::try_from(strategy).unwrap_or_default()
-    }
-}
 
 /// What is to be written.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -151,30 +74,6 @@ pub enum Snapshot {
     Callers,
 }
 
-/// A snapshot that is kept as long as this is.
-struct Seen(pg_sys::Snapshot);
-
-impl Seen {
-    fn new(at: Snapshot) -> Self {
-        // SAFETY: registered, and so forgotten by the end of the transaction on errors.
-        unsafe {
-            Self(pg_sys::RegisterSnapshot(match at {
-                Snapshot::Latest => pg_sys::GetLatestSnapshot(),
-                Snapshot::Callers => pg_sys::GetActiveSnapshot(),
-            }))
-        }
-    }
-}
-
-impl Drop for Seen {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            // SAFETY: registered before.
-            unsafe { pg_sys::UnregisterSnapshot(self.0) };
-        }
-    }
-}
-
 /// Where the place of a row stands, this says that what stands there is a token: `SpecTokenOffsetNumber`.
 const SPECULATIVE: u16 = 0xfffe;
 
@@ -203,104 +102,6 @@ enum Found {
     Outdated,
 }
 
-/// The first place in a queue: whoever has it waits for the row, all others for him, so that the end of a transaction wakes one
-/// of them and not all. Given back as soon as the row is changed.
-struct Turn(pg_sys::LOCKTAG);
-
-impl Turn {
-    const MODE: i32 = pg_sys::ExclusiveLock.cast_signed();
-
-    fn take(table: &Table, number: u32) -> Self {
-        // SAFETY: a tag of an object that is none, of the class of the table; given back on errors by the end of the transaction.
-        unsafe {
-            let tag = pg_sys::LOCKTAG {
-                locktag_field1: pg_sys::MyDatabaseId.to_u32(),
-                locktag_field2: (*table.relation).rd_id.to_u32(),
-                locktag_field3: number,
-                locktag_field4: 0,
-                locktag_type: u8::try_from(pg_sys::LockTagType::LOCKTAG_OBJECT).unwrap_or_default(),
-                locktag_lockmethodid: u8::try_from(pg_sys::DEFAULT_LOCKMETHOD).unwrap_or_default(),
-            };
-            pg_sys::LockAcquire(&raw const tag, Self::MODE, false, false);
-            Self(tag)
-        }
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            // SAFETY: taken before.
-            unsafe { pg_sys::LockRelease(&raw const self.0, Self::MODE, false) };
-        }
-    }
-}
-
-/// The queue of those who wait for a row of that name: two that share a number by chance only wait a little longer.
-pub fn queue(name: impl Hash) -> u32 {
-    let mut hasher = DefaultHasher::new();
-    name.hash(&mut hasher);
-    u32::try_from(hasher.finish() >> 32).unwrap_or_default()
-}
-
-thread_local! {
-    // Few enough to be looked through.
-    /// Which tables need no statement, as far as this backend looked, until something about them changes.
-    static SIMPLE: RefCell<Vec<(pg_sys::Oid, Write, bool)>> = RefCell::default();
-    /// Tables and indexes by name, until something about them changes.
-    static NAMES: RefCell<Vec<(String, pg_sys::Oid)>> = RefCell::default();
-    /// Where rows were found.
-    static PLACES: RefCell<Places> = RefCell::default();
-    /// Unique indexes that were asked with all of their columns, and how many those are.
-    static WHOLE: RefCell<Vec<(pg_sys::Oid, usize)>> = RefCell::default();
-}
-
-/// Registers the callback; once per backend.
-pub fn watch_invalidations() {
-    // SAFETY: the callback lives as long as the library.
-    unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(forget), pg_sys::Datum::from(0)) };
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn forget(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
-    let is_other = |id: pg_sys::Oid| relation != pg_sys::InvalidOid && id != relation;
-    // Borrows are short and take no invalidation inside.
-    SIMPLE.with(|simple| simple.try_borrow_mut().map(|mut s| s.retain(|(id, _, _)| is_other(*id))).ok());
-    NAMES.with(|names| names.try_borrow_mut().map(|mut n| n.retain(|(_, id)| is_other(*id))).ok());
-    WHOLE.with(|whole| whole.try_borrow_mut().map(|mut w| w.retain(|(id, _)| is_other(*id))).ok());
-}
-
-/// What is known of a table, or what a look at it finds.
-fn known(about: (pg_sys::Oid, Write), look: impl FnOnce() -> bool) -> bool {
-    let is_it = |(id, write, _): &&(pg_sys::Oid, Write, bool)| (*id, *write) == about;
-    SIMPLE.with_borrow(|simple| simple.iter().find(is_it).map(|(_, _, known)| *known)).unwrap_or_else(|| {
-        let found = look();
-        SIMPLE.with_borrow_mut(|simple| simple.push((about.0, about.1, found)));
-        found
-    })
-}
-
-fn relation_id(name: &str) -> pg_sys::Oid {
-    if let Some(id) = NAMES.with_borrow(|names| names.iter().find(|(known, _)| known == name).map(|(_, id)| *id)) {
-        return id;
-    }
-    let text = CString::new(name).expect("a name without NUL");
-    // SAFETY: looks names up.
-    let id = unsafe {
-        let schema = pg_sys::get_namespace_oid(c"billing".as_ptr(), true);
-        pg_sys::get_relname_relid(text.as_ptr(), schema)
-    };
-    if id != pg_sys::InvalidOid {
-        NAMES.with_borrow_mut(|names| names.push((name.to_owned(), id)));
-    }
-    id
-}
-
-/// Whether there is an index of that name: somebody may have renamed it.
-pub fn has_index(name: &str) -> bool {
-    relation_id(name) != pg_sys::InvalidOid
-}
-
 /// A table that is open for writing, until the end of the transaction.
 pub struct Table {
     relation: pg_sys::Relation,
@@ -310,31 +111,6 @@ pub struct Table {
     indexes: OnceCell<Vec<Index>>,
     /// How many blocks it had when that was needed: it does not become shorter as long as we have it.
     blocks: OnceCell<u32>,
-}
-
-/// What partial indexes of a table are for, as the server prints it; and which of the rows to be written are of those.
-#[derive(Clone, Copy)]
-pub struct Partial(pub &'static str, pub Belongs);
-
-/// Which rows belong into a partial index.
-#[derive(Clone, Copy)]
-pub enum Belongs {
-    /// None of those that are written.
-    No,
-    /// All of them.
-    Yes,
-    /// Those with this column.
-    Having(usize),
-}
-
-impl Belongs {
-    fn row(self, row: &[Value]) -> bool {
-        match self {
-            Self::No => false,
-            Self::Yes => true,
-            Self::Having(column) => row[column - 1].is_some(),
-        }
-    }
 }
 
 impl Table {
@@ -486,7 +262,7 @@ impl Table {
     pub fn insert_as(&self, index: &str, keys: &[Key], row: &[Value]) {
         let place = self.insert(row);
         if let Some(name) = Key::name(relation_id(index), keys) {
-            PLACES.with_borrow_mut(|places| places.note(name, place));
+            finder::note(name, place);
         }
     }
 
@@ -850,111 +626,6 @@ impl Deref for Row {
     }
 }
 
-/// Looks for single rows of a table, all at one moment.
-pub struct Finder<'a> {
-    table: &'a Table,
-    index: pg_sys::Oid,
-    seen: Seen,
-    /// Where the last row was: rows that are looked at together often stand together.
-    buffer: pg_sys::Buffer,
-}
-
-impl Finder<'_> {
-    /// Shows the columns of the first row with these keys, where there is one; and whether another transaction holds it just now.
-    pub fn read(&mut self, keys: &[Key], mut show: impl FnMut(&[Value], bool)) {
-        self.visit(keys, |tuple, row| {
-            // SAFETY: a tuple in a pinned buffer.
-            show(row, unsafe { holder(tuple) }.is_some());
-            false
-        });
-    }
-
-    /// Goes over the rows with these keys as long as `visit` says so. Where there can only be one, looks where it was found the last
-    /// time, and else asks the index.
-    fn visit(&mut self, keys: &[Key], mut visit: impl FnMut(pg_sys::HeapTuple, &[Value]) -> bool) {
-        // What a serializable transaction has read is noted where the index is asked.
-        // SAFETY: reads a global.
-        let is_noted = unsafe { pg_sys::XactIsoLevel } < pg_sys::XACT_SERIALIZABLE.cast_signed();
-        let name = Key::name(self.index, keys).filter(|_| is_noted);
-        let is_whole = WHOLE.with_borrow(|whole| whole.contains(&(self.index, keys.len())));
-        let place = name.filter(|_| is_whole).and_then(|name| PLACES.with_borrow(|places| places.get(name)));
-        // SAFETY: an index of this table.
-        unsafe {
-            if place.is_some_and(|place| self.visit_at(place, keys, &mut visit)) {
-                return;
-            }
-            self.table.scan(self.index, keys, &self.seen, |tuple, place| {
-                if let Some((name, place)) = name.zip(place) {
-                    PLACES.with_borrow_mut(|places| places.note(name, place));
-                    if !is_whole {
-                        WHOLE.with_borrow_mut(|whole| whole.push((self.index, keys.len())));
-                    }
-                }
-                visit(tuple, &self.table.deform(tuple))
-            });
-        }
-    }
-
-    /// Shows the row at a place, if it has these keys; else false.
-    ///
-    /// # Safety
-    /// Keys of this table.
-    unsafe fn visit_at(
-        &mut self,
-        place: Place,
-        keys: &[Key],
-        visit: &mut impl FnMut(pg_sys::HeapTuple, &[Value]) -> bool,
-    ) -> bool {
-        let relation = self.table.relation;
-        // SAFETY: an open relation, and a block of it; the buffer is released, on errors by the end of the transaction.
-        unsafe {
-            let main = pg_sys::ForkNumber::MAIN_FORKNUM;
-            let blocks = self.table.blocks.get_or_init(|| pg_sys::RelationGetNumberOfBlocksInFork(relation, main));
-            if place.block >= *blocks {
-                return false;
-            }
-            let before = std::mem::replace(&mut self.buffer, pg_sys::InvalidBuffer.cast_signed());
-            self.buffer = pg_sys::ReleaseAndReadBuffer(before, relation, place.block);
-            if self.buffer != before {
-                // As a scan does: it makes room for the next versions.
-                pg_sys::heap_page_prune_opt(relation, self.buffer);
-            }
-            let mut tuple: pg_sys::HeapTupleData = std::mem::zeroed();
-            let mut row: pg_sys::ItemPointerData = std::mem::zeroed();
-            pgrx::itemptr::item_pointer_set_all(&mut row, place.block, place.number);
-            pg_sys::LockBuffer(self.buffer, pg_sys::BUFFER_LOCK_SHARE.cast_signed());
-            let is_there = pg_sys::heap_hot_search_buffer(
-                &raw mut row,
-                relation,
-                self.buffer,
-                self.seen.0,
-                &raw mut tuple,
-                std::ptr::null_mut(),
-                true,
-            );
-            pg_sys::LockBuffer(self.buffer, pg_sys::BUFFER_LOCK_UNLOCK.cast_signed());
-            if !is_there {
-                return false;
-            }
-            let row = self.table.deform(&raw mut tuple);
-            let is_it = keys.iter().all(|key| key.is_of(&row));
-            if is_it {
-                visit(&raw mut tuple, &row);
-            }
-            is_it
-        }
-    }
-}
-
-impl Drop for Finder<'_> {
-    fn drop(&mut self) {
-        if !std::thread::panicking() && self.buffer != pg_sys::InvalidBuffer.cast_signed() {
-            // SAFETY: pinned before.
-            unsafe { pg_sys::ReleaseBuffer(self.buffer) };
-        }
-    }
-}
-
 impl Drop for Table {
     fn drop(&mut self) {
         // An error closes everything by itself.
@@ -1027,109 +698,5 @@ unsafe fn replace(
             &mut std::mem::zeroed(),
         );
         (status, failure.xmax)
-    }
-}
-
-/// An index that is open for writing.
-struct Index {
-    relation: pg_sys::Relation,
-    info: *mut pg_sys::IndexInfo,
-}
-
-impl Index {
-    /// # Safety
-    /// The index exists, and its table is locked.
-    unsafe fn open(id: pg_sys::Oid) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let relation = pg_sys::index_open(id, pg_sys::RowExclusiveLock.cast_signed());
-            Self { relation, info: pg_sys::BuildIndexInfo(relation) }
-        }
-    }
-
-    /// What a partial index is for.
-    fn predicate(&self) -> Option<String> {
-        let column = pg_sys::AttrNumber::try_from(pg_sys::Anum_pg_index_indpred).unwrap_or_default();
-        let cache = pg_sys::SysCacheIdentifier::INDEXRELID.cast_signed();
-        let mut is_null = false;
-        // SAFETY: an open index, and what the catalog says of it.
-        unsafe {
-            let tuple = (*self.relation).rd_indextuple;
-            let stored = pg_sys::SysCacheGetAttr(cache, tuple, column, &raw mut is_null);
-            let table = pg_sys::Datum::from((*(*self.relation).rd_index).indrelid);
-            let print = pg_sys::F_PG_GET_EXPR_PG_NODE_TREE_OID;
-            (!is_null).then(|| {
-                let printed = pg_sys::OidFunctionCall2Coll(print, pg_sys::InvalidOid, stored, table);
-                String::from_datum(printed, false).unwrap_or_default()
-            })
-        }
-    }
-
-    fn id(&self) -> pg_sys::Oid {
-        // SAFETY: an open index.
-        unsafe { (*self.relation).rd_id }
-    }
-
-    /// Nothing has to be evaluated for it but whether it is for a row, where it is `partial`.
-    fn is_simple(&self, partial: Option<&str>) -> bool {
-        // SAFETY: an open index and what describes it.
-        unsafe {
-            let (info, form) = (&*self.info, &*(*self.relation).rd_index);
-            info.ii_Expressions.is_null()
-                && (info.ii_Predicate.is_null() || self.predicate().as_deref() == partial)
-                && info.ii_ExclusionOps.is_null()
-                && form.indimmediate
-        }
-    }
-
-    /// Enters a tuple with these columns. `asks`: false, and it does not count, where there is or may be one like it; else the
-    /// server raises an error.
-    ///
-    /// # Safety
-    /// A tuple that was inserted into the table, of which this is an index.
-    unsafe fn insert(&self, table: &Table, tuple: pg_sys::HeapTuple, row: &[Value], asks: bool) -> bool {
-        use pg_sys::IndexUniqueCheck::{UNIQUE_CHECK_NO, UNIQUE_CHECK_PARTIAL, UNIQUE_CHECK_YES};
-        // SAFETY: the caller's promise; as many values as the index has columns.
-        unsafe {
-            let info = &*self.info;
-            if !info.ii_ReadyForInserts {
-                return true;
-            }
-            if !info.ii_Predicate.is_null() && !table.partial.row(row) {
-                return true;
-            }
-            let columns = usize::try_from(info.ii_NumIndexAttrs).unwrap_or_default();
-            let numbers = info.ii_IndexAttrNumbers.iter().take(columns);
-            let entry: Vec<Value> = numbers.map(|n| row[usize::try_from(*n - 1).unwrap_or_default()]).collect();
-            let (mut values, mut nulls) = split(&entry);
-            let check = match info.ii_Unique {
-                true if asks => UNIQUE_CHECK_PARTIAL,
-                true => UNIQUE_CHECK_YES,
-                false => UNIQUE_CHECK_NO,
-            };
-            let is_new = pg_sys::index_insert(
-                self.relation,
-                values.as_mut_ptr(),
-                nulls.as_mut_ptr(),
-                &raw mut (*tuple).t_self,
-                table.relation,
-                check,
-                false,
-                self.info,
-            );
-            is_new || !asks
-        }
-    }
-}
-
-impl Drop for Index {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            // SAFETY: opened above; the lock stays until the end of the transaction.
-            unsafe {
-                pg_sys::index_close(self.relation, pg_sys::NoLock.cast_signed());
-                pg_sys::pfree(self.info.cast());
-            }
-        }
     }
 }

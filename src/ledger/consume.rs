@@ -1,7 +1,7 @@
 //! `consume_credits`: the common consumption, in two rows.
 //!
 //! One update of a lane checks, burns from its slice and advances the chain; one insert writes the entry and takes the
-//! key: without statements (`heap.rs`). Whatever that update cannot decide alone (the slice is too small, a grant has expired,
+//! key: without statements (`heap`). Whatever that update cannot decide alone (the slice is too small, a grant has expired,
 //! credit is scoped, an allowance, a cap or steps of a price ask what was used before, a statement is needed…) goes through the
 //! rules, as a batch of one.
 

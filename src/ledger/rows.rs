@@ -1,4 +1,4 @@
-//! Lanes and entries by the server's access methods (`heap.rs`): what the shortest calls look at and write.
+//! Lanes and entries by the server's access methods (`heap`): what the shortest calls look at and write.
 
 use crate::heap::{self, Attempt, Belongs, Changed, Held, Is, Key, Partial, Snapshot, Table, Value, Write, has_index};
 use crate::json::Jsonb;

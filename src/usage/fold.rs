@@ -2,7 +2,7 @@
 //! write entries. The wallet must be locked. What is not folded yet is read from the entries, or known to their lane
 //! (`recent.rs`), so a report is never behind.
 //!
-//! Done without statements where that can be (`heap.rs`), because calls that wait for an answer do it.
+//! Done without statements where that can be (`heap`), because calls that wait for an answer do it.
 
 use crate::heap::{Change, Changed, Held, Is, Key, Snapshot, Table, Value, Write};
 use crate::ledger::rows::{self, number};

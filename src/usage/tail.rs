@@ -1,5 +1,5 @@
 //! What was consumed of a metric, to the last entry: the days that are folded, and what of the ledger is not yet. Without
-//! statements (`heap.rs`), since the shortest answers ask for it.
+//! statements (`heap`), since the shortest answers ask for it.
 
 use crate::heap::{Is, Key, Snapshot, Table};
 use crate::ledger::rows::{self, column, entry, int, number, text};

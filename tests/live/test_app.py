@@ -306,6 +306,78 @@ class App(LiveTestCase):
             rows(self.db, drop)
         self.assertEqual(value(self.db, "select count(*) from app.seen"), 6)
 
+    def test_common_calls_run_no_statement(self):
+        """Charges, holds and totals do without; nothing that would keep them from it, as a condition on an index, slips in."""
+        org, split = self.org(1_000_000), self.org(1_000_000)
+        rows(self.db, "select billing.set_wallet_lanes(%s, 2)", split)
+        session = self.connect()
+
+        def work():
+            for number in range(2):
+                key = str(uuid.uuid4()) if number else f"key {uuid.uuid4()}"
+                yield "consume", lambda key=key: call(session, "consume_credits", org, "call", 1, key)
+            yield "consume without a key", lambda: call(session, "consume_credits", org, "call")
+            yield "consume from a lane", lambda: call(session, "consume_credits", split, "call", 1, str(uuid.uuid4()))
+            yield "reserve", lambda: held.append(call(session, "reserve_credits", org, "call", 2, idempotency_key=str(uuid.uuid4())).hold_id)
+            yield "capture", lambda: call(session, "capture_credits", org, held.pop(), idempotency_key=str(uuid.uuid4()))
+            yield "total", lambda: total(session, org)
+            yield "total of lanes", lambda: total(session, split)
+            yield "check", lambda: call(session, "check_limit", org, "call")
+
+        held = []
+        # What a session learns, and the first rows of reports, take statements.
+        for _ in range(100):
+            for _, step in work():
+                step()
+        rows(session, """load 'auto_explain'; set auto_explain.log_min_duration = 0; set auto_explain.log_nested_statements = on;
+                         set client_min_messages = log""")
+        for _ in range(3):
+            for name, step in work():
+                del session.notices[:]
+                step()
+                statements = [notice.partition("Query Text:")[2].strip() for notice in session.notices if "Query Text:" in notice]
+                with self.subTest(name):
+                    self.assertEqual(len(statements), 1, statements)
+
+    def test_rows_that_move(self):
+        """A session that knows where the rows of wallets and holds were finds them when they are elsewhere, and others in their place."""
+        orgs, cost = [self.org(1000) for _ in range(20)], value(self.db, "select billing.calculate_cost('call', 1)")
+        session = self.as_service(autocommit=False)
+        held = {}
+        moves = [
+            "select 1",
+            "vacuum full billing.lanes; vacuum full billing.holds",
+            "cluster billing.lanes using lanes_pkey; cluster billing.holds using holds_pkey",
+            # In another order than before.
+            "cluster billing.lanes using lanes_org_id_slot_key; cluster billing.holds using holds_expires",
+            # To another place of the same table, and then into what that left.
+            "update billing.lanes set holds_due = least(holds_due, '2100-01-01'), fast_until = least(fast_until, '2100-01-01')",
+            "vacuum billing.lanes; update billing.lanes set holds_due = least(holds_due, '2099-01-01'), fast_until = least(fast_until, '2099-01-01')",
+        ]
+        for n, move in enumerate(moves):
+            for statement in move.split("; "):
+                rows(self.db, statement)
+            for org in orgs:
+                # What was rolled back left its rows, and their places, behind.
+                call(session, "consume_credits", org, "call", 1, f"{n}")
+                lost = call(session, "reserve_credits", org, "call", 1).hold_id
+                session.rollback()
+                with self.assertRaises(Refused) as caught:
+                    call(session, "capture_credits", org, lost)
+                self.assertEqual(code_of(caught.exception), "PT404 unknown_hold")
+                session.rollback()
+                rows(session, "savepoint here")
+                call(session, "consume_credits", org, "call")
+                rows(session, "rollback to here")
+                call(session, "consume_credits", org, "call", 1, f"{n}")
+                if n:
+                    self.assertEqual(call(session, "capture_credits", org, held[org]).credits, cost)
+                held[org] = call(session, "reserve_credits", org, "call", 1).hold_id
+                session.commit()
+            for org in orgs:
+                self.assertEqual(total(session, org), 1000 - (2 * n + 2) * cost)
+            session.commit()
+
     def test_parallel_plans(self):
         """What reads works where the planner goes parallel, in a session that has done nothing before."""
         org = self.org(10, 20)

@@ -1,0 +1,95 @@
+//! By which columns a row is looked for.
+
+use super::Value;
+use super::places::Name;
+use pgrx::datum::FromDatum;
+use pgrx::pg_sys;
+
+/// What a column must be, and the value for that.
+pub struct Key(pub i16, pub Is, pub Value);
+
+/// Equal, if nothing else is said; by the type of the column.
+#[derive(Clone, Copy)]
+#[allow(missing_docs)]
+pub enum Is {
+    Uuid,
+    /// Of the collation "C".
+    Text,
+    Moment,
+    Small,
+    Big,
+    BigAbove,
+    Day,
+    DayFrom,
+}
+
+impl Key {
+    /// Whether a row with these columns has it.
+    ///
+    /// # Safety
+    /// Columns of a table with one of that type.
+    pub(super) unsafe fn is_of(&self, row: &[Value]) -> bool {
+        let Some((value, column)) = self.2.zip(row[usize::try_from(self.0 - 1).unwrap_or_default()]) else {
+            return false;
+        };
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.1 {
+                Is::Uuid => uuid(value) == uuid(column),
+                Is::Text => <&str>::from_datum(value, false) == <&str>::from_datum(column, false),
+                Is::Small => i16::from_datum(value, false) == i16::from_datum(column, false),
+                _ => value == column,
+            }
+        }
+    }
+
+    /// What a row with all these keys, told by an index, is remembered by; None where they are not all of it.
+    pub(super) fn name(index: pg_sys::Oid, keys: &[Self]) -> Option<Name> {
+        let mut name = Name::new(index.to_u32().into());
+        for Self(_, is, value) in keys {
+            let value = (*value)?;
+            // SAFETY: values of these types.
+            unsafe {
+                name = match is {
+                    Is::Uuid => name.and_bytes(uuid(value)),
+                    Is::Text => name.and_bytes(<&str>::from_datum(value, false)?.as_bytes()),
+                    Is::Small | Is::Big => name.and(value.value() as u64),
+                    Is::Moment | Is::BigAbove | Is::Day | Is::DayFrom => return None,
+                };
+            }
+        }
+        Some(name)
+    }
+}
+
+/// # Safety
+/// A value of type uuid.
+unsafe fn uuid<'a>(value: pg_sys::Datum) -> &'a [u8] {
+    // SAFETY: the caller's promise.
+    unsafe { std::slice::from_raw_parts(value.cast_mut_ptr::<u8>(), 16) }
+}
+
+impl Is {
+    pub(super) fn procedure(self) -> pg_sys::RegProcedure {
+        match self {
+            Self::Uuid => pg_sys::F_UUID_EQ,
+            Self::Text => pg_sys::F_TEXTEQ,
+            Self::Moment => pg_sys::F_TIMESTAMPTZ_EQ,
+            Self::Small => pg_sys::F_INT2EQ,
+            Self::Big => pg_sys::F_INT8EQ,
+            Self::BigAbove => pg_sys::F_INT8GT,
+            Self::Day => pg_sys::F_DATE_EQ,
+            Self::DayFrom => pg_sys::F_DATE_GE,
+        }
+        .into()
+    }
+
+    pub(super) fn strategy(self) -> u16 {
+        let strategy = match self {
+            Self::BigAbove => pg_sys::BTGreaterStrategyNumber,
+            Self::DayFrom => pg_sys::BTGreaterEqualStrategyNumber,
+            _ => pg_sys::BTEqualStrategyNumber,
+        };
+        u16::try_from(strategy).unwrap_or_default()
+    }
+}

@@ -1,0 +1,45 @@
+//! Those who wait for a row.
+
+use super::Table;
+use pgrx::pg_sys;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+/// The first place in a queue: whoever has it waits for the row, all others for him, so that the end of a transaction wakes one
+/// of them and not all. Given back as soon as the row is changed.
+pub(super) struct Turn(pg_sys::LOCKTAG);
+
+impl Turn {
+    const MODE: i32 = pg_sys::ExclusiveLock.cast_signed();
+
+    pub(super) fn take(table: &Table, number: u32) -> Self {
+        // SAFETY: a tag of an object that is none, of the class of the table; given back on errors by the end of the transaction.
+        unsafe {
+            let tag = pg_sys::LOCKTAG {
+                locktag_field1: pg_sys::MyDatabaseId.to_u32(),
+                locktag_field2: (*table.relation).rd_id.to_u32(),
+                locktag_field3: number,
+                locktag_field4: 0,
+                locktag_type: u8::try_from(pg_sys::LockTagType::LOCKTAG_OBJECT).unwrap_or_default(),
+                locktag_lockmethodid: u8::try_from(pg_sys::DEFAULT_LOCKMETHOD).unwrap_or_default(),
+            };
+            pg_sys::LockAcquire(&raw const tag, Self::MODE, false, false);
+            Self(tag)
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: taken before.
+            unsafe { pg_sys::LockRelease(&raw const self.0, Self::MODE, false) };
+        }
+    }
+}
+
+/// The queue of those who wait for a row of that name: two that share a number by chance only wait a little longer.
+pub fn queue(name: impl Hash) -> u32 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    u32::try_from(hasher.finish() >> 32).unwrap_or_default()
+}
