@@ -322,7 +322,6 @@ class App(LiveTestCase):
             yield "capture", lambda: call(session, "capture_credits", org, held.pop(), idempotency_key=str(uuid.uuid4()))
             yield "total", lambda: total(session, org)
             yield "total of lanes", lambda: total(session, split)
-            yield "check", lambda: call(session, "check_limit", org, "call")
 
         held = []
         # What a session learns, and the first rows of reports, take statements.
