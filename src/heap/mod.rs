@@ -369,9 +369,9 @@ impl Table {
             };
             let (mut locked, mut is_there) = (None, false);
             // SAFETY: a tuple of this table.
-            self.finder(index, Snapshot::Latest)?.visit(keys, |tuple, _| unsafe {
+            self.finder(index, Snapshot::Latest)?.visit(keys, |tuple, row| unsafe {
                 is_there = true;
-                self.lock(tuple, policy, |row| locked = Some(read(&self.deform(row))));
+                locked = self.lock(tuple, policy).then(|| read(row));
                 false
             });
             if locked.is_some() || !is_there {
@@ -382,16 +382,11 @@ impl Table {
         }
     }
 
-    /// Locks a version of a row, and shows it where that was possible.
+    /// Locks a version of a row; false where it is no longer the newest, or somebody holds it and that is not waited for.
     ///
     /// # Safety
     /// A tuple of this table, with its place.
-    unsafe fn lock(
-        &self,
-        tuple: pg_sys::HeapTuple,
-        policy: pg_sys::LockWaitPolicy::Type,
-        show: impl FnOnce(pg_sys::HeapTuple),
-    ) -> pg_sys::TM_Result::Type {
+    unsafe fn lock(&self, tuple: pg_sys::HeapTuple, policy: pg_sys::LockWaitPolicy::Type) -> bool {
         // SAFETY: the caller's promise; the buffer is released in any case.
         unsafe {
             let mut row = *tuple;
@@ -407,11 +402,8 @@ impl Table {
                 &raw mut buffer,
                 &raw mut failure,
             );
-            if status == pg_sys::TM_Result::TM_Ok {
-                show(&raw mut row);
-            }
             pg_sys::ReleaseBuffer(buffer);
-            status
+            status == pg_sys::TM_Result::TM_Ok
         }
     }
 
@@ -554,26 +546,13 @@ impl Table {
                     self.update(tuple, row, true, change)
                 }
                 // Held by several, ourselves among them perhaps: the server knows.
-                (Found::Held(_), Held::Wait(_)) if is_many => self.update_when_locked(tuple, change),
+                (Found::Held(_), Held::Wait(_)) if is_many => {
+                    let is_ours = self.lock(tuple, pg_sys::LockWaitPolicy::LockWaitBlock);
+                    if is_ours { self.update(tuple, row, true, change) } else { Found::Outdated }
+                }
                 (found, _) => found,
             }
         }
-    }
-
-    /// # Safety
-    /// A tuple of this table, with its place.
-    unsafe fn update_when_locked(
-        &self,
-        tuple: pg_sys::HeapTuple,
-        change: &mut impl FnMut(&[Value]) -> Change,
-    ) -> Found {
-        let mut found = Found::Outdated;
-        // SAFETY: the caller's promise.
-        unsafe {
-            let wait = pg_sys::LockWaitPolicy::LockWaitBlock;
-            self.lock(tuple, wait, |row| found = self.update(row, &self.deform(row), true, change));
-        }
-        found
     }
 
     /// Changes a version of a row, unless somebody holds or has changed it. `is_ours`: we hold it.

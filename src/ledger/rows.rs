@@ -144,11 +144,10 @@ pub fn numbered(org_id: Uuid, id: i64) -> [Key; 2] {
 const HOLD_KEY: &str = "holds_pkey";
 
 /// Shows a hold; false where that takes a statement.
-pub fn read_hold(org_id: Uuid, hold_id: i64, show: impl FnMut(&[Value])) -> bool {
+pub fn read_hold(org_id: Uuid, hold_id: i64, mut show: impl FnMut(&[Value])) -> bool {
     let holds = Table::open_to_read("holds", column::HOLDS);
     let finder = holds.as_ref().and_then(|holds| holds.finder(HOLD_KEY, Snapshot::Latest));
     let Some(mut finder) = finder else { return false };
-    let mut show = show;
     finder.read(&numbered(org_id, hold_id), |row, _| show(row));
     true
 }

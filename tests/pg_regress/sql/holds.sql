@@ -95,5 +95,23 @@ select billing.get_total_credits(:'bolt');
 select * from billing.capture_credits(:'bolt', :h6_hold_id, 4);
 select billing.get_total_credits(:'bolt');
 select entry_id, kind, amount, balance_before, balance_after, grant_id from billing.entries where org_id = :'bolt' order by entry_id;
+
+-- Behind more holds that were closed before their time than are looked at in one go, a hold still frees itself at its moment.
+\set cove 00000000-0000-4000-8000-000000000003
+select grant_id from billing.grant_credits(:'cove', 1000, 'purchase');
+select count(distinct l.hold_id) from generate_series(1, 1100) n, lateral billing.reserve_credits(:'cove', 'token', n / n, ttl => '20 minutes') r,
+    lateral billing.release_credits(:'cove', r.hold_id) l;
+select credits, expires_at from billing.reserve_credits(:'cove', 'token', 7, ttl => '10 minutes');
+select credits, expires_at from billing.reserve_credits(:'cove', 'token', 9, ttl => '30 minutes');
+set local billing.test_clock = '2026-03-01 01:40:00+00';
+select balance_after from billing.consume_credits(:'cove', 'token', 1);
+select holds_due, reserved from billing.lanes where org_id = :'cove';
+set local billing.test_clock = '2026-03-01 01:59:59.999999+00';
+select balance_after from billing.consume_credits(:'cove', 'token', 1);
+select holds_due, reserved from billing.lanes where org_id = :'cove';
+set local billing.test_clock = '2026-03-01 02:00:00+00';
+select billing.get_total_credits(:'cove');
+select balance_after from billing.consume_credits(:'cove', 'token', 1);
+select holds_due, reserved from billing.lanes where org_id = :'cove';
 select * from billing.verify_ledger();
 rollback;

@@ -161,7 +161,7 @@ select * from pg_temp.after($$delete from billing.refunds$$);
 select * from pg_temp.after($$insert into billing.refunds values ('00000000-0000-4000-8000-000000000001', 5, 3, 1)$$);
 -- What an open hold will be captured by: its price, what it is for, until when, and where its credit came from.
 select x.change, y.touched, y.violations is not null as noticed from unnest(array['price = jsonb_set(price, ''{steps,0,credits}'', ''50'')', 'price = null', 'quantity = quantity + 1', 'metric = ''page''',
-        'member_id = ''00000000-0000-4000-8000-0000000000a1''', 'expires_at = ''infinity''', 'created_at = created_at - interval ''1 day''', 'parts = parts + 1', 'kind = ''payout''']) x (change),
+        'member_id = ''00000000-0000-4000-8000-0000000000a1''', 'expires_at = ''infinity''', 'created_at = created_at - interval ''1 day''', 'parts = parts + 1', 'grant_id = grant_id + 1', 'kind = ''payout''']) x (change),
     pg_temp.after(format($$update billing.holds set %s where status = 'open' and kind = 'usage'$$, x.change)) y;
 
 -- The guards are on: nobody changes an entry, and nothing of a wallet is removed.
