@@ -3,6 +3,7 @@
 //! Statements are prepared once per backend and kept. A backend has one thread, so thread-local statics are its globals.
 //! Errors of the server are never caught: they unwind to the function call and roll its statement back.
 
+use crate::search_path::Pinned;
 use crate::time::Moment;
 use pgrx::datum::{FromDatum, IntoDatum};
 use pgrx::pg_sys;
@@ -313,6 +314,7 @@ impl Db {
 
     fn execute(statement: &Statement, args: &[Option<pg_sys::Datum>], read_only: bool) -> Rows {
         assert_eq!(args.len(), statement.types.len(), "parameters of {}", statement.text);
+        let _pinned = Pinned::begin();
         let plan = statement.plan();
         let mut values = [pg_sys::Datum::from(0); 32];
         let mut nulls = [b' '.cast_signed(); 32];

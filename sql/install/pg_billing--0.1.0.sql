@@ -1316,7 +1316,6 @@ CREATE  FUNCTION "capture_credits"(
 	"beyond" TEXT DEFAULT 'charge' /* Option < & str > */
 ) RETURNS consumption /* Consumption */
 VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'capture_credits_wrapper';
 /* </end connected objects> */
@@ -1406,7 +1405,6 @@ CREATE  FUNCTION "consume_credits"(
 	"metadata" jsonb DEFAULT '{}' /* Option < Jsonb > */
 ) RETURNS consumption /* Consumption */
 VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'consume_credits_wrapper';
 /* </end connected objects> */
@@ -1529,7 +1527,6 @@ CREATE  FUNCTION "get_total_credits"(
 	"metric" TEXT DEFAULT NULL /* Option < & str > */
 ) RETURNS bigint /* i64 */
 STABLE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'get_total_credits_wrapper';
 /* </end connected objects> */
@@ -1684,7 +1681,6 @@ CREATE  FUNCTION "record_usage"(
 	"properties" jsonb DEFAULT '{}' /* Option < Jsonb > */
 ) RETURNS bool /* bool */
 VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'record_usage_wrapper';
 /* </end connected objects> */
@@ -1741,7 +1737,6 @@ CREATE  FUNCTION "release_credits"(
 	"hold_id" bigint /* Option < i64 > */
 ) RETURNS hold_receipt /* HoldReceipt */
 VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'release_credits_wrapper';
 /* </end connected objects> */
@@ -1772,7 +1767,6 @@ CREATE  FUNCTION "reserve_credits"(
 	"metadata" jsonb DEFAULT '{}' /* Option < Jsonb > */
 ) RETURNS hold_receipt /* HoldReceipt */
 VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'reserve_credits_wrapper';
 /* </end connected objects> */

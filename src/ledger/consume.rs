@@ -594,7 +594,6 @@ fn refusal(db: &Db, asked: &Asked<'_>, unit: &str, member_id: Uuid, credits: i64
 /// result's balances are what the org can spend on that metric. Errors: PT402 `insufficient_credits`; PT404 `unknown_org`,
 /// `unknown_metric`; PT409 `idempotency_conflict`; PT429 `cap_exceeded`; 22023.
 #[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
 fn consume_credits(
     org_id: Option<pgrx::Uuid>,
     metric: Option<&str>,

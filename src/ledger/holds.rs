@@ -237,7 +237,6 @@ fn from_hold(hold_id: i64, hold: &Stored) -> Facts {
 /// The credit counts as gone at once; capture charges what was really used, release gives it back, and when the time is over
 /// it is free again by itself. `ttl`: above zero, at most a year. Errors: as `consume_credits`.
 #[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
 fn reserve_credits(
     org_id: Option<pgrx::Uuid>,
     metric: Option<&str>,
@@ -381,7 +380,6 @@ fn expiry(now: Moment, ttl: &Interval) -> Result<Moment> {
 /// reserved: charge burns the difference as a consumption would, refuse is PT409 `capture_exceeds`. Errors: PT409
 /// `hold_closed`; PT404 `unknown_hold`; else as `consume_credits`. A refused capture leaves the hold open.
 #[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
 fn capture_credits(
     org_id: Option<pgrx::Uuid>,
     hold_id: Option<i64>,
@@ -514,7 +512,6 @@ fn plain(hold_id: i64, hold: &Stored) -> Hold {
 ///
 /// Errors: PT404 `unknown_hold`; PT409 `hold_closed`.
 #[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
 fn release_credits(org_id: Option<pgrx::Uuid>, hold_id: Option<i64>) -> HoldReceipt {
     or_raise((|| {
         let org_id = required_uuid("org_id", org_id)?;

@@ -111,7 +111,6 @@ pub fn spendable(db: &Db, org_id: Uuid, unit: &str, metric: Option<&str>) -> Res
 /// Takes the same time however long the history. An org without a wallet in that unit has 0. Errors: 42501 for an org that
 /// is not the caller's; PT404 `unknown_metric`; 22023.
 #[pg_extern(stable, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
 fn get_total_credits(
     org_id: Option<pgrx::Uuid>,
     unit: default!(Option<&str>, "'credit'"),

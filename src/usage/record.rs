@@ -302,7 +302,6 @@ fn without_duplicates(db: &Db, placed: Vec<Placed>) -> Vec<Placed> {
 /// or the level (from 0) for a metric that reports levels (max, last). `properties`: an object. Writers never wait for one
 /// another. Errors: PT404 `unknown_metric`; 22023.
 #[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
 fn record_usage(
     org_id: Option<pgrx::Uuid>,
     metric: Option<&str>,

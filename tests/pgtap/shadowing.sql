@@ -172,12 +172,29 @@ select pg_catalog.set_config('request.jwt.claims', '{"org_id": "00000000-0000-40
 select billing.my_orgs() as mine, billing.get_total_credits(:'bolt') as my_total \gset
 select count(*) as my_entries from billing.entries \gset
 reset role;
+-- The caller's path is what it was, also after an error in the middle of a statement of ours.
+select pg_catalog.current_setting('search_path') as path_after \gset
+create function tap_app.refuse() returns trigger language plpgsql as $$ begin raise exception 'refused with %', pg_catalog.current_setting('search_path'); end $$;
+create trigger refuse before insert on billing.ledger for each row execute function tap_app.refuse();
+create table tap_app.refused (message pg_catalog.text, path pg_catalog.text);
+do $$
+declare said pg_catalog.text;
+begin
+    perform billing.consume_credits('00000000-0000-4000-8000-000000000002', 'call');
+exception when others then
+    get stacked diagnostics said = message_text;
+    insert into tap_app.refused values (said, pg_catalog.current_setting('search_path'));
+end $$;
+drop trigger refuse on billing.ledger;
 reset search_path;
 set local search_path = public, pg_catalog;
 
 select is(:'comparison'::text, 'EVIL0'::text, 'a comparison in the session springs the trap');
 select is(:'function'::text, 'EVIL0'::text, 'so does now()');
 select is(:shadowed, 0, 'and a table without its schema is the hostile one');
+select is(:'path_after'::text, 'evil, pg_temp, pg_catalog, billing, public', 'the path of the session is left as it was');
+select results_eq('select * from tap_app.refused', $$values ('refused with pg_catalog, billing, pg_temp', 'evil, pg_temp, pg_catalog, billing, public')$$,
+                  'a statement of a call has the pinned path, and its error takes that back');
 select is(array[:'use_credits', :'third_credits', :'capture_credits', :'release_credits', :'paid_credits', :'refund_credits', :'adjust_amount', :'transfer_amount'],
           array['14', '2', '4', '6', '3', '4', '5', '6'], 'the calls did what they do');
 select is(:'again_replayed'::text, 't'::text, 'the replay found its operation');
