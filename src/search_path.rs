@@ -3,7 +3,7 @@
 //! Nearly all functions have it from `#[search_path]`: the server sets it before each call and takes it back after it. That costs as
 //! much as a tenth of a charge, for the server then looks through all of its settings, and the next statement of the caller has to
 //! look up its own path again. So the calls that mostly run no statement at all (`consume_credits`, `reserve_credits`,
-//! `capture_credits`, `release_credits`, `get_total_credits`, `record_usage`) are without, and it is set around each
+//! `capture_credits`, `release_credits`, `get_total_credits`, `record_usage`) are without, and it is set before the first
 //! statement that one of them does run.
 
 use pgrx::pg_sys;
@@ -12,18 +12,24 @@ use std::ffi::{CStr, c_int};
 /// As in `#[search_path]`; temporary tables last, or they would come before ours.
 const PATH: &CStr = c"pg_catalog, billing, pg_temp";
 
-/// While it lives, the path is ours.
-pub struct Pinned(Option<c_int>);
+/// Of `install()`, which runs with the rights of its caller. Our statements name the schema of what is ours, so this does too.
+const OF_THE_CALLER: &CStr = c"pg_catalog, pg_temp";
+
+/// Whether the path has nothing but what is ours and the server's.
+pub fn is_pinned() -> bool {
+    // SAFETY: the server's own text of the setting, replaced only by what sets it.
+    let path = unsafe { CStr::from_ptr(pg_sys::namespace_search_path) };
+    path == PATH || path == OF_THE_CALLER
+}
+
+/// While it lives, the path is pinned. It ends before the subtransaction does in which it began.
+pub struct Pinned(c_int);
 
 impl Pinned {
-    /// Sets the path, unless a function has it set already.
-    pub fn begin() -> Self {
-        // SAFETY: the server's own text of the setting, replaced only by what sets it.
-        if unsafe { CStr::from_ptr(pg_sys::namespace_search_path) } == PATH {
-            return Self(None);
-        }
+    /// Sets the path, unless it is set already.
+    pub fn begin() -> Option<Self> {
         // SAFETY: as the server does it for a function with a SET clause.
-        unsafe {
+        (!is_pinned()).then(|| unsafe {
             let level = pg_sys::NewGUCNestLevel();
             pg_sys::set_config_option(
                 c"search_path".as_ptr(),
@@ -35,19 +41,17 @@ impl Pinned {
                 0,
                 false,
             );
-            Self(Some(level))
-        }
+            Self(level)
+        })
     }
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
         // After an error, the end of the transaction or of the subtransaction takes it back.
-        if let Self(Some(level)) = self
-            && !std::thread::panicking()
-        {
+        if !std::thread::panicking() {
             // SAFETY: the level that was begun; those that began in it have ended.
-            unsafe { pg_sys::AtEOXact_GUC(true, *level) };
+            unsafe { pg_sys::AtEOXact_GUC(true, self.0) };
         }
     }
 }

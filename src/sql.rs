@@ -3,11 +3,11 @@
 //! Statements are prepared once per backend and kept. A backend has one thread, so thread-local statics are its globals.
 //! Errors of the server are never caught: they unwind to the function call and roll its statement back.
 
-use crate::search_path::Pinned;
+use crate::search_path::{self, Pinned};
 use crate::time::Moment;
 use pgrx::datum::{FromDatum, IntoDatum};
 use pgrx::pg_sys;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::CString;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use uuid::Uuid;
@@ -228,7 +228,10 @@ impl Drop for ByKeys {
 }
 
 /// An open connection to the server's own interface.
-pub struct Db(());
+pub struct Db {
+    /// From the first statement on, where the function that was called does not do it.
+    pinned: RefCell<Option<Pinned>>,
+}
 
 /// Runs `work` connected; memory that its statements took is freed at the end.
 pub fn connect<R>(work: impl FnOnce(&Db) -> R) -> R {
@@ -236,7 +239,9 @@ pub fn connect<R>(work: impl FnOnce(&Db) -> R) -> R {
     unsafe {
         pg_sys::SPI_connect();
     }
-    let result = work(&Db(()));
+    let db = Db { pinned: RefCell::default() };
+    let result = work(&db);
+    drop(db);
     // SAFETY: connected above.
     unsafe {
         pg_sys::SPI_finish();
@@ -247,6 +252,8 @@ pub fn connect<R>(work: impl FnOnce(&Db) -> R) -> R {
 /// Does `work` in a subtransaction, and undoes it where it says that it was in vain. So it does on an error, which goes on: who
 /// catches it outside must find the transaction as it was.
 pub fn unless_in_vain(work: impl FnOnce() -> bool) -> bool {
+    // The path of a statement in it would end with it.
+    let _pinned = Pinned::begin();
     // SAFETY: connected, as the procedural languages do it.
     unsafe {
         let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
@@ -280,13 +287,13 @@ impl Db {
     /// Runs on the caller's snapshot; takes no lock and no transaction id, so it also works on a standby.
     pub fn read(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Option<pg_sys::Datum>]) -> Rows {
         let _by_keys = ByKeys::begin();
-        statement.with(|s| Self::execute(s, args, true))
+        statement.with(|s| self.execute(s, args, true))
     }
 
     /// Runs on a snapshot of its own, so that it sees what others committed before it started.
     pub fn write(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Option<pg_sys::Datum>]) -> Rows {
         let _by_keys = ByKeys::begin();
-        statement.with(|s| Self::execute(s, args, false))
+        statement.with(|s| self.execute(s, args, false))
     }
 
     /// One of the two: `fresh` for a call that holds locks, else for one that only reads.
@@ -301,7 +308,7 @@ impl Db {
 
     /// Like [`Db::read`], for statements that go over whole tables.
     pub fn scan(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Option<pg_sys::Datum>]) -> Rows {
-        statement.with(|s| Self::execute(s, args, true))
+        statement.with(|s| self.execute(s, args, true))
     }
 
     /// Runs a whole script, for install().
@@ -312,9 +319,11 @@ impl Db {
         assert!(status > 0, "a script failed with SPI status {status}");
     }
 
-    fn execute(statement: &Statement, args: &[Option<pg_sys::Datum>], read_only: bool) -> Rows {
+    fn execute(&self, statement: &Statement, args: &[Option<pg_sys::Datum>], read_only: bool) -> Rows {
         assert_eq!(args.len(), statement.types.len(), "parameters of {}", statement.text);
-        let _pinned = Pinned::begin();
+        if !search_path::is_pinned() {
+            self.pinned.replace(Pinned::begin());
+        }
         let plan = statement.plan();
         let mut values = [pg_sys::Datum::from(0); 32];
         let mut nulls = [b' '.cast_signed(); 32];

@@ -186,12 +186,21 @@ exception when others then
     insert into tap_app.refused values (said, pg_catalog.current_setting('search_path'));
 end $$;
 drop trigger refuse on billing.ledger;
+-- What a session has that takes everything but the server's own out of its path.
+set local role tap_service;
+set local search_path = pg_catalog, pg_temp;
+select credits from billing.consume_credits(:'corp', 'third', 3, 'key in a bare path') \gset bare_
+select billing.record_usage(:'corp', 'pack', 1, 'event in a bare path') as bare_recorded, billing.get_total_credits(:'corp') as bare_total \gset
+select hold_id from billing.reserve_credits(:'corp', 'third', 3) \gset bare_
+select credits from billing.capture_credits(:'corp', :bare_hold_id) \gset bare_captured_
+reset role;
 reset search_path;
 set local search_path = public, pg_catalog;
 
 select is(:'comparison'::text, 'EVIL0'::text, 'a comparison in the session springs the trap');
 select is(:'function'::text, 'EVIL0'::text, 'so does now()');
 select is(:shadowed, 0, 'and a table without its schema is the hostile one');
+select is(array[:'bare_credits', :'bare_recorded', :'bare_captured_credits'], array['1', 't', '1'], 'the calls work in a session with a bare path');
 select is(:'path_after'::text, 'evil, pg_temp, pg_catalog, billing, public', 'the path of the session is left as it was');
 select results_eq('select * from tap_app.refused', $$values ('refused with pg_catalog, billing, pg_temp', 'evil, pg_temp, pg_catalog, billing, public')$$,
                   'a statement of a call has the pinned path, and its error takes that back');
