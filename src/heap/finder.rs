@@ -1,7 +1,7 @@
 //! Looking at single rows: where they were found the last time, and else by the index.
 
 use super::places::{Name, Place, Places};
-use super::{Key, Snapshot, Table, Value, holder};
+use super::{Key, Snapshot, Table, Value, was_held};
 use pgrx::pg_sys;
 use std::cell::RefCell;
 
@@ -46,6 +46,14 @@ impl Drop for Seen {
     }
 }
 
+/// What a row is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Read,
+    /// To be locked or changed.
+    Write,
+}
+
 /// Looks for single rows of a table, all at one moment.
 pub struct Finder<'a> {
     pub(super) table: &'a Table,
@@ -56,18 +64,24 @@ pub struct Finder<'a> {
 }
 
 impl Finder<'_> {
-    /// Shows the columns of the first row with these keys, where there is one; and whether another transaction holds it just now.
+    /// Shows the columns of the first row with these keys, where there is one; and whether another transaction held it at the
+    /// moment of this look.
     pub fn read(&mut self, keys: &[Key], mut show: impl FnMut(&[Value], bool)) {
-        self.visit(keys, |tuple, row| {
-            // SAFETY: a tuple in a pinned buffer.
-            show(row, unsafe { holder(tuple) }.is_some());
+        self.visit(Purpose::Read, keys, |tuple, row| {
+            // SAFETY: a tuple in a pinned buffer that the snapshot sees.
+            show(row, unsafe { was_held(tuple) });
             false
         });
     }
 
     /// Goes over the rows with these keys as long as `visit` says so. Where there can only be one, looks where it was found the last
     /// time, and else asks the index.
-    pub(super) fn visit(&mut self, keys: &[Key], mut visit: impl FnMut(pg_sys::HeapTuple, &[Value]) -> bool) {
+    pub(super) fn visit(
+        &mut self,
+        purpose: Purpose,
+        keys: &[Key],
+        mut visit: impl FnMut(pg_sys::HeapTuple, &[Value]) -> bool,
+    ) {
         // What a serializable transaction has read is noted where the index is asked.
         // SAFETY: reads a global.
         let is_noted = unsafe { pg_sys::XactIsoLevel } < pg_sys::XACT_SERIALIZABLE.cast_signed();
@@ -76,7 +90,7 @@ impl Finder<'_> {
         let place = name.filter(|_| is_whole).and_then(|name| PLACES.with_borrow(|places| places.get(name)));
         // SAFETY: an index of this table.
         unsafe {
-            if place.is_some_and(|place| self.visit_at(place, keys, &mut visit)) {
+            if place.is_some_and(|place| self.visit_at(purpose, place, keys, &mut visit)) {
                 return;
             }
             self.table.scan(self.index, keys, &self.seen, |tuple, place| {
@@ -97,6 +111,7 @@ impl Finder<'_> {
     /// Keys of this table.
     unsafe fn visit_at(
         &mut self,
+        purpose: Purpose,
         place: Place,
         keys: &[Key],
         visit: &mut impl FnMut(pg_sys::HeapTuple, &[Value]) -> bool,
@@ -111,7 +126,7 @@ impl Finder<'_> {
             }
             let before = std::mem::replace(&mut self.buffer, pg_sys::InvalidBuffer.cast_signed());
             self.buffer = pg_sys::ReleaseAndReadBuffer(before, relation, place.block);
-            if self.buffer != before {
+            if self.buffer != before && purpose == Purpose::Write {
                 // As a scan does: it makes room for the next versions.
                 pg_sys::heap_page_prune_opt(relation, self.buffer);
             }

@@ -17,7 +17,7 @@ pub use key::{Is, Key};
 pub use names::{has_index, watch_invalidations};
 pub use queue::queue;
 
-use finder::Seen;
+use finder::{Purpose, Seen};
 use index::Index;
 use names::{known, relation_id};
 use pgrx::pg_sys;
@@ -331,7 +331,7 @@ impl Table {
             let mut found = Found::Nothing;
             let Some(mut finder) = self.finder(index, Snapshot::Latest) else { return Changed::No };
             // SAFETY: a tuple of this table.
-            finder.visit(keys, |tuple, row| unsafe {
+            finder.visit(Purpose::Write, keys, |tuple, row| unsafe {
                 match self.update_row(tuple, row, held, &mut change) {
                     Found::Nothing => {}
                     other => found = other,
@@ -343,7 +343,10 @@ impl Table {
                 Found::Changed => {
                     // SAFETY: what was changed is seen from now on.
                     unsafe { pg_sys::CommandCounterIncrement() };
-                    return if turn.is_some() { Changed::AfterWaiting } else { Changed::Yes };
+                    return turn.map_or(Changed::Yes, |turn| {
+                        turn.keep();
+                        Changed::AfterWaiting
+                    });
                 }
                 Found::Held(holder) => match (held, &turn) {
                     (Held::Skip | Held::Ours, _) => return Changed::Held,
@@ -369,12 +372,15 @@ impl Table {
             };
             let (mut locked, mut is_there) = (None, false);
             // SAFETY: a tuple of this table.
-            self.finder(index, Snapshot::Latest)?.visit(keys, |tuple, row| unsafe {
+            self.finder(index, Snapshot::Latest)?.visit(Purpose::Write, keys, |tuple, row| unsafe {
                 is_there = true;
                 locked = self.lock(tuple, policy).then(|| read(row));
                 false
             });
             if locked.is_some() || !is_there {
+                if let Some(turn) = turn.filter(|_| is_there) {
+                    turn.keep();
+                }
                 return locked;
             }
             // Somebody holds it, or has changed it since: then the next snapshot sees what came of it.
@@ -637,6 +643,21 @@ unsafe fn holder(tuple: pg_sys::HeapTuple) -> Option<pg_sys::TransactionId> {
             && !pg_sys::TransactionIdIsCurrentTransactionId(holder)
             && pg_sys::TransactionIdIsInProgress(holder);
         is_held.then_some(holder)
+    }
+}
+
+/// Whether another transaction held a row, as the snapshot that sees it knows: who has changed it was under way then, or the
+/// server would have noted that nothing came of it. Who only locks it is asked for.
+///
+/// # Safety
+/// A tuple in a pinned buffer, just found visible by a snapshot.
+unsafe fn was_held(tuple: pg_sys::HeapTuple) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mask = u32::from((*(*tuple).t_data).t_infomask);
+        let is_over = mask & (pg_sys::HEAP_XMAX_INVALID | pg_sys::HEAP_XMAX_COMMITTED) != 0;
+        let is_only_locked = mask & (pg_sys::HEAP_XMAX_LOCK_ONLY | pg_sys::HEAP_XMAX_IS_MULTI) != 0;
+        !is_over && (!is_only_locked || holder(tuple).is_some())
     }
 }
 

@@ -5,7 +5,7 @@ use pgrx::pg_sys;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// The first place in a queue: whoever has it waits for the row, all others for him, so that the end of a transaction wakes one
-/// of them and not all. Given back as soon as the row is changed.
+/// of them and not all.
 pub(super) struct Turn(pg_sys::LOCKTAG);
 
 impl Turn {
@@ -25,6 +25,11 @@ impl Turn {
             pg_sys::LockAcquire(&raw const tag, Self::MODE, false, false);
             Self(tag)
         }
+    }
+
+    /// Stays first as long as the row is ours: who is next sleeps once, until the row is free, and not once for each of the two.
+    pub(super) fn keep(self) {
+        std::mem::forget(self);
     }
 }
 

@@ -455,12 +455,14 @@ impl Glance {
 pub fn glance(table: &Table, org_id: Uuid, unit: &str, snapshot: Snapshot, now: Moment) -> Option<Glance> {
     let mut lanes = table.finder(KEY, snapshot)?;
     let mut seen: Option<Glance> = None;
-    lanes.read(&key(org_id, unit, 0), |row, _| seen = Glance::of(row));
+    let mut key = key(org_id, unit, 0);
+    lanes.read(&key, |row, _| seen = Glance::of(row));
     let mut seen = seen?;
     let last = if seen.lanes > 1 { seen.lanes } else { 0 };
     for lane in 1..=last {
         let mut slice = 0;
-        lanes.read(&key(org_id, unit, lane), |row, is_held| {
+        key[2].2 = lane.to_sql();
+        lanes.read(&key, |row, is_held| {
             let is_fresh = number(row, column::FRESH_UNTIL).is_some_and(|until| until > now);
             slice = number(row, column::BALANCE).filter(|_| is_fresh).unwrap_or(0);
             if is_held {
