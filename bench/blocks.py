@@ -190,33 +190,39 @@ class Blocks:
         )
         return transactions
 
+    def in_turns(self, part, contenders, clients, durable=True):
+        """Calls per second of several at once, in turns: (call, side, variables, ids of transactions that one takes, attributes)."""
+        database = self.databases.fresh(self.databases.large if part == "consume" else self.databases.small)
+        seconds = 1 if self.options.quick else self.options.seconds
+        scripts = [(SCRIPTS[call, side], database, variables) for call, side, variables, _, _ in contenders]
+        rates = self.server.in_turns(scripts, clients, seconds, self.warm_up, durable)
+        for (call, side, _, ids, at), rate in zip(contenders, rates, strict=True):
+            measure = PAIRS if ids == 2 else CALLS
+            self.results.add(part, rate / ids, measure=measure, call=call, side=side, clients=clients, commit=COMMIT[durable], **at)
+        return database
+
     def consume(self, _number, sides):
         """Spread over all wallets, with the disk and without it."""
-        entries = self.databases.sizes[-1]
+        at = {"entries": self.databases.sizes[-1]}
         for clients, durable in [(clients, durable) for durable in (True, False) for clients in self.options.clients]:
-            for side in sides:
-                database = self.databases.fresh(self.databases.large)
-                self.throughput("consume", "consume", database, side, clients, durable, entries=entries)
+            self.in_turns("consume", [("consume", side, self.wallets(), 1, at) for side in sides], clients, durable)
 
     def wallet(self, _number, sides):
         """Many clients on one wallet, by its lanes, beside the same clients spread over all."""
         ours = [(OURS, None)] + [(OURS, lanes) for lanes in HOT_LANES if self.databases.has_lanes or lanes == 1]
         blocks = [*ours, (HAND, 1)]
+        contenders = []
         for side, lanes in blocks if sides[0] == OURS else reversed(blocks):
-            database = self.databases.fresh(self.databases.small)
             at = {"wallets": "one" if lanes is not None else "spread", "lanes": lanes if side == OURS else None}
-            self.throughput("wallet", "consume", database, side, HOT_CLIENTS, variables=self.wallets(lanes), **at)
-            if side == OURS and lanes is not None:
-                self.verify_sound(database, f"one wallet, {lanes} lanes")
+            contenders.append(("consume", side, self.wallets(lanes), 1, at))
+        self.verify_sound(self.in_turns("wallet", contenders, HOT_CLIENTS), "one wallet")
 
     def holds(self, _number, sides):
         """Reserve and capture, each a transaction of its own, beside consume."""
-        for call in ("reserve + capture", "consume") if sides[0] == OURS else ("consume", "reserve + capture"):
-            database = self.databases.fresh(self.databases.small)
-            measure = PAIRS if call == "reserve + capture" else CALLS
-            self.throughput("holds", call, database, OURS, BATCH_CLIENTS, measure=measure)
-            if self.last_round and measure == PAIRS:
-                self.verify_sound(database, call)
+        contenders = [("reserve + capture", OURS, self.wallets(), 2, {}), ("consume", OURS, self.wallets(), 1, {})]
+        database = self.in_turns("holds", contenders if sides[0] == OURS else contenders[::-1], BATCH_CLIENTS)
+        if self.last_round:
+            self.verify_sound(database, "reserve + capture")
 
     def batch(self, _number, sides):
         """Batches beside single calls."""

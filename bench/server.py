@@ -4,6 +4,7 @@ import ctypes
 import os
 import pathlib
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,7 @@ STATED_SETTINGS = (
     "fsync", "full_page_writes", "synchronous_commit", "wal_level", "wal_compression", "data_checksums", "shared_buffers",
     "max_wal_size", "checkpoint_timeout", "autovacuum", "jit",
 )  # fmt: skip
+TURN = 0.5  # seconds: short beside the minutes in which a machine is faster or slower
 
 
 def say(text):
@@ -233,3 +235,50 @@ class Server:
         if not per_second:
             per_second = [float(re.search(r"^tps = ([\d.]+)", result.stdout, re.MULTILINE).group(1))]
         return statistics.fmean(per_second), transactions
+
+    def in_turns(self, contenders, clients, seconds, warm_up, durable=True):
+        """Transactions per second of contenders (script, database, variables), each with so many clients that stay connected.
+
+        One of them runs at a time, for half a second, while the others are stopped; so all of them meet the machine in the
+        same moods. Each of their transactions must take a transaction id, by which they are counted. A turn ends when the last
+        of its transactions has.
+        """
+        running = []
+        try:
+            for name, database, variables in contenders:
+                running.append(
+                    subprocess.Popen(
+                        self.pgbench_command([name], database, clients, ["--time", "86400"], variables),
+                        env=self.pgbench_environment(durable), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                    )  # fmt: skip
+                )
+                time.sleep(max(warm_up, TURN))
+                self.pause(running[-1], name)
+            self.checkpoint()
+            spent, done = [0.0] * len(running), [0] * len(running)
+            for turn in range(max(1, round(seconds / TURN))):
+                for i in range(len(running)) if turn % 2 == 0 else reversed(range(len(running))):
+                    before, started = self.transaction_ids(), time.monotonic()
+                    running[i].send_signal(signal.SIGCONT)
+                    time.sleep(TURN)
+                    self.pause(running[i], contenders[i][0])
+                    spent[i] += time.monotonic() - started
+                    done[i] += self.transaction_ids() - before
+            return [count / time for count, time in zip(done, spent, strict=True)]
+        finally:
+            for process in running:
+                process.kill()
+                process.communicate()
+
+    def pause(self, process, name):
+        """Stops a pgbench, and waits until the server has done what it was asked for."""
+        if process.poll() is not None:
+            raise RuntimeError(f"pgbench failed on {name}:\n{process.stderr.read()}")
+        process.send_signal(signal.SIGSTOP)
+        busy = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench' AND state <> 'idle'"
+        while self.value(self.admin, busy):
+            time.sleep(0.002)
+
+    def transaction_ids(self):
+        """How many transactions have written something, ever."""
+        return int(self.value(self.admin, "SELECT pg_snapshot_xmax(pg_current_snapshot())::text"))

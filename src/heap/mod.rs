@@ -50,6 +50,8 @@ pub enum Held {
     /// They are waited for, one transaction after the other in the queue of that number, which should be the row's own. A row
     /// that is left alone after that is not held.
     Wait(u32),
+    /// The same, where they were seen held: the queue is joined without another look.
+    Queue(u32),
 }
 
 /// What came of changing a row.
@@ -324,9 +326,12 @@ impl Table {
         held: Held,
         mut change: impl FnMut(&[Value]) -> Change,
     ) -> Changed {
-        let mut turn: Option<Turn> = None;
+        let mut turn = match held {
+            Held::Queue(number) => Some(Turn::take(self, number)),
+            Held::Skip | Held::Ours | Held::Wait(_) => None,
+        };
         let mut attempts = 0;
-        while attempts < ATTEMPTS || matches!(held, Held::Wait(_)) {
+        while attempts < ATTEMPTS || matches!(held, Held::Wait(_) | Held::Queue(_)) {
             attempts += 1;
             let mut found = Found::Nothing;
             let Some(mut finder) = self.finder(index, Snapshot::Latest) else { return Changed::No };
@@ -350,8 +355,8 @@ impl Table {
                 }
                 Found::Held(holder) => match (held, &turn) {
                     (Held::Skip | Held::Ours, _) => return Changed::Held,
-                    (Held::Wait(number), None) => turn = Some(Turn::take(self, number)),
-                    (Held::Wait(_), Some(_)) => self.wait_for(holder),
+                    (Held::Wait(number) | Held::Queue(number), None) => turn = Some(Turn::take(self, number)),
+                    (Held::Wait(_) | Held::Queue(_), Some(_)) => self.wait_for(holder),
                 },
                 // The next snapshot sees what came of it.
                 Found::Outdated => {}
@@ -552,7 +557,7 @@ impl Table {
                     self.update(tuple, row, true, change)
                 }
                 // Held by several, ourselves among them perhaps: the server knows.
-                (Found::Held(_), Held::Wait(_)) if is_many => {
+                (Found::Held(_), Held::Wait(_) | Held::Queue(_)) if is_many => {
                     let is_ours = self.lock(tuple, pg_sys::LockWaitPolicy::LockWaitBlock);
                     if is_ours { self.update(tuple, row, true, change) } else { Found::Outdated }
                 }

@@ -394,7 +394,7 @@ fn burn_split(table: &Table, asked: &Asked<'_>, (unit, credits, now): (&str, i64
             let (lane, how) = match lanes::step(&seen.view, mine, credits, &seen.held) {
                 Step::Wallet(lane) => return Some(Burn::Dry(Some(lane))),
                 Step::Burn(lane) => (lane, Held::Skip),
-                Step::Await(lane) => (lane, Held::Wait(rows::queue(asked.org_id, unit, lane))),
+                Step::Await(lane) => (lane, Held::Queue(rows::queue(asked.org_id, unit, lane))),
             };
             waited |= how != Held::Skip;
             match burn_lane(table, asked, (unit, credits, now), (lane, how), &content) {
