@@ -3,11 +3,11 @@
 //! Statements are prepared once per backend and kept. A backend has one thread, so thread-local statics are its globals.
 //! Errors of the server are never caught: they unwind to the function call and roll its statement back.
 
-use crate::search_path::{self, Pinned};
+use crate::search_path::Pinned;
 use crate::time::Moment;
 use pgrx::datum::{FromDatum, IntoDatum};
 use pgrx::pg_sys;
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::ffi::CString;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use uuid::Uuid;
@@ -230,7 +230,7 @@ impl Drop for ByKeys {
 /// An open connection to the server's own interface.
 pub struct Db {
     /// From the first statement on, where the function that was called does not do it.
-    pinned: RefCell<Option<Pinned>>,
+    pinned: Cell<Option<Pinned>>,
 }
 
 /// Runs `work` connected; memory that its statements took is freed at the end.
@@ -239,7 +239,7 @@ pub fn connect<R>(work: impl FnOnce(&Db) -> R) -> R {
     unsafe {
         pg_sys::SPI_connect();
     }
-    let db = Db { pinned: RefCell::default() };
+    let db = Db { pinned: Cell::default() };
     let result = work(&db);
     drop(db);
     // SAFETY: connected above.
@@ -321,8 +321,8 @@ impl Db {
 
     fn execute(&self, statement: &Statement, args: &[Option<pg_sys::Datum>], read_only: bool) -> Rows {
         assert_eq!(args.len(), statement.types.len(), "parameters of {}", statement.text);
-        if !search_path::is_pinned() {
-            self.pinned.replace(Pinned::begin());
+        if let Some(pinned) = Pinned::begin() {
+            self.pinned.set(Some(pinned));
         }
         let plan = statement.plan();
         let mut values = [pg_sys::Datum::from(0); 32];
