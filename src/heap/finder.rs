@@ -1,7 +1,8 @@
 //! Looking at single rows: where they were found the last time, and else by the index.
 
 use super::places::{Name, Place, Places};
-use super::{Key, Snapshot, Table, Value, was_held};
+use super::sight::{self, At};
+use super::{Key, MOST_COLUMNS, Row, Snapshot, Table, Value, was_held};
 use pgrx::pg_sys;
 use std::cell::RefCell;
 
@@ -61,9 +62,25 @@ pub struct Finder<'a> {
     pub(super) seen: Seen,
     /// Where the last row was: rows that are looked at together often stand together.
     pub(super) buffer: pg_sys::Buffer,
+    /// Of the rows that are read, where not all columns are wanted.
+    first: Option<First>,
 }
 
-impl Finder<'_> {
+impl<'a> Finder<'a> {
+    pub(super) fn new(table: &'a Table, index: pg_sys::Oid, seen: Seen) -> Self {
+        Self { table, index, seen, buffer: pg_sys::InvalidBuffer.cast_signed(), first: None }
+    }
+
+    /// From now on only so many columns are shown, or all of them: what comes after those is not taken apart.
+    pub fn show_first(&mut self, columns: usize) {
+        self.first = Some(First::of(self.table, columns));
+    }
+
+    /// All of them again.
+    pub fn show_all(&mut self) {
+        self.first = None;
+    }
+
     /// Shows the columns of the first row with these keys, where there is one; and whether another transaction held it at the
     /// moment of this look.
     pub fn read(&mut self, keys: &[Key], mut show: impl FnMut(&[Value], bool)) {
@@ -90,7 +107,13 @@ impl Finder<'_> {
         let place = name.filter(|_| is_whole).and_then(|name| PLACES.with_borrow(|places| places.get(name)));
         // SAFETY: an index of this table.
         unsafe {
-            if place.is_some_and(|place| self.visit_at(purpose, place, keys, &mut visit)) {
+            if let Some((name, place)) = name.zip(place)
+                && let Some(seen) = self.visit_at(purpose, place, keys, &mut visit)
+            {
+                let found = Place { seen, buffer: self.buffer, ..place };
+                if found != place {
+                    note(name, found);
+                }
                 return;
             }
             self.table.scan(self.index, keys, &self.seen, |tuple, place| {
@@ -105,7 +128,7 @@ impl Finder<'_> {
         }
     }
 
-    /// Shows the row at a place, if it has these keys; else false.
+    /// Shows the row at a place, if it has these keys, and gives the number of its version.
     ///
     /// # Safety
     /// Keys of this table.
@@ -115,44 +138,91 @@ impl Finder<'_> {
         place: Place,
         keys: &[Key],
         visit: &mut impl FnMut(pg_sys::HeapTuple, &[Value]) -> bool,
-    ) -> bool {
-        let relation = self.table.relation;
-        // SAFETY: an open relation, and a block of it; the buffer is released, on errors by the end of the transaction.
+    ) -> Option<u16> {
+        // SAFETY: an open relation; the buffer is released, on errors by the end of the transaction.
         unsafe {
+            let (relation, before) = (self.table.relation, self.buffer);
+            if !self.pin(place) {
+                return None;
+            }
+            let (buffer, snapshot) = (self.buffer, self.seen.0);
+            if buffer != before && purpose == Purpose::Write {
+                // As a scan does: it makes room for the next versions.
+                pg_sys::heap_page_prune_opt(relation, buffer);
+            }
+            let (columns, descriptor) = match &self.first {
+                Some(first) => (first.columns, first.descriptor),
+                None => (self.table.columns(), self.table.descriptor()),
+            };
+            assert!(columns <= MOST_COLUMNS, "a table of ours");
+            let at = At { relation, buffer, snapshot, descriptor };
+            // Another row may have come to where that version was; then the chain begins where the index knows it.
+            [(place.seen, false), (place.number, true)].into_iter().find_map(|(number, is_first)| {
+                let mut sight = at.version(place.block, number, is_first)?;
+                let row = Row::of(&sight.values, &sight.nulls, columns);
+                let is_it = keys.iter().all(|key| key.is_of(&row));
+                is_it.then(|| {
+                    visit(&raw mut sight.tuple, &row);
+                    pgrx::itemptr::item_pointer_get_both(sight.tuple.t_self).1
+                })
+            })
+        }
+    }
+
+    /// Pins the block of a place; false where there is no such block any more.
+    fn pin(&mut self, place: Place) -> bool {
+        let relation = self.table.relation;
+        let none = pg_sys::InvalidBuffer.cast_signed();
+        // SAFETY: an open relation, and a block that it has.
+        unsafe {
+            if self.buffer != none && pg_sys::BufferGetBlockNumber(self.buffer) == place.block {
+                return true;
+            }
+            let before = std::mem::replace(&mut self.buffer, none);
+            if sight::swap(relation, before, place) {
+                self.buffer = place.buffer;
+                return true;
+            }
             let main = pg_sys::ForkNumber::MAIN_FORKNUM;
             let blocks = self.table.blocks.get_or_init(|| pg_sys::RelationGetNumberOfBlocksInFork(relation, main));
-            if place.block >= *blocks {
-                return false;
+            let is_there = place.block < *blocks;
+            if is_there {
+                self.buffer = pg_sys::ReadBuffer(relation, place.block);
             }
-            let before = std::mem::replace(&mut self.buffer, pg_sys::InvalidBuffer.cast_signed());
-            self.buffer = pg_sys::ReleaseAndReadBuffer(before, relation, place.block);
-            if self.buffer != before && purpose == Purpose::Write {
-                // As a scan does: it makes room for the next versions.
-                pg_sys::heap_page_prune_opt(relation, self.buffer);
+            is_there
+        }
+    }
+}
+
+/// The first columns of a table.
+struct First {
+    columns: usize,
+    descriptor: pg_sys::TupleDesc,
+}
+
+impl First {
+    fn of(table: &Table, columns: usize) -> Self {
+        let count = i32::try_from(columns).unwrap_or_default();
+        // SAFETY: an open relation; of the copy only the first columns count.
+        unsafe {
+            #[cfg(feature = "pg18")]
+            let descriptor = pg_sys::CreateTupleDescTruncatedCopy(table.descriptor(), count);
+            #[cfg(not(feature = "pg18"))]
+            let descriptor = pg_sys::CreateTupleDescCopy(table.descriptor());
+            #[cfg(not(feature = "pg18"))]
+            {
+                (*descriptor).natts = (*descriptor).natts.min(count);
             }
-            let mut tuple: pg_sys::HeapTupleData = std::mem::zeroed();
-            let mut row: pg_sys::ItemPointerData = std::mem::zeroed();
-            pgrx::itemptr::item_pointer_set_all(&mut row, place.block, place.number);
-            pg_sys::LockBuffer(self.buffer, pg_sys::BUFFER_LOCK_SHARE.cast_signed());
-            let is_there = pg_sys::heap_hot_search_buffer(
-                &raw mut row,
-                relation,
-                self.buffer,
-                self.seen.0,
-                &raw mut tuple,
-                std::ptr::null_mut(),
-                true,
-            );
-            pg_sys::LockBuffer(self.buffer, pg_sys::BUFFER_LOCK_UNLOCK.cast_signed());
-            if !is_there {
-                return false;
-            }
-            let row = self.table.deform(&raw mut tuple);
-            let is_it = keys.iter().all(|key| key.is_of(&row));
-            if is_it {
-                visit(&raw mut tuple, &row);
-            }
-            is_it
+            Self { columns, descriptor }
+        }
+    }
+}
+
+impl Drop for First {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: a copy of ours.
+            unsafe { pg_sys::FreeTupleDesc(self.descriptor) };
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::Value;
 use super::places::Name;
 use pgrx::datum::FromDatum;
-use pgrx::pg_sys;
+use pgrx::{pg_sys, varlena};
 
 /// What a column must be, and the value for that.
 pub struct Key(pub i16, pub Is, pub Value);
@@ -36,7 +36,7 @@ impl Key {
         unsafe {
             match self.1 {
                 Is::Uuid => uuid(value) == uuid(column),
-                Is::Text => <&str>::from_datum(value, false) == <&str>::from_datum(column, false),
+                Is::Text => text(value).is_some_and(|value| text(column) == Some(value)),
                 Is::Small => i16::from_datum(value, false) == i16::from_datum(column, false),
                 _ => value == column,
             }
@@ -52,7 +52,7 @@ impl Key {
             unsafe {
                 name = match is {
                     Is::Uuid => name.and_bytes(uuid(value)),
-                    Is::Text => name.and_bytes(<&str>::from_datum(value, false)?.as_bytes()),
+                    Is::Text => name.and_bytes(text(value)?),
                     Is::Small | Is::Big => name.and(value.value() as u64),
                     Is::Moment | Is::BigAbove | Is::Day | Is::DayFrom => return None,
                 };
@@ -67,6 +67,19 @@ impl Key {
 unsafe fn uuid<'a>(value: pg_sys::Datum) -> &'a [u8] {
     // SAFETY: the caller's promise.
     unsafe { std::slice::from_raw_parts(value.cast_mut_ptr::<u8>(), 16) }
+}
+
+/// The bytes of a text; None where it is stored in another way than short ones are.
+///
+/// # Safety
+/// A value of type text.
+unsafe fn text<'a>(value: pg_sys::Datum) -> Option<&'a [u8]> {
+    let value = value.cast_mut_ptr();
+    // SAFETY: the caller's promise.
+    unsafe {
+        let is_plain = !varlena::varatt_is_4b_c(value) && !varlena::varatt_is_1b_e(value);
+        is_plain.then(|| varlena::varlena_to_byte_slice(value))
+    }
 }
 
 impl Is {

@@ -10,6 +10,7 @@ mod key;
 mod names;
 mod places;
 mod queue;
+mod sight;
 
 pub use finder::Finder;
 pub use index::{Belongs, Partial};
@@ -256,7 +257,7 @@ impl Table {
             let (block, number) = pgrx::itemptr::item_pointer_get_both((*tuple).t_self);
             pg_sys::heap_freetuple(tuple);
             pg_sys::CommandCounterIncrement();
-            Place { block, number }
+            Place { seen: number, ..Place::new(block, number) }
         }
     }
 
@@ -319,22 +320,34 @@ impl Table {
 
     /// Changes one row with these keys: `change` gets its columns as they are, and gives those that change, or leaves the row
     /// alone. What it gets is what it changes: where somebody was faster, it is asked again. The snapshot is of this moment.
-    pub fn update_one(
-        &self,
+    pub fn update_one(&self, index: &str, keys: &[Key], held: Held, change: impl FnMut(&[Value]) -> Change) -> Changed {
+        self.update_found(None, index, keys, held, change)
+    }
+
+    /// The same for a row that was just looked at: where nobody has changed it since, another look at what is committed is saved.
+    pub fn update_found<'a>(
+        &'a self,
+        mut finder: Option<Finder<'a>>,
         index: &str,
         keys: &[Key],
         held: Held,
         mut change: impl FnMut(&[Value]) -> Change,
     ) -> Changed {
         let mut turn = match held {
-            Held::Queue(number) => Some(Turn::take(self, number)),
+            Held::Queue(number) => {
+                // Nothing is pinned while we wait.
+                finder = None;
+                Some(Turn::take(self, number))
+            }
             Held::Skip | Held::Ours | Held::Wait(_) => None,
         };
         let mut attempts = 0;
         while attempts < ATTEMPTS || matches!(held, Held::Wait(_) | Held::Queue(_)) {
             attempts += 1;
             let mut found = Found::Nothing;
-            let Some(mut finder) = self.finder(index, Snapshot::Latest) else { return Changed::No };
+            let Some(mut finder) = finder.take().or_else(|| self.finder(index, Snapshot::Latest)) else {
+                return Changed::No;
+            };
             // SAFETY: a tuple of this table.
             finder.visit(Purpose::Write, keys, |tuple, row| unsafe {
                 match self.update_row(tuple, row, held, &mut change) {
@@ -458,10 +471,7 @@ impl Table {
     /// For looking at single rows by a unique index; None where there is no such index.
     pub fn finder(&self, index: &str, at: Snapshot) -> Option<Finder<'_>> {
         let index = relation_id(index);
-        (index != pg_sys::InvalidOid).then(|| {
-            let (seen, buffer) = (Seen::new(at), pg_sys::InvalidBuffer.cast_signed());
-            Finder { table: self, index, seen, buffer }
-        })
+        (index != pg_sys::InvalidOid).then(|| Finder::new(self, index, Seen::new(at)))
     }
 
     /// Goes over the rows with these keys as long as `visit` says so; shows also the place by which the index knows it of the one row
@@ -508,7 +518,7 @@ impl Table {
                 }
                 let mut is_copy = false;
                 let tuple = pg_sys::ExecFetchSlotHeapTuple(slot, false, &raw mut is_copy);
-                if !visit(tuple, is_whole.then_some(Place { block, number })) {
+                if !visit(tuple, is_whole.then_some(Place::new(block, number))) {
                     break;
                 }
             }
@@ -526,11 +536,7 @@ impl Table {
         let (mut values, mut nulls) = ([pg_sys::Datum::from(0); MOST_COLUMNS], [true; MOST_COLUMNS]);
         // SAFETY: the caller's promise; at least as many places as it has columns.
         unsafe { pg_sys::heap_deform_tuple(tuple, self.descriptor(), values.as_mut_ptr(), nulls.as_mut_ptr()) };
-        let mut row = Row { values: [None; MOST_COLUMNS], columns };
-        for ((column, value), null) in row.values.iter_mut().zip(values).zip(nulls).take(columns) {
-            *column = (!null).then_some(value);
-        }
-        row
+        Row::of(&values, &nulls, columns)
     }
 
     /// Tries to change a version of a row. Nothing is locked before it is known that it will be changed, so most rows are
@@ -607,6 +613,16 @@ impl Table {
 struct Row {
     values: [Value; MOST_COLUMNS],
     columns: usize,
+}
+
+impl Row {
+    fn of(values: &[pg_sys::Datum; MOST_COLUMNS], nulls: &[bool; MOST_COLUMNS], columns: usize) -> Self {
+        let mut row = Self { values: [None; MOST_COLUMNS], columns };
+        for ((column, value), null) in row.values.iter_mut().zip(values).zip(nulls).take(columns) {
+            *column = (!null).then_some(*value);
+        }
+        row
+    }
 }
 
 impl Deref for Row {

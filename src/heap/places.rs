@@ -2,11 +2,23 @@
 //! look: whoever finds another row there, or none, asks the index.
 
 /// A row's place: its block, and the number in it by which an index knows it.
+///
+/// And what makes it quicker to get there, where that has not changed: the buffer that the block was in, and the number of the version
+/// that was seen last, from which on there are fewer to go through than from the first. 0 is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Place {
     pub block: u32,
     pub number: u16,
+    pub seen: u16,
+    pub buffer: i32,
+}
+
+impl Place {
+    /// Of which nothing else is known.
+    pub fn new(block: u32, number: u16) -> Self {
+        Self { block, number, seen: 0, buffer: 0 }
+    }
 }
 
 /// What a key is remembered by: a quick hash of it. Keys that share it only drive each other out.
@@ -39,36 +51,43 @@ impl Name {
     }
 
     /// What tells it from most others in its slot.
-    fn tag(self) -> u64 {
-        (self.0 >> 32) & 0xffff
+    fn tag(self) -> u32 {
+        u32::try_from((self.0 >> 16) & 0xffff_ffff).unwrap_or_default()
     }
 }
 
-/// How many are remembered, in 64 kB.
+/// How many are remembered, in 128 kB.
 const SLOTS: usize = 8192;
+
+#[derive(Debug, Clone, Copy)]
+struct Note {
+    place: Place,
+    tag: u32,
+}
+
+/// Numbers begin with 1.
+const NOTHING: Note = Note { place: Place { block: 0, number: 0, seen: 0, buffer: 0 }, tag: 0 };
 
 /// A table of fixed size, so that a backend does not grow: a note takes the slot of an older one.
 #[derive(Debug, Default)]
 pub struct Places {
-    /// Block, number and tag; 0 is none, since numbers begin with 1. Empty before the first note.
-    slots: Vec<u64>,
+    /// Empty before the first note.
+    slots: Vec<Note>,
 }
 
 impl Places {
     /// Where it was, if that is known.
     pub fn get(&self, name: Name) -> Option<Place> {
-        let noted = *self.slots.get(name.slot())?;
-        let place =
-            Place { block: u32::try_from(noted >> 32).ok()?, number: u16::try_from((noted >> 16) & 0xffff).ok()? };
-        (place.number != 0 && noted & 0xffff == name.tag()).then_some(place)
+        let noted = self.slots.get(name.slot())?;
+        (noted.place.number != 0 && noted.tag == name.tag()).then_some(noted.place)
     }
 
     /// Notes where it is.
     pub fn note(&mut self, name: Name, place: Place) {
         if self.slots.is_empty() {
-            self.slots = vec![0; SLOTS];
+            self.slots = vec![NOTHING; SLOTS];
         }
-        self.slots[name.slot()] = (u64::from(place.block) << 32) | (u64::from(place.number) << 16) | name.tag();
+        self.slots[name.slot()] = Note { place, tag: name.tag() };
     }
 }
 
@@ -83,7 +102,7 @@ mod tests {
         let (mut wrong, mut kept) = (0, 0);
         let name = |key: u32| Name::new(7).and_bytes(&[&[0; 12], key.to_be_bytes().as_slice()].concat()).and(0);
         for key in 0..100_000_u32 {
-            let place = Place { block: u32::MAX - key, number: u16::MAX };
+            let place = Place { seen: 7, buffer: 8, ..Place::new(u32::MAX - key, u16::MAX) };
             places.note(name(key), place);
             assert_eq!(places.get(name(key)), Some(place));
             let before = places.get(name(key / 2));
@@ -92,7 +111,7 @@ mod tests {
         assert_eq!(places.slots.len(), SLOTS, "it does not grow");
         assert!(wrong < 100, "the tag tells most keys apart: {wrong}");
         for key in 0..1000_u32 {
-            places.note(name(key), Place { block: key, number: 1 });
+            places.note(name(key), Place::new(key, 1));
         }
         for key in 0..1000_u32 {
             kept += u32::from(places.get(name(key)).is_some_and(|found| found.block == key));

@@ -9,7 +9,7 @@ use crate::arguments::{self, optional_uuid, positive, required, required_uuid};
 use crate::catalog::{self, cache};
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::heap::{Attempt, Changed, Held, Snapshot, Table};
+use crate::heap::{Attempt, Changed, Finder, Held, Snapshot, Table};
 use crate::json::Jsonb;
 use crate::ledger::batch::{self, Item};
 use crate::ledger::call::Answer;
@@ -349,7 +349,7 @@ fn burn(asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment), hot: Hot) 
         } else {
             let content = content(asked, (unit, credits, now), None);
             match burn_lane(
-                &lanes,
+                (&lanes, None),
                 asked,
                 (unit, credits, now),
                 (0, Held::Wait(rows::queue(asked.org_id, unit, 0))),
@@ -371,7 +371,9 @@ fn burn_split(table: &Table, asked: &Asked<'_>, (unit, credits, now): (&str, i64
     let mine = i16::try_from(unsafe { pg_sys::MyProcPid } % i32::from(lanes::MOST)).unwrap_or_default() + 1;
     let mut waited = false;
     for _ in 0..LOOKS {
-        let mut seen = rows::glance(table, asked.org_id, unit, Snapshot::Latest, clock::now())?;
+        let mut finder = table.finder(rows::KEY, Snapshot::Latest)?;
+        let mut seen = rows::glance(&mut finder, asked.org_id, unit, clock::now())?;
+        let mut finder = Some(finder);
         if seen.lanes <= 1 {
             Hot { lanes: 1, waits: Waits::NONE, ..hot }.keep(asked, unit);
             return None;
@@ -397,7 +399,7 @@ fn burn_split(table: &Table, asked: &Asked<'_>, (unit, credits, now): (&str, i64
                 Step::Await(lane) => (lane, Held::Queue(rows::queue(asked.org_id, unit, lane))),
             };
             waited |= how != Held::Skip;
-            match burn_lane(table, asked, (unit, credits, now), (lane, how), &content) {
+            match burn_lane((table, finder.take()), asked, (unit, credits, now), (lane, how), &content) {
                 Tried::Burned(burned) => {
                     let (alert_below, alert_base) = (seen.alert_below, seen.alert_base);
                     return Some(Burn::Done(Burned { total, alert_below, alert_base, result, waited, ..burned }));
@@ -423,8 +425,8 @@ enum Tried {
 }
 
 /// One update of a lane: checks, burns from its slice, advances the chain, and takes the entry in where it is to be reported.
-fn burn_lane(
-    table: &Table,
+fn burn_lane<'a>(
+    (table, seen): (&'a Table, Option<Finder<'a>>),
     asked: &Asked<'_>,
     (unit, credits, now): (&str, i64, Moment),
     (lane, how): (i16, Held),
@@ -432,7 +434,7 @@ fn burn_lane(
 ) -> Tried {
     let mut burned = None;
     let mut is_split = false;
-    let changed = table.update_one(rows::KEY, &rows::key(asked.org_id, unit, lane), how, |row| {
+    let changed = table.update_found(seen, rows::KEY, &rows::key(asked.org_id, unit, lane), how, |row| {
         is_split = rows::lanes(row) > 1;
         if is_split {
             return None;

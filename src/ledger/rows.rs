@@ -1,6 +1,8 @@
 //! Lanes and entries by the server's access methods (`heap`): what the shortest calls look at and write.
 
-use crate::heap::{self, Attempt, Belongs, Changed, Held, Is, Key, Partial, Snapshot, Table, Value, Write, has_index};
+use crate::heap::{
+    self, Attempt, Belongs, Changed, Finder, Held, Is, Key, Partial, Snapshot, Table, Value, Write, has_index,
+};
 use crate::json::Jsonb;
 use crate::ledger::chain::{self, Position};
 use crate::ledger::lanes::View;
@@ -452,13 +454,15 @@ impl Glance {
 }
 
 /// Looks at a wallet; None where there is none, or nothing is known without a statement.
-pub fn glance(table: &Table, org_id: Uuid, unit: &str, snapshot: Snapshot, now: Moment) -> Option<Glance> {
-    let mut lanes = table.finder(KEY, snapshot)?;
+pub fn glance(lanes: &mut Finder<'_>, org_id: Uuid, unit: &str, now: Moment) -> Option<Glance> {
     let mut seen: Option<Glance> = None;
     let mut key = key(org_id, unit, 0);
     lanes.read(&key, |row, _| seen = Glance::of(row));
     let mut seen = seen?;
     let last = if seen.lanes > 1 { seen.lanes } else { 0 };
+    if last > 0 {
+        lanes.show_first(column::BALANCE);
+    }
     for lane in 1..=last {
         let mut slice = 0;
         key[2].2 = lane.to_sql();
@@ -472,5 +476,6 @@ pub fn glance(table: &Table, org_id: Uuid, unit: &str, snapshot: Snapshot, now: 
         seen.total += slice;
         seen.view.lanes.push(slice);
     }
+    lanes.show_all();
     Some(seen)
 }

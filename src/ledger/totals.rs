@@ -98,7 +98,8 @@ pub fn wallet_status(db: &Db, org_id: Uuid, unit: &str, locked: bool) -> Result<
 pub fn spendable(db: &Db, org_id: Uuid, unit: &str, metric: Option<&str>) -> Result<i64> {
     if let Some(lanes) = Table::open_to_read("lanes", column::COUNT) {
         let now = clock::now();
-        match rows::glance(&lanes, org_id, unit, Snapshot::Callers, now) {
+        let finder = lanes.finder(rows::KEY, Snapshot::Callers);
+        match finder.and_then(|mut lanes| rows::glance(&mut lanes, org_id, unit, now)) {
             Some(seen) if now < seen.fast_until => return Ok(seen.total),
             _ => {}
         }

@@ -377,6 +377,24 @@ class App(LiveTestCase):
                 self.assertEqual(total(session, org), 1000 - (2 * n + 2) * cost)
             session.commit()
 
+    def test_older_snapshots(self):
+        """A cursor reads what there was when it was opened, however often the session and others have charged since."""
+        for lanes in (1, 4):
+            with self.subTest(lanes):
+                org, left = self.org(1000), 1000
+                rows(self.db, "select billing.set_wallet_lanes(%s, %s)", org, lanes)
+                session = self.as_service(autocommit=False)
+                for charges in (1, 3, 40):
+                    rows(session, "declare earlier no scroll cursor for select billing.get_total_credits(%s) from generate_series(1, 2)", org)
+                    for _ in range(charges):
+                        call(session, "consume_credits", org, "call")
+                        self.assertEqual(value(session, "fetch 1 from earlier") if charges == 1 else left, left)
+                    self.assertEqual(total(session, org), left - charges)
+                    self.assertEqual(value(session, "fetch 1 from earlier"), left)
+                    session.commit()
+                    call(self.db, "consume_credits", org, "call")
+                    left -= charges + 1
+
     def test_parallel_plans(self):
         """What reads works where the planner goes parallel, in a session that has done nothing before."""
         org = self.org(10, 20)
