@@ -62,22 +62,26 @@ pub struct Finder<'a> {
     pub(super) seen: Seen,
     /// Where the last row was: rows that are looked at together often stand together.
     pub(super) buffer: pg_sys::Buffer,
+    /// Where room was made for new versions.
+    pruned: pg_sys::Buffer,
     /// Of the rows that are read, where not all columns are wanted.
     first: Option<First>,
 }
 
 impl<'a> Finder<'a> {
     pub(super) fn new(table: &'a Table, index: pg_sys::Oid, seen: Seen) -> Self {
-        Self { table, index, seen, buffer: pg_sys::InvalidBuffer.cast_signed(), first: None }
+        let none = pg_sys::InvalidBuffer.cast_signed();
+        Self { table, index, seen, buffer: none, pruned: none, first: None }
     }
 
-    /// From now on only so many columns are shown, or all of them: what comes after those is not taken apart.
+    /// From now on only so many columns are shown: what comes after those is not taken apart. They must be as old as the table, for the
+    /// values that rows from before a column have in it are not known here.
     pub fn show_first(&mut self, columns: usize) {
         self.first = Some(First::of(self.table, columns));
     }
 
     /// All of them again.
-    pub fn show_all(&mut self) {
+    pub(super) fn show_all(&mut self) {
         self.first = None;
     }
 
@@ -141,14 +145,15 @@ impl<'a> Finder<'a> {
     ) -> Option<u16> {
         // SAFETY: an open relation; the buffer is released, on errors by the end of the transaction.
         unsafe {
-            let (relation, before) = (self.table.relation, self.buffer);
-            if !self.pin(place) {
+            let relation = self.table.relation;
+            if !self.pin(purpose, place) {
                 return None;
             }
             let (buffer, snapshot) = (self.buffer, self.seen.0);
-            if buffer != before && purpose == Purpose::Write {
+            if purpose == Purpose::Write && self.pruned != buffer {
                 // As a scan does: it makes room for the next versions.
                 pg_sys::heap_page_prune_opt(relation, buffer);
+                self.pruned = buffer;
             }
             let (columns, descriptor) = match &self.first {
                 Some(first) => (first.columns, first.descriptor),
@@ -170,7 +175,7 @@ impl<'a> Finder<'a> {
     }
 
     /// Pins the block of a place; false where there is no such block any more.
-    fn pin(&mut self, place: Place) -> bool {
+    fn pin(&mut self, purpose: Purpose, place: Place) -> bool {
         let relation = self.table.relation;
         let none = pg_sys::InvalidBuffer.cast_signed();
         // SAFETY: an open relation, and a block that it has.
@@ -179,9 +184,16 @@ impl<'a> Finder<'a> {
                 return true;
             }
             let before = std::mem::replace(&mut self.buffer, none);
-            if sight::swap(relation, before, place) {
-                self.buffer = place.buffer;
-                return true;
+            // A buffer that is pinned like this does not count as used, and would go to another block before others: so it is only
+            // for rows that are looked at besides, which somebody else changes.
+            let is_beside = before != none && purpose == Purpose::Read;
+            if is_beside && place.buffer != none {
+                if sight::swap(relation, before, place) {
+                    self.buffer = place.buffer;
+                    return true;
+                }
+            } else if before != none {
+                pg_sys::ReleaseBuffer(before);
             }
             let main = pg_sys::ForkNumber::MAIN_FORKNUM;
             let blocks = self.table.blocks.get_or_init(|| pg_sys::RelationGetNumberOfBlocksInFork(relation, main));
@@ -202,6 +214,7 @@ struct First {
 
 impl First {
     fn of(table: &Table, columns: usize) -> Self {
+        let columns = columns.min(table.columns());
         let count = i32::try_from(columns).unwrap_or_default();
         // SAFETY: an open relation; of the copy only the first columns count.
         unsafe {
@@ -211,7 +224,7 @@ impl First {
             let descriptor = pg_sys::CreateTupleDescCopy(table.descriptor());
             #[cfg(not(feature = "pg18"))]
             {
-                (*descriptor).natts = (*descriptor).natts.min(count);
+                (*descriptor).natts = count;
             }
             Self { columns, descriptor }
         }

@@ -343,11 +343,13 @@ impl Table {
         };
         let mut attempts = 0;
         while attempts < ATTEMPTS || matches!(held, Held::Wait(_) | Held::Queue(_)) {
+            pgrx::check_for_interrupts!();
             attempts += 1;
             let mut found = Found::Nothing;
             let Some(mut finder) = finder.take().or_else(|| self.finder(index, Snapshot::Latest)) else {
                 return Changed::No;
             };
+            finder.show_all();
             // SAFETY: a tuple of this table.
             finder.visit(Purpose::Write, keys, |tuple, row| unsafe {
                 match self.update_row(tuple, row, held, &mut change) {
@@ -595,6 +597,8 @@ impl Table {
             let found = match status {
                 pg_sys::TM_Result::TM_Ok => Found::Changed,
                 pg_sys::TM_Result::TM_BeingModified => Found::Held(holder),
+                // By the command that called us: what to do about that is for a statement to say.
+                pg_sys::TM_Result::TM_SelfModified => Found::Nothing,
                 _ => Found::Outdated,
             };
             let is_heap_only = u32::from((*(*new).t_data).t_infomask2) & pg_sys::HEAP_ONLY_TUPLE != 0;

@@ -41,12 +41,11 @@ unsafe extern "C-unwind" {
     );
 }
 
-/// Releases one buffer, if there is one, and pins another, if it still holds that block.
+/// Releases one buffer and pins that of a place, if it still holds its block.
 ///
 /// # Safety
-/// An open relation; a pinned buffer or none; a buffer that there is.
+/// An open relation, a pinned buffer, and a place with a buffer.
 pub(super) unsafe fn swap(relation: pg_sys::Relation, before: pg_sys::Buffer, place: Place) -> bool {
-    let none = pg_sys::InvalidBuffer.cast_signed();
     // SAFETY: the caller's promise; one that holds another block by now is left alone.
     unsafe {
         #[cfg(feature = "pg15")]
@@ -54,10 +53,8 @@ pub(super) unsafe fn swap(relation: pg_sys::Relation, before: pg_sys::Buffer, pl
         #[cfg(not(feature = "pg15"))]
         let file = (*relation).rd_locator;
         pg_guard_ffi_boundary(|| {
-            if before != none {
-                ReleaseBuffer(before);
-            }
-            place.buffer != none && ReadRecentBuffer(file, pg_sys::ForkNumber::MAIN_FORKNUM, place.block, place.buffer)
+            ReleaseBuffer(before);
+            ReadRecentBuffer(file, pg_sys::ForkNumber::MAIN_FORKNUM, place.block, place.buffer)
         })
     }
 }
@@ -100,9 +97,9 @@ impl At {
             let is_there = pg_guard_ffi_boundary(|| {
                 let tuple = &raw mut sight.tuple;
                 LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE.cast_signed());
-                // The server takes a version from which it goes on for seen.
-                let is_there = (!is_first && show(buffer, number, &mut sight.tuple) && {
-                    sight.tuple.t_self = place;
+                // From a version that is not the first, the server goes to the next at once.
+                let is_there = (!is_first && point_at(buffer, number, tuple) && {
+                    (*tuple).t_self = place;
                     HeapTupleSatisfiesVisibility(tuple, snapshot, buffer)
                 }) || heap_hot_search_buffer(
                     &raw mut place,
@@ -124,22 +121,25 @@ impl At {
     }
 }
 
-/// Shows what stands on a page by that number; false where there is none.
+/// Points at what stands on a page by that number; false where there is nothing.
 ///
 /// # Safety
 /// A page of tuples, which is locked.
-unsafe fn show(buffer: pg_sys::Buffer, number: u16, tuple: &mut pg_sys::HeapTupleData) -> bool {
+unsafe fn point_at(buffer: pg_sys::Buffer, number: u16, tuple: pg_sys::HeapTuple) -> bool {
     // SAFETY: the caller's promise; only numbers that the page has are looked at.
     unsafe {
-        let page = pg_sys::BufferGetPage(buffer).cast::<pg_sys::PageHeaderData>();
+        let page = pg_sys::BufferGetBlock(buffer).cast::<pg_sys::PageHeaderData>();
         let items = std::mem::offset_of!(pg_sys::PageHeaderData, pd_linp);
-        let item = (*page).pd_linp.as_ptr().add(usize::from(number) - 1);
         let end = items + usize::from(number) * size_of::<pg_sys::ItemIdData>();
-        if end > usize::from((*page).pd_lower) || (*item).lp_flags() != pg_sys::LP_NORMAL {
+        if end > usize::from((*page).pd_lower) {
             return false;
         }
-        tuple.t_data = page.cast::<u8>().add((*item).lp_off() as usize).cast();
-        tuple.t_len = (*item).lp_len();
+        let item = (*page).pd_linp.as_ptr().add(usize::from(number) - 1);
+        if (*item).lp_flags() != pg_sys::LP_NORMAL {
+            return false;
+        }
+        (*tuple).t_data = page.cast::<u8>().add((*item).lp_off() as usize).cast();
+        (*tuple).t_len = (*item).lp_len();
         true
     }
 }

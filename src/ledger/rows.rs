@@ -476,6 +476,5 @@ pub fn glance(lanes: &mut Finder<'_>, org_id: Uuid, unit: &str, now: Moment) -> 
         seen.total += slice;
         seen.view.lanes.push(slice);
     }
-    lanes.show_all();
     Some(seen)
 }
