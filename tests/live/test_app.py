@@ -377,6 +377,18 @@ class App(LiveTestCase):
                 self.assertEqual(total(session, org), 1000 - (2 * n + 2) * cost)
             session.commit()
 
+    def test_changed_by_the_same_statement(self):
+        """The tables' owner changes a wallet's row in the statement that also charges: that ends, and what is charged is in the books."""
+        org = self.org(10)
+        session = connect(self.database)
+        self.addCleanup(session.close)
+        call(session, "consume_credits", org, "call")
+        rows(session, "set statement_timeout = '20s'")
+        changed = "with changed as materialized (update billing.lanes set reserved = reserved where org_id = %s returning 1)"
+        ((charged,),) = rows(session, f"{changed} select (billing.consume_credits(%s, 'call')).balance_after from changed", org, org)
+        self.assertEqual(charged, 8)
+        self.assertEqual(total(session, org), 8)
+
     def test_older_snapshots(self):
         """A cursor reads what there was when it was opened, however often the session and others have charged since."""
         for lanes in (1, 4):
