@@ -3,3 +3,4 @@
 pub mod caps;
 mod check;
 pub mod standing;
+mod state;

@@ -4,6 +4,7 @@ use crate::catalog;
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::price::Price;
 use crate::error::Result;
+use crate::limits::state::{Pending, State};
 use crate::plans::period::{Span, Terms, Timeline};
 use crate::plans::store as plans;
 use crate::sql::{At, Db};
@@ -14,23 +15,11 @@ use crate::usage::tail;
 use crate::usage::tally::{Charge, Tally, price_id};
 use crate::{args, statements};
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use uuid::Uuid;
 
 statements! {
-    // What is recorded and not settled; what is unpaid; and the counters of some metrics and periods: one statement, because each
-    // costs as much to begin as its look-ups.
-    STATE(uuid, texts, timestamptzs) =
-        "select 0, metric, period_start, period_end, segment, quantity, level, level_at,
-                null::int8, null::int8, null::int8, null::int8
-           from billing.unsettled_usage where org_id = $1
-         union all
-         select 1, metric, period_start, period_end, null, quantity, level, level_at, overage, credits, priced, price_id
-           from billing.period_usage where org_id = $1 and metric = any ($2) and period_start = any ($3)
-         union all
-         select 2, unit, period_start, period_start, null, credits, null, null, null, null, null, null
-           from billing.unpaid_overage where org_id = $1";
     LAST_LEVEL(uuid, text, timestamptz) =
         "select level, level_at from billing.period_usage
           where org_id = $1 and metric = $2 and period_start <= $3 and level is not null order by period_start desc limit 1";
@@ -51,15 +40,6 @@ statements! {
                                     group by e.operation_id) o), 0))::int8";
 }
 
-/// A row of `unsettled_usage`.
-struct Pending {
-    metric: String,
-    span: Span,
-    segment: Moment,
-    quantity: i64,
-    level: Option<(i64, Moment)>,
-}
-
 /// Reads where one org stands, at one moment.
 pub struct Reader<'a> {
     db: &'a Db,
@@ -69,16 +49,6 @@ pub struct Reader<'a> {
     /// Reads what this transaction has written, too.
     fresh: bool,
     state: OnceCell<State>,
-}
-
-/// What the first look finds of an org, whatever the metric.
-#[derive(Default)]
-struct State {
-    pending: Vec<Pending>,
-    /// Unpaid overage by unit.
-    unpaid: BTreeMap<String, i64>,
-    /// Of the metrics and periods that were asked for: what there is.
-    counters: BTreeMap<(String, Moment), Option<Counter>>,
 }
 
 /// Where an org stands with a metric in the current period.
@@ -140,35 +110,7 @@ impl<'a> Reader<'a> {
     }
 
     fn look(&self, names: Vec<(String, Moment)>) -> State {
-        let starts: BTreeSet<_> = names.iter().map(|(_, start)| *start).collect();
-        let metrics: Vec<_> = names.iter().map(|(metric, _)| metric.clone()).collect();
-        let starts: Vec<_> = starts.into_iter().map(At).collect();
-        let mut state = State { counters: names.into_iter().map(|name| (name, None)).collect(), ..State::default() };
-        for row in self.db.query(self.fresh, &STATE, args![self.org_id, metrics, starts]).iter() {
-            let (name, span) = (row.get::<String>(1), Span { start: row.get(2), end: row.get(3) });
-            let (quantity, level) = (row.get::<i64>(5), row.opt(6).zip(row.opt(7)));
-            match row.get::<i32>(0) {
-                0 => state.pending.push(Pending { metric: name, span, segment: row.get(4), quantity, level }),
-                1 => {
-                    let mut found = Counter::new(self.org_id, &name, span);
-                    found.tally = Tally {
-                        quantity,
-                        overage: row.get(8),
-                        credits: row.get(9),
-                        priced: row.get(10),
-                        price_id: row.get(11),
-                    };
-                    found.level = level;
-                    state.counters.insert((name, span.start), Some(found));
-                }
-                _ => {
-                    let sum = state.unpaid.entry(name).or_default();
-                    *sum = sum.saturating_add(quantity);
-                }
-            }
-        }
-        state.pending.sort_by(|a, b| (&a.metric, a.span, a.segment).cmp(&(&b.metric, b.span, b.segment)));
-        state
+        State::look(self.db, self.org_id, names, self.fresh)
     }
 
     fn terms(&self, metric: &Metric, at: Moment) -> Terms {

@@ -1,0 +1,142 @@
+//! What is recorded of an org and not settled, what it has not paid, and its counters: what every look at where it stands begins with.
+
+use crate::heap::{Is, Key, Snapshot, Table, Value};
+use crate::ledger::rows::{number, text};
+use crate::plans::period::Span;
+use crate::sql::{At, Db, ToSql};
+use crate::time::Moment;
+use crate::usage::counters::Counter;
+use crate::usage::tally::Tally;
+use crate::{args, statements};
+use std::collections::{BTreeMap, BTreeSet};
+use uuid::Uuid;
+
+statements! {
+    // One statement, because each costs as much to begin as its look-ups.
+    STATE(uuid, texts, timestamptzs) =
+        "select 0, metric, period_start, period_end, segment, quantity, level, level_at,
+                null::int8, null::int8, null::int8, null::int8
+           from billing.unsettled_usage where org_id = $1
+         union all
+         select 1, metric, period_start, period_end, null, quantity, level, level_at, overage, credits, priced, price_id
+           from billing.period_usage where org_id = $1 and metric = any ($2) and period_start = any ($3)
+         union all
+         select 2, unit, period_start, period_start, null, credits, null, null, null, null, null, null
+           from billing.unpaid_overage where org_id = $1";
+}
+
+/// A row of `unsettled_usage`.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct Pending {
+    pub metric: String,
+    pub span: Span,
+    pub segment: Moment,
+    pub quantity: i64,
+    pub level: Option<(i64, Moment)>,
+}
+
+/// What the first look finds of an org, whatever the metric.
+#[derive(Default)]
+pub struct State {
+    /// By metric, period and segment.
+    pub pending: Vec<Pending>,
+    /// Unpaid overage by unit.
+    pub unpaid: BTreeMap<String, i64>,
+    /// Of the metrics and periods that were asked for: what there is.
+    pub counters: BTreeMap<(String, Moment), Option<Counter>>,
+}
+
+impl State {
+    /// With the counters of these metrics, each in the period that begins then. `fresh`: for a call that holds locks.
+    pub fn look(db: &Db, org_id: Uuid, names: Vec<(String, Moment)>, fresh: bool) -> Self {
+        // Under a fixed snapshot, what a call that holds locks sees is for a statement to say.
+        let found = if fresh { None } else { by_rows(org_id, &names) };
+        let mut state = found.unwrap_or_else(|| by_statement(db, org_id, &names, fresh));
+        for name in names {
+            state.counters.entry(name).or_default();
+        }
+        state.pending.sort_by(|a, b| (&a.metric, a.span, a.segment).cmp(&(&b.metric, b.span, b.segment)));
+        state
+    }
+
+    fn owes(&mut self, unit: String, credits: i64) {
+        let sum = self.unpaid.entry(unit).or_default();
+        *sum = sum.saturating_add(credits);
+    }
+}
+
+fn by_statement(db: &Db, org_id: Uuid, names: &[(String, Moment)], fresh: bool) -> State {
+    let starts: BTreeSet<_> = names.iter().map(|(_, start)| *start).collect();
+    let metrics: Vec<_> = names.iter().map(|(metric, _)| metric.clone()).collect();
+    let starts: Vec<_> = starts.into_iter().map(At).collect();
+    let mut state = State::default();
+    for row in db.query(fresh, &STATE, args![org_id, metrics, starts]).iter() {
+        let (name, span) = (row.get::<String>(1), Span { start: row.get(2), end: row.get(3) });
+        let (quantity, level) = (row.get::<i64>(5), row.opt(6).zip(row.opt(7)));
+        match row.get::<i32>(0) {
+            0 => state.pending.push(Pending { metric: name, span, segment: row.get(4), quantity, level }),
+            1 => {
+                let mut found = Counter::new(org_id, &name, span);
+                found.tally = Tally {
+                    quantity,
+                    overage: row.get(8),
+                    credits: row.get(9),
+                    priced: row.get(10),
+                    price_id: row.get(11),
+                };
+                found.level = level;
+                state.counters.insert((name, span.start), Some(found));
+            }
+            _ => state.owes(name, quantity),
+        }
+    }
+    state
+}
+
+/// The same on the caller's snapshot, without a statement; None where that takes one.
+fn by_rows(org_id: Uuid, names: &[(String, Moment)]) -> Option<State> {
+    let of_org = || Key(1, Is::Uuid, org_id.to_sql());
+    let mut state = State::default();
+    let unsettled = Table::open_to_read("unsettled_usage", 10)?;
+    let mut is_known = unsettled.read("unsettled_usage_pkey", &[of_org()], Snapshot::Callers, |row, _| {
+        state.pending.extend(pending(row));
+    });
+    let unpaid = Table::open_to_read("unpaid_overage", 5)?;
+    is_known &= unpaid.read("unpaid_overage_pkey", &[of_org()], Snapshot::Callers, |row, _| {
+        if let Some((unit, credits)) = text(row, 2).zip(number(row, 5)) {
+            state.owes(unit, credits);
+        }
+    });
+    let counters = Table::open_to_read("period_usage", 12)?;
+    for (metric, start) in names {
+        let key = [of_org(), Key(2, Is::Text, metric.as_str().to_sql()), Key(3, Is::Moment, start.to_sql())];
+        is_known &= counters.read("period_usage_pkey", &key, Snapshot::Callers, |row, _| {
+            state.counters.insert((metric.clone(), *start), counter(org_id, metric, row));
+        });
+    }
+    is_known.then_some(state)
+}
+
+fn pending(row: &[Value]) -> Option<Pending> {
+    Some(Pending {
+        metric: text(row, 2)?,
+        span: Span { start: number(row, 3)?, end: number(row, 6)? },
+        segment: number(row, 4)?,
+        quantity: number(row, 7)?,
+        level: number(row, 8).zip(number(row, 9)),
+    })
+}
+
+fn counter(org_id: Uuid, metric: &str, row: &[Value]) -> Option<Counter> {
+    let mut found = Counter::new(org_id, metric, Span { start: number(row, 3)?, end: number(row, 12)? });
+    found.tally = Tally {
+        quantity: number(row, 4)?,
+        credits: number(row, 5)?,
+        overage: number(row, 6)?,
+        priced: number(row, 7)?,
+        price_id: number(row, 8)?,
+    };
+    found.level = number(row, 9).zip(number(row, 10));
+    Some(found)
+}
