@@ -2,6 +2,7 @@
 
 use crate::catalog::cache;
 use crate::error::Error;
+use crate::heap;
 use crate::raise::or_raise;
 use crate::sql::{self, Rows, Statement};
 use crate::{args, receipt, statements};
@@ -91,9 +92,7 @@ fn install() -> String {
         }
         let due: Vec<_> = MIGRATIONS.iter().filter(|(version, _, _)| *version > before).collect();
         // What is copied must be what is there now.
-        // SAFETY: reads a global.
-        let one_snapshot = unsafe { pg_sys::XactIsoLevel } >= pg_sys::XACT_REPEATABLE_READ.cast_signed();
-        if before > 0 && !due.is_empty() && one_snapshot {
+        if before > 0 && !due.is_empty() && heap::has_one_snapshot() {
             return Err(Error::one_snapshot());
         }
         for (version, name, script) in &due {

@@ -3,8 +3,8 @@
 //! Nearly all functions have it from `#[search_path]`: the server sets it before each call and takes it back after it. That costs as
 //! much as a tenth of a charge, for the server then looks through all of its settings, and the next statement of the caller has to
 //! look up its own path again. So the calls that mostly run no statement at all (`consume_credits`, `reserve_credits`,
-//! `capture_credits`, `release_credits`, `get_total_credits`, `record_usage`) are without, and it is set before the first
-//! statement that one of them does run.
+//! `capture_credits`, `release_credits`, `get_total_credits`, `check_limit`, `allows`, `record_usage`) are without, and it is set before
+//! the first statement that one of them does run.
 
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_int};

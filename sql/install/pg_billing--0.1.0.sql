@@ -1217,7 +1217,6 @@ CREATE  FUNCTION "allows"(
 	"quantity" bigint DEFAULT 1 /* Option < i64 > */
 ) RETURNS bool /* bool */
 STABLE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'allows_wrapper';
 /* </end connected objects> */
@@ -1345,7 +1344,6 @@ CREATE  FUNCTION "check_limit"(
 	"quantity" bigint DEFAULT 1 /* Option < i64 > */
 ) RETURNS limit_status /* LimitStatus */
 STABLE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'check_limit_wrapper';
 /* </end connected objects> */

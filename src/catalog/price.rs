@@ -3,7 +3,9 @@
 //! P(q), the price of the first q units of a period, is the exact sum of the steps, rounded up to a whole credit once. A
 //! charge is P(after) − P(before), so the charges of a period add up to P(total) however the usage was split.
 
+use crate::ledger::chain;
 use serde::{Deserialize, Serialize};
+use std::cell::OnceCell;
 
 /// A step of a graduated price: `credits` per `per` units, up to a cumulated quantity of `up_to`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +26,20 @@ pub struct Price {
     pub unit: String,
     /// In order of quantity, at least one.
     pub steps: Vec<Step>,
+    #[serde(skip)]
+    id: Id,
 }
+
+/// Of what else a price has: so it tells no two of them apart.
+#[derive(Debug, Clone, Default)]
+struct Id(OnceCell<i64>);
+
+impl PartialEq for Id {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+impl Eq for Id {}
 
 /// The result does not fit 63 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +77,15 @@ impl Price {
         if steps.is_empty() || steps.len() > MOST_STEPS {
             return Err((0, "there must be 1 to 100 steps"));
         }
-        Ok(Self { unit, steps })
+        Ok(Self { unit, steps, id: Id::default() })
+    }
+
+    /// What it is remembered by. Computed once.
+    pub fn id(&self) -> i64 {
+        *self.id.0.get_or_init(|| {
+            let text = serde_json::to_string(self).unwrap_or_default();
+            chain::fingerprint("price", &[Some(&text)])
+        })
     }
 
     /// The charge of a quantity does not depend on what was used before: whole credits per unit, one step.

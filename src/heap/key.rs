@@ -53,8 +53,8 @@ impl Key {
                 name = match is {
                     Is::Uuid => name.and_bytes(uuid(value)),
                     Is::Text => name.and_bytes(text(value)?),
-                    Is::Small | Is::Big => name.and(value.value() as u64),
-                    Is::Moment | Is::BigAbove | Is::Day | Is::DayFrom => return None,
+                    Is::Small | Is::Big | Is::Moment => name.and(value.value() as u64),
+                    Is::BigAbove | Is::Day | Is::DayFrom => return None,
                 };
             }
         }

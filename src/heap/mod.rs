@@ -105,6 +105,12 @@ enum Found {
     Outdated,
 }
 
+/// Whether all statements of the transaction see the same.
+pub fn has_one_snapshot() -> bool {
+    // SAFETY: reads a global.
+    unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ.cast_signed() }
+}
+
 /// A table that is open for writing, until the end of the transaction.
 pub struct Table {
     relation: pg_sys::Relation,
@@ -129,12 +135,9 @@ impl Table {
     }
 
     fn open_with(name: &str, columns: usize, write: Write, partial: Option<Partial>) -> Option<Self> {
-        // SAFETY: reads globals.
-        let (level, reads_only) = unsafe { (pg_sys::XactIsoLevel, pg_sys::XactReadOnly) };
-        let one_snapshot = level >= pg_sys::XACT_REPEATABLE_READ.cast_signed();
         // SAFETY: looks at the state of the transaction.
-        let reads_only = reads_only || unsafe { pg_sys::IsInParallelMode() };
-        if reads_only || (one_snapshot && write == Write::Update) {
+        let reads_only = unsafe { pg_sys::XactReadOnly || pg_sys::IsInParallelMode() };
+        if reads_only || (has_one_snapshot() && write == Write::Update) {
             return None;
         }
         let id = relation_id(name);
@@ -170,6 +173,12 @@ impl Table {
             let relation = pg_sys::table_open(id, lock.cast_signed());
             Self { relation, partial: Belongs::No, indexes: OnceCell::new(), blocks: OnceCell::new() }
         }
+    }
+
+    /// Whether it has no rows for any snapshot that there is by now. That is known without its indexes.
+    pub fn is_empty(&self) -> bool {
+        // SAFETY: an open relation.
+        unsafe { pg_sys::RelationGetNumberOfBlocksInFork(self.relation, pg_sys::ForkNumber::MAIN_FORKNUM) == 0 }
     }
 
     fn is_simple(&self, write: Write, partial: Option<&str>) -> bool {
@@ -390,29 +399,37 @@ impl Table {
                 None => pg_sys::LockWaitPolicy::LockWaitSkip,
                 Some(_) => pg_sys::LockWaitPolicy::LockWaitBlock,
             };
-            let (mut locked, mut is_there) = (None, false);
+            pgrx::check_for_interrupts!();
+            let (mut locked, mut status) = (None, None);
             // SAFETY: a tuple of this table.
             self.finder(index, Snapshot::Latest)?.visit(Purpose::Write, keys, |tuple, row| unsafe {
-                is_there = true;
-                locked = self.lock(tuple, policy).then(|| read(row));
+                let found = self.lock(tuple, policy);
+                locked = (found == pg_sys::TM_Result::TM_Ok).then(|| read(row));
+                status = Some(found);
                 false
             });
-            if locked.is_some() || !is_there {
-                if let Some(turn) = turn.filter(|_| is_there) {
-                    turn.keep();
+            match status {
+                None => return None,
+                Some(pg_sys::TM_Result::TM_Ok) => {
+                    if let Some(turn) = turn {
+                        turn.keep();
+                    }
+                    return locked;
                 }
-                return locked;
+                // The command that called us has changed it: as a statement does, we go on from there.
+                // SAFETY: in a transaction that writes.
+                Some(pg_sys::TM_Result::TM_SelfModified) => unsafe { pg_sys::CommandCounterIncrement() },
+                // Somebody holds it, or has changed it since: then the next snapshot sees what came of it.
+                Some(_) => drop(turn.get_or_insert_with(|| Turn::take(self, queue))),
             }
-            // Somebody holds it, or has changed it since: then the next snapshot sees what came of it.
-            turn.get_or_insert_with(|| Turn::take(self, queue));
         }
     }
 
-    /// Locks a version of a row; false where it is no longer the newest, or somebody holds it and that is not waited for.
+    /// Locks a version of a row, unless it is no longer the newest, or somebody holds it and that is not waited for.
     ///
     /// # Safety
     /// A tuple of this table, with its place.
-    unsafe fn lock(&self, tuple: pg_sys::HeapTuple, policy: pg_sys::LockWaitPolicy::Type) -> bool {
+    unsafe fn lock(&self, tuple: pg_sys::HeapTuple, policy: pg_sys::LockWaitPolicy::Type) -> pg_sys::TM_Result::Type {
         // SAFETY: the caller's promise; the buffer is released in any case.
         unsafe {
             let mut row = *tuple;
@@ -429,7 +446,7 @@ impl Table {
                 &raw mut failure,
             );
             pg_sys::ReleaseBuffer(buffer);
-            status == pg_sys::TM_Result::TM_Ok
+            status
         }
     }
 
@@ -566,8 +583,12 @@ impl Table {
                 }
                 // Held by several, ourselves among them perhaps: the server knows.
                 (Found::Held(_), Held::Wait(_) | Held::Queue(_)) if is_many => {
-                    let is_ours = self.lock(tuple, pg_sys::LockWaitPolicy::LockWaitBlock);
-                    if is_ours { self.update(tuple, row, true, change) } else { Found::Outdated }
+                    let status = self.lock(tuple, pg_sys::LockWaitPolicy::LockWaitBlock);
+                    if status == pg_sys::TM_Result::TM_Ok {
+                        self.update(tuple, row, true, change)
+                    } else {
+                        Found::Outdated
+                    }
                 }
                 (found, _) => found,
             }

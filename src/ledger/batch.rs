@@ -10,9 +10,9 @@ use crate::json::Jsonb;
 use crate::ledger::call::to_json;
 use crate::ledger::chain;
 use crate::ledger::consume::{self, Consumption};
-use crate::ledger::split;
 use crate::ledger::store::{self, Replay};
 use crate::ledger::wallet::{Facts, Operation, Request, Wallet};
+use crate::ledger::{rows, split};
 use crate::limits::caps::Caps;
 use crate::raise::or_raise;
 use crate::settlement;
@@ -160,6 +160,9 @@ fn try_all(db: &Db, items: &[Result<Item>], lane: Option<i16>) -> Result<Option<
 
 fn known_orgs(db: &Db, orgs: BTreeSet<Uuid>) -> BTreeSet<Uuid> {
     let orgs: Vec<Uuid> = orgs.into_iter().collect();
+    if let [org_id] = orgs.as_slice() {
+        return store::org_exists(db, *org_id).then_some(*org_id).into_iter().collect();
+    }
     db.write(&KNOWN_ORGS, args![orgs]).iter().map(|row| row.get(0)).collect()
 }
 
@@ -214,15 +217,25 @@ fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Result<Locked> {
         }
     }
     let keyed = items.iter().flatten();
-    let (orgs, requests): (Vec<Uuid>, Vec<i64>) =
-        keyed.filter_map(|p| p.item.key.as_ref().map(|key| (p.item.org_id, chain::request_id(key)))).unzip();
-    let replays = if requests.is_empty() {
-        HashMap::new()
-    } else {
-        let found = db.write(&FIND_REQUESTS, args![orgs, requests]);
-        found.iter().map(|row| ((row.get(0), row.get(1)), store::replay(&row, 2))).collect()
-    };
-    Ok(Locked { wallets, metered, caps, replays })
+    let requests: Vec<_> =
+        keyed.filter_map(|p| p.item.key.as_ref().map(|key| (p.item.org_id, chain::request_id(key)))).collect();
+    Ok(Locked { wallets, metered, caps, replays: replays(db, &requests) })
+}
+
+/// What the keys were used for.
+fn replays(db: &Db, requests: &[(Uuid, i64)]) -> HashMap<(Uuid, i64), Replay> {
+    match requests {
+        [] => return HashMap::new(),
+        [(org_id, request_id)] => {
+            if let Ok(found) = rows::find_request(*org_id, *request_id) {
+                return found.into_iter().map(|found| ((*org_id, *request_id), found)).collect();
+            }
+        }
+        _ => {}
+    }
+    let (orgs, requests): (Vec<Uuid>, Vec<i64>) = requests.iter().copied().unzip();
+    let found = db.write(&FIND_REQUESTS, args![orgs, requests]);
+    found.iter().map(|row| ((row.get(0), row.get(1)), store::replay(&row, 2))).collect()
 }
 
 /// Gathers what split wallets need for all items, as long as nobody who holds a lane can wait for us.

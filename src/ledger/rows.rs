@@ -113,6 +113,12 @@ fn small(row: &[Value], column: usize) -> Option<i16> {
     row[column - 1].map(|datum| unsafe { i16::from_sql(datum) })
 }
 
+/// A column of type boolean.
+pub fn flag(row: &[Value], column: usize) -> Option<bool> {
+    // SAFETY: such a column, by value.
+    row[column - 1].map(|datum| unsafe { bool::from_sql(datum) })
+}
+
 /// A column of type text.
 pub fn text(row: &[Value], column: usize) -> Option<String> {
     // SAFETY: such a column.
@@ -135,6 +141,24 @@ pub fn uuid(row: &[Value], column: usize) -> Option<Uuid> {
 pub fn json(row: &[Value], column: usize) -> Option<String> {
     // SAFETY: such a column.
     row[column - 1].and_then(|datum| unsafe { Jsonb::from_datum(datum, false) }).map(Jsonb::text)
+}
+
+/// Whether an org has any wallet; None where that takes a statement.
+pub fn has_wallet(org_id: Uuid) -> Option<bool> {
+    if heap::has_one_snapshot() {
+        return None;
+    }
+    let lanes = Table::open_to_read("lanes", column::COUNT)?;
+    let mut is_there = false;
+    // Most have this one.
+    lanes.finder(KEY, Snapshot::Latest)?.read(&key(org_id, units::CREDIT, 0), |_, _| is_there = true);
+    let of_org = [Key(column::ORG_ID, Is::Uuid, org_id.to_sql())];
+    let is_known = is_there
+        || lanes.read_while(KEY, &of_org, Snapshot::Latest, |_| {
+            is_there = true;
+            false
+        });
+    is_known.then_some(is_there)
 }
 
 /// The key of an entry or a hold.

@@ -354,7 +354,7 @@ pub fn lock_orgs(db: &Db, orgs: Vec<Uuid>) {
 
 /// Whether the org has any wallet, as of this very moment.
 pub fn org_exists(db: &Db, org_id: Uuid) -> bool {
-    db.write(&ORG_EXISTS, args![org_id]).count() > 0
+    rows::has_wallet(org_id).unwrap_or_else(|| db.write(&ORG_EXISTS, args![org_id]).count() > 0)
 }
 
 /// The same on the caller's snapshot, for functions that only read.

@@ -43,6 +43,9 @@ fn is_frozen(db: &Db, org_id: Uuid) -> bool {
     let Some(freezes) = Table::open_to_read("freezes", FREEZES) else {
         return db.read(&FROZEN, args![org_id]).count() > 0;
     };
+    if freezes.is_empty() {
+        return false;
+    }
     let mut is_frozen = false;
     let key = [Key(1, Is::Uuid, org_id.to_sql())];
     let is_known = freezes.read("freezes_pkey", &key, Snapshot::Callers, |_, _| is_frozen = true);
@@ -144,7 +147,6 @@ fn check(db: &Db, org_id: Uuid, metric: &str, quantity: i64) -> Result<LimitStat
 /// what is left for this metric once overage that was not paid yet is. A bounded number of index reads, however long the
 /// history; takes no locks. Errors: 42501 for an org that is not the caller's; PT404 `unknown_metric`; 22023.
 #[pg_extern(stable, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
 fn check_limit(org_id: Option<pgrx::Uuid>, metric: Option<&str>, quantity: default!(Option<i64>, 1)) -> LimitStatus {
     or_raise((|| {
         let org_id = required_uuid("org_id", org_id)?;
@@ -161,7 +163,6 @@ fn check_limit(org_id: Option<pgrx::Uuid>, metric: Option<&str>, quantity: defau
 ///
 /// Errors: PT404 `unknown_metric`; 22023.
 #[pg_extern(stable, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
 fn allows(org_id: Option<pgrx::Uuid>, metric: Option<&str>, quantity: default!(Option<i64>, 1)) -> bool {
     or_raise((|| {
         let metric = required("metric", metric)?;

@@ -12,7 +12,7 @@ use crate::time::Moment;
 use crate::units;
 use crate::usage::counters::{self, Counter};
 use crate::usage::tail;
-use crate::usage::tally::{Charge, Tally, price_id};
+use crate::usage::tally::{Charge, Tally};
 use crate::{args, statements};
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -175,9 +175,9 @@ impl<'a> Reader<'a> {
         }
         for ((metric, span), parts) in groups {
             let metric = cache::any_metric(self.db, metric)?;
-            let mut tally = counters::peek(self.db, self.org_id, &metric.name, span).tally;
+            let mut tally = self.counter(&metric.name, span).tally;
             let newest = parts.iter().filter_map(|p| p.level).max_by_key(|(_, at)| *at);
-            let now = price_id(cache::price(self.db, &metric, Some(self.org_id), self.now)?.as_deref());
+            let today = cache::price(self.db, &metric, Some(self.org_id), self.now)?;
             for part in parts {
                 let quantity = match metric.aggregation.as_str() {
                     "max" => (part.quantity - tally.quantity).max(0),
@@ -187,7 +187,7 @@ impl<'a> Reader<'a> {
                 let terms = self.terms(&metric, part.segment.max(span.start));
                 let price = cache::price(self.db, &metric, Some(self.org_id), part.segment)?;
                 let price = price.as_deref();
-                let charge = tally.settle(quantity, terms.allowance, price, price_id(price) != now);
+                let charge = tally.settle(quantity, terms.allowance, price, price != today.as_deref());
                 // What does not fit is more than anybody has.
                 let credits = charge.map_or(i64::MAX, |charge| charge.credits);
                 if price.map_or(units::CREDIT, |p| p.unit.as_str()) == unit {

@@ -5,7 +5,7 @@ use crate::ledger::rows::{number, text};
 use crate::plans::period::Span;
 use crate::sql::{At, Db, ToSql};
 use crate::time::Moment;
-use crate::usage::counters::Counter;
+use crate::usage::counters::{self, Counter};
 use crate::usage::tally::Tally;
 use crate::{args, statements};
 use std::collections::{BTreeMap, BTreeSet};
@@ -99,21 +99,19 @@ fn by_rows(org_id: Uuid, names: &[(String, Moment)]) -> Option<State> {
     let of_org = || Key(1, Is::Uuid, org_id.to_sql());
     let mut state = State::default();
     let unsettled = Table::open_to_read("unsettled_usage", 10)?;
-    let mut is_known = unsettled.read("unsettled_usage_pkey", &[of_org()], Snapshot::Callers, |row, _| {
-        state.pending.extend(pending(row));
-    });
-    let unpaid = Table::open_to_read("unpaid_overage", 5)?;
-    is_known &= unpaid.read("unpaid_overage_pkey", &[of_org()], Snapshot::Callers, |row, _| {
-        if let Some((unit, credits)) = text(row, 2).zip(number(row, 5)) {
-            state.owes(unit, credits);
-        }
-    });
-    let counters = Table::open_to_read("period_usage", 12)?;
-    for (metric, start) in names {
-        let key = [of_org(), Key(2, Is::Text, metric.as_str().to_sql()), Key(3, Is::Moment, start.to_sql())];
-        is_known &= counters.read("period_usage_pkey", &key, Snapshot::Callers, |row, _| {
-            state.counters.insert((metric.clone(), *start), counter(org_id, metric, row));
+    let mut is_known = unsettled.is_empty()
+        || unsettled.read("unsettled_usage_pkey", &[of_org()], Snapshot::Callers, |row, _| {
+            state.pending.extend(pending(row));
         });
+    let unpaid = Table::open_to_read("unpaid_overage", 5)?;
+    is_known &= unpaid.is_empty()
+        || unpaid.read("unpaid_overage_pkey", &[of_org()], Snapshot::Callers, |row, _| {
+            if let Some((unit, credits)) = text(row, 2).zip(number(row, 5)) {
+                state.owes(unit, credits);
+            }
+        });
+    for counter in counters::look(org_id, names)? {
+        state.counters.insert((counter.metric.clone(), counter.span.start), Some(counter));
     }
     is_known.then_some(state)
 }
@@ -126,17 +124,4 @@ fn pending(row: &[Value]) -> Option<Pending> {
         quantity: number(row, 7)?,
         level: number(row, 8).zip(number(row, 9)),
     })
-}
-
-fn counter(org_id: Uuid, metric: &str, row: &[Value]) -> Option<Counter> {
-    let mut found = Counter::new(org_id, metric, Span { start: number(row, 3)?, end: number(row, 12)? });
-    found.tally = Tally {
-        quantity: number(row, 4)?,
-        credits: number(row, 5)?,
-        overage: number(row, 6)?,
-        priced: number(row, 7)?,
-        price_id: number(row, 8)?,
-    };
-    found.level = number(row, 9).zip(number(row, 10));
-    Some(found)
 }

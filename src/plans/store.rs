@@ -3,8 +3,10 @@
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::plan::Limit;
 use crate::error::Result;
+use crate::heap::{self, Is, Key, Snapshot, Table, Value};
+use crate::ledger::rows::{flag, number, text};
 use crate::plans::period::{Override, Stretch, Timeline};
-use crate::sql::{At, Db, Row};
+use crate::sql::{self, At, Db, Row, ToSql};
 use crate::time::{INFINITY, Moment};
 use crate::{args, statements};
 use uuid::Uuid;
@@ -20,12 +22,15 @@ macro_rules! waits_for_money {
     };
 }
 
+/// The same half a day.
+const GRACE: i64 = 12 * 3600 * 1_000_000;
+
 statements! {
     STRETCHES(uuid) = concat!("
          select starts_at, ends_at, anchor, plan, next_period_at, cancel_at_period_end, pending_plan,
                 ", waits_for_money!(), "
            from billing.subscriptions s
-          where org_id = $1 and (ends_at is null or ends_at > starts_at) order by starts_at");
+          where org_id = $1 order by starts_at");
     DUE(uuids, timestamptz, boolean) = concat!("
          select k.org_id from unnest($1) k (org_id)
           where exists (select from billing.subscriptions s where s.org_id = k.org_id and s.next_period_at <= $2
@@ -72,33 +77,45 @@ statements! {
     CLEAR_OWN_TERMS(uuid, text) = "delete from billing.org_allowances where org_id = $1 and metric = $2";
 }
 
+/// What a row of `subscriptions` says of where periods begin and end.
+struct StretchRow {
+    starts_at: Moment,
+    ends_at: Option<Moment>,
+    anchor: Moment,
+    plan: String,
+    next_period_at: Option<Moment>,
+    cancelled: bool,
+    pending: Option<String>,
+    waits_for_money: bool,
+}
+
 /// Which plans the org has and had. `fresh`: as of this very moment, for a call that holds the wallet's lock.
 pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
     let (fallback, any) = cache::default_plan(db)?;
     if !any {
         return Ok(Timeline::default());
     }
-    let rows = db.query(fresh, &STRETCHES, args![org_id]);
+    let rows = by_rows(org_id, fresh).unwrap_or_else(|| by_statement(db, org_id, fresh));
     let mut stretches = Vec::new();
-    for row in rows.iter() {
+    // One that ended where it began counts for nothing.
+    for row in rows.into_iter().filter(|row| row.ends_at.is_none_or(|at| at > row.starts_at)) {
         let mut stretch = Stretch {
-            starts_at: row.get(0),
-            ends_at: row.opt(1).unwrap_or(INFINITY),
-            anchor: row.get(2),
-            plan: cache::any_plan(db, &row.get::<String>(3))?,
-            next_period_at: row.opt(4),
-            waits_for_money: row.opt(7).unwrap_or(false),
+            starts_at: row.starts_at,
+            ends_at: row.ends_at.unwrap_or(INFINITY),
+            anchor: row.anchor,
+            plan: cache::any_plan(db, &row.plan)?,
+            next_period_at: row.next_period_at,
+            waits_for_money: row.waits_for_money,
         };
         // What is to happen at the end of the period happens then, also before somebody notes it.
-        let (cancelled, pending) = (row.get::<bool>(5), row.opt::<String>(6));
         let turn = stretch.next_period_at.filter(|at| *at > stretch.starts_at);
         if let Some(turn) = turn
-            && (cancelled || pending.is_some())
+            && (row.cancelled || row.pending.is_some())
         {
             stretch.ends_at = stretch.ends_at.min(turn);
             stretch.next_period_at = None;
         }
-        let next = match (turn, pending) {
+        let next = match (turn, row.pending) {
             (Some(turn), Some(name)) => {
                 let plan = cache::any_plan(db, &name)?;
                 let anchor = if plan.cycle == stretch.plan.cycle { stretch.anchor } else { turn };
@@ -119,6 +136,95 @@ pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
     Ok(Timeline { stretches, fallback })
 }
 
+fn by_statement(db: &Db, org_id: Uuid, fresh: bool) -> Vec<StretchRow> {
+    let rows = db.query(fresh, &STRETCHES, args![org_id]);
+    let row = |row: Row| StretchRow {
+        starts_at: row.get(0),
+        ends_at: row.opt(1),
+        anchor: row.get(2),
+        plan: row.get(3),
+        next_period_at: row.opt(4),
+        cancelled: row.get(5),
+        pending: row.opt(6),
+        waits_for_money: row.opt(7).unwrap_or(false),
+    };
+    rows.iter().map(row).collect()
+}
+
+/// Columns of `subscriptions`, and how many there are.
+mod column {
+    pub const STARTS_AT: usize = 2;
+    pub const ENDS_AT: usize = 3;
+    pub const ANCHOR: usize = 4;
+    pub const NEXT_PERIOD_AT: usize = 5;
+    pub const PLAN: usize = 7;
+    pub const PENDING_PLAN: usize = 8;
+    pub const CANCEL_AT_PERIOD_END: usize = 9;
+    pub const PROVIDER: usize = 15;
+    pub const PROVIDER_SUBSCRIPTION: usize = 16;
+    pub const COUNT: usize = 16;
+}
+
+/// The same without a statement; None where that takes one.
+fn by_rows(org_id: Uuid, fresh: bool) -> Option<Vec<StretchRow>> {
+    match fresh {
+        false => rows_seen(org_id),
+        true if heap::has_one_snapshot() => None,
+        true => sql::on_newest_snapshot(|| rows_seen(org_id)),
+    }
+}
+
+fn rows_seen(org_id: Uuid) -> Option<Vec<StretchRow>> {
+    let subscriptions = Table::open_to_read("subscriptions", column::COUNT)?;
+    let of_org = [Key(1, Is::Uuid, org_id.to_sql())];
+    let mut found = Vec::new();
+    let is_known = subscriptions.read("subscriptions_pkey", &of_org, Snapshot::Callers, |row, _| {
+        found.push(stretch(org_id, row));
+    });
+    found.into_iter().collect::<Option<Vec<_>>>().filter(|_| is_known)
+}
+
+fn stretch(org_id: Uuid, row: &[Value]) -> Option<StretchRow> {
+    let next_period_at = number(row, column::NEXT_PERIOD_AT);
+    let waits_for_money = match (next_period_at, text(row, column::PROVIDER)) {
+        (Some(at), Some(provider)) => {
+            let subscription = text(row, column::PROVIDER_SUBSCRIPTION);
+            waits_for_money(at, (org_id, &provider, subscription.as_deref()))?
+        }
+        _ => false,
+    };
+    Some(StretchRow {
+        starts_at: number(row, column::STARTS_AT)?,
+        ends_at: number(row, column::ENDS_AT),
+        anchor: number(row, column::ANCHOR)?,
+        plan: text(row, column::PLAN)?,
+        next_period_at,
+        cancelled: flag(row, column::CANCEL_AT_PERIOD_END)?,
+        pending: text(row, column::PENDING_PLAN),
+        waits_for_money,
+    })
+}
+
+/// What the macro of that name says, of a row with a provider. None where that takes a statement.
+fn waits_for_money(
+    next_period_at: Moment,
+    (org_id, provider, subscription): (Uuid, &str, Option<&str>),
+) -> Option<bool> {
+    const PAID_UNTIL: usize = 7;
+    let Some(subscription) = subscription else { return Some(true) };
+    let collected = Table::open_to_read("provider_subscriptions", 9)?;
+    let key = [
+        Key(1, Is::Uuid, org_id.to_sql()),
+        Key(2, Is::Text, provider.to_sql()),
+        Key(3, Is::Text, subscription.to_sql()),
+    ];
+    let mut paid_until = None;
+    let mut finder = collected.finder("provider_subscriptions_pkey", Snapshot::Callers)?;
+    finder.read(&key, |row, _| paid_until = number(row, PAID_UNTIL));
+    drop(finder);
+    Some(paid_until.is_none_or(|at| next_period_at >= at.saturating_sub(GRACE)))
+}
+
 /// Which of the orgs have a period to begin by then.
 pub fn due(db: &Db, orgs: Vec<Uuid>, as_of: Moment) -> Result<Vec<Uuid>> {
     let (fallback, any) = cache::default_plan(db)?;
@@ -126,6 +232,14 @@ pub fn due(db: &Db, orgs: Vec<Uuid>, as_of: Moment) -> Result<Vec<Uuid>> {
         return Ok(Vec::new());
     }
     let enrolls = fallback.is_some_and(|plan| plan.credits.is_some());
+    if let [org_id] = orgs.as_slice()
+        && let Some(rows) = by_rows(*org_id, true)
+    {
+        let begins = |row: &StretchRow| row.next_period_at.is_some_and(|at| at <= as_of) && !row.waits_for_money;
+        let is_on = |row: &StretchRow| row.ends_at.is_none_or(|at| at > as_of);
+        let is_due = rows.iter().any(begins) || (enrolls && !rows.iter().any(is_on));
+        return Ok(if is_due { orgs } else { Vec::new() });
+    }
     Ok(db.write(&DUE, args![orgs, At(as_of), enrolls]).iter().map(|row| row.get(0)).collect())
 }
 

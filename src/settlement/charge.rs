@@ -9,7 +9,6 @@ use crate::plans::store as plans;
 use crate::sql::{At, Db, Row};
 use crate::time::Moment;
 use crate::usage::counters::{self, Counter};
-use crate::usage::tally::price_id;
 use crate::{args, statements, units};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -218,7 +217,7 @@ impl Work<'_> {
         let price = cache::price(self.db, metric, Some(self.org_id), segment)?;
         let price = price.as_deref();
         let today = cache::price(self.db, metric, Some(self.org_id), self.now)?;
-        let superseded = price_id(price) != price_id(today.as_deref());
+        let superseded = price != today.as_deref();
         let charge = counter.tally.settle(quantity, terms.allowance, price, superseded).map_err(catalog::too_large)?;
         if charge.credits > 0 {
             self.debts.push(Debt {

@@ -6,7 +6,7 @@ use crate::catalog;
 use crate::catalog::cache::Metric;
 use crate::catalog::price::Price;
 use crate::error::{Error, Result};
-use crate::heap::{self, Attempt, Belongs, Changed, Held, Is, Key, Partial, Table, Value, Write};
+use crate::heap::{self, Attempt, Belongs, Changed, Held, Is, Key, Partial, Snapshot, Table, Value, Write};
 use crate::ledger::rows::number;
 use crate::plans::period::{Span, Terms, Timeline};
 use crate::plans::store as plans;
@@ -135,12 +135,14 @@ fn lock_by_statement(db: &Db, names: &[&(Uuid, String, Span)]) -> BTreeMap<Name,
 
 /// Columns of `period_usage`, and how many there are.
 mod column {
+    pub const PERIOD_START: usize = 3;
     pub const QUANTITY: usize = 4;
     pub const CREDITS: usize = 5;
     pub const OVERAGE: usize = 6;
     pub const PRICED: usize = 7;
     pub const PRICE_ID: usize = 8;
     pub const LEVEL: usize = 9;
+    pub const LEVEL_AT: usize = 10;
     pub const PERIOD_END: usize = 12;
     pub const COUNT: usize = 12;
 }
@@ -159,29 +161,30 @@ fn key(org_id: Uuid, metric: &str, start: Moment) -> [Key; 3] {
     [Key(1, Is::Uuid, org_id.to_sql()), Key(2, Is::Text, metric.to_sql()), Key(3, Is::Moment, start.to_sql())]
 }
 
+/// As a row has it.
+fn of_row(org_id: Uuid, metric: &str, row: &[Value]) -> Option<Counter> {
+    let of = |column| number(row, column);
+    Some(Counter {
+        org_id,
+        metric: metric.to_owned(),
+        span: Span { start: of(column::PERIOD_START)?, end: of(column::PERIOD_END)? },
+        tally: Tally {
+            quantity: of(column::QUANTITY)?,
+            overage: of(column::OVERAGE)?,
+            credits: of(column::CREDITS)?,
+            priced: of(column::PRICED)?,
+            price_id: of(column::PRICE_ID)?,
+        },
+        level: of(column::LEVEL).zip(of(column::LEVEL_AT)),
+    })
+}
+
 /// Locks or makes one without a statement; None where that takes one.
 fn lock_row((org_id, metric, span): &(Uuid, String, Span)) -> Option<Counter> {
     let key = key(*org_id, metric, span.start);
     let queue = heap::queue((org_id, metric, span.start));
-    let read = |row: &[Value]| {
-        let of = |column| number(row, column);
-        // Those with a level are for statements.
-        of(column::LEVEL).is_none().then(|| {
-            Some(Counter {
-                org_id: *org_id,
-                metric: metric.clone(),
-                span: Span { start: span.start, end: of(column::PERIOD_END)? },
-                tally: Tally {
-                    quantity: of(column::QUANTITY)?,
-                    overage: of(column::OVERAGE)?,
-                    credits: of(column::CREDITS)?,
-                    priced: of(column::PRICED)?,
-                    price_id: of(column::PRICE_ID)?,
-                },
-                level: None,
-            })
-        })?
-    };
+    // Those with a level are for statements.
+    let read = |row: &[Value]| of_row(*org_id, metric, row).filter(|counter| counter.level.is_none());
     if let Some(found) = open(Write::Update)?.lock_one("period_usage_pkey", &key, queue, read) {
         return found;
     }
@@ -225,8 +228,23 @@ fn save_row(counter: &Counter) -> bool {
 
 /// A counter for reading.
 pub fn peek(db: &Db, org_id: Uuid, metric: &str, span: Span) -> Counter {
-    let found = db.read(&READ, args![org_id, metric, At(span.start)]).first().map(|row| counter(&row));
+    let found = match look(org_id, &[(metric.to_owned(), span.start)]) {
+        Some(mut found) => found.pop(),
+        None => db.read(&READ, args![org_id, metric, At(span.start)]).first().map(|row| counter(&row)),
+    };
     found.unwrap_or_else(|| Counter::new(org_id, metric, span))
+}
+
+/// For reading, of an org's counters for these metrics, each of the period that begins then: those that there are. None where that takes
+/// a statement.
+pub fn look(org_id: Uuid, names: &[(String, Moment)]) -> Option<Vec<Counter>> {
+    let table = Table::open_to_read("period_usage", column::COUNT)?;
+    let mut finder = table.finder("period_usage_pkey", Snapshot::Callers)?;
+    let mut found = Vec::new();
+    for (metric, start) in names {
+        finder.read(&key(org_id, metric, *start), |row, _| found.extend(of_row(org_id, metric, row)));
+    }
+    Some(found)
 }
 
 /// Writes counters that are locked.
@@ -323,9 +341,34 @@ pub fn lock_metered(db: &Db, wanted: &[(Uuid, Rc<Metric>)], now: Moment) -> Resu
 }
 
 fn unsettled(db: &Db, names: &[(Uuid, String, Span)]) -> BTreeMap<(Uuid, String), i64> {
+    if let Some(known) = unsettled_rows(names) {
+        return known;
+    }
     let orgs: Vec<_> = names.iter().map(|n| n.0).collect();
     let metrics: Vec<_> = names.iter().map(|n| n.1.clone()).collect();
     let starts: Vec<_> = names.iter().map(|n| At(n.2.start)).collect();
     let rows = db.write(&UNSETTLED, args![orgs, metrics, starts]);
     rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect()
+}
+
+/// The same without a statement; None where that takes one.
+fn unsettled_rows(names: &[(Uuid, String, Span)]) -> Option<BTreeMap<(Uuid, String), i64>> {
+    const QUANTITY: usize = 7;
+    if heap::has_one_snapshot() {
+        return None;
+    }
+    let table = Table::open_to_read("unsettled_usage", 10)?;
+    if table.is_empty() {
+        return Some(BTreeMap::new());
+    }
+    let mut sums = BTreeMap::new();
+    for (org_id, metric, span) in names {
+        let mut sum = Some(0_i64);
+        let is_known =
+            table.read("unsettled_usage_pkey", &key(*org_id, metric, span.start), Snapshot::Latest, |row, _| {
+                sum = sum.zip(number(row, QUANTITY)).and_then(|(sum, quantity)| sum.checked_add(quantity));
+            });
+        sums.insert((*org_id, metric.clone()), sum.filter(|_| is_known)?);
+    }
+    Some(sums)
 }

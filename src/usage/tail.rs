@@ -59,10 +59,8 @@ pub fn folded_until(org_id: Uuid, entry_id: i64, snapshot: Snapshot) -> Option<i
     let folded = Table::open_to_read("folded", 3)?;
     let mut position = i64::from(slot(entry_id)) << 40;
     let of_lane = [Key(1, Is::Uuid, org_id.to_sql()), Key(2, Is::Small, slot(entry_id).to_sql())];
-    let is_known = folded.read("folded_pkey", &of_lane, snapshot, |row, _| {
-        position = number(row, 3).unwrap_or(position);
-    });
-    is_known.then_some(position)
+    folded.finder("folded_pkey", snapshot)?.read(&of_lane, |row, _| position = number(row, 3).unwrap_or(position));
+    Some(position)
 }
 
 /// Of each lane of an org; None where that takes a statement.

@@ -5,7 +5,6 @@
 //! what that takes of the allowance and of the steps. So the order does not matter, and nothing is charged twice or skipped.
 
 use crate::catalog::price::{Overflow, Price};
-use crate::ledger::chain;
 
 /// What is decided so far; see the table `period_usage`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,11 +24,6 @@ pub struct Charge {
     pub included: i64,
     pub overage: i64,
     pub credits: i64,
-}
-
-/// Names a price: 0 for free.
-pub fn price_id(price: Option<&Price>) -> i64 {
-    price.and_then(|p| serde_json::to_string(p).ok()).map_or(0, |text| chain::fingerprint("price", &[Some(&text)]))
 }
 
 impl Tally {
@@ -111,7 +105,7 @@ impl Tally {
     /// What was charged before, at the price that is used now: under another one, only what comes now counts. `below` is
     /// what has its place below all that was charged.
     fn rebase(&mut self, price: Option<&Price>, below: i64) -> Result<(), Overflow> {
-        let id = price_id(price);
+        let id = price.map_or(0, Price::id);
         if id != self.price_id {
             self.price_id = id;
             self.priced = match price {

@@ -85,6 +85,17 @@ def call(connection, function, *arguments, **named):
     return row
 
 
+def statements_of(connection, step):
+    """The statements that the server runs for a step, with those inside of functions."""
+    rows(connection, """load 'auto_explain'; set auto_explain.log_min_duration = 0; set auto_explain.log_nested_statements = on;
+                        set client_min_messages = log""")
+    del connection.notices[:]
+    step()
+    found = [notice.partition("Query Text:")[2].strip() for notice in connection.notices if "Query Text:" in notice]
+    rows(connection, "reset client_min_messages; reset auto_explain.log_min_duration")
+    return found
+
+
 def total(connection, org, unit="credit", metric=None):
     """What the org may spend."""
     return value(connection, "select billing.get_total_credits(%s, %s, %s)", org, unit, metric)

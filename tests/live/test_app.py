@@ -7,7 +7,7 @@ import uuid
 
 import psycopg2
 
-from support import CATALOG, LiveTestCase, Refused, apply_catalog, call, code_of, connect, rows, total, value
+from support import CATALOG, LiveTestCase, Refused, apply_catalog, call, code_of, connect, rows, statements_of, total, value
 
 
 class App(LiveTestCase):
@@ -322,20 +322,18 @@ class App(LiveTestCase):
             yield "capture", lambda: call(session, "capture_credits", org, held.pop(), idempotency_key=str(uuid.uuid4()))
             yield "total", lambda: total(session, org)
             yield "total of lanes", lambda: total(session, split)
+            yield "check", lambda: call(session, "check_limit", org, "call")
+            yield "allows", lambda: value(session, "select billing.allows(%s, 'call')", org)
 
         held = []
         # What a session learns, and the first rows of reports, take statements.
         for _ in range(100):
             for _, step in work():
                 step()
-        rows(session, """load 'auto_explain'; set auto_explain.log_min_duration = 0; set auto_explain.log_nested_statements = on;
-                         set client_min_messages = log""")
         for _ in range(3):
             for name, step in work():
-                del session.notices[:]
-                step()
-                statements = [notice.partition("Query Text:")[2].strip() for notice in session.notices if "Query Text:" in notice]
                 with self.subTest(name):
+                    statements = statements_of(session, step)
                     self.assertEqual(len(statements), 1, statements)
 
     def test_rows_that_move(self):
@@ -388,6 +386,8 @@ class App(LiveTestCase):
         ((charged,),) = rows(session, f"{changed} select (billing.consume_credits(%s, 'call')).balance_after from changed", org, org)
         self.assertEqual(charged, 8)
         self.assertEqual(total(session, org), 8)
+        ((reserved,),) = rows(session, f"{changed} select (billing.reserve_credits(%s, 'call', 1)).balance_after from changed", org, org)
+        self.assertEqual(reserved, 7)
 
     def test_older_snapshots(self):
         """A cursor reads what there was when it was opened, however often the session and others have charged since."""

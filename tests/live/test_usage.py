@@ -15,7 +15,7 @@ import uuid
 import psycopg2.extensions
 import psycopg2.extras
 
-from support import LiveTestCase, Refused, apply_catalog, await_condition, call, code_of, rows, seeded, together, total, value
+from support import LiveTestCase, Refused, apply_catalog, await_condition, call, code_of, rows, seeded, statements_of, together, total, value
 
 STEPS = [{"up_to": 50, "credits": 5, "per": 3}, {"credits": 1, "per": 7}]
 METRICS = {
@@ -251,6 +251,51 @@ class Writers(Usage):
                     self.assertEqual(used(self.db, org, metric), result)
                     for connection in writers:
                         connection.close()
+
+    def test_plans_under_every_isolation_level(self):
+        """What a plan includes, and a period that is due, count alike whatever a transaction sees of others."""
+        for level in ("read committed", "repeatable read", "serializable"):
+            with self.subTest(level):
+                org = self.org(1000)
+                call(self.db, "subscribe", org, "solo")
+                record(self.db, org, "call", 30)
+                self.assertEqual(total(self.db, org), 1100)
+                (session,) = self.at("2027-04-11T12:00Z", 1, autocommit=False)
+                rows(session, f"set transaction isolation level {level}")
+                # The period begins: its credits take the place of those before, and nothing of it is used yet.
+                first = call(session, "consume_credits", org, "call", 40)
+                self.assertEqual((first.included, first.credits, first.balance_after), (40, 0, 1100))
+                record(session, org, "call", 50)
+                limit = call(session, "check_limit", org, "call", 20)
+                self.assertEqual((limit.used, limit.remaining, limit.credits_required, limit.credits_available), (90, 10, 10, 1100))
+                hold = call(session, "reserve_credits", org, "call", 25)
+                self.assertEqual((hold.credits, hold.balance_after), (15, 1085))
+                self.assertEqual(call(session, "capture_credits", org, hold.hold_id).credits, 15)
+                self.assertEqual(call(session, "check_limit", org, "call").used, 115)
+                session.commit()
+                session.close()
+
+    def test_common_calls_run_no_statement(self):
+        """Of a metric in a plan, too: what was used is looked at in the rows that count."""
+        # Now: events have a partition where settlement, or the installation, has made it.
+        (session,) = self.connections(1)
+        org, key = str(uuid.uuid4()), lambda: str(uuid.uuid4())
+        call(session, "grant_credits", org, 1_000_000)
+        call(session, "subscribe", org, "hundred")
+        steps = {
+            "consume": lambda: call(session, "consume_credits", org, "api", 1, key()),
+            "record": lambda: record(session, org, "api", 1, event_id=key()),
+            "check": lambda: call(session, "check_limit", org, "api"),
+            "allows": lambda: value(session, "select billing.allows(%s, 'api')", org),
+        }
+        # What a session learns, and the first rows of reports, take statements.
+        for _ in range(100):
+            for step in steps.values():
+                step()
+        for name, step in steps.items():
+            with self.subTest(name):
+                statements = statements_of(session, step)
+                self.assertEqual(len(statements), 1, statements)
 
     def test_same_event_at_the_same_instant(self):
         """Twenty connections report one event: exactly one is told that it is new, whatever the aggregation."""

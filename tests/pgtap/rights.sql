@@ -116,7 +116,7 @@ select bag_eq(format('select distinct name from function where has_function_priv
 select is_empty(format('select name from function group by name having count(distinct has_function_privilege(%L, oid, ''EXECUTE'')) > 1', role),
                 format('all forms of a function have the same right for %s', role)) from unnest(array['tap_member', 'tap_auditor', 'tap_service']) role;
 -- Those whose usual call runs no statement set it themselves around each that they do run; shadowing.sql sees that.
-create temp view own_path as select unnest(array['consume_credits', 'reserve_credits', 'capture_credits', 'release_credits', 'get_total_credits', 'record_usage']) as name;
+create temp view own_path as select unnest(array['consume_credits', 'reserve_credits', 'capture_credits', 'release_credits', 'get_total_credits', 'record_usage', 'check_limit', 'allows']) as name;
 select is(proconfig, '{"search_path=pg_catalog, billing, pg_temp"}'::text[], format('definer function with a pinned search_path: %s', signature))
     from function where prosecdef and name not in (select name from own_path) order by signature::text;
 select is(proconfig, null, format('definer function that pins it itself: %s', signature)) from function join own_path using (name) order by signature::text;

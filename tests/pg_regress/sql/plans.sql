@@ -171,6 +171,8 @@ select credits, balance_after from billing.consume_credits(:'hobo', 'call', 5);
 set local billing.test_clock = '2027-11-01 00:00:00+00';
 select allowed, reason, used, included, credits_available from billing.check_limit(:'hobo', 'call', 20);
 select renewed from billing.settle_org(:'hobo');
+-- So does the first consumption of an org that nobody knew.
+select included, credits, balance_after from billing.consume_credits('00000000-0000-4000-8000-000000000037', 'call', 5);
 -- A subscription takes its place, and it comes back when that ends.
 set local billing.test_clock = '2027-11-16 00:00:00+00';
 select plan, status, starts_at, period_start, period_end from billing.subscribe(:'hobo', 'solo');
