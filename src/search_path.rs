@@ -16,7 +16,7 @@ const PATH: &CStr = c"pg_catalog, billing, pg_temp";
 const OF_THE_CALLER: &CStr = c"pg_catalog, pg_temp";
 
 /// Whether the path has nothing but what is ours and the server's.
-fn is_pinned() -> bool {
+pub fn is_pinned() -> bool {
     // SAFETY: the server's own text of the setting, replaced only by what sets it.
     let path = unsafe { CStr::from_ptr(pg_sys::namespace_search_path) };
     path == PATH || path == OF_THE_CALLER

@@ -3,7 +3,7 @@
 //! Statements are prepared once per backend and kept. A backend has one thread, so thread-local statics are its globals.
 //! Errors of the server are never caught: they unwind to the function call and roll its statement back.
 
-use crate::search_path::Pinned;
+use crate::search_path::{self, Pinned};
 use crate::time::Moment;
 use pgrx::datum::{FromDatum, IntoDatum};
 use pgrx::pg_sys;
@@ -321,8 +321,10 @@ impl Db {
 
     fn execute(&self, statement: &Statement, args: &[Option<pg_sys::Datum>], read_only: bool) -> Rows {
         assert_eq!(args.len(), statement.types.len(), "parameters of {}", statement.text);
-        if let Some(pinned) = Pinned::begin() {
-            self.pinned.set(Some(pinned));
+        if !search_path::is_pinned() {
+            // What somebody has set since goes with the one before: levels end in their order.
+            drop(self.pinned.take());
+            self.pinned.set(Pinned::begin());
         }
         let plan = statement.plan();
         let mut values = [pg_sys::Datum::from(0); 32];

@@ -2,7 +2,7 @@
 
 use super::places::{Name, Place, Places};
 use super::sight::{self, At};
-use super::{Key, MOST_COLUMNS, Row, Snapshot, Table, Value, was_held};
+use super::{Key, MOST_COLUMNS, Row, Snapshot, Table, Value, is_serializable, next_command, was_held};
 use pgrx::pg_sys;
 use std::cell::RefCell;
 
@@ -28,6 +28,9 @@ pub(super) struct Seen(pub(super) pg_sys::Snapshot);
 
 impl Seen {
     pub(super) fn new(at: Snapshot) -> Self {
+        if at == Snapshot::Latest {
+            next_command();
+        }
         // SAFETY: registered, and so forgotten by the end of the transaction on errors.
         unsafe {
             Self(pg_sys::RegisterSnapshot(match at {
@@ -104,9 +107,7 @@ impl<'a> Finder<'a> {
         mut visit: impl FnMut(pg_sys::HeapTuple, &[Value]) -> bool,
     ) {
         // What a serializable transaction has read is noted where the index is asked.
-        // SAFETY: reads a global.
-        let is_noted = unsafe { pg_sys::XactIsoLevel } < pg_sys::XACT_SERIALIZABLE.cast_signed();
-        let name = Key::name(self.index, keys).filter(|_| is_noted);
+        let name = Key::name(self.index, keys).filter(|_| !is_serializable());
         let is_whole = WHOLE.with_borrow(|whole| whole.contains(&(self.index, keys.len())));
         let place = name.filter(|_| is_whole).and_then(|name| PLACES.with_borrow(|places| places.get(name)));
         // SAFETY: an index of this table.

@@ -111,6 +111,18 @@ pub fn has_one_snapshot() -> bool {
     unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ.cast_signed() }
 }
 
+fn is_serializable() -> bool {
+    // SAFETY: reads a global.
+    unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_SERIALIZABLE.cast_signed() }
+}
+
+/// What is read as the newest from here on has what this transaction, and the command that called us, has done so far: as a
+/// statement that may write begins.
+pub fn next_command() {
+    // SAFETY: in a transaction; nothing happens where nothing was written.
+    unsafe { pg_sys::CommandCounterIncrement() };
+}
+
 /// A table that is open for writing, until the end of the transaction.
 pub struct Table {
     relation: pg_sys::Relation,
@@ -175,10 +187,12 @@ impl Table {
         }
     }
 
-    /// Whether it has no rows for any snapshot that there is by now. That is known without its indexes.
+    /// Whether it is known, without its indexes, that it has no rows for any snapshot that there is by now. A serializable transaction
+    /// has to look: what it did not find is noted where the index is asked.
     pub fn is_empty(&self) -> bool {
         // SAFETY: an open relation.
-        unsafe { pg_sys::RelationGetNumberOfBlocksInFork(self.relation, pg_sys::ForkNumber::MAIN_FORKNUM) == 0 }
+        !is_serializable()
+            && unsafe { pg_sys::RelationGetNumberOfBlocksInFork(self.relation, pg_sys::ForkNumber::MAIN_FORKNUM) == 0 }
     }
 
     fn is_simple(&self, write: Write, partial: Option<&str>) -> bool {
@@ -416,11 +430,10 @@ impl Table {
                     }
                     return locked;
                 }
-                // The command that called us has changed it: as a statement does, we go on from there.
-                // SAFETY: in a transaction that writes.
-                Some(pg_sys::TM_Result::TM_SelfModified) => unsafe { pg_sys::CommandCounterIncrement() },
                 // Somebody holds it, or has changed it since: then the next snapshot sees what came of it.
-                Some(_) => drop(turn.get_or_insert_with(|| Turn::take(self, queue))),
+                Some(_) => {
+                    turn.get_or_insert_with(|| Turn::take(self, queue));
+                }
             }
         }
     }
@@ -618,8 +631,6 @@ impl Table {
             let found = match status {
                 pg_sys::TM_Result::TM_Ok => Found::Changed,
                 pg_sys::TM_Result::TM_BeingModified => Found::Held(holder),
-                // By the command that called us: what to do about that is for a statement to say.
-                pg_sys::TM_Result::TM_SelfModified => Found::Nothing,
                 _ => Found::Outdated,
             };
             let is_heap_only = u32::from((*(*new).t_data).t_infomask2) & pg_sys::HEAP_ONLY_TUPLE != 0;

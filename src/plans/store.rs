@@ -170,7 +170,10 @@ fn by_rows(org_id: Uuid, fresh: bool) -> Option<Vec<StretchRow>> {
     match fresh {
         false => rows_seen(org_id),
         true if heap::has_one_snapshot() => None,
-        true => sql::on_newest_snapshot(|| rows_seen(org_id)),
+        true => {
+            heap::next_command();
+            sql::on_newest_snapshot(|| rows_seen(org_id))
+        }
     }
 }
 
@@ -181,7 +184,9 @@ fn rows_seen(org_id: Uuid) -> Option<Vec<StretchRow>> {
     let is_known = subscriptions.read("subscriptions_pkey", &of_org, Snapshot::Callers, |row, _| {
         found.push(stretch(org_id, row));
     });
-    found.into_iter().collect::<Option<Vec<_>>>().filter(|_| is_known)
+    let mut found = found.into_iter().collect::<Option<Vec<_>>>().filter(|_| is_known)?;
+    found.sort_by_key(|row| row.starts_at);
+    Some(found)
 }
 
 fn stretch(org_id: Uuid, row: &[Value]) -> Option<StretchRow> {

@@ -389,6 +389,23 @@ class App(LiveTestCase):
         ((reserved,),) = rows(session, f"{changed} select (billing.reserve_credits(%s, 'call', 1)).balance_after from changed", org, org)
         self.assertEqual(reserved, 7)
 
+    def test_serializable_looks_are_noted(self):
+        """Who froze the org because of what was written, and who wrote because it was not frozen: one of them has to try again."""
+        org = self.org(10)
+        rows(self.db, "create table app.written (n int)")
+        self.addCleanup(rows, self.db, "drop table app.written")
+        self.assertEqual(value(self.db, "select pg_relation_size('billing.freezes')"), 0)
+        one, other = self.connect(autocommit=False), self.connect(autocommit=False)
+        for session in (one, other):
+            rows(session, "set transaction isolation level serializable")
+        self.assertTrue(value(one, "select billing.allows(%s, 'call')", org))
+        self.assertEqual(value(other, "select count(*) from app.written"), 0)
+        rows(one, "insert into app.written values (1)")
+        with self.assertRaises(psycopg2.errors.SerializationFailure):
+            call(other, "freeze_org", org, "too little written")
+            one.commit()
+            other.commit()
+
     def test_older_snapshots(self):
         """A cursor reads what there was when it was opened, however often the session and others have charged since."""
         for lanes in (1, 4):

@@ -607,6 +607,24 @@ class Subscriptions(Payments):
         self.assertEqual(self.credit(), 5000)
         self.assertEqual(value(self.db, "select count(*) from billing.payments where org_id = %s and source = 'subscription'", self.org), 2)
 
+    def test_half_a_day_of_grace(self):
+        """To the microsecond, whether rows say so or, in a transaction with one snapshot, a statement."""
+        self.invoice(0)
+        self.at(self.month(1) + 60)
+        begins_at = value(self.db, "select next_period_at from billing.subscriptions where org_id = %s", self.org)
+        for level in ("read committed", "repeatable read"):
+            for paid, credit in ((None, None), ("12 hours", None), ("12 hours 1 microsecond", 4999)):
+                with self.subTest(level=level, paid=paid):
+                    rows(self.db, f"begin isolation level {level}")
+                    rows(self.db, "update billing.provider_subscriptions set paid_until = %s + %s::interval where org_id = %s", begins_at, paid, self.org)
+                    try:
+                        left = call(self.db, "consume_credits", self.org, "call", 1).balance_after
+                    except psycopg2.Error as refusal:
+                        self.assertEqual(refusal.pgcode, "PT402")
+                        left = None
+                    rows(self.db, "rollback")
+                    self.assertEqual(left, credit)
+
     def test_paid_early(self):
         """The invoice of the next period comes before its start: the credit comes with the period."""
         self.invoice(0)

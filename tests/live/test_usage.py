@@ -275,6 +275,38 @@ class Writers(Usage):
                 session.commit()
                 session.close()
 
+    def test_one_snapshot(self):
+        """A transaction with one snapshot charges by what that sees of recorded usage, a transaction without by what there is; settled, they are the same."""
+        for level, included in (("read committed", 50), ("repeatable read", 70), ("serializable", 70)):
+            with self.subTest(level):
+                org = self.org(1000)
+                call(self.db, "subscribe", org, "hundred")
+                call(self.db, "consume_credits", org, "call")
+                session, other = self.at(NOON, 2, autocommit=False)
+                rows(session, f"set transaction isolation level {level}")
+                rows(session, "select from pg_class limit 1")  # takes the snapshot
+                record(other, org, "call", 49)
+                other.commit()
+                done = call(session, "consume_credits", org, "call", 70)
+                self.assertEqual((done.included, done.credits), (included, 70 - included))
+                session.commit()
+                self.settle(org)
+                self.assertEqual((self.charged(org), used(self.db, org, "call")), (20, 120))
+                session.close()
+                other.close()
+
+    def test_changed_by_the_same_statement(self):
+        """The tables' owner changes the rows that count in the statement that also charges: what it has changed counts."""
+        org = self.org(1000)
+        call(self.db, "subscribe", org, "hundred")
+        self.assertEqual(call(self.db, "consume_credits", org, "api", 3).included, 3)
+        (session,) = self.at(NOON, 1, "-c statement_timeout=20s")
+        moved = "with moved as materialized (update billing.subscriptions set plan = 'solo' where org_id = %s returning 1)"
+        counted = "counted as materialized (update billing.period_usage set quantity = quantity where org_id = %s returning 1)"
+        charge = "select (billing.consume_credits(%s, 'api', 3)).included from moved, counted"
+        self.assertEqual(value(session, f"{moved}, {counted} {charge}", org, org, org), 0)
+        rows(session, "update billing.subscriptions set plan = 'hundred' where org_id = %s", org)
+
     def test_common_calls_run_no_statement(self):
         """Of a metric in a plan, too: what was used is looked at in the rows that count."""
         # Now: events have a partition where settlement, or the installation, has made it.

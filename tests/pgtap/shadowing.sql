@@ -170,6 +170,7 @@ reset role;
 set local role tap_member;
 select pg_catalog.set_config('request.jwt.claims', '{"org_id": "00000000-0000-4000-8000-000000000002"}', true) as claims \gset
 select billing.my_orgs() as mine, billing.get_total_credits(:'bolt') as my_total \gset
+select metric as my_metric, billing.allows(:'bolt', 'call') is not null as my_allowed from billing.check_limit(:'bolt', 'call') \gset
 select count(*) as my_entries from billing.entries \gset
 reset role;
 -- The caller's path is what it was, also after an error in the middle of a statement of ours.
@@ -193,6 +194,7 @@ select credits from billing.consume_credits(:'corp', 'third', 3, 'key in a bare 
 select billing.record_usage(:'corp', 'pack', 1, 'event in a bare path') as bare_recorded, billing.get_total_credits(:'corp') as bare_total \gset
 select hold_id from billing.reserve_credits(:'corp', 'third', 3) \gset bare_
 select credits from billing.capture_credits(:'corp', :bare_hold_id) \gset bare_captured_
+select metric, billing.allows(:'corp', 'third') as allowed from billing.check_limit(:'corp', 'third') \gset bare_
 reset role;
 reset search_path;
 set local search_path = public, pg_catalog;
@@ -200,7 +202,8 @@ set local search_path = public, pg_catalog;
 select is(:'comparison'::text, 'EVIL0'::text, 'a comparison in the session springs the trap');
 select is(:'function'::text, 'EVIL0'::text, 'so does now()');
 select is(:shadowed, 0, 'and a table without its schema is the hostile one');
-select is(array[:'bare_credits', :'bare_recorded', :'bare_captured_credits'], array['1', 't', '1'], 'the calls work in a session with a bare path');
+select is(array[:'bare_credits', :'bare_recorded', :'bare_captured_credits', :'bare_metric', :'bare_allowed'], array['1', 't', '1', 'third', 't'], 'the calls work in a session with a bare path');
+select is(array[:'my_metric', :'my_allowed'], array['call', 't'], 'and for a member');
 select is(:'path_after'::text, 'evil, pg_temp, pg_catalog, billing, public', 'the path of the session is left as it was');
 select results_eq('select * from tap_app.refused', $$values ('refused with pg_catalog, billing, pg_temp', 'evil, pg_temp, pg_catalog, billing, public')$$,
                   'a statement of a call has the pinned path, and its error takes that back');
