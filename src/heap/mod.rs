@@ -18,6 +18,7 @@ pub use key::{Is, Key};
 pub use names::{has_index, watch_invalidations};
 pub use queue::queue;
 
+use crate::sql;
 use finder::{Purpose, Seen};
 use index::Index;
 use names::{known, relation_id};
@@ -118,9 +119,22 @@ fn is_serializable() -> bool {
 
 /// What is read as the newest from here on has what this transaction, and the command that called us, has done so far: as a
 /// statement that may write begins.
-pub fn next_command() {
+fn next_command() {
     // SAFETY: in a transaction; nothing happens where nothing was written.
     unsafe { pg_sys::CommandCounterIncrement() };
+}
+
+/// Lets `look` read rows on the caller's snapshot. `fresh`: on the newest, for a call that holds locks; None under one snapshot, where
+/// the server has to say what may be seen.
+pub fn look<R>(fresh: bool, look: impl FnOnce() -> Option<R>) -> Option<R> {
+    match fresh {
+        false => look(),
+        true if has_one_snapshot() => None,
+        true => {
+            next_command();
+            sql::on_newest_snapshot(look)
+        }
+    }
 }
 
 /// A table that is open for writing, until the end of the transaction.

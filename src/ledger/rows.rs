@@ -145,20 +145,19 @@ pub fn json(row: &[Value], column: usize) -> Option<String> {
 
 /// Whether an org has any wallet; None where that takes a statement.
 pub fn has_wallet(org_id: Uuid) -> Option<bool> {
-    if heap::has_one_snapshot() {
-        return None;
-    }
-    let lanes = Table::open_to_read("lanes", column::COUNT)?;
-    let mut is_there = false;
-    // Most have this one.
-    lanes.finder(KEY, Snapshot::Latest)?.read(&key(org_id, units::CREDIT, 0), |_, _| is_there = true);
-    let of_org = [Key(column::ORG_ID, Is::Uuid, org_id.to_sql())];
-    let is_known = is_there
-        || lanes.read_while(KEY, &of_org, Snapshot::Latest, |_| {
-            is_there = true;
-            false
-        });
-    is_known.then_some(is_there)
+    heap::look(true, || {
+        let lanes = Table::open_to_read("lanes", column::COUNT)?;
+        let mut is_there = false;
+        // Most have this one.
+        lanes.finder(KEY, Snapshot::Callers)?.read(&key(org_id, units::CREDIT, 0), |_, _| is_there = true);
+        let of_org = [Key(column::ORG_ID, Is::Uuid, org_id.to_sql())];
+        let is_known = is_there
+            || lanes.read_while(KEY, &of_org, Snapshot::Callers, |_| {
+                is_there = true;
+                false
+            });
+        is_known.then_some(is_there)
+    })
 }
 
 /// The key of an entry or a hold.

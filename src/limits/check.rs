@@ -40,16 +40,15 @@ const FREEZES: usize = 3;
 
 /// Whether somebody, or a score, has frozen the org.
 fn is_frozen(db: &Db, org_id: Uuid) -> bool {
-    let Some(freezes) = Table::open_to_read("freezes", FREEZES) else {
-        return db.read(&FROZEN, args![org_id]).count() > 0;
+    let by_rows = || {
+        let freezes = Table::open_to_read("freezes", FREEZES)?;
+        let mut is_frozen = false;
+        let key = [Key(1, Is::Uuid, org_id.to_sql())];
+        let is_known =
+            freezes.is_empty() || freezes.read("freezes_pkey", &key, Snapshot::Callers, |_, _| is_frozen = true);
+        is_known.then_some(is_frozen)
     };
-    if freezes.is_empty() {
-        return false;
-    }
-    let mut is_frozen = false;
-    let key = [Key(1, Is::Uuid, org_id.to_sql())];
-    let is_known = freezes.read("freezes_pkey", &key, Snapshot::Callers, |_, _| is_frozen = true);
-    is_frozen || (!is_known && db.read(&FROZEN, args![org_id]).count() > 0)
+    by_rows().unwrap_or_else(|| db.read(&FROZEN, args![org_id]).count() > 0)
 }
 
 /// All that decides.

@@ -1,11 +1,12 @@
 //! What is recorded of an org and not settled, what it has not paid, and its counters: what every look at where it stands begins with.
 
-use crate::heap::{Is, Key, Snapshot, Table, Value};
+use crate::heap::{self, Is, Key, Snapshot, Table, Value};
 use crate::ledger::rows::{number, text};
 use crate::plans::period::Span;
 use crate::sql::{At, Db, ToSql};
 use crate::time::Moment;
 use crate::usage::counters::{self, Counter};
+use crate::usage::record::column as unsettled;
 use crate::usage::tally::Tally;
 use crate::{args, statements};
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,8 +51,7 @@ pub struct State {
 impl State {
     /// With the counters of these metrics, each in the period that begins then. `fresh`: for a call that holds locks.
     pub fn look(db: &Db, org_id: Uuid, names: Vec<(String, Moment)>, fresh: bool) -> Self {
-        // Under a fixed snapshot, what a call that holds locks sees is for a statement to say.
-        let found = if fresh { None } else { by_rows(org_id, &names) };
+        let found = heap::look(fresh, || by_rows(org_id, &names));
         let mut state = found.unwrap_or_else(|| by_statement(db, org_id, &names, fresh));
         for name in names {
             state.counters.entry(name).or_default();
@@ -94,13 +94,13 @@ fn by_statement(db: &Db, org_id: Uuid, names: &[(String, Moment)], fresh: bool) 
     state
 }
 
-/// The same on the caller's snapshot, without a statement; None where that takes one.
+/// The same without a statement; None where that takes one.
 fn by_rows(org_id: Uuid, names: &[(String, Moment)]) -> Option<State> {
     let of_org = || Key(1, Is::Uuid, org_id.to_sql());
     let mut state = State::default();
-    let unsettled = Table::open_to_read("unsettled_usage", 10)?;
-    let mut is_known = unsettled.is_empty()
-        || unsettled.read("unsettled_usage_pkey", &[of_org()], Snapshot::Callers, |row, _| {
+    let recorded = Table::open_to_read("unsettled_usage", unsettled::COUNT)?;
+    let mut is_known = recorded.is_empty()
+        || recorded.read("unsettled_usage_pkey", &[of_org()], Snapshot::Callers, |row, _| {
             state.pending.extend(pending(row));
         });
     let unpaid = Table::open_to_read("unpaid_overage", 5)?;
@@ -118,10 +118,10 @@ fn by_rows(org_id: Uuid, names: &[(String, Moment)]) -> Option<State> {
 
 fn pending(row: &[Value]) -> Option<Pending> {
     Some(Pending {
-        metric: text(row, 2)?,
-        span: Span { start: number(row, 3)?, end: number(row, 6)? },
-        segment: number(row, 4)?,
-        quantity: number(row, 7)?,
-        level: number(row, 8).zip(number(row, 9)),
+        metric: text(row, unsettled::METRIC)?,
+        span: Span { start: number(row, unsettled::PERIOD_START)?, end: number(row, unsettled::PERIOD_END)? },
+        segment: number(row, unsettled::SEGMENT)?,
+        quantity: number(row, unsettled::QUANTITY)?,
+        level: number(row, unsettled::LEVEL).zip(number(row, unsettled::LEVEL_AT)),
     })
 }

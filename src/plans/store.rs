@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::heap::{self, Is, Key, Snapshot, Table, Value};
 use crate::ledger::rows::{flag, number, text};
 use crate::plans::period::{Override, Stretch, Timeline};
-use crate::sql::{self, At, Db, Row, ToSql};
+use crate::sql::{At, Db, Row, ToSql};
 use crate::time::{INFINITY, Moment};
 use crate::{args, statements};
 use uuid::Uuid;
@@ -167,26 +167,17 @@ mod column {
 
 /// The same without a statement; None where that takes one.
 fn by_rows(org_id: Uuid, fresh: bool) -> Option<Vec<StretchRow>> {
-    match fresh {
-        false => rows_seen(org_id),
-        true if heap::has_one_snapshot() => None,
-        true => {
-            heap::next_command();
-            sql::on_newest_snapshot(|| rows_seen(org_id))
-        }
-    }
-}
-
-fn rows_seen(org_id: Uuid) -> Option<Vec<StretchRow>> {
-    let subscriptions = Table::open_to_read("subscriptions", column::COUNT)?;
-    let of_org = [Key(1, Is::Uuid, org_id.to_sql())];
-    let mut found = Vec::new();
-    let is_known = subscriptions.read("subscriptions_pkey", &of_org, Snapshot::Callers, |row, _| {
-        found.push(stretch(org_id, row));
-    });
-    let mut found = found.into_iter().collect::<Option<Vec<_>>>().filter(|_| is_known)?;
-    found.sort_by_key(|row| row.starts_at);
-    Some(found)
+    heap::look(fresh, || {
+        let subscriptions = Table::open_to_read("subscriptions", column::COUNT)?;
+        let of_org = [Key(1, Is::Uuid, org_id.to_sql())];
+        let mut found = Vec::new();
+        let is_known = subscriptions.read("subscriptions_pkey", &of_org, Snapshot::Callers, |row, _| {
+            found.push(stretch(org_id, row));
+        });
+        let mut found = found.into_iter().collect::<Option<Vec<_>>>().filter(|_| is_known)?;
+        found.sort_by_key(|row| row.starts_at);
+        Some(found)
+    })
 }
 
 fn stretch(org_id: Uuid, row: &[Value]) -> Option<StretchRow> {

@@ -12,6 +12,7 @@ use crate::plans::period::{Span, Terms, Timeline};
 use crate::plans::store as plans;
 use crate::sql::{At, Db, Row, ToSql};
 use crate::time::Moment;
+use crate::usage::record::column as unsettled;
 use crate::usage::tally::{Charge, Tally};
 use crate::{args, statements};
 use std::collections::BTreeMap;
@@ -353,22 +354,20 @@ fn unsettled(db: &Db, names: &[(Uuid, String, Span)]) -> BTreeMap<(Uuid, String)
 
 /// The same without a statement; None where that takes one.
 fn unsettled_rows(names: &[(Uuid, String, Span)]) -> Option<BTreeMap<(Uuid, String), i64>> {
-    const QUANTITY: usize = 7;
-    if heap::has_one_snapshot() {
-        return None;
-    }
-    let table = Table::open_to_read("unsettled_usage", 10)?;
-    if table.is_empty() {
-        return Some(BTreeMap::new());
-    }
-    let mut sums = BTreeMap::new();
-    for (org_id, metric, span) in names {
-        let mut sum = Some(0_i64);
-        let is_known =
-            table.read("unsettled_usage_pkey", &key(*org_id, metric, span.start), Snapshot::Latest, |row, _| {
-                sum = sum.zip(number(row, QUANTITY)).and_then(|(sum, quantity)| sum.checked_add(quantity));
+    heap::look(true, || {
+        let table = Table::open_to_read("unsettled_usage", unsettled::COUNT)?;
+        if table.is_empty() {
+            return Some(BTreeMap::new());
+        }
+        let mut sums = BTreeMap::new();
+        for (org_id, metric, span) in names {
+            let mut sum = Some(0_i64);
+            let key = key(*org_id, metric, span.start);
+            let is_known = table.read("unsettled_usage_pkey", &key, Snapshot::Callers, |row, _| {
+                sum = sum.zip(number(row, unsettled::QUANTITY)).and_then(|(sum, quantity)| sum.checked_add(quantity));
             });
-        sums.insert((*org_id, metric.clone()), sum.filter(|_| is_known)?);
-    }
-    Some(sums)
+            sums.insert((*org_id, metric.clone()), sum.filter(|_| is_known)?);
+        }
+        Some(sums)
+    })
 }

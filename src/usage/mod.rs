@@ -5,6 +5,6 @@ pub mod events;
 pub mod fold;
 mod history;
 pub mod recent;
-mod record;
+pub mod record;
 pub mod tail;
 pub mod tally;

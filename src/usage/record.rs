@@ -149,26 +149,28 @@ fn keep(db: &Db, placed: &Placed, now: Moment) {
     );
 }
 
-/// Columns of `unsettled_usage`.
-mod column {
-    pub const ORG_ID: i16 = 1;
-    pub const METRIC: i16 = 2;
-    pub const PERIOD_START: i16 = 3;
-    pub const SEGMENT: i16 = 4;
+/// Columns of `unsettled_usage`, and how many there are.
+#[allow(missing_docs)]
+pub mod column {
+    pub const METRIC: usize = 2;
+    pub const PERIOD_START: usize = 3;
+    pub const SEGMENT: usize = 4;
+    pub const PERIOD_END: usize = 6;
     pub const QUANTITY: usize = 7;
     pub const LEVEL: usize = 8;
     pub const LEVEL_AT: usize = 9;
     pub const EVENTS: usize = 10;
+    pub const COUNT: usize = 10;
 }
 
 /// Adds to a row of the place that nobody holds; false where there is none, or none that this transaction could change.
 fn add_to_free(place: &Place, gain: &Gain) -> Result<bool> {
-    let Some(table) = Table::open("unsettled_usage", 10, Write::Update) else { return Ok(false) };
+    let Some(table) = Table::open("unsettled_usage", column::COUNT, Write::Update) else { return Ok(false) };
     let keys = [
-        Key(column::ORG_ID, Is::Uuid, place.org_id.to_sql()),
-        Key(column::METRIC, Is::Text, place.metric.as_str().to_sql()),
-        Key(column::PERIOD_START, Is::Moment, place.span.start.to_sql()),
-        Key(column::SEGMENT, Is::Moment, place.segment.to_sql()),
+        Key(1, Is::Uuid, place.org_id.to_sql()),
+        Key(2, Is::Text, place.metric.as_str().to_sql()),
+        Key(3, Is::Moment, place.span.start.to_sql()),
+        Key(4, Is::Moment, place.segment.to_sql()),
     ];
     let mut fits = true;
     let found = table.update_one("unsettled_usage_pkey", &keys, Held::Skip, |row| {
