@@ -2,6 +2,7 @@
 //!
 //! Settlement looks at all of an org's; the consumption that crosses a threshold of a cap or of the balance raises it at once.
 
+use crate::access;
 use crate::arguments::required;
 use crate::catalog::cache;
 use crate::error::{Error, Result};
@@ -326,14 +327,14 @@ pub fn settle(db: &Db, org_id: Uuid, (open, timeline): (&Open, Timeline), wallet
 ///
 /// `shares`: 1 to 100 each, at most 20; `expiring_days`: 0 to 366; `deliver`: each alert that is raised also goes into the outbox,
 /// topic `alert.raised`. Holds from the next look on. Errors: 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn configure_alerts(
     shares: default!(Option<Vec<Option<i32>>>, "'{50,75,90,100}'"),
     expiring_days: default!(Option<i32>, 7),
     deliver: default!(Option<bool>, false),
 ) {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let shares = required("shares", shares)?;
         let shares: Vec<i32> = shares.into_iter().map(|share| required("shares", share)).collect::<Result<Vec<_>>>()?;
         if shares.len() > 20 || shares.iter().any(|share| !(1..=100).contains(share)) {
@@ -351,7 +352,7 @@ fn configure_alerts(
             cache::invalidate(db);
             Ok(())
         })
-    })());
+    }));
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@ use uuid::Uuid;
 
 /// Longest idempotency key, in bytes.
 pub const KEY_BYTES: usize = 255;
+/// Largest metadata, in bytes.
+pub const METADATA_BYTES: usize = 65_536;
 /// Longest reason, in bytes.
 pub const REASON_BYTES: usize = 1000;
 
@@ -56,12 +58,18 @@ pub fn reason(value: Option<&str>) -> Result<String> {
     Ok(reason.to_owned())
 }
 
-/// An object; null counts as the empty one.
+/// An object of bounded size; null counts as the empty one.
 pub fn metadata(value: Option<Jsonb>) -> Result<Option<Jsonb>> {
     match value {
         Some(json) if !json.is_object() => Err(Error::invalid("metadata", "must be a JSON object")),
+        Some(json) if json.size() > METADATA_BYTES => Err(too_long_metadata()),
         json => Ok(json),
     }
+}
+
+/// Metadata that would be kept for ever, in every backup.
+pub fn too_long_metadata() -> Error {
+    Error::invalid("metadata", "must have at most 65536 bytes").with("most", METADATA_BYTES)
 }
 
 /// Its text, as the server prints it.

@@ -110,6 +110,13 @@ impl Error {
         Self::new(*b"PT429", "too_many_attempts", "too many attempts").with("retry_at", crate::time::display(retry_at))
     }
 
+    /// A member has begun too many purchases.
+    pub fn too_many_purchases(retry_at: crate::time::Moment) -> Self {
+        Self::new(*b"PT429", "too_many_purchases", "too many purchases")
+            .with("retry_at", crate::time::display(retry_at))
+            .hint("Finish or leave those that were begun; a service role may begin more.")
+    }
+
     /// The key was used for another request.
     pub fn idempotency_conflict(key: &str) -> Self {
         Self::new(*b"PT409", "idempotency_conflict", "idempotency key was used for another request")
@@ -198,6 +205,14 @@ impl Error {
     /// The caller may not see or do that.
     pub fn not_authorized(org_id: &str) -> Self {
         Self::new(*b"42501", "not_authorized", "not authorized for this org").with("org_id", org_id)
+    }
+
+    /// The caller's role was not given the level that the function needs.
+    pub fn no_level(role: &str, needed: &[&str]) -> Self {
+        Self::new(*b"42501", "no_level", "this function needs a level that the role was not given")
+            .with("role", role)
+            .with("needs", needed.to_vec())
+            .hint("Run as the owner of the extension: select billing.grant_access('role', 'level'); the right to execute the function is not enough.")
     }
 
     /// The tables are missing, or older or newer than the library.

@@ -1,15 +1,16 @@
 //! `billing.install()`: creates or migrates the tables from the migrations that are compiled in.
 
+use crate::access;
 use crate::catalog::cache;
 use crate::error::Error;
 use crate::heap;
 use crate::raise::or_raise;
 use crate::sql::{self, Rows, Statement};
-use crate::{args, receipt, statements};
+use crate::{args, receipt, statements, turn};
 use pgrx::prelude::*;
 
 /// Numbered migrations, each applied once, in order.
-const MIGRATIONS: [(i64, &str, &str); 15] = [
+const MIGRATIONS: [(i64, &str, &str); 16] = [
     (1, "ledger", include_str!("../sql/migrations/0001_ledger.sql")),
     (2, "catalog", include_str!("../sql/migrations/0002_catalog.sql")),
     (3, "guards", include_str!("../sql/migrations/0003_guards.sql")),
@@ -25,6 +26,7 @@ const MIGRATIONS: [(i64, &str, &str); 15] = [
     (13, "slim_ledger", include_str!("../sql/migrations/0013_slim_ledger.sql")),
     (14, "recent", include_str!("../sql/migrations/0014_recent.sql")),
     (15, "holds", include_str!("../sql/migrations/0015_holds.sql")),
+    (16, "security", include_str!("../sql/migrations/0016_security.sql")),
 ];
 
 /// What refers to functions of the extension, and so may have gone with DROP EXTENSION … CASCADE: put back on every
@@ -54,8 +56,7 @@ comment on schema billing is 'Billing by the extension pg_billing: wallets, gran
 statements! {
     APPLIED() = "select coalesce(max(version), 0)::int8 from billing.migrations";
     RECORD(int8, text) = "insert into billing.migrations (version, name) values ($1, $2)";
-    // Two installs at once take turns.
-    TAKE_TURNS() = "select pg_advisory_xact_lock(hashtextextended('pg_billing install', 0))";
+    TAKE_FOREIGN_RIGHTS() = "select billing_internal.take_foreign_rights()";
     TABLES_THERE() = "select to_regclass('billing.migrations') is not null";
 }
 
@@ -71,7 +72,8 @@ fn applied(run: impl Fn(&'static std::thread::LocalKey<Statement>) -> Rows) -> i
 
 /// Creates the tables of pg_billing, or migrates them after ALTER EXTENSION … UPDATE; says what it did.
 ///
-/// Running it again changes nothing. Needs the rights of the schema's owner. Errors: 55000 `not_installed` when the
+/// Running it again changes nothing, but that rights in the schemas of pg_billing which `grant_access` did not give are taken, and
+/// said whose they were. Needs the rights of the schema's owner. Errors: 55000 `not_installed` when the
 /// tables are newer than the library; 0A000 `unsupported_encoding` in a database that is not UTF8.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
@@ -81,7 +83,8 @@ fn install() -> String {
         if unsafe { pg_sys::GetDatabaseEncoding() } != pg_sys::pg_enc::PG_UTF8.cast_signed() {
             return Err(Error::encoding());
         }
-        db.write(&TAKE_TURNS, &[]);
+        // Two installs at once take turns.
+        turn::take("install");
         // On a snapshot of its own: another install may have committed while this one waited for its turn.
         let before = applied(|statement| db.write(statement, &[]));
         if before > LATEST {
@@ -102,18 +105,24 @@ fn install() -> String {
         for script in STANDING {
             db.script(script);
         }
+        access::anchor_membership(db);
+        let foreign = db.write(&TAKE_FOREIGN_RIGHTS, &[]).first().and_then(|row| row.opt::<String>(0));
         cache::invalidate(db);
-        Ok(match (due.is_empty(), before) {
+        let done = match (due.is_empty(), before) {
             (true, _) => format!("up to date: tables of version {LATEST}, nothing changed"),
             (false, 0) => format!("installed the tables of version {LATEST}"),
             (false, _) => format!("migrated the tables from version {before} to {LATEST}"),
+        };
+        Ok(match foreign.filter(|whose| !whose.is_empty()) {
+            Some(whose) => format!("{done}; took rights that grant_access had not given: {whose}"),
+            None => done,
         })
     }))
 }
 
 /// The version of the library, and the versions of the tables that it needs and finds (0: none).
 #[pg_extern(stable, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[search_path(pg_catalog, pg_temp)]
 fn version() -> VersionStatus {
     VersionStatus {
         library: env!("CARGO_PKG_VERSION").to_owned(),

@@ -29,6 +29,15 @@ impl Jsonb {
         }
     }
 
+    /// How many bytes it takes, uncompressed.
+    pub fn size(self) -> usize {
+        // SAFETY: the datum is a jsonb varlena.
+        unsafe {
+            let plain = pg_sys::pg_detoast_datum(self.0.cast_mut_ptr());
+            pgrx::varlena::varsize_any_exhdr(plain)
+        }
+    }
+
     /// `{…}`
     pub fn is_object(self) -> bool {
         self.header() & IS_OBJECT != 0

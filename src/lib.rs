@@ -27,6 +27,7 @@ mod secrets;
 mod settlement;
 mod sql;
 mod time;
+mod turn;
 mod units;
 mod usage;
 mod validity;
@@ -40,12 +41,14 @@ pgrx::extension_sql_file!("../sql/extension/schedule.sql", name = "schedule", re
 pgrx::extension_sql_file!("../sql/extension/outbox.sql", name = "outbox", requires = ["schedule"]);
 pgrx::extension_sql_file!("../sql/extension/signals.sql", name = "signals", requires = ["outbox"]);
 pgrx::extension_sql_file!("../sql/extension/webhooks.sql", name = "webhooks", requires = ["signals"]);
+pgrx::extension_sql_file!("../sql/extension/status.sql", name = "status", requires = ["webhooks"]);
 pgrx::extension_sql_file!("../sql/extension/comments.sql", name = "comments", finalize);
 
 /// Called by the server when it loads the library.
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     clock::define_setting();
+    access::watch_invalidations();
     catalog::cache::watch_invalidations();
     heap::watch_invalidations();
 }

@@ -9,17 +9,14 @@
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_int};
 
-/// As in `#[search_path]`; temporary tables last, or they would come before ours.
-const PATH: &CStr = c"pg_catalog, billing, pg_temp";
+/// As in `#[search_path]`. Our statements name the schema of what is ours, so that nothing is found there that somebody else may have
+/// put beside it; temporary tables come last, or they would come before the server's.
+const PATH: &CStr = c"pg_catalog, pg_temp";
 
-/// Of `install()`, which runs with the rights of its caller. Our statements name the schema of what is ours, so this does too.
-const OF_THE_CALLER: &CStr = c"pg_catalog, pg_temp";
-
-/// Whether the path has nothing but what is ours and the server's.
+/// Whether the path has nothing but what is the server's.
 pub fn is_pinned() -> bool {
     // SAFETY: the server's own text of the setting, replaced only by what sets it.
-    let path = unsafe { CStr::from_ptr(pg_sys::namespace_search_path) };
-    path == PATH || path == OF_THE_CALLER
+    unsafe { CStr::from_ptr(pg_sys::namespace_search_path) == PATH }
 }
 
 /// While it lives, the path is pinned. It ends before the subtransaction does in which it began.

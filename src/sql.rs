@@ -8,7 +8,7 @@ use crate::time::Moment;
 use pgrx::datum::{FromDatum, IntoDatum};
 use pgrx::pg_sys;
 use std::cell::Cell;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use uuid::Uuid;
 
@@ -145,17 +145,7 @@ impl Statement {
     fn plan(&self) -> pg_sys::SPIPlanPtr {
         if self.plan.get().is_null() {
             let text = CString::new(self.text).expect("a statement without NUL");
-            let mut types = self.types.to_vec();
-            let count = i32::try_from(types.len()).expect("few parameters");
-            // SAFETY: connected; the plan is moved to permanent memory before it is used.
-            unsafe {
-                // A generic plan from the first call on: every statement goes by keys, whatever the values.
-                let options = pg_sys::CURSOR_OPT_GENERIC_PLAN.cast_signed();
-                let plan = pg_sys::SPI_prepare_cursor(text.as_ptr(), count, types.as_mut_ptr(), options);
-                assert!(!plan.is_null(), "statement could not be prepared: {}", self.text);
-                assert_eq!(pg_sys::SPI_keepplan(plan), 0, "statement could not be kept");
-                self.plan.set(plan);
-            }
+            self.plan.set(prepare(&text, self.types));
         }
         self.plan.get()
     }
@@ -281,6 +271,21 @@ pub fn on_newest_snapshot<R>(work: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Prepares a statement that is put together at run time, and keeps its plan.
+pub fn prepare(text: &CStr, types: &[pg_sys::Oid]) -> pg_sys::SPIPlanPtr {
+    let mut types = types.to_vec();
+    let count = i32::try_from(types.len()).expect("few parameters");
+    // SAFETY: connected; the plan is moved to permanent memory before it is used.
+    unsafe {
+        // A generic plan from the first call on: every statement goes by keys, whatever the values.
+        let options = pg_sys::CURSOR_OPT_GENERIC_PLAN.cast_signed();
+        let plan = pg_sys::SPI_prepare_cursor(text.as_ptr(), count, types.as_mut_ptr(), options);
+        assert!(!plan.is_null(), "statement could not be prepared: {text:?}");
+        assert_eq!(pg_sys::SPI_keepplan(plan), 0, "statement could not be kept");
+        plan
+    }
+}
+
 // `self` is the proof that there is a connection.
 #[allow(clippy::unused_self)]
 impl Db {
@@ -319,14 +324,28 @@ impl Db {
         assert!(status > 0, "a script failed with SPI status {status}");
     }
 
+    /// Like [`Db::read`], by a plan that was prepared at run time.
+    pub fn read_plan(&self, plan: pg_sys::SPIPlanPtr, args: &[Option<pg_sys::Datum>]) -> Rows {
+        let _by_keys = ByKeys::begin();
+        self.pin_path();
+        self.run(plan, args, true)
+    }
+
     fn execute(&self, statement: &Statement, args: &[Option<pg_sys::Datum>], read_only: bool) -> Rows {
         assert_eq!(args.len(), statement.types.len(), "parameters of {}", statement.text);
+        self.pin_path();
+        self.run(statement.plan(), args, read_only)
+    }
+
+    fn pin_path(&self) {
         if !search_path::is_pinned() {
             // What somebody has set since goes with the one before: levels end in their order.
             drop(self.pinned.take());
             self.pinned.set(Pinned::begin());
         }
-        let plan = statement.plan();
+    }
+
+    fn run(&self, plan: pg_sys::SPIPlanPtr, args: &[Option<pg_sys::Datum>], read_only: bool) -> Rows {
         let mut values = [pg_sys::Datum::from(0); 32];
         let mut nulls = [b' '.cast_signed(); 32];
         for (i, arg) in args.iter().enumerate() {
@@ -339,7 +358,7 @@ impl Db {
         unsafe {
             pg_sys::SPI_tuptable = std::ptr::null_mut();
             let status = pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), nulls.as_ptr(), read_only, 0);
-            assert!(status > 0, "SPI status {status} of {}", statement.text);
+            assert!(status > 0, "SPI status {status} of a statement");
             Rows { table: pg_sys::SPI_tuptable, processed: pg_sys::SPI_processed }
         }
     }

@@ -1,95 +1,33 @@
--- Who the caller is, and who may do what. plpgsql, because SQL bodies would be checked against tables that
--- install() makes later.
+-- Who may do what. The levels of roles stand in billing.access: the functions ask there, and grants and policies follow from it.
+-- What is in the schema billing_internal is of use to nobody else: the bodies of functions in billing (src/access/gate.rs), which run
+-- with the rights of who calls them.
 
-create function billing.my_orgs() returns uuid[]
-    language plpgsql stable security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
-declare
-    text_of_claims text := nullif(current_setting('request.jwt.claims', true), '');
-    claims jsonb;
-    candidates text[];
-    membership jsonb;
-    relation regclass;
-    joined uuid[];
-begin
-    if text_of_claims is null then
-        return '{}';
-    end if;
-    begin
-        claims := text_of_claims::jsonb;
-    exception when data_exception then
-        return '{}'; -- who has no readable claims has no orgs
-    end;
-    candidates := array[claims ->> 'org_id', claims -> 'app_metadata' ->> 'org_id'];
-    if jsonb_typeof(claims -> 'app_metadata' -> 'org_ids') = 'array' then
-        candidates := candidates || array(select jsonb_array_elements_text(claims -> 'app_metadata' -> 'org_ids'));
-    end if;
-    select value into membership from billing.settings where name = 'membership';
-    relation := to_regclass(membership ->> 'relation');
-    if relation is not null and claims ->> 'sub' is not null then
-        begin
-            execute format('select array_agg(%I::uuid) from %s where %I = $1::%s',
-                           membership ->> 'org_column', relation, membership ->> 'user_column', membership ->> 'user_type')
-               into joined using claims ->> 'sub';
-        exception when data_exception then
-            joined := null; -- a subject that cannot be a user of that relation
-        end;
-    end if;
-    return array(
-        select distinct org from (
-            select c::uuid as org from unnest(candidates) c
-             where c ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
-            union all
-            select unnest(joined)) as found
-         where org is not null);
-end $$;
-
-create function billing.configure_membership(relation regclass, org_column name, user_column name) returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
-declare
-    org_type text;
-    user_type text;
-begin
-    if relation is null or org_column is null or user_column is null then
-        raise exception using errcode = '22023', message = 'invalid argument',
-            detail = '{"code": "invalid_argument", "fault": "relation, org_column and user_column must not be null"}';
-    end if;
-    select format_type(atttypid, atttypmod) into org_type from pg_attribute
-     where attrelid = relation and attname = org_column and attnum > 0 and not attisdropped;
-    select format_type(atttypid, atttypmod) into user_type from pg_attribute
-     where attrelid = relation and attname = user_column and attnum > 0 and not attisdropped;
-    if org_type is distinct from 'uuid' or user_type is null then
-        raise exception using errcode = '22023', message = 'invalid argument',
-            detail = jsonb_build_object('code', 'invalid_argument', 'fault',
-                'the relation must have an org_column of type uuid and a user_column')::text;
-    end if;
-    insert into billing.settings (name, value)
-    values ('membership', jsonb_build_object(
-        -- Qualified, because only pg_catalog and billing are on the path here.
-        'relation', relation::text, 'org_column', org_column, 'user_column', user_column, 'user_type', user_type))
-    on conflict (name) do update set value = excluded.value;
-end $$;
+-- Where oids of relations mean something: the database cluster, and the database in it.
+create function billing_internal.place() returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select billing_internal.cluster() || ':' || (select oid from pg_database where datname = current_database())
+$$;
 
 -- One list of what each level may execute; services may call all but the administration and the insides.
-create function billing.routines_of(level text) returns setof regprocedure
+create function billing_internal.routines_of(level text) returns setof regprocedure
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
     select p.oid::regprocedure
       from pg_extension e
       join pg_depend d on d.refclassid = 'pg_extension'::regclass and d.refobjid = e.oid and d.deptype = 'e'
                       and d.classid = 'pg_proc'::regclass
-      join pg_proc p on p.oid = d.objid
+      join pg_proc p on p.oid = d.objid and p.pronamespace = 'billing'::regnamespace
      where e.extname = 'pg_billing'
        and case level
            when 'service' then
-               p.proname <> all ('{install,grant_access,revoke_access,configure_membership,routines_of,
+               p.proname <> all ('{install,grant_access,revoke_access,configure_membership,
                                    make_partitions,metered_insert,meter_trigger,meter_fault,attach_meter,
                                    emit_event,look_for_signals}')
            when 'auditor' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
                                   verify_ledger,export_catalog,check_limit,allows,credit_history,settlement_is_running,
-                                  quote_pack}')
+                                  quote_pack,status}')
            when 'member' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
                                   check_limit,allows,credit_history,quote_pack,start_purchase,configure_auto_recharge,
@@ -99,29 +37,166 @@ create function billing.routines_of(level text) returns setof regprocedure
            end
 $$;
 
-create function billing.grant_access(role name, level text) returns void
+-- The tables with rows of orgs: members see those of their own.
+create function billing_internal.tables_of_orgs() returns setof regclass
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select format('billing.%I', name)::regclass
+      from unnest(array['wallet_settings', 'lanes', 'lots', 'holds', 'ledger', 'refunds', 'member_usage', 'period_usage', 'org_prices',
+                        'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days',
+                        'credit_months', 'folded', 'alerts', 'payments', 'payment_refs', 'provider_customers', 'provider_subscriptions',
+                        'auto_recharges', 'gift_card_redemptions']) name
+$$;
+
+-- The tables that only those read who see every org.
+create function billing_internal.tables_of_staff() returns setof regclass
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select format('billing.%I', name)::regclass
+      from unnest(array['settlement_runs', 'settlement_faults', 'webhook_events', 'outbox', 'flags', 'freezes', 'gift_cards']) name
+$$;
+
+-- The tables of the catalog: everybody sees the price list.
+create function billing_internal.tables_of_prices() returns setof regclass
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select format('billing.%I', name)::regclass from unnest(array['metrics', 'prices', 'plans', 'caps', 'packs', 'surcharges']) name
+$$;
+
+-- The roles that see every org, as far as they are here.
+create function billing_internal.staff() returns setof oid
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select distinct r.oid from billing.access a join pg_roles r on r.oid = a.role_oid
+     where a.cluster = billing_internal.cluster() and a.level in ('service', 'auditor') order by 1
+$$;
+
+-- The policy for who sees every org, on each table, for the roles that do. A policy of its own, given to these roles alone: in one with
+-- the members' it would keep the server from finding their rows by an index.
+create function billing_internal.let_staff_see() returns void
     language plpgsql volatile
-    set search_path = pg_catalog, billing, pg_temp as $$
+    set search_path = pg_catalog, pg_temp as $$
 declare
+    staff constant oid[] := array(select billing_internal.staff());
+    names constant text := (select string_agg(quote_ident(rolname), ', ' order by oid) from pg_roles where oid = any (staff));
+    see record;
+begin
+    for see in select t as relation, p.oid is not null as is_there,
+                      array(select unnest(p.polroles) order by 1) is distinct from staff as is_other
+                 from (select billing_internal.tables_of_orgs() union all select billing_internal.tables_of_staff()) all_of_them (t)
+                 left join pg_policy p on p.polrelid = t and p.polname = 'every_org' loop
+        if names is null then
+            if see.is_there then
+                execute format('drop policy every_org on %s', see.relation);
+            end if;
+        elsif not see.is_there then
+            execute format('create policy every_org on %s for select to %s using (true)', see.relation, names);
+        elsif see.is_other then
+            execute format('alter policy every_org on %s to %s', see.relation, names);
+        end if;
+    end loop;
+end $$;
+
+-- Every right in our schemas of roles other than the owners of things: by a grant, by default privileges that made one, or of PUBLIC.
+create function billing_internal.rights() returns table (grantee oid, object text, privilege text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    with ours as (select oid, nspname, nspowner, nspacl from pg_namespace where nspname in ('billing', 'billing_internal')),
+    given (object, acl, owner) as (
+        select format('schema %I', nspname), nspacl, nspowner from ours
+        union all
+        select format('%s %I.%I', case c.relkind when 'S' then 'sequence' when 'v' then 'view' else 'table' end, o.nspname, c.relname), c.relacl, c.relowner
+          from pg_class c join ours o on o.oid = c.relnamespace
+        union all
+        select format('table %I.%I', o.nspname, c.relname), a.attacl, c.relowner
+          from pg_attribute a join pg_class c on c.oid = a.attrelid join ours o on o.oid = c.relnamespace where a.attacl is not null
+        union all
+        select format('function %s', p.oid::regprocedure), coalesce(p.proacl, acldefault('f', p.proowner)), p.proowner
+          from pg_proc p join ours o on o.oid = p.pronamespace
+        union all
+        select format('default privileges of %s in schema %I', d.defaclrole::regrole, o.nspname), d.defaclacl, d.defaclrole
+          from pg_default_acl d join ours o on o.oid = d.defaclnamespace)
+    select distinct a.grantee, g.object, a.privilege_type from given g cross join lateral aclexplode(g.acl) a where a.grantee <> g.owner
+$$;
+
+-- The rights of roles that grant_access() gave no level.
+create function billing_internal.foreign_rights() returns table (grantee oid, object text, privilege text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select r.* from billing_internal.rights() r
+     where not exists (select from billing.access a where a.role_oid = r.grantee and a.cluster = billing_internal.cluster())
+$$;
+
+create function billing_internal.role_name(role oid) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select case role when 0 then 'PUBLIC' else coalesce((select rolname::text from pg_roles where oid = role), role::text) end
+$$;
+
+-- Takes every right in our schemas from a role (0: PUBLIC), and what it passed on.
+create function billing_internal.take_rights(role oid) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    name constant text := case role when 0 then 'public' else (select quote_ident(rolname) from pg_roles where oid = role) end;
+    given record;
+begin
+    if name is null then
+        return;
+    end if;
+    execute format('revoke all on all tables in schema billing, billing_internal from %s cascade', name);
+    execute format('revoke all on all sequences in schema billing, billing_internal from %s cascade', name);
+    execute format('revoke all on schema billing, billing_internal from %s cascade', name);
+    for given in select p.oid::regprocedure as routine from pg_proc p
+                  where p.pronamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace)
+                    and exists (select from aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a where a.grantee = role) loop
+        execute format('revoke all on routine %s from %s cascade', given.routine, name);
+    end loop;
+    for given in select d.defaclrole::regrole as grantor, n.nspname,
+                        case d.defaclobjtype when 'r' then 'tables' when 'S' then 'sequences' when 'f' then 'routines' when 'T' then 'types' end as kind
+                   from pg_default_acl d join pg_namespace n on n.oid = d.defaclnamespace
+                  where n.nspname in ('billing', 'billing_internal') and exists (select from aclexplode(d.defaclacl) a where a.grantee = role) loop
+        execute format('alter default privileges for role %s in schema %I revoke all on %s from %s', given.grantor, given.nspname, given.kind, name);
+    end loop;
+end $$;
+
+-- Takes the rights of all roles without a level; says whose they were.
+create function billing_internal.take_foreign_rights() returns text
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    known record;
+    said text[] := '{}';
+begin
+    for known in select f.grantee, billing_internal.role_name(f.grantee) as name, count(distinct f.object) as objects,
+                        string_agg(distinct lower(f.privilege), ', ' order by lower(f.privilege)) as privileges
+                   from billing_internal.foreign_rights() f group by f.grantee order by 2 loop
+        perform billing_internal.take_rights(known.grantee);
+        said := said || format('%s (%s on %s)', known.name, known.privileges,
+                               case known.objects when 1 then '1 object' else known.objects || ' objects' end);
+    end loop;
+    return array_to_string(said, ', ');
+end $$;
+
+-- Gives a role what its levels allow, and takes what else it has.
+create function billing_internal.give_rights(role oid) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    name constant text := (select quote_ident(rolname) from pg_roles where oid = role);
+    levels constant text[] := array(select a.level from billing.access a where a.role_oid = role and a.cluster = billing_internal.cluster());
     routine regprocedure;
     readable text;
 begin
-    if role is null or level is null or level not in ('member', 'service', 'auditor', 'webhook') then
-        raise exception using errcode = '22023', message = 'invalid argument',
-            detail = '{"code": "invalid_argument", "argument": "level", "fault": "must be member, service, auditor or webhook"}';
+    perform billing_internal.take_rights(role);
+    if name is null or levels = '{}' then
+        return;
     end if;
-    if not exists (select from pg_roles where rolname = role) then
-        raise exception using errcode = '42704', message = 'no such role',
-            detail = jsonb_build_object('code', 'unknown_role', 'role', role)::text;
-    end if;
-    perform billing.revoke_access(role);
-    execute format('grant usage on schema billing to %I', role);
-    for routine in select r from billing.routines_of(level) r loop
-        execute format('grant execute on routine %s to %I', routine, role);
+    execute format('grant usage on schema billing to %s', name);
+    for routine in select distinct r from unnest(levels) l, billing_internal.routines_of(l) r loop
+        execute format('grant execute on routine %s to %s', routine, name);
     end loop;
-    insert into billing.access (role_name, level) values (role, grant_access.level)
-    on conflict (role_name) do update set level = excluded.level;
-    if level = 'webhook' then
+    if not levels && '{member,service,auditor}' then
         return;
     end if;
     foreach readable in array array['wallets', 'grants', 'operations', 'entries', 'ledger', 'holds', 'lanes', 'lots',
@@ -129,31 +204,111 @@ begin
         'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days', 'credit_months', 'folded',
         'alerts', 'usage_by_day', 'usage_by_month', 'packs', 'surcharges', 'payments', 'payment_refs', 'provider_customers',
         'provider_subscriptions', 'auto_recharges'] loop
-        execute format('grant select on billing.%I to %I', readable, role);
+        execute format('grant select on billing.%I to %s', readable, name);
     end loop;
-    if level <> 'member' then
+    if levels && '{service,auditor}' then
         foreach readable in array array['settlement_runs', 'settlement_faults', 'settlement_progress', 'webhook_events', 'outbox',
             'flags', 'freezes', 'gift_card_batches', 'gift_card_redemptions'] loop
-            execute format('grant select on billing.%I to %I', readable, role);
+            execute format('grant select on billing.%I to %s', readable, name);
         end loop;
         -- All but the codes.
         execute format('grant select (name, source, unit, credits, metrics, max_redemptions, redeemed, validity, expires_at, voided_at, created_at, metadata)
-                        on billing.gift_cards to %I', role);
+                        on billing.gift_cards to %s', name);
     end if;
 end $$;
 
-create function billing.revoke_access(role name) returns void
+-- Finds the roles of billing.access anew where they are known by name only (restored from another cluster), follows those that were
+-- renamed, and forgets those that were dropped: a role that is made again by such a name is another one.
+create function billing_internal.find_roles() returns text
     language plpgsql volatile
-    set search_path = pg_catalog, billing, pg_temp as $$
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    here constant text := billing_internal.cluster();
+    known record;
+    said text[] := '{}';
 begin
+    for known in select a.role_name, a.level, a.role_oid, r.rolname from billing.access a
+                   left join pg_roles r on r.oid = a.role_oid
+                  where a.cluster = here and r.rolname is distinct from a.role_name order by 1, 2 loop
+        if known.rolname is null then
+            delete from billing.access a where a.role_name = known.role_name and a.level = known.level;
+            said := said || format('%s was dropped and is no longer %s', known.role_name, known.level);
+        else
+            update billing.access a set role_name = known.rolname where a.role_oid = known.role_oid and a.level = known.level;
+            said := said || format('%s (%s) is now called %s', known.role_name, known.level, known.rolname);
+        end if;
+    end loop;
+    update billing.access a set role_oid = r.oid, cluster = here from pg_roles r
+     where r.rolname = a.role_name and a.cluster is distinct from here;
+    return array_to_string(said, ', ');
+end $$;
+
+create function billing_internal.require_administrator() returns void
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    if not pg_has_role(current_user, (select proowner from pg_proc where oid = 'billing.verify_ledger(uuid)'::regprocedure), 'USAGE') then
+        raise exception using errcode = '42501', message = 'this function needs a level that the role was not given',
+            detail = jsonb_build_object('code', 'no_level', 'role', current_user, 'needs', '["owner"]'::jsonb)::text,
+            hint = 'Run it as the owner of the extension.';
+    end if;
+end $$;
+
+create function billing.grant_access(role name, level text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    known constant oid := (select oid from pg_roles where rolname = grant_access.role);
+begin
+    perform billing_internal.require_administrator();
+    if role is null or level is null or level not in ('member', 'service', 'auditor', 'webhook') then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = '{"code": "invalid_argument", "argument": "level", "fault": "must be member, service, auditor or webhook"}';
+    end if;
+    if known is null then
+        raise exception using errcode = '42704', message = 'no such role',
+            detail = jsonb_build_object('code', 'unknown_role', 'role', role)::text;
+    end if;
+    insert into billing.access (role_name, level, role_oid, cluster) values (role, grant_access.level, known, billing_internal.cluster())
+    on conflict on constraint access_pkey do update set role_oid = excluded.role_oid, cluster = excluded.cluster;
+    perform billing_internal.give_rights(known);
+    perform billing_internal.let_staff_see();
+    perform billing_internal.forget_levels();
+end $$;
+
+create function billing.revoke_access(role name, level text default null) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    here constant text := billing_internal.cluster();
+    known constant oid := (select oid from pg_roles where rolname = revoke_access.role);
+    renamed name;
+begin
+    perform billing_internal.require_administrator();
     if role is null then
         raise exception using errcode = '22023', message = 'invalid argument',
             detail = '{"code": "invalid_argument", "argument": "role", "fault": "must not be null"}';
     end if;
-    if exists (select from pg_roles where rolname = role) then
-        execute format('revoke all on all tables in schema billing from %I', role);
-        execute format('revoke all on all routines in schema billing from %I', role);
-        execute format('revoke all on schema billing from %I', role);
+    if level is not null and level not in ('member', 'service', 'auditor', 'webhook') then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = '{"code": "invalid_argument", "argument": "level", "fault": "must be member, service, auditor, webhook or null for all"}';
     end if;
-    delete from billing.access where role_name = role;
+    if known is null then
+        select r.rolname into renamed from billing.access a join pg_roles r on r.oid = a.role_oid
+         where a.role_name = revoke_access.role and a.cluster = here;
+        if renamed is not null or not exists (select from billing.access a where a.role_name = revoke_access.role) then
+            raise exception using errcode = '42704', message = 'no such role',
+                detail = jsonb_strip_nulls(jsonb_build_object('code', 'unknown_role', 'role', role, 'renamed_to', renamed))::text,
+                hint = case when renamed is not null then 'It was renamed: name it as it is called now.' end;
+        end if;
+    end if;
+    delete from billing.access a
+     where case when a.cluster = here then a.role_oid = known or known is null and a.role_name = revoke_access.role
+                else a.role_name = revoke_access.role end
+       and a.level = coalesce(revoke_access.level, a.level);
+    if known is not null then
+        perform billing_internal.give_rights(known);
+    end if;
+    perform billing_internal.let_staff_see();
+    perform billing_internal.forget_levels();
 end $$;

@@ -24,10 +24,10 @@ begin
                    as w (argument, named, types, wanted)
          where w.named is not null
            and not exists (
-               -- A domain is as good as what it is over: casts from a domain run no function of its owner's.
+               -- A virtual column stands in no transition table. A domain is as good as what it is over: casts from a domain run no function of its owner's.
                with recursive type_of (type) as (
                    select a.atttypid from pg_attribute a
-                    where a.attrelid = relation and a.attname = w.named and a.attnum > 0 and not a.attisdropped
+                    where a.attrelid = relation and a.attname = w.named and a.attnum > 0 and not a.attisdropped and a.attgenerated <> 'v'
                    union all
                    select t.typbasetype from type_of o join pg_type t on t.oid = o.type where t.typtype = 'd')
                select from type_of o where o.type = any (w.types))
@@ -38,7 +38,7 @@ end $$;
 create function billing.attach_meter(relation regclass, metric text, org_column name, quantity_column name, member_column name,
                                      key_column name, mode text) returns void
     language plpgsql volatile
-    set search_path = pg_catalog, billing, pg_temp as $$
+    set search_path = pg_catalog, pg_temp as $$
 begin
     -- A trigger's arguments cannot be null.
     execute format('create or replace trigger %I after insert on %s referencing new table as inserted for each statement
@@ -53,8 +53,11 @@ end $$;
 
 create function billing.meter_table(relation regclass, metric text, org_column name, quantity_column name default null,
                                     member_column name default null, key_column name default null, mode text default 'charge') returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.meter_table(relation regclass, metric text, org_column name, quantity_column name,
+                                    member_column name, key_column name, mode text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     -- A definer function does not see its immediate caller: the role of the session, as everywhere.
@@ -102,15 +105,18 @@ begin
     perform billing.attach_meter(relation, metric, org_column, quantity_column, member_column, key_column, mode);
     insert into billing.metered_tables
     values (metered.nspname, metered.relname, meter_table.metric, meter_table.org_column, meter_table.quantity_column,
-            meter_table.member_column, meter_table.key_column, meter_table.mode, billing.clock())
+            meter_table.member_column, meter_table.key_column, meter_table.mode, billing.clock(), metered.relowner::regrole::text, relation,
+            billing_internal.place())
     on conflict (table_schema, table_name, metric) do update
-       set org_column = excluded.org_column, quantity_column = excluded.quantity_column, member_column = excluded.member_column,
+       set owner = excluded.owner, relation = excluded.relation, place = excluded.place, org_column = excluded.org_column, quantity_column = excluded.quantity_column, member_column = excluded.member_column,
            key_column = excluded.key_column, mode = excluded.mode;
 end $$;
 
 create function billing.unmeter_table(relation regclass, metric text) returns boolean
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.unmeter_table(relation regclass, metric text) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     caller constant name := coalesce(nullif(current_setting('role'), 'none'), session_user);
@@ -137,7 +143,8 @@ begin
             hint = 'Call it as a member of the role that owns the table.';
     end if;
     delete from billing.metered_tables m
-     where m.table_schema = metered.nspname and m.table_name = metered.relname and m.metric = unmeter_table.metric;
+     where (m.table_schema = metered.nspname and m.table_name = metered.relname or m.relation = unmeter_table.relation and m.place = billing_internal.place())
+       and m.metric = unmeter_table.metric;
     known := found;
     if exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing.meter_trigger(unmeter_table.metric)
                                           and t.tgfoid = 'billing.metered_insert()'::regprocedure) then
@@ -154,7 +161,7 @@ end $$;
 -- The trigger. Arguments: metric, mode, and the columns for org, quantity, member and key, empty where there is none.
 create function billing.metered_insert() returns trigger
     language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    set search_path = pg_catalog, pg_temp as $$
 declare
     metric constant text := tg_argv[0];
     mode constant text := tg_argv[1];
@@ -163,7 +170,8 @@ declare
     member_column constant name := nullif(tg_argv[4], '');
     key_column constant name := nullif(tg_argv[5], '');
     fault jsonb := billing.meter_fault(tg_relid, org_column, quantity_column, member_column, key_column);
-    key_prefix constant text := format('meter:%I.%I:%s:', tg_table_schema, tg_table_name, metric);
+    -- Names are quoted where they need it, so that no metric and key read as another metric with another key.
+    key_prefix constant text := format('meter:%I.%I:%I:', tg_table_schema, tg_table_name, metric);
     given text;
     few bigint;
     org uuid;
@@ -177,6 +185,16 @@ declare
     refused record;
     code text;
 begin
+    -- Who may attach a trigger to a table of its own has not been told by that to charge whom it likes.
+    if not exists (select from billing.metered_tables m
+                    where m.metric = tg_argv[0]
+                      and (m.relation = tg_relid and m.place = billing_internal.place()
+                           or m.table_schema = tg_table_schema and m.table_name = tg_table_name
+                              and m.owner = (select c.relowner::regrole::text from pg_class c where c.oid = tg_relid))) then
+        raise exception using errcode = '55000', message = 'the table is not metered',
+            detail = jsonb_build_object('code', 'not_metered', 'table', format('%I.%I', tg_table_schema, tg_table_name), 'metric', metric)::text,
+            hint = 'Call billing.meter_table, or drop the trigger.';
+    end if;
     if fault is not null then
         raise exception using errcode = '55000', message = 'the metered table has changed',
             detail = (jsonb_build_object('code', 'meter_outdated', 'table', format('%I.%I', tg_table_schema, tg_table_name), 'metric', metric) || fault)::text,

@@ -2,7 +2,7 @@
 
 create function billing.emit_event(org_id uuid, topic text, payload jsonb) returns uuid
     language plpgsql volatile
-    set search_path = pg_catalog, billing, pg_temp as $$
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     now timestamptz := billing.clock();
@@ -21,7 +21,7 @@ end $$;
 create function billing.claim_events(topics text[] default null, "limit" integer default 10, lease interval default '1 minute')
     returns table (event_id uuid, org_id uuid, topic text, payload jsonb, attempt integer, created_at timestamptz)
     language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     now timestamptz := billing.clock();
@@ -51,8 +51,10 @@ begin
 end $$;
 
 create function billing.ack_events(event_ids uuid[]) returns bigint
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.ack_events(event_ids uuid[]) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     done bigint;
@@ -69,8 +71,10 @@ begin
 end $$;
 
 create function billing.fail_event(event_id uuid, error text, retry_in interval default null) returns text
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.fail_event(event_id uuid, error text, retry_in interval) returns text
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     now timestamptz := billing.clock();
@@ -103,8 +107,10 @@ begin
 end $$;
 
 create function billing.requeue_event(event_id uuid) returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.requeue_event(event_id uuid) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     known record;
@@ -120,8 +126,10 @@ begin
 end $$;
 
 create function billing.configure_delivery(url text, topics text[] default null, headers jsonb default '{}') returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.configure_delivery(url text, topics text[], headers jsonb) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 begin
     if url is not null and url !~ '^https?://[^[:space:]]+$' or jsonb_typeof(coalesce(headers, '{}')) <> 'object' then
         raise exception using errcode = '22023', message = 'invalid argument',
@@ -139,8 +147,10 @@ end $$;
 -- Posts what is due to the configured address: with the extension http, which waits for the answer, or with pg_net, which does
 -- not: then the answers of the last run are read first.
 create function billing.deliver_events("limit" integer default 100) returns bigint
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.deliver_events("limit" integer) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     target jsonb := (select convert_from(secret, 'UTF8')::jsonb from billing.secrets where name = 'delivery');

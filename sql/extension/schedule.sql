@@ -2,8 +2,10 @@
 -- rights: so only what is a member of the extension is called.
 
 create function billing.schedule_settlement(schedule text default '0 */6 * * *') returns bigint
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.schedule_settlement(schedule text) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 declare
     job bigint;
 begin
@@ -32,8 +34,10 @@ begin
 end $$;
 
 create function billing.unschedule_settlement() returns boolean
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.unschedule_settlement() returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 declare
     job bigint;
 begin

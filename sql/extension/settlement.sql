@@ -2,13 +2,18 @@
 -- procedure that commits can be neither SECURITY DEFINER nor have a search_path of its own: it only calls functions that do.
 
 create function billing.make_partitions(as_of timestamptz) returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    -- Where things go by default is not the caller's to say.
+    set default_tablespace = ''
+    set default_table_access_method = heap as $$
 declare
     first date := date_trunc('month', as_of at time zone 'UTC');
     start date;
     name text;
     bounds text;
+    given record;
+    patience constant text := current_setting('lock_timeout');
 begin
     for months in 0..2 loop
         start := first + make_interval(months => months);
@@ -24,6 +29,12 @@ begin
             -- Whoever writes events is not to wait behind somebody who reads them for long: then the next run does it.
             perform set_config('lock_timeout', '100ms', true);
             execute format('create table billing.%I (like billing.usage_events including defaults including constraints)', name);
+            -- Default privileges are no rights in our schema.
+            for given in select distinct case a.grantee when 0 then 'public' else a.grantee::regrole::text end as role
+                           from pg_class c cross join lateral aclexplode(c.relacl) a
+                          where c.oid = format('billing.%I', name)::regclass and a.grantee <> c.relowner loop
+                execute format('revoke all on billing.%I from %s cascade', name, given.role);
+            end loop;
             execute format('comment on table billing.%I is %L', name, 'Events that were recorded in ' || to_char(start, 'YYYY-MM') || ' (UTC).');
             execute format('alter table billing.%I enable row level security', name);
             execute format('create trigger usage_events_append_only before update or delete or truncate on billing.%I
@@ -32,13 +43,15 @@ begin
         exception when lock_not_available or deadlock_detected or duplicate_table or check_violation then
             null;
         end;
-        perform set_config('lock_timeout', '0', true);
+        perform set_config('lock_timeout', patience, true);
     end loop;
 end $$;
 
 create function billing.settlement_due(as_of timestamptz, shard int, shards int) returns uuid[]
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.settlement_due(as_of timestamptz, shard int, shards int) returns uuid[]
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 declare
     soon timestamptz;
     enrolls boolean;
@@ -70,8 +83,10 @@ end $$;
 
 -- Whether the process of a run is still at it: in the statement that began before the run did.
 create function billing.settlement_is_running(run bigint) returns boolean
-    language plpgsql stable security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c stable as 'MODULE_PATHNAME', 'auditor_gate';
+create function billing_internal.settlement_is_running(run bigint) returns boolean
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp as $$
 begin
     return exists (select from billing.settlement_runs r join pg_stat_activity a using (pid)
                     where r.run_id = run and r.status = 'running' and a.backend_start <= r.started_at
@@ -80,8 +95,10 @@ begin
 end $$;
 
 create function billing.begin_settlement(as_of timestamptz, shard int, shards int) returns bigint
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.begin_settlement(as_of timestamptz, shard int, shards int) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 declare
     share int;
     run bigint;
@@ -95,26 +112,31 @@ begin
             detail = '{"code": "invalid_argument", "argument": "as_of", "fault": "must be finite and not in the future"}';
     end if;
     share := mod(shard, shards);
-    -- Two that begin at the same instant take turns.
-    perform pg_advisory_xact_lock(1886217071, shards * 1000 + share);
-    if exists (select from billing.settlement_runs r
-                where r.status = 'running' and mod(r.shard, r.shards) = share and r.shards = begin_settlement.shards
-                  and billing.settlement_is_running(r.run_id)) then
+    -- What was killed is not running any more, whatever its row says.
+    update billing.settlement_runs r set status = 'interrupted', finished_at = clock_timestamp()
+     where r.status = 'running' and r.shard = share and r.shards = begin_settlement.shards and not billing.settlement_is_running(r.run_id);
+    -- Two that begin at the same instant take turns at the unique index.
+    insert into billing.settlement_runs as r (started_at, as_of, pid, shard, shards, phase)
+    values (clock_timestamp(), as_of, pg_backend_pid(), share, shards, 'preparing')
+    on conflict (shards, shard) where status = 'running' do nothing returning r.run_id into run;
+    if run is null then
         return null;
     end if;
-    update billing.settlement_runs r set status = 'interrupted', finished_at = clock_timestamp()
-     where r.status = 'running' and mod(r.shard, r.shards) = share and r.shards = begin_settlement.shards;
-    insert into billing.settlement_runs (started_at, as_of, pid, shard, shards, phase)
-    values (clock_timestamp(), as_of, pg_backend_pid(), shard, shards, 'preparing') returning run_id into run;
     perform billing.make_partitions(as_of);
     return run;
 end $$;
 
-create function billing.settle_orgs(run bigint, orgs uuid[], as_of timestamptz) returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+-- Settles each of the orgs for itself: the fault of one stops neither the others nor the run. Gives those that somebody held locked for
+-- longer than the patience, or that met others in a circle: to be tried again, unless it is the last time.
+create function billing.settle_orgs(run bigint, orgs uuid[], as_of timestamptz, patience interval default '5 seconds', is_last boolean default true) returns uuid[]
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.settle_orgs(run bigint, orgs uuid[], as_of timestamptz, patience interval, is_last boolean) returns uuid[]
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 declare
+    before constant text := current_setting('lock_timeout');
     org uuid;
+    busy uuid[] := '{}';
     receipt billing.settlement_receipt;
     charged_sum bigint := 0;
     unpaid_sum bigint := 0;
@@ -129,6 +151,7 @@ begin
         raise exception using errcode = '55000', message = 'this settlement was taken for dead, and another one began',
             detail = jsonb_build_object('code', 'settlement_superseded', 'run_id', run)::text;
     end if;
+    perform set_config('lock_timeout', greatest(1, floor(extract(epoch from patience) * 1000)::bigint)::text, true);
     foreach org in array orgs loop
         begin
             receipt := billing.settle_org(org, as_of);
@@ -137,21 +160,32 @@ begin
             renewed_sum := renewed_sum + receipt.renewed;
         exception when others then
             get stacked diagnostics state = returned_sqlstate, said = message_text, said_detail = pg_exception_detail;
+            if state in ('55P03', '40P01', '40001') and not is_last then
+                busy := busy || org;
+                continue;
+            end if;
+            if state = '55P03' then
+                said_detail := jsonb_build_object('code', 'org_locked', 'waited', patience)::text;
+            end if;
             failed := failed + 1;
             insert into billing.settlement_faults (org_id, run_id, sqlstate, message, detail)
             values (org, run, state, said, said_detail);
         end;
     end loop;
+    perform set_config('lock_timeout', before, true);
     update billing.settlement_runs
-       set orgs_done = orgs_done + cardinality(orgs) - failed, orgs_failed = orgs_failed + failed,
+       set orgs_done = orgs_done + cardinality(orgs) - cardinality(busy) - failed, orgs_failed = orgs_failed + failed,
            charged = charged + charged_sum, unpaid = unpaid + unpaid_sum, renewed = renewed + renewed_sum,
            updated_at = clock_timestamp()
      where run_id = run;
+    return busy;
 end $$;
 
 create function billing.settlement_phase(run bigint, phase text, orgs_total bigint) returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.settlement_phase(run bigint, phase text, orgs_total bigint) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 begin
     update billing.settlement_runs r
        set phase = settlement_phase.phase, orgs_total = settlement_phase.orgs_total, updated_at = clock_timestamp(),
@@ -163,8 +197,10 @@ end $$;
 -- Begins the periods of orgs that are due, for a call that needs their credits: each for itself, so that what one cannot do
 -- stops neither the others nor the call.
 create function billing.begin_periods_of(orgs uuid[]) returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.begin_periods_of(orgs uuid[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 declare
     org uuid;
 begin
@@ -180,14 +216,17 @@ begin
     end loop;
 end $$;
 
+-- Types are named with their schema: those of the declarations are looked for on the caller's path, before there is any other.
 create procedure billing.settle(as_of timestamptz default null, shard int default 0, "of" int default 1)
     language plpgsql as $$
 declare
-    moment timestamptz;
-    batch constant int := 50;
-    run bigint;
-    orgs uuid[];
-    done int := 0;
+    moment pg_catalog.timestamptz;
+    batch constant pg_catalog.int4 := 50;
+    run pg_catalog.int8;
+    orgs pg_catalog.uuid[];
+    busy pg_catalog.uuid[];
+    done pg_catalog.int4 := 0;
+    patient_until pg_catalog.timestamptz;
 begin
     -- Fails in a transaction block before anything is done.
     commit;
@@ -204,11 +243,24 @@ begin
     perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     orgs := billing.settlement_due(moment, shard, "of");
     perform billing.settlement_phase(run, 'settling', cardinality(orgs));
+    -- Nobody waits long for an org while others of its batch are locked.
     while done < cardinality(orgs) loop
         commit;
         perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-        perform billing.settle_orgs(run, orgs[done + 1 : done + batch], moment);
+        busy := busy || billing.settle_orgs(run, orgs[done + 1 : done + batch], moment, '200 milliseconds', false);
         done := done + batch;
+    end loop;
+    -- Those that were locked, each for itself; with patience, for so long as there is any.
+    commit;
+    perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    patient_until := clock_timestamp() + interval '1 minute';
+    done := 0;
+    while done < coalesce(cardinality(busy), 0) loop
+        perform billing.settle_orgs(run, busy[done + 1 : done + 1], moment,
+                                    case when clock_timestamp() < patient_until then interval '5 seconds' else interval '200 milliseconds' end);
+        done := done + 1;
+        commit;
+        perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     end loop;
     perform billing.settlement_phase(run, 'done', cardinality(orgs));
 end $$;

@@ -1,8 +1,10 @@
 -- Signals of misuse: flags with a score, and freezing.
 
 create function billing.note_signal(org_id uuid, kind text, score integer, reason text, detail jsonb default '{}') returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.note_signal(org_id uuid, kind text, score integer, reason text, detail jsonb) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     now timestamptz := billing.clock();
@@ -33,8 +35,12 @@ end $$;
 create function billing.configure_signals(
     payments_per_hour integer default 10, orgs_per_card integer default 3, failures_per_day integer default 5,
     freeze_at integer default null) returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.configure_signals(
+    payments_per_hour integer, orgs_per_card integer, failures_per_day integer,
+    freeze_at integer) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
     if least(payments_per_hour, orgs_per_card, failures_per_day, coalesce(freeze_at, 1)) < 1
@@ -49,8 +55,10 @@ begin
 end $$;
 
 create function billing.freeze_org(org_id uuid, reason text) returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.freeze_org(org_id uuid, reason text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
     if org_id is null or coalesce(reason, '') = '' then
@@ -63,8 +71,10 @@ begin
 end $$;
 
 create function billing.unfreeze_org(org_id uuid) returns boolean
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.unfreeze_org(org_id uuid) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
     -- What was looked at does not freeze again by itself.
@@ -74,8 +84,10 @@ begin
 end $$;
 
 create function billing.resolve_flag(org_id uuid, kind text) returns boolean
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.resolve_flag(org_id uuid, kind text) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
     update billing.flags f set resolved_at = billing.clock()
@@ -86,7 +98,7 @@ end $$;
 -- What a payment that was started, failed or paid says about its org.
 create function billing.look_for_signals(org_id uuid, fingerprint text) returns void
     language plpgsql volatile
-    set search_path = pg_catalog, billing, pg_temp as $$
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     now timestamptz := billing.clock();

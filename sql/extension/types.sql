@@ -1,16 +1,59 @@
--- A schema that somebody else made could hold traps for the functions that run with the owner's rights.
+-- A schema that somebody else made could hold traps for the functions that run with the owner's rights: so nobody else may own it or create in
+-- it, and it holds nothing but what install() makes, which stays when the extension is dropped.
 do $$
+declare
+    ours constant pg_catalog.oid := (select oid from pg_catalog.pg_namespace where nspname = 'billing');
+    open_to text;
+    foreign_things text;
 begin
-    if exists (select from pg_catalog.pg_namespace n join pg_catalog.pg_roles o on o.oid = n.nspowner
-                where n.nspname = 'billing' and n.nspowner <> current_user::pg_catalog.regrole and not o.rolsuper)
-       or exists (select from pg_catalog.pg_namespace n cross join lateral pg_catalog.aclexplode(n.nspacl) a
-                    left join pg_catalog.pg_roles g on g.oid = a.grantee
-                   where n.nspname = 'billing' and a.privilege_type = 'CREATE' and a.grantee <> n.nspowner
-                     and g.rolsuper is not true) then
+    select pg_catalog.string_agg(distinct role, ', ') into open_to from (
+        select o.rolname::text as role from pg_catalog.pg_namespace n join pg_catalog.pg_roles o on o.oid = n.nspowner
+         where n.oid = ours and n.nspowner <> current_user::pg_catalog.regrole and not o.rolsuper
+        union all
+        select coalesce(g.rolname::text, 'PUBLIC') from pg_catalog.pg_namespace n cross join lateral pg_catalog.aclexplode(n.nspacl) a
+          left join pg_catalog.pg_roles g on g.oid = a.grantee
+         where n.oid = ours and a.privilege_type = 'CREATE' and a.grantee <> n.nspowner and g.rolsuper is not true) roles;
+    if open_to is not null then
         raise exception using errcode = '42501', message = 'the schema billing is open to another role',
-            hint = 'Let it belong to the role that creates the extension (alter schema billing owner to …), and nobody else create in it.';
+            detail = pg_catalog.jsonb_build_object('code', 'schema_open', 'roles', open_to)::text,
+            hint = 'What is in it may be a trap. Look at it, then drop it: drop schema billing cascade; the extension makes its own.';
+    end if;
+    select pg_catalog.string_agg(thing, ', ') into foreign_things from (
+        select pg_catalog.pg_describe_object(d.classid, d.objid, 0) as thing
+          from pg_catalog.pg_depend d
+          left join pg_catalog.pg_class c on d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and c.oid = d.objid
+          left join pg_catalog.pg_proc p on d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass and p.oid = d.objid
+          left join pg_catalog.pg_roles o on o.oid = coalesce(c.relowner, p.proowner)
+         where d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass and d.refobjid = ours
+           and not coalesce(
+               o.rolsuper
+               -- Before the first install() there is nothing of ours.
+               and exists (select from pg_catalog.pg_class m where m.relnamespace = ours and m.relname = 'migrations' and m.relkind = 'r')
+               and (p.proname in ('refuse_change', 'refuse_event_change') and p.pronargs = 0
+                    or c.relkind in ('r', 'p', 'v', 'S') and (c.relname operator(pg_catalog.~) '^usage_events_([0-9]{4}_[0-9]{2}|default)$' or c.relname in (
+                       'migrations', 'access', 'settings', 'secrets', 'wallet_settings', 'lanes', 'lots', 'holds', 'ledger', 'refunds', 'member_usage',
+                       'entries', 'wallets', 'grants', 'operations', 'metrics', 'prices', 'org_prices', 'plans', 'caps', 'packs', 'surcharges',
+                       'subscriptions', 'org_allowances', 'subscription_requests', 'metered_tables', 'usage_events', 'usage_event_keys', 'usage_uniques',
+                       'unsettled_usage', 'unpaid_overage', 'period_usage', 'cap_usage', 'usage_days', 'credit_months', 'folded', 'usage_by_day',
+                       'usage_by_month', 'settlement_runs', 'settlement_runs_run_id_seq', 'settlement_faults', 'settlement_progress', 'alerts', 'gift_cards',
+                       'gift_card_redemptions', 'gift_card_attempts', 'gift_card_batches', 'payments', 'payment_refs', 'provider_customers',
+                       'provider_subscriptions', 'auto_recharges', 'webhook_events', 'webhook_secrets', 'outbox', 'flags', 'freezes'))), false)
+        union all
+        -- What hangs on a table of ours and would run with our rights.
+        select pg_catalog.format('trigger %s on table %s', t.tgname, t.tgrelid::pg_catalog.regclass)
+          from pg_catalog.pg_trigger t join pg_catalog.pg_class c on c.oid = t.tgrelid join pg_catalog.pg_proc p on p.oid = t.tgfoid
+          join pg_catalog.pg_roles o on o.oid = p.proowner
+         where c.relnamespace = ours and not t.tgisinternal and not o.rolsuper) things;
+    if foreign_things is not null then
+        raise exception using errcode = '42501', message = 'the schema billing holds what the extension did not make',
+            detail = pg_catalog.jsonb_build_object('code', 'schema_not_empty', 'objects', pg_catalog.left(foreign_things, 2000))::text,
+            hint = 'It would run with the rights of the extension. Look at it, then drop it: each of these objects, or the whole schema if it is nobody''s.';
     end if;
 end $$;
+
+-- The machinery behind the functions in billing.
+create schema billing_internal;
+comment on schema billing_internal is 'Insides of the extension pg_billing: nothing here is called by hand.';
 
 -- What the functions answer. Columns may be added at the end, never changed.
 

@@ -3,7 +3,7 @@
 
 create function billing.stripe_webhook(json) returns json
     language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    set search_path = pg_catalog, pg_temp as $$
 declare
     headers json := nullif(current_setting('request.headers', true), '');
 begin
@@ -12,7 +12,7 @@ end $$;
 
 create function billing.razorpay_webhook(json) returns json
     language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    set search_path = pg_catalog, pg_temp as $$
 declare
     headers json := nullif(current_setting('request.headers', true), '');
 begin

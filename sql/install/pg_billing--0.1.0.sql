@@ -9,19 +9,62 @@ The ordering of items is not stable, it is driven by a dependency graph.
 /* <begin connected objects> */
 -- src/lib.rs
 -- bootstrap
--- A schema that somebody else made could hold traps for the functions that run with the owner's rights.
+-- A schema that somebody else made could hold traps for the functions that run with the owner's rights: so nobody else may own it or create in
+-- it, and it holds nothing but what install() makes, which stays when the extension is dropped.
 do $$
+declare
+    ours constant pg_catalog.oid := (select oid from pg_catalog.pg_namespace where nspname = 'billing');
+    open_to text;
+    foreign_things text;
 begin
-    if exists (select from pg_catalog.pg_namespace n join pg_catalog.pg_roles o on o.oid = n.nspowner
-                where n.nspname = 'billing' and n.nspowner <> current_user::pg_catalog.regrole and not o.rolsuper)
-       or exists (select from pg_catalog.pg_namespace n cross join lateral pg_catalog.aclexplode(n.nspacl) a
-                    left join pg_catalog.pg_roles g on g.oid = a.grantee
-                   where n.nspname = 'billing' and a.privilege_type = 'CREATE' and a.grantee <> n.nspowner
-                     and g.rolsuper is not true) then
+    select pg_catalog.string_agg(distinct role, ', ') into open_to from (
+        select o.rolname::text as role from pg_catalog.pg_namespace n join pg_catalog.pg_roles o on o.oid = n.nspowner
+         where n.oid = ours and n.nspowner <> current_user::pg_catalog.regrole and not o.rolsuper
+        union all
+        select coalesce(g.rolname::text, 'PUBLIC') from pg_catalog.pg_namespace n cross join lateral pg_catalog.aclexplode(n.nspacl) a
+          left join pg_catalog.pg_roles g on g.oid = a.grantee
+         where n.oid = ours and a.privilege_type = 'CREATE' and a.grantee <> n.nspowner and g.rolsuper is not true) roles;
+    if open_to is not null then
         raise exception using errcode = '42501', message = 'the schema billing is open to another role',
-            hint = 'Let it belong to the role that creates the extension (alter schema billing owner to …), and nobody else create in it.';
+            detail = pg_catalog.jsonb_build_object('code', 'schema_open', 'roles', open_to)::text,
+            hint = 'What is in it may be a trap. Look at it, then drop it: drop schema billing cascade; the extension makes its own.';
+    end if;
+    select pg_catalog.string_agg(thing, ', ') into foreign_things from (
+        select pg_catalog.pg_describe_object(d.classid, d.objid, 0) as thing
+          from pg_catalog.pg_depend d
+          left join pg_catalog.pg_class c on d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and c.oid = d.objid
+          left join pg_catalog.pg_proc p on d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass and p.oid = d.objid
+          left join pg_catalog.pg_roles o on o.oid = coalesce(c.relowner, p.proowner)
+         where d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass and d.refobjid = ours
+           and not coalesce(
+               o.rolsuper
+               -- Before the first install() there is nothing of ours.
+               and exists (select from pg_catalog.pg_class m where m.relnamespace = ours and m.relname = 'migrations' and m.relkind = 'r')
+               and (p.proname in ('refuse_change', 'refuse_event_change') and p.pronargs = 0
+                    or c.relkind in ('r', 'p', 'v', 'S') and (c.relname operator(pg_catalog.~) '^usage_events_([0-9]{4}_[0-9]{2}|default)$' or c.relname in (
+                       'migrations', 'access', 'settings', 'secrets', 'wallet_settings', 'lanes', 'lots', 'holds', 'ledger', 'refunds', 'member_usage',
+                       'entries', 'wallets', 'grants', 'operations', 'metrics', 'prices', 'org_prices', 'plans', 'caps', 'packs', 'surcharges',
+                       'subscriptions', 'org_allowances', 'subscription_requests', 'metered_tables', 'usage_events', 'usage_event_keys', 'usage_uniques',
+                       'unsettled_usage', 'unpaid_overage', 'period_usage', 'cap_usage', 'usage_days', 'credit_months', 'folded', 'usage_by_day',
+                       'usage_by_month', 'settlement_runs', 'settlement_runs_run_id_seq', 'settlement_faults', 'settlement_progress', 'alerts', 'gift_cards',
+                       'gift_card_redemptions', 'gift_card_attempts', 'gift_card_batches', 'payments', 'payment_refs', 'provider_customers',
+                       'provider_subscriptions', 'auto_recharges', 'webhook_events', 'webhook_secrets', 'outbox', 'flags', 'freezes'))), false)
+        union all
+        -- What hangs on a table of ours and would run with our rights.
+        select pg_catalog.format('trigger %s on table %s', t.tgname, t.tgrelid::pg_catalog.regclass)
+          from pg_catalog.pg_trigger t join pg_catalog.pg_class c on c.oid = t.tgrelid join pg_catalog.pg_proc p on p.oid = t.tgfoid
+          join pg_catalog.pg_roles o on o.oid = p.proowner
+         where c.relnamespace = ours and not t.tgisinternal and not o.rolsuper) things;
+    if foreign_things is not null then
+        raise exception using errcode = '42501', message = 'the schema billing holds what the extension did not make',
+            detail = pg_catalog.jsonb_build_object('code', 'schema_not_empty', 'objects', pg_catalog.left(foreign_things, 2000))::text,
+            hint = 'It would run with the rights of the extension. Look at it, then drop it: each of these objects, or the whole schema if it is nobody''s.';
     end if;
 end $$;
+
+-- The machinery behind the functions in billing.
+create schema billing_internal;
+comment on schema billing_internal is 'Insides of the extension pg_billing: nothing here is called by hand.';
 
 -- What the functions answer. Columns may be added at the end, never changed.
 
@@ -99,98 +142,36 @@ comment on type billing.gift_card_receipt is 'Credit that a redeemed code brough
 -- requires:
 --   types
 
--- Who the caller is, and who may do what. plpgsql, because SQL bodies would be checked against tables that
--- install() makes later.
+-- Who may do what. The levels of roles stand in billing.access: the functions ask there, and grants and policies follow from it.
+-- What is in the schema billing_internal is of use to nobody else: the bodies of functions in billing (src/access/gate.rs), which run
+-- with the rights of who calls them.
 
-create function billing.my_orgs() returns uuid[]
-    language plpgsql stable security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
-declare
-    text_of_claims text := nullif(current_setting('request.jwt.claims', true), '');
-    claims jsonb;
-    candidates text[];
-    membership jsonb;
-    relation regclass;
-    joined uuid[];
-begin
-    if text_of_claims is null then
-        return '{}';
-    end if;
-    begin
-        claims := text_of_claims::jsonb;
-    exception when data_exception then
-        return '{}'; -- who has no readable claims has no orgs
-    end;
-    candidates := array[claims ->> 'org_id', claims -> 'app_metadata' ->> 'org_id'];
-    if jsonb_typeof(claims -> 'app_metadata' -> 'org_ids') = 'array' then
-        candidates := candidates || array(select jsonb_array_elements_text(claims -> 'app_metadata' -> 'org_ids'));
-    end if;
-    select value into membership from billing.settings where name = 'membership';
-    relation := to_regclass(membership ->> 'relation');
-    if relation is not null and claims ->> 'sub' is not null then
-        begin
-            execute format('select array_agg(%I::uuid) from %s where %I = $1::%s',
-                           membership ->> 'org_column', relation, membership ->> 'user_column', membership ->> 'user_type')
-               into joined using claims ->> 'sub';
-        exception when data_exception then
-            joined := null; -- a subject that cannot be a user of that relation
-        end;
-    end if;
-    return array(
-        select distinct org from (
-            select c::uuid as org from unnest(candidates) c
-             where c ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
-            union all
-            select unnest(joined)) as found
-         where org is not null);
-end $$;
-
-create function billing.configure_membership(relation regclass, org_column name, user_column name) returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
-declare
-    org_type text;
-    user_type text;
-begin
-    if relation is null or org_column is null or user_column is null then
-        raise exception using errcode = '22023', message = 'invalid argument',
-            detail = '{"code": "invalid_argument", "fault": "relation, org_column and user_column must not be null"}';
-    end if;
-    select format_type(atttypid, atttypmod) into org_type from pg_attribute
-     where attrelid = relation and attname = org_column and attnum > 0 and not attisdropped;
-    select format_type(atttypid, atttypmod) into user_type from pg_attribute
-     where attrelid = relation and attname = user_column and attnum > 0 and not attisdropped;
-    if org_type is distinct from 'uuid' or user_type is null then
-        raise exception using errcode = '22023', message = 'invalid argument',
-            detail = jsonb_build_object('code', 'invalid_argument', 'fault',
-                'the relation must have an org_column of type uuid and a user_column')::text;
-    end if;
-    insert into billing.settings (name, value)
-    values ('membership', jsonb_build_object(
-        -- Qualified, because only pg_catalog and billing are on the path here.
-        'relation', relation::text, 'org_column', org_column, 'user_column', user_column, 'user_type', user_type))
-    on conflict (name) do update set value = excluded.value;
-end $$;
+-- Where oids of relations mean something: the database cluster, and the database in it.
+create function billing_internal.place() returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select billing_internal.cluster() || ':' || (select oid from pg_database where datname = current_database())
+$$;
 
 -- One list of what each level may execute; services may call all but the administration and the insides.
-create function billing.routines_of(level text) returns setof regprocedure
+create function billing_internal.routines_of(level text) returns setof regprocedure
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
     select p.oid::regprocedure
       from pg_extension e
       join pg_depend d on d.refclassid = 'pg_extension'::regclass and d.refobjid = e.oid and d.deptype = 'e'
                       and d.classid = 'pg_proc'::regclass
-      join pg_proc p on p.oid = d.objid
+      join pg_proc p on p.oid = d.objid and p.pronamespace = 'billing'::regnamespace
      where e.extname = 'pg_billing'
        and case level
            when 'service' then
-               p.proname <> all ('{install,grant_access,revoke_access,configure_membership,routines_of,
+               p.proname <> all ('{install,grant_access,revoke_access,configure_membership,
                                    make_partitions,metered_insert,meter_trigger,meter_fault,attach_meter,
                                    emit_event,look_for_signals}')
            when 'auditor' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
                                   verify_ledger,export_catalog,check_limit,allows,credit_history,settlement_is_running,
-                                  quote_pack}')
+                                  quote_pack,status}')
            when 'member' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
                                   check_limit,allows,credit_history,quote_pack,start_purchase,configure_auto_recharge,
@@ -200,29 +181,166 @@ create function billing.routines_of(level text) returns setof regprocedure
            end
 $$;
 
-create function billing.grant_access(role name, level text) returns void
+-- The tables with rows of orgs: members see those of their own.
+create function billing_internal.tables_of_orgs() returns setof regclass
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select format('billing.%I', name)::regclass
+      from unnest(array['wallet_settings', 'lanes', 'lots', 'holds', 'ledger', 'refunds', 'member_usage', 'period_usage', 'org_prices',
+                        'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days',
+                        'credit_months', 'folded', 'alerts', 'payments', 'payment_refs', 'provider_customers', 'provider_subscriptions',
+                        'auto_recharges', 'gift_card_redemptions']) name
+$$;
+
+-- The tables that only those read who see every org.
+create function billing_internal.tables_of_staff() returns setof regclass
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select format('billing.%I', name)::regclass
+      from unnest(array['settlement_runs', 'settlement_faults', 'webhook_events', 'outbox', 'flags', 'freezes', 'gift_cards']) name
+$$;
+
+-- The tables of the catalog: everybody sees the price list.
+create function billing_internal.tables_of_prices() returns setof regclass
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select format('billing.%I', name)::regclass from unnest(array['metrics', 'prices', 'plans', 'caps', 'packs', 'surcharges']) name
+$$;
+
+-- The roles that see every org, as far as they are here.
+create function billing_internal.staff() returns setof oid
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select distinct r.oid from billing.access a join pg_roles r on r.oid = a.role_oid
+     where a.cluster = billing_internal.cluster() and a.level in ('service', 'auditor') order by 1
+$$;
+
+-- The policy for who sees every org, on each table, for the roles that do. A policy of its own, given to these roles alone: in one with
+-- the members' it would keep the server from finding their rows by an index.
+create function billing_internal.let_staff_see() returns void
     language plpgsql volatile
-    set search_path = pg_catalog, billing, pg_temp as $$
+    set search_path = pg_catalog, pg_temp as $$
 declare
+    staff constant oid[] := array(select billing_internal.staff());
+    names constant text := (select string_agg(quote_ident(rolname), ', ' order by oid) from pg_roles where oid = any (staff));
+    see record;
+begin
+    for see in select t as relation, p.oid is not null as is_there,
+                      array(select unnest(p.polroles) order by 1) is distinct from staff as is_other
+                 from (select billing_internal.tables_of_orgs() union all select billing_internal.tables_of_staff()) all_of_them (t)
+                 left join pg_policy p on p.polrelid = t and p.polname = 'every_org' loop
+        if names is null then
+            if see.is_there then
+                execute format('drop policy every_org on %s', see.relation);
+            end if;
+        elsif not see.is_there then
+            execute format('create policy every_org on %s for select to %s using (true)', see.relation, names);
+        elsif see.is_other then
+            execute format('alter policy every_org on %s to %s', see.relation, names);
+        end if;
+    end loop;
+end $$;
+
+-- Every right in our schemas of roles other than the owners of things: by a grant, by default privileges that made one, or of PUBLIC.
+create function billing_internal.rights() returns table (grantee oid, object text, privilege text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    with ours as (select oid, nspname, nspowner, nspacl from pg_namespace where nspname in ('billing', 'billing_internal')),
+    given (object, acl, owner) as (
+        select format('schema %I', nspname), nspacl, nspowner from ours
+        union all
+        select format('%s %I.%I', case c.relkind when 'S' then 'sequence' when 'v' then 'view' else 'table' end, o.nspname, c.relname), c.relacl, c.relowner
+          from pg_class c join ours o on o.oid = c.relnamespace
+        union all
+        select format('table %I.%I', o.nspname, c.relname), a.attacl, c.relowner
+          from pg_attribute a join pg_class c on c.oid = a.attrelid join ours o on o.oid = c.relnamespace where a.attacl is not null
+        union all
+        select format('function %s', p.oid::regprocedure), coalesce(p.proacl, acldefault('f', p.proowner)), p.proowner
+          from pg_proc p join ours o on o.oid = p.pronamespace
+        union all
+        select format('default privileges of %s in schema %I', d.defaclrole::regrole, o.nspname), d.defaclacl, d.defaclrole
+          from pg_default_acl d join ours o on o.oid = d.defaclnamespace)
+    select distinct a.grantee, g.object, a.privilege_type from given g cross join lateral aclexplode(g.acl) a where a.grantee <> g.owner
+$$;
+
+-- The rights of roles that grant_access() gave no level.
+create function billing_internal.foreign_rights() returns table (grantee oid, object text, privilege text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select r.* from billing_internal.rights() r
+     where not exists (select from billing.access a where a.role_oid = r.grantee and a.cluster = billing_internal.cluster())
+$$;
+
+create function billing_internal.role_name(role oid) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select case role when 0 then 'PUBLIC' else coalesce((select rolname::text from pg_roles where oid = role), role::text) end
+$$;
+
+-- Takes every right in our schemas from a role (0: PUBLIC), and what it passed on.
+create function billing_internal.take_rights(role oid) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    name constant text := case role when 0 then 'public' else (select quote_ident(rolname) from pg_roles where oid = role) end;
+    given record;
+begin
+    if name is null then
+        return;
+    end if;
+    execute format('revoke all on all tables in schema billing, billing_internal from %s cascade', name);
+    execute format('revoke all on all sequences in schema billing, billing_internal from %s cascade', name);
+    execute format('revoke all on schema billing, billing_internal from %s cascade', name);
+    for given in select p.oid::regprocedure as routine from pg_proc p
+                  where p.pronamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace)
+                    and exists (select from aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a where a.grantee = role) loop
+        execute format('revoke all on routine %s from %s cascade', given.routine, name);
+    end loop;
+    for given in select d.defaclrole::regrole as grantor, n.nspname,
+                        case d.defaclobjtype when 'r' then 'tables' when 'S' then 'sequences' when 'f' then 'routines' when 'T' then 'types' end as kind
+                   from pg_default_acl d join pg_namespace n on n.oid = d.defaclnamespace
+                  where n.nspname in ('billing', 'billing_internal') and exists (select from aclexplode(d.defaclacl) a where a.grantee = role) loop
+        execute format('alter default privileges for role %s in schema %I revoke all on %s from %s', given.grantor, given.nspname, given.kind, name);
+    end loop;
+end $$;
+
+-- Takes the rights of all roles without a level; says whose they were.
+create function billing_internal.take_foreign_rights() returns text
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    known record;
+    said text[] := '{}';
+begin
+    for known in select f.grantee, billing_internal.role_name(f.grantee) as name, count(distinct f.object) as objects,
+                        string_agg(distinct lower(f.privilege), ', ' order by lower(f.privilege)) as privileges
+                   from billing_internal.foreign_rights() f group by f.grantee order by 2 loop
+        perform billing_internal.take_rights(known.grantee);
+        said := said || format('%s (%s on %s)', known.name, known.privileges,
+                               case known.objects when 1 then '1 object' else known.objects || ' objects' end);
+    end loop;
+    return array_to_string(said, ', ');
+end $$;
+
+-- Gives a role what its levels allow, and takes what else it has.
+create function billing_internal.give_rights(role oid) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    name constant text := (select quote_ident(rolname) from pg_roles where oid = role);
+    levels constant text[] := array(select a.level from billing.access a where a.role_oid = role and a.cluster = billing_internal.cluster());
     routine regprocedure;
     readable text;
 begin
-    if role is null or level is null or level not in ('member', 'service', 'auditor', 'webhook') then
-        raise exception using errcode = '22023', message = 'invalid argument',
-            detail = '{"code": "invalid_argument", "argument": "level", "fault": "must be member, service, auditor or webhook"}';
+    perform billing_internal.take_rights(role);
+    if name is null or levels = '{}' then
+        return;
     end if;
-    if not exists (select from pg_roles where rolname = role) then
-        raise exception using errcode = '42704', message = 'no such role',
-            detail = jsonb_build_object('code', 'unknown_role', 'role', role)::text;
-    end if;
-    perform billing.revoke_access(role);
-    execute format('grant usage on schema billing to %I', role);
-    for routine in select r from billing.routines_of(level) r loop
-        execute format('grant execute on routine %s to %I', routine, role);
+    execute format('grant usage on schema billing to %s', name);
+    for routine in select distinct r from unnest(levels) l, billing_internal.routines_of(l) r loop
+        execute format('grant execute on routine %s to %s', routine, name);
     end loop;
-    insert into billing.access (role_name, level) values (role, grant_access.level)
-    on conflict (role_name) do update set level = excluded.level;
-    if level = 'webhook' then
+    if not levels && '{member,service,auditor}' then
         return;
     end if;
     foreach readable in array array['wallets', 'grants', 'operations', 'entries', 'ledger', 'holds', 'lanes', 'lots',
@@ -230,33 +348,113 @@ begin
         'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days', 'credit_months', 'folded',
         'alerts', 'usage_by_day', 'usage_by_month', 'packs', 'surcharges', 'payments', 'payment_refs', 'provider_customers',
         'provider_subscriptions', 'auto_recharges'] loop
-        execute format('grant select on billing.%I to %I', readable, role);
+        execute format('grant select on billing.%I to %s', readable, name);
     end loop;
-    if level <> 'member' then
+    if levels && '{service,auditor}' then
         foreach readable in array array['settlement_runs', 'settlement_faults', 'settlement_progress', 'webhook_events', 'outbox',
             'flags', 'freezes', 'gift_card_batches', 'gift_card_redemptions'] loop
-            execute format('grant select on billing.%I to %I', readable, role);
+            execute format('grant select on billing.%I to %s', readable, name);
         end loop;
         -- All but the codes.
         execute format('grant select (name, source, unit, credits, metrics, max_redemptions, redeemed, validity, expires_at, voided_at, created_at, metadata)
-                        on billing.gift_cards to %I', role);
+                        on billing.gift_cards to %s', name);
     end if;
 end $$;
 
-create function billing.revoke_access(role name) returns void
+-- Finds the roles of billing.access anew where they are known by name only (restored from another cluster), follows those that were
+-- renamed, and forgets those that were dropped: a role that is made again by such a name is another one.
+create function billing_internal.find_roles() returns text
     language plpgsql volatile
-    set search_path = pg_catalog, billing, pg_temp as $$
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    here constant text := billing_internal.cluster();
+    known record;
+    said text[] := '{}';
 begin
+    for known in select a.role_name, a.level, a.role_oid, r.rolname from billing.access a
+                   left join pg_roles r on r.oid = a.role_oid
+                  where a.cluster = here and r.rolname is distinct from a.role_name order by 1, 2 loop
+        if known.rolname is null then
+            delete from billing.access a where a.role_name = known.role_name and a.level = known.level;
+            said := said || format('%s was dropped and is no longer %s', known.role_name, known.level);
+        else
+            update billing.access a set role_name = known.rolname where a.role_oid = known.role_oid and a.level = known.level;
+            said := said || format('%s (%s) is now called %s', known.role_name, known.level, known.rolname);
+        end if;
+    end loop;
+    update billing.access a set role_oid = r.oid, cluster = here from pg_roles r
+     where r.rolname = a.role_name and a.cluster is distinct from here;
+    return array_to_string(said, ', ');
+end $$;
+
+create function billing_internal.require_administrator() returns void
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    if not pg_has_role(current_user, (select proowner from pg_proc where oid = 'billing.verify_ledger(uuid)'::regprocedure), 'USAGE') then
+        raise exception using errcode = '42501', message = 'this function needs a level that the role was not given',
+            detail = jsonb_build_object('code', 'no_level', 'role', current_user, 'needs', '["owner"]'::jsonb)::text,
+            hint = 'Run it as the owner of the extension.';
+    end if;
+end $$;
+
+create function billing.grant_access(role name, level text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    known constant oid := (select oid from pg_roles where rolname = grant_access.role);
+begin
+    perform billing_internal.require_administrator();
+    if role is null or level is null or level not in ('member', 'service', 'auditor', 'webhook') then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = '{"code": "invalid_argument", "argument": "level", "fault": "must be member, service, auditor or webhook"}';
+    end if;
+    if known is null then
+        raise exception using errcode = '42704', message = 'no such role',
+            detail = jsonb_build_object('code', 'unknown_role', 'role', role)::text;
+    end if;
+    insert into billing.access (role_name, level, role_oid, cluster) values (role, grant_access.level, known, billing_internal.cluster())
+    on conflict on constraint access_pkey do update set role_oid = excluded.role_oid, cluster = excluded.cluster;
+    perform billing_internal.give_rights(known);
+    perform billing_internal.let_staff_see();
+    perform billing_internal.forget_levels();
+end $$;
+
+create function billing.revoke_access(role name, level text default null) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    here constant text := billing_internal.cluster();
+    known constant oid := (select oid from pg_roles where rolname = revoke_access.role);
+    renamed name;
+begin
+    perform billing_internal.require_administrator();
     if role is null then
         raise exception using errcode = '22023', message = 'invalid argument',
             detail = '{"code": "invalid_argument", "argument": "role", "fault": "must not be null"}';
     end if;
-    if exists (select from pg_roles where rolname = role) then
-        execute format('revoke all on all tables in schema billing from %I', role);
-        execute format('revoke all on all routines in schema billing from %I', role);
-        execute format('revoke all on schema billing from %I', role);
+    if level is not null and level not in ('member', 'service', 'auditor', 'webhook') then
+        raise exception using errcode = '22023', message = 'invalid argument',
+            detail = '{"code": "invalid_argument", "argument": "level", "fault": "must be member, service, auditor, webhook or null for all"}';
     end if;
-    delete from billing.access where role_name = role;
+    if known is null then
+        select r.rolname into renamed from billing.access a join pg_roles r on r.oid = a.role_oid
+         where a.role_name = revoke_access.role and a.cluster = here;
+        if renamed is not null or not exists (select from billing.access a where a.role_name = revoke_access.role) then
+            raise exception using errcode = '42704', message = 'no such role',
+                detail = jsonb_strip_nulls(jsonb_build_object('code', 'unknown_role', 'role', role, 'renamed_to', renamed))::text,
+                hint = case when renamed is not null then 'It was renamed: name it as it is called now.' end;
+        end if;
+    end if;
+    delete from billing.access a
+     where case when a.cluster = here then a.role_oid = known or known is null and a.role_name = revoke_access.role
+                else a.role_name = revoke_access.role end
+       and a.level = coalesce(revoke_access.level, a.level);
+    if known is not null then
+        perform billing_internal.give_rights(known);
+    end if;
+    perform billing_internal.let_staff_see();
+    perform billing_internal.forget_levels();
 end $$;
 /* </end connected objects> */
 
@@ -269,13 +467,18 @@ end $$;
 -- procedure that commits can be neither SECURITY DEFINER nor have a search_path of its own: it only calls functions that do.
 
 create function billing.make_partitions(as_of timestamptz) returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    -- Where things go by default is not the caller's to say.
+    set default_tablespace = ''
+    set default_table_access_method = heap as $$
 declare
     first date := date_trunc('month', as_of at time zone 'UTC');
     start date;
     name text;
     bounds text;
+    given record;
+    patience constant text := current_setting('lock_timeout');
 begin
     for months in 0..2 loop
         start := first + make_interval(months => months);
@@ -291,6 +494,12 @@ begin
             -- Whoever writes events is not to wait behind somebody who reads them for long: then the next run does it.
             perform set_config('lock_timeout', '100ms', true);
             execute format('create table billing.%I (like billing.usage_events including defaults including constraints)', name);
+            -- Default privileges are no rights in our schema.
+            for given in select distinct case a.grantee when 0 then 'public' else a.grantee::regrole::text end as role
+                           from pg_class c cross join lateral aclexplode(c.relacl) a
+                          where c.oid = format('billing.%I', name)::regclass and a.grantee <> c.relowner loop
+                execute format('revoke all on billing.%I from %s cascade', name, given.role);
+            end loop;
             execute format('comment on table billing.%I is %L', name, 'Events that were recorded in ' || to_char(start, 'YYYY-MM') || ' (UTC).');
             execute format('alter table billing.%I enable row level security', name);
             execute format('create trigger usage_events_append_only before update or delete or truncate on billing.%I
@@ -299,13 +508,15 @@ begin
         exception when lock_not_available or deadlock_detected or duplicate_table or check_violation then
             null;
         end;
-        perform set_config('lock_timeout', '0', true);
+        perform set_config('lock_timeout', patience, true);
     end loop;
 end $$;
 
 create function billing.settlement_due(as_of timestamptz, shard int, shards int) returns uuid[]
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.settlement_due(as_of timestamptz, shard int, shards int) returns uuid[]
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 declare
     soon timestamptz;
     enrolls boolean;
@@ -337,8 +548,10 @@ end $$;
 
 -- Whether the process of a run is still at it: in the statement that began before the run did.
 create function billing.settlement_is_running(run bigint) returns boolean
-    language plpgsql stable security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c stable as 'MODULE_PATHNAME', 'auditor_gate';
+create function billing_internal.settlement_is_running(run bigint) returns boolean
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp as $$
 begin
     return exists (select from billing.settlement_runs r join pg_stat_activity a using (pid)
                     where r.run_id = run and r.status = 'running' and a.backend_start <= r.started_at
@@ -347,8 +560,10 @@ begin
 end $$;
 
 create function billing.begin_settlement(as_of timestamptz, shard int, shards int) returns bigint
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.begin_settlement(as_of timestamptz, shard int, shards int) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 declare
     share int;
     run bigint;
@@ -362,26 +577,31 @@ begin
             detail = '{"code": "invalid_argument", "argument": "as_of", "fault": "must be finite and not in the future"}';
     end if;
     share := mod(shard, shards);
-    -- Two that begin at the same instant take turns.
-    perform pg_advisory_xact_lock(1886217071, shards * 1000 + share);
-    if exists (select from billing.settlement_runs r
-                where r.status = 'running' and mod(r.shard, r.shards) = share and r.shards = begin_settlement.shards
-                  and billing.settlement_is_running(r.run_id)) then
+    -- What was killed is not running any more, whatever its row says.
+    update billing.settlement_runs r set status = 'interrupted', finished_at = clock_timestamp()
+     where r.status = 'running' and r.shard = share and r.shards = begin_settlement.shards and not billing.settlement_is_running(r.run_id);
+    -- Two that begin at the same instant take turns at the unique index.
+    insert into billing.settlement_runs as r (started_at, as_of, pid, shard, shards, phase)
+    values (clock_timestamp(), as_of, pg_backend_pid(), share, shards, 'preparing')
+    on conflict (shards, shard) where status = 'running' do nothing returning r.run_id into run;
+    if run is null then
         return null;
     end if;
-    update billing.settlement_runs r set status = 'interrupted', finished_at = clock_timestamp()
-     where r.status = 'running' and mod(r.shard, r.shards) = share and r.shards = begin_settlement.shards;
-    insert into billing.settlement_runs (started_at, as_of, pid, shard, shards, phase)
-    values (clock_timestamp(), as_of, pg_backend_pid(), shard, shards, 'preparing') returning run_id into run;
     perform billing.make_partitions(as_of);
     return run;
 end $$;
 
-create function billing.settle_orgs(run bigint, orgs uuid[], as_of timestamptz) returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+-- Settles each of the orgs for itself: the fault of one stops neither the others nor the run. Gives those that somebody held locked for
+-- longer than the patience, or that met others in a circle: to be tried again, unless it is the last time.
+create function billing.settle_orgs(run bigint, orgs uuid[], as_of timestamptz, patience interval default '5 seconds', is_last boolean default true) returns uuid[]
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.settle_orgs(run bigint, orgs uuid[], as_of timestamptz, patience interval, is_last boolean) returns uuid[]
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 declare
+    before constant text := current_setting('lock_timeout');
     org uuid;
+    busy uuid[] := '{}';
     receipt billing.settlement_receipt;
     charged_sum bigint := 0;
     unpaid_sum bigint := 0;
@@ -396,6 +616,7 @@ begin
         raise exception using errcode = '55000', message = 'this settlement was taken for dead, and another one began',
             detail = jsonb_build_object('code', 'settlement_superseded', 'run_id', run)::text;
     end if;
+    perform set_config('lock_timeout', greatest(1, floor(extract(epoch from patience) * 1000)::bigint)::text, true);
     foreach org in array orgs loop
         begin
             receipt := billing.settle_org(org, as_of);
@@ -404,21 +625,32 @@ begin
             renewed_sum := renewed_sum + receipt.renewed;
         exception when others then
             get stacked diagnostics state = returned_sqlstate, said = message_text, said_detail = pg_exception_detail;
+            if state in ('55P03', '40P01', '40001') and not is_last then
+                busy := busy || org;
+                continue;
+            end if;
+            if state = '55P03' then
+                said_detail := jsonb_build_object('code', 'org_locked', 'waited', patience)::text;
+            end if;
             failed := failed + 1;
             insert into billing.settlement_faults (org_id, run_id, sqlstate, message, detail)
             values (org, run, state, said, said_detail);
         end;
     end loop;
+    perform set_config('lock_timeout', before, true);
     update billing.settlement_runs
-       set orgs_done = orgs_done + cardinality(orgs) - failed, orgs_failed = orgs_failed + failed,
+       set orgs_done = orgs_done + cardinality(orgs) - cardinality(busy) - failed, orgs_failed = orgs_failed + failed,
            charged = charged + charged_sum, unpaid = unpaid + unpaid_sum, renewed = renewed + renewed_sum,
            updated_at = clock_timestamp()
      where run_id = run;
+    return busy;
 end $$;
 
 create function billing.settlement_phase(run bigint, phase text, orgs_total bigint) returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.settlement_phase(run bigint, phase text, orgs_total bigint) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 begin
     update billing.settlement_runs r
        set phase = settlement_phase.phase, orgs_total = settlement_phase.orgs_total, updated_at = clock_timestamp(),
@@ -430,8 +662,10 @@ end $$;
 -- Begins the periods of orgs that are due, for a call that needs their credits: each for itself, so that what one cannot do
 -- stops neither the others nor the call.
 create function billing.begin_periods_of(orgs uuid[]) returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.begin_periods_of(orgs uuid[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 declare
     org uuid;
 begin
@@ -447,14 +681,17 @@ begin
     end loop;
 end $$;
 
+-- Types are named with their schema: those of the declarations are looked for on the caller's path, before there is any other.
 create procedure billing.settle(as_of timestamptz default null, shard int default 0, "of" int default 1)
     language plpgsql as $$
 declare
-    moment timestamptz;
-    batch constant int := 50;
-    run bigint;
-    orgs uuid[];
-    done int := 0;
+    moment pg_catalog.timestamptz;
+    batch constant pg_catalog.int4 := 50;
+    run pg_catalog.int8;
+    orgs pg_catalog.uuid[];
+    busy pg_catalog.uuid[];
+    done pg_catalog.int4 := 0;
+    patient_until pg_catalog.timestamptz;
 begin
     -- Fails in a transaction block before anything is done.
     commit;
@@ -471,11 +708,24 @@ begin
     perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     orgs := billing.settlement_due(moment, shard, "of");
     perform billing.settlement_phase(run, 'settling', cardinality(orgs));
+    -- Nobody waits long for an org while others of its batch are locked.
     while done < cardinality(orgs) loop
         commit;
         perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-        perform billing.settle_orgs(run, orgs[done + 1 : done + batch], moment);
+        busy := busy || billing.settle_orgs(run, orgs[done + 1 : done + batch], moment, '200 milliseconds', false);
         done := done + batch;
+    end loop;
+    -- Those that were locked, each for itself; with patience, for so long as there is any.
+    commit;
+    perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    patient_until := clock_timestamp() + interval '1 minute';
+    done := 0;
+    while done < coalesce(cardinality(busy), 0) loop
+        perform billing.settle_orgs(run, busy[done + 1 : done + 1], moment,
+                                    case when clock_timestamp() < patient_until then interval '5 seconds' else interval '200 milliseconds' end);
+        done := done + 1;
+        commit;
+        perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     end loop;
     perform billing.settlement_phase(run, 'done', cardinality(orgs));
 end $$;
@@ -512,10 +762,10 @@ begin
                    as w (argument, named, types, wanted)
          where w.named is not null
            and not exists (
-               -- A domain is as good as what it is over: casts from a domain run no function of its owner's.
+               -- A virtual column stands in no transition table. A domain is as good as what it is over: casts from a domain run no function of its owner's.
                with recursive type_of (type) as (
                    select a.atttypid from pg_attribute a
-                    where a.attrelid = relation and a.attname = w.named and a.attnum > 0 and not a.attisdropped
+                    where a.attrelid = relation and a.attname = w.named and a.attnum > 0 and not a.attisdropped and a.attgenerated <> 'v'
                    union all
                    select t.typbasetype from type_of o join pg_type t on t.oid = o.type where t.typtype = 'd')
                select from type_of o where o.type = any (w.types))
@@ -526,7 +776,7 @@ end $$;
 create function billing.attach_meter(relation regclass, metric text, org_column name, quantity_column name, member_column name,
                                      key_column name, mode text) returns void
     language plpgsql volatile
-    set search_path = pg_catalog, billing, pg_temp as $$
+    set search_path = pg_catalog, pg_temp as $$
 begin
     -- A trigger's arguments cannot be null.
     execute format('create or replace trigger %I after insert on %s referencing new table as inserted for each statement
@@ -541,8 +791,11 @@ end $$;
 
 create function billing.meter_table(relation regclass, metric text, org_column name, quantity_column name default null,
                                     member_column name default null, key_column name default null, mode text default 'charge') returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.meter_table(relation regclass, metric text, org_column name, quantity_column name,
+                                    member_column name, key_column name, mode text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     -- A definer function does not see its immediate caller: the role of the session, as everywhere.
@@ -590,15 +843,18 @@ begin
     perform billing.attach_meter(relation, metric, org_column, quantity_column, member_column, key_column, mode);
     insert into billing.metered_tables
     values (metered.nspname, metered.relname, meter_table.metric, meter_table.org_column, meter_table.quantity_column,
-            meter_table.member_column, meter_table.key_column, meter_table.mode, billing.clock())
+            meter_table.member_column, meter_table.key_column, meter_table.mode, billing.clock(), metered.relowner::regrole::text, relation,
+            billing_internal.place())
     on conflict (table_schema, table_name, metric) do update
-       set org_column = excluded.org_column, quantity_column = excluded.quantity_column, member_column = excluded.member_column,
+       set owner = excluded.owner, relation = excluded.relation, place = excluded.place, org_column = excluded.org_column, quantity_column = excluded.quantity_column, member_column = excluded.member_column,
            key_column = excluded.key_column, mode = excluded.mode;
 end $$;
 
 create function billing.unmeter_table(relation regclass, metric text) returns boolean
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.unmeter_table(relation regclass, metric text) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     caller constant name := coalesce(nullif(current_setting('role'), 'none'), session_user);
@@ -625,7 +881,8 @@ begin
             hint = 'Call it as a member of the role that owns the table.';
     end if;
     delete from billing.metered_tables m
-     where m.table_schema = metered.nspname and m.table_name = metered.relname and m.metric = unmeter_table.metric;
+     where (m.table_schema = metered.nspname and m.table_name = metered.relname or m.relation = unmeter_table.relation and m.place = billing_internal.place())
+       and m.metric = unmeter_table.metric;
     known := found;
     if exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing.meter_trigger(unmeter_table.metric)
                                           and t.tgfoid = 'billing.metered_insert()'::regprocedure) then
@@ -642,7 +899,7 @@ end $$;
 -- The trigger. Arguments: metric, mode, and the columns for org, quantity, member and key, empty where there is none.
 create function billing.metered_insert() returns trigger
     language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    set search_path = pg_catalog, pg_temp as $$
 declare
     metric constant text := tg_argv[0];
     mode constant text := tg_argv[1];
@@ -651,7 +908,8 @@ declare
     member_column constant name := nullif(tg_argv[4], '');
     key_column constant name := nullif(tg_argv[5], '');
     fault jsonb := billing.meter_fault(tg_relid, org_column, quantity_column, member_column, key_column);
-    key_prefix constant text := format('meter:%I.%I:%s:', tg_table_schema, tg_table_name, metric);
+    -- Names are quoted where they need it, so that no metric and key read as another metric with another key.
+    key_prefix constant text := format('meter:%I.%I:%I:', tg_table_schema, tg_table_name, metric);
     given text;
     few bigint;
     org uuid;
@@ -665,6 +923,16 @@ declare
     refused record;
     code text;
 begin
+    -- Who may attach a trigger to a table of its own has not been told by that to charge whom it likes.
+    if not exists (select from billing.metered_tables m
+                    where m.metric = tg_argv[0]
+                      and (m.relation = tg_relid and m.place = billing_internal.place()
+                           or m.table_schema = tg_table_schema and m.table_name = tg_table_name
+                              and m.owner = (select c.relowner::regrole::text from pg_class c where c.oid = tg_relid))) then
+        raise exception using errcode = '55000', message = 'the table is not metered',
+            detail = jsonb_build_object('code', 'not_metered', 'table', format('%I.%I', tg_table_schema, tg_table_name), 'metric', metric)::text,
+            hint = 'Call billing.meter_table, or drop the trigger.';
+    end if;
     if fault is not null then
         raise exception using errcode = '55000', message = 'the metered table has changed',
             detail = (jsonb_build_object('code', 'meter_outdated', 'table', format('%I.%I', tg_table_schema, tg_table_name), 'metric', metric) || fault)::text,
@@ -772,8 +1040,10 @@ comment on function billing.meter_trigger is
 -- rights: so only what is a member of the extension is called.
 
 create function billing.schedule_settlement(schedule text default '0 */6 * * *') returns bigint
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.schedule_settlement(schedule text) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 declare
     job bigint;
 begin
@@ -802,8 +1072,10 @@ begin
 end $$;
 
 create function billing.unschedule_settlement() returns boolean
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.unschedule_settlement() returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 declare
     job bigint;
 begin
@@ -839,7 +1111,7 @@ comment on function billing.unschedule_settlement is
 
 create function billing.emit_event(org_id uuid, topic text, payload jsonb) returns uuid
     language plpgsql volatile
-    set search_path = pg_catalog, billing, pg_temp as $$
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     now timestamptz := billing.clock();
@@ -858,7 +1130,7 @@ end $$;
 create function billing.claim_events(topics text[] default null, "limit" integer default 10, lease interval default '1 minute')
     returns table (event_id uuid, org_id uuid, topic text, payload jsonb, attempt integer, created_at timestamptz)
     language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     now timestamptz := billing.clock();
@@ -888,8 +1160,10 @@ begin
 end $$;
 
 create function billing.ack_events(event_ids uuid[]) returns bigint
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.ack_events(event_ids uuid[]) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     done bigint;
@@ -906,8 +1180,10 @@ begin
 end $$;
 
 create function billing.fail_event(event_id uuid, error text, retry_in interval default null) returns text
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.fail_event(event_id uuid, error text, retry_in interval) returns text
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     now timestamptz := billing.clock();
@@ -940,8 +1216,10 @@ begin
 end $$;
 
 create function billing.requeue_event(event_id uuid) returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.requeue_event(event_id uuid) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     known record;
@@ -957,8 +1235,10 @@ begin
 end $$;
 
 create function billing.configure_delivery(url text, topics text[] default null, headers jsonb default '{}') returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.configure_delivery(url text, topics text[], headers jsonb) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 begin
     if url is not null and url !~ '^https?://[^[:space:]]+$' or jsonb_typeof(coalesce(headers, '{}')) <> 'object' then
         raise exception using errcode = '22023', message = 'invalid argument',
@@ -976,8 +1256,10 @@ end $$;
 -- Posts what is due to the configured address: with the extension http, which waits for the answer, or with pg_net, which does
 -- not: then the answers of the last run are read first.
 create function billing.deliver_events("limit" integer default 100) returns bigint
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.deliver_events("limit" integer) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     target jsonb := (select convert_from(secret, 'UTF8')::jsonb from billing.secrets where name = 'delivery');
@@ -1049,8 +1331,10 @@ end $$;
 -- Signals of misuse: flags with a score, and freezing.
 
 create function billing.note_signal(org_id uuid, kind text, score integer, reason text, detail jsonb default '{}') returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.note_signal(org_id uuid, kind text, score integer, reason text, detail jsonb) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     now timestamptz := billing.clock();
@@ -1081,8 +1365,12 @@ end $$;
 create function billing.configure_signals(
     payments_per_hour integer default 10, orgs_per_card integer default 3, failures_per_day integer default 5,
     freeze_at integer default null) returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.configure_signals(
+    payments_per_hour integer, orgs_per_card integer, failures_per_day integer,
+    freeze_at integer) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
     if least(payments_per_hour, orgs_per_card, failures_per_day, coalesce(freeze_at, 1)) < 1
@@ -1097,8 +1385,10 @@ begin
 end $$;
 
 create function billing.freeze_org(org_id uuid, reason text) returns void
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.freeze_org(org_id uuid, reason text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
     if org_id is null or coalesce(reason, '') = '' then
@@ -1111,8 +1401,10 @@ begin
 end $$;
 
 create function billing.unfreeze_org(org_id uuid) returns boolean
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.unfreeze_org(org_id uuid) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
     -- What was looked at does not freeze again by itself.
@@ -1122,8 +1414,10 @@ begin
 end $$;
 
 create function billing.resolve_flag(org_id uuid, kind text) returns boolean
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.resolve_flag(org_id uuid, kind text) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
     update billing.flags f set resolved_at = billing.clock()
@@ -1134,7 +1428,7 @@ end $$;
 -- What a payment that was started, failed or paid says about its org.
 create function billing.look_for_signals(org_id uuid, fingerprint text) returns void
     language plpgsql volatile
-    set search_path = pg_catalog, billing, pg_temp as $$
+    set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     now timestamptz := billing.clock();
@@ -1173,7 +1467,7 @@ end $$;
 
 create function billing.stripe_webhook(json) returns json
     language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    set search_path = pg_catalog, pg_temp as $$
 declare
     headers json := nullif(current_setting('request.headers', true), '');
 begin
@@ -1182,13 +1476,95 @@ end $$;
 
 create function billing.razorpay_webhook(json) returns json
     language plpgsql volatile security definer
-    set search_path = pg_catalog, billing, pg_temp as $$
+    set search_path = pg_catalog, pg_temp as $$
 declare
     headers json := nullif(current_setting('request.headers', true), '');
 begin
     return (select row_to_json(w) from billing.handle_webhook('razorpay', $1::text, headers ->> 'x-razorpay-signature',
                                                               nullif(headers ->> 'x-razorpay-event-id', '')) w);
 end $$;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   webhooks
+
+-- Whether all is well, at one look.
+
+create function billing.status() returns table (check_name text, level text, value text, since timestamptz, advice text)
+    language c stable as 'MODULE_PATHNAME', 'auditor_gate';
+create function billing_internal.status() returns table (check_name text, level text, value text, since timestamptz, advice text)
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+declare
+    installed record := billing.version();
+    found text;
+    run record;
+begin
+    check_name := 'tables';
+    value := format('version %s, library %s', installed.tables_installed, installed.library);
+    if installed.tables_installed <> installed.tables_needed then
+        level := 'bad';
+        advice := 'Run: select billing.install();';
+        return next;
+        return;
+    end if;
+    level := 'ok';
+    return next;
+
+    check_name := 'rights';
+    select string_agg(format('%s: %s', name, objects), ', ' order by name) into found
+      from (select billing_internal.role_name(f.grantee) as name, count(distinct f.object) as objects
+              from billing_internal.foreign_rights() f group by f.grantee) whose;
+    level := case when found is null then 'ok' else 'bad' end;
+    value := coalesce('objects on which roles without a level have rights: ' || found, 'only roles with a level have rights');
+    advice := case when found is not null then 'Run: select billing.install(); it takes these rights. Give roles a level with billing.grant_access.' end;
+    return next;
+
+    check_name := 'roles';
+    select string_agg(format('%s (%s)', a.role_name, a.level), ', ' order by 1) into found
+      from billing.access a left join pg_roles r on r.oid = a.role_oid
+     where a.cluster is distinct from billing_internal.cluster() or r.rolname is distinct from a.role_name;
+    level := case when found is null then 'ok' else 'warn' end;
+    value := coalesce('renamed, dropped, or of another cluster: ' || found, 'every role with a level is here');
+    advice := case when found is not null then 'Run: select billing.install();' end;
+    return next;
+
+    check_name := 'membership';
+    found := billing_internal.membership_fault();
+    level := case when found is null then 'ok' else 'bad' end;
+    value := coalesce('the configured relation cannot be read: ' || found,
+                      (select format('%s.%s', value ->> 'schema', value ->> 'table') from billing.settings where name = 'membership'), 'orgs stand in the claims');
+    advice := case when found is not null then 'Members see only the orgs in their claims. Run: select billing.configure_membership(…) with the columns as they are now, or with null three times.' end;
+    return next;
+
+    check_name := 'metered tables';
+    select string_agg(format('%I.%I (%s)', m.table_schema, m.table_name, m.metric), ', ' order by 1) into found
+      from billing.metered_tables m
+      left join pg_trigger t on t.tgrelid = m.relation and m.place = billing_internal.place() and t.tgname = billing.meter_trigger(m.metric)
+     where t.oid is null or t.tgenabled = 'D';
+    level := case when found is null then 'ok' else 'bad' end;
+    value := coalesce('without their trigger: ' || found, (select count(*) || ' metered' from billing.metered_tables));
+    advice := case when found is not null then 'Nothing is charged for their inserts. Run: select billing.meter_table(…), or billing.unmeter_table where that is meant.' end;
+    return next;
+
+    check_name := 'settlement';
+    select * into run from billing.settlement_runs r where r.status <> 'running' order by r.run_id desc limit 1;
+    since := run.finished_at;
+    level := case when run.run_id is null or run.status = 'interrupted' or run.orgs_failed > 0 or run.finished_at < clock_timestamp() - interval '1 day'
+                  then 'warn' else 'ok' end;
+    value := case when run.run_id is null then 'never ran'
+                  else format('last run %s: %s orgs settled, %s failed', run.status, run.orgs_done, run.orgs_failed) end;
+    advice := case when run.run_id is null or run.finished_at < clock_timestamp() - interval '1 day'
+                        then 'Run: select billing.schedule_settlement(); or call billing.settle();'
+                   when level = 'warn' then format('Look at: select * from billing.settlement_faults where run_id = %s;', run.run_id) end;
+    return next;
+end $$;
+
+comment on function billing.status is
+'Whether all is well: one row per check, level ok, warn or bad, and what to do about it. For services and auditors.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -1202,8 +1578,8 @@ CREATE  FUNCTION "adjust_credits"(
 	"idempotency_key" TEXT DEFAULT NULL, /* Option < & str > */
 	"metadata" jsonb DEFAULT '{}' /* Option < Jsonb > */
 ) RETURNS grant_receipt /* GrantReceipt */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'adjust_credits_wrapper';
 /* </end connected objects> */
@@ -1233,8 +1609,8 @@ CREATE  FUNCTION "apply_catalog"(
 	"name" TEXT,  /* String */
 	"detail" jsonb  /* pgrx :: JsonB */
 )
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'apply_catalog_wrapper';
 /* </end connected objects> */
@@ -1245,8 +1621,8 @@ AS 'MODULE_PATHNAME', 'apply_catalog_wrapper';
 CREATE  FUNCTION "begin_periods"(
 	"org_id" uuid /* Option < pgrx :: Uuid > */
 ) RETURNS bigint /* i64 */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'begin_periods_wrapper';
 /* </end connected objects> */
@@ -1257,8 +1633,8 @@ AS 'MODULE_PATHNAME', 'begin_periods_wrapper';
 CREATE  FUNCTION "book_expiries"(
 	"max_wallets" INT DEFAULT 500 /* Option < i32 > */
 ) RETURNS bigint /* i64 */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'book_expiries_wrapper';
 /* </end connected objects> */
@@ -1272,7 +1648,7 @@ CREATE  FUNCTION "calculate_cost"(
 	"org_id" uuid DEFAULT NULL /* Option < pgrx :: Uuid > */
 ) RETURNS bigint /* i64 */
 STABLE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'calculate_cost_wrapper';
 /* </end connected objects> */
@@ -1285,7 +1661,7 @@ CREATE  FUNCTION "calculate_cost"(
 	"org_id" uuid DEFAULT NULL /* Option < pgrx :: Uuid > */
 ) RETURNS bigint /* i64 */
 STABLE SECURITY DEFINER 
-SET search_path TO pg_catalog, billing, pg_temp
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'calculate_cost_of_items_wrapper';
 /* </end connected objects> */
@@ -1297,8 +1673,8 @@ CREATE  FUNCTION "cancel_subscription"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"at_period_end" bool DEFAULT true /* Option < bool > */
 ) RETURNS subscription /* SubscriptionStatus */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'cancel_subscription_wrapper';
 /* </end connected objects> */
@@ -1314,7 +1690,7 @@ CREATE  FUNCTION "capture_credits"(
 	"metadata" jsonb DEFAULT '{}', /* Option < Jsonb > */
 	"beyond" TEXT DEFAULT 'charge' /* Option < & str > */
 ) RETURNS consumption /* Consumption */
-VOLATILE SECURITY DEFINER
+VOLATILE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'capture_credits_wrapper';
 /* </end connected objects> */
@@ -1329,8 +1705,8 @@ CREATE  FUNCTION "change_plan"(
 	"idempotency_key" TEXT DEFAULT NULL, /* Option < & str > */
 	"metadata" jsonb DEFAULT '{}' /* Option < Jsonb > */
 ) RETURNS subscription /* SubscriptionStatus */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'change_plan_wrapper';
 /* </end connected objects> */
@@ -1358,6 +1734,15 @@ AS 'MODULE_PATHNAME', 'clock_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/access/mod.rs
+-- pg_billing::access::cluster
+
+create function billing_internal.cluster() returns text
+    language c stable
+    as 'MODULE_PATHNAME', 'cluster_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/alerts.rs
 -- pg_billing::alerts::configure_alerts
 CREATE  FUNCTION "configure_alerts"(
@@ -1365,8 +1750,8 @@ CREATE  FUNCTION "configure_alerts"(
 	"expiring_days" INT DEFAULT 7, /* Option < i32 > */
 	"deliver" bool DEFAULT false /* Option < bool > */
 ) RETURNS void
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'configure_alerts_wrapper';
 /* </end connected objects> */
@@ -1385,10 +1770,19 @@ CREATE  FUNCTION "configure_auto_recharge"(
 	"payment_method" TEXT DEFAULT NULL, /* Option < & str > */
 	"enabled" bool DEFAULT true /* Option < bool > */
 ) RETURNS auto_recharge /* RechargeStatus */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'configure_auto_recharge_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/access/membership.rs
+-- pg_billing::access::membership::configure_membership
+
+create function billing.configure_membership(relation regclass, org_column name, user_column name) returns void
+    language c volatile set search_path to pg_catalog, pg_temp
+    as 'MODULE_PATHNAME', 'configure_membership_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -1402,7 +1796,7 @@ CREATE  FUNCTION "consume_credits"(
 	"member_id" uuid DEFAULT NULL, /* Option < pgrx :: Uuid > */
 	"metadata" jsonb DEFAULT '{}' /* Option < Jsonb > */
 ) RETURNS consumption /* Consumption */
-VOLATILE SECURITY DEFINER
+VOLATILE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'consume_credits_wrapper';
 /* </end connected objects> */
@@ -1420,8 +1814,8 @@ CREATE  FUNCTION "consume_credits_batch"(
 	"balance_after" bigint,  /* Option < i64 > */
 	"detail" jsonb  /* Option < pgrx :: JsonB > */
 )
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'consume_credits_batch_wrapper';
 /* </end connected objects> */
@@ -1441,8 +1835,8 @@ CREATE  FUNCTION "create_gift_cards"(
 	"source" TEXT DEFAULT 'gift_card', /* Option < & str > */
 	"metadata" jsonb DEFAULT '{}' /* Option < Jsonb > */
 ) RETURNS SETOF TEXT /* String */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'create_gift_cards_wrapper';
 /* </end connected objects> */
@@ -1456,8 +1850,8 @@ CREATE  FUNCTION "create_wallet"(
 	"owner_type" TEXT DEFAULT NULL, /* Option < & str > */
 	"low_balance_threshold" bigint DEFAULT NULL /* Option < i64 > */
 ) RETURNS wallet_status /* WalletStatus */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'create_wallet_wrapper';
 /* </end connected objects> */
@@ -1480,7 +1874,7 @@ CREATE  FUNCTION "credit_history"(
 	"closing_balance" bigint  /* i64 */
 )
 STABLE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'credit_history_wrapper';
 /* </end connected objects> */
@@ -1501,7 +1895,7 @@ CREATE  FUNCTION "explain_consumption"(
 	"remaining_after" bigint  /* i64 */
 )
 STABLE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'explain_consumption_wrapper';
 /* </end connected objects> */
@@ -1510,10 +1904,19 @@ AS 'MODULE_PATHNAME', 'explain_consumption_wrapper';
 -- src/catalog/mod.rs
 -- pg_billing::catalog::export_catalog
 CREATE  FUNCTION "export_catalog"() RETURNS jsonb /* pgrx :: JsonB */
-STRICT STABLE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+STRICT STABLE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'export_catalog_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/access/mod.rs
+-- pg_billing::access::forget_levels
+
+create function billing_internal.forget_levels() returns void
+    language c volatile set search_path to pg_catalog, pg_temp
+    as 'MODULE_PATHNAME', 'forget_levels_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -1537,7 +1940,7 @@ CREATE  FUNCTION "get_wallet"(
 	"unit" TEXT DEFAULT 'credit' /* Option < & str > */
 ) RETURNS wallet_status /* WalletStatus */
 STABLE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'get_wallet_wrapper';
 /* </end connected objects> */
@@ -1560,8 +1963,8 @@ CREATE  FUNCTION "grant_credits"(
 	"idempotency_key" TEXT DEFAULT NULL, /* Option < & str > */
 	"metadata" jsonb DEFAULT '{}' /* Option < Jsonb > */
 ) RETURNS grant_receipt /* GrantReceipt */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'grant_credits_wrapper';
 /* </end connected objects> */
@@ -1575,8 +1978,8 @@ CREATE  FUNCTION "handle_webhook"(
 	"signature" TEXT, /* Option < & str > */
 	"event_id" TEXT DEFAULT NULL /* Option < & str > */
 ) RETURNS webhook_receipt /* WebhookReceipt */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'handle_webhook_wrapper';
 /* </end connected objects> */
@@ -1599,8 +2002,8 @@ CREATE  FUNCTION "link_customer"(
 	"provider" TEXT, /* Option < & str > */
 	"customer" TEXT /* Option < & str > */
 ) RETURNS void
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'link_customer_wrapper';
 /* </end connected objects> */
@@ -1613,8 +2016,8 @@ CREATE  FUNCTION "link_payment"(
 	"payment_id" uuid, /* Option < pgrx :: Uuid > */
 	"provider_ref" TEXT /* Option < & str > */
 ) RETURNS void
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'link_payment_wrapper';
 /* </end connected objects> */
@@ -1630,10 +2033,29 @@ CREATE  FUNCTION "lock_credits"(
 	"idempotency_key" TEXT DEFAULT NULL, /* Option < & str > */
 	"metadata" jsonb DEFAULT '{}' /* Option < Jsonb > */
 ) RETURNS hold_receipt /* HoldReceipt */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'lock_credits_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/access/mod.rs
+-- pg_billing::access::membership_fault
+
+create function billing_internal.membership_fault() returns text
+    language c stable set search_path to pg_catalog, pg_temp
+    as 'MODULE_PATHNAME', 'membership_fault_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/access/mod.rs
+-- pg_billing::access::my_orgs
+CREATE  FUNCTION "my_orgs"() RETURNS uuid[] /* Vec < pgrx :: Uuid > */
+STRICT STABLE SECURITY DEFINER PARALLEL RESTRICTED
+SET search_path TO pg_catalog, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'my_orgs_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -1645,8 +2067,8 @@ CREATE  FUNCTION "pay_out"(
 	"idempotency_key" TEXT DEFAULT NULL, /* Option < & str > */
 	"metadata" jsonb DEFAULT '{}' /* Option < Jsonb > */
 ) RETURNS hold_receipt /* HoldReceipt */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'pay_out_wrapper';
 /* </end connected objects> */
@@ -1661,7 +2083,7 @@ CREATE  FUNCTION "quote_pack"(
 	"amount" bigint DEFAULT NULL /* Option < i64 > */
 ) RETURNS pack_quote /* PackQuote */
 STABLE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'quote_pack_wrapper';
 /* </end connected objects> */
@@ -1678,7 +2100,7 @@ CREATE  FUNCTION "record_usage"(
 	"member_id" uuid DEFAULT NULL, /* Option < pgrx :: Uuid > */
 	"properties" jsonb DEFAULT '{}' /* Option < Jsonb > */
 ) RETURNS bool /* bool */
-VOLATILE SECURITY DEFINER
+VOLATILE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'record_usage_wrapper';
 /* </end connected objects> */
@@ -1689,8 +2111,8 @@ AS 'MODULE_PATHNAME', 'record_usage_wrapper';
 CREATE  FUNCTION "record_usage_batch"(
 	"events" jsonb /* Option < Jsonb > */
 ) RETURNS usage_receipt /* UsageReceipt */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'record_usage_batch_wrapper';
 /* </end connected objects> */
@@ -1704,8 +2126,8 @@ CREATE  FUNCTION "redeem_gift_card"(
 	"idempotency_key" TEXT DEFAULT NULL, /* Option < & str > */
 	"metadata" jsonb DEFAULT '{}' /* Option < Jsonb > */
 ) RETURNS gift_card_receipt /* GiftCardReceipt */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'redeem_gift_card_wrapper';
 /* </end connected objects> */
@@ -1721,8 +2143,8 @@ CREATE  FUNCTION "refund_credits"(
 	"idempotency_key" TEXT DEFAULT NULL, /* Option < & str > */
 	"metadata" jsonb DEFAULT '{}' /* Option < Jsonb > */
 ) RETURNS refund_receipt /* RefundReceipt */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'refund_credits_wrapper';
 /* </end connected objects> */
@@ -1734,7 +2156,7 @@ CREATE  FUNCTION "release_credits"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"hold_id" bigint /* Option < i64 > */
 ) RETURNS hold_receipt /* HoldReceipt */
-VOLATILE SECURITY DEFINER
+VOLATILE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'release_credits_wrapper';
 /* </end connected objects> */
@@ -1746,8 +2168,8 @@ CREATE  FUNCTION "replay_webhook"(
 	"provider" TEXT, /* Option < & str > */
 	"event_id" TEXT /* Option < & str > */
 ) RETURNS webhook_receipt /* WebhookReceipt */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'replay_webhook_wrapper';
 /* </end connected objects> */
@@ -1764,7 +2186,7 @@ CREATE  FUNCTION "reserve_credits"(
 	"member_id" uuid DEFAULT NULL, /* Option < pgrx :: Uuid > */
 	"metadata" jsonb DEFAULT '{}' /* Option < Jsonb > */
 ) RETURNS hold_receipt /* HoldReceipt */
-VOLATILE SECURITY DEFINER
+VOLATILE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'reserve_credits_wrapper';
 /* </end connected objects> */
@@ -1779,8 +2201,8 @@ CREATE  FUNCTION "set_member_budget"(
 	"per" TEXT DEFAULT 'month', /* Option < & str > */
 	"unit" TEXT DEFAULT 'credit' /* Option < & str > */
 ) RETURNS void
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'set_member_budget_wrapper';
 /* </end connected objects> */
@@ -1794,8 +2216,8 @@ CREATE  FUNCTION "set_org_allowance"(
 	"allowance" bigint DEFAULT NULL, /* Option < i64 > */
 	"limit_kind" TEXT DEFAULT NULL /* Option < & str > */
 ) RETURNS void
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'set_org_allowance_wrapper';
 /* </end connected objects> */
@@ -1809,8 +2231,8 @@ CREATE  FUNCTION "set_org_price"(
 	"price" jsonb, /* Option < Jsonb > */
 	"effective_at" timestamp with time zone DEFAULT NULL /* Option < TimestampWithTimeZone > */
 ) RETURNS void
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'set_org_price_wrapper';
 /* </end connected objects> */
@@ -1824,8 +2246,8 @@ CREATE  FUNCTION "set_payment_status"(
 	"status" TEXT, /* Option < & str > */
 	"reason" TEXT DEFAULT NULL /* Option < & str > */
 ) RETURNS payment /* PaymentStatus */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'set_payment_status_wrapper';
 /* </end connected objects> */
@@ -1838,8 +2260,8 @@ CREATE  FUNCTION "set_wallet_lanes"(
 	"lanes" INT, /* Option < i32 > */
 	"unit" TEXT DEFAULT 'credit' /* Option < & str > */
 ) RETURNS void
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'set_wallet_lanes_wrapper';
 /* </end connected objects> */
@@ -1852,8 +2274,8 @@ CREATE  FUNCTION "set_webhook_secret"(
 	"secret" TEXT, /* Option < & str > */
 	"keep_old" interval DEFAULT '24 hours' /* Option < Interval > */
 ) RETURNS void
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'set_webhook_secret_wrapper';
 /* </end connected objects> */
@@ -1865,8 +2287,8 @@ CREATE  FUNCTION "settle_org"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"as_of" timestamp with time zone DEFAULT NULL /* Option < TimestampWithTimeZone > */
 ) RETURNS settlement_receipt /* SettlementReceipt */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'settle_org_wrapper';
 /* </end connected objects> */
@@ -1885,8 +2307,8 @@ CREATE  FUNCTION "start_purchase"(
 	"idempotency_key" TEXT DEFAULT NULL, /* Option < & str > */
 	"metadata" jsonb DEFAULT '{}' /* Option < Jsonb > */
 ) RETURNS payment /* PaymentStatus */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'start_purchase_wrapper';
 /* </end connected objects> */
@@ -1901,8 +2323,8 @@ CREATE  FUNCTION "subscribe"(
 	"idempotency_key" TEXT DEFAULT NULL, /* Option < & str > */
 	"metadata" jsonb DEFAULT '{}' /* Option < Jsonb > */
 ) RETURNS subscription /* SubscriptionStatus */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'subscribe_wrapper';
 /* </end connected objects> */
@@ -1918,8 +2340,8 @@ CREATE  FUNCTION "transfer_credits"(
 	"idempotency_key" TEXT DEFAULT NULL, /* Option < & str > */
 	"metadata" jsonb DEFAULT '{}' /* Option < Jsonb > */
 ) RETURNS transfer_receipt /* TransferReceipt */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'transfer_credits_wrapper';
 /* </end connected objects> */
@@ -1935,8 +2357,8 @@ CREATE  FUNCTION "verify_ledger"(
 	"violation" TEXT,  /* String */
 	"detail" jsonb  /* pgrx :: JsonB */
 )
-STABLE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+STABLE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'verify_ledger_wrapper';
 /* </end connected objects> */
@@ -1946,7 +2368,7 @@ AS 'MODULE_PATHNAME', 'verify_ledger_wrapper';
 -- pg_billing::install::version
 CREATE  FUNCTION "version"() RETURNS version_status /* VersionStatus */
 STRICT STABLE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'version_wrapper';
 /* </end connected objects> */
@@ -1957,8 +2379,8 @@ AS 'MODULE_PATHNAME', 'version_wrapper';
 CREATE  FUNCTION "void_gift_cards"(
 	"name" TEXT /* Option < & str > */
 ) RETURNS bigint /* i64 */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'void_gift_cards_wrapper';
 /* </end connected objects> */
@@ -1973,8 +2395,8 @@ CREATE  FUNCTION "void_grant"(
 	"idempotency_key" TEXT DEFAULT NULL, /* Option < & str > */
 	"metadata" jsonb DEFAULT '{}' /* Option < Jsonb > */
 ) RETURNS void_receipt /* VoidReceipt */
-VOLATILE SECURITY DEFINER
-SET search_path TO pg_catalog, billing, pg_temp
+VOLATILE
+SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'void_grant_wrapper';
 /* </end connected objects> */
@@ -2144,13 +2566,11 @@ comment on function billing.version is
 comment on function billing.my_orgs is
 'Orgs of the caller, from request.jwt.claims: app_metadata.org_ids, org_id, and the configured membership relation for sub.';
 comment on function billing.configure_membership is
-'Names the relation that tells which user (the claim sub) belongs to which org. For the owner of the database.';
+'Names the table that tells which user (the claim sub) belongs to which org: org_column of type uuid; user_column of type uuid, text, varchar, smallint, integer or bigint. It is read with the rights of its owner. Three nulls: no table any more. For the owner of the extension. Errors: 42501 no_level, 22023.';
 comment on function billing.grant_access is
-'Gives a role a level: member (reads its own orgs), service (calls everything), auditor (reads everything), webhook (delivers providers'' reports). For the owner of the database.';
+'Gives a role a level: member (reads its own orgs), service (calls everything), auditor (reads everything), webhook (delivers providers'' reports). A role may have several. For the owner of the extension. Errors: 42501 no_level, 42704 unknown_role, 22023.';
 comment on function billing.revoke_access is
-'Takes everything in the schema billing from a role. For the owner of the database.';
-comment on function billing.routines_of is
-'What a level may execute.';
+'Takes a level from a role, or all of them (level null), and with them every right in the schema billing. For the owner of the extension. Errors: 42501 no_level, 42704 unknown_role (with what it is called now, where it was renamed), 22023.';
 
 -- Only the members: on others, a REVOKE in an extension's script is taken for part of the extension by pg_dump.
 do $$

@@ -221,30 +221,31 @@ fn stored(price: Option<&Price>) -> Jsonb {
 /// limits hold at once.
 ///
 /// Errors: 22023 `invalid_catalog` with every fault and its path; nothing is applied then.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn apply_catalog(
     catalog: Option<Jsonb>,
     dry_run: default!(Option<bool>, false),
 ) -> TableIterator<'static, (name!(action, String), name!(kind, String), name!(name, String), name!(detail, pgrx::JsonB))>
 {
-    let changes = or_raise(
-        required("catalog", catalog)
-            .and_then(|c| Ok((c, required("dry_run", dry_run)?)))
-            .and_then(|(catalog, dry_run)| apply(&readable("catalog", catalog)?, dry_run)),
-    );
+    let changes = or_raise(access::service(|| {
+        let (catalog, dry_run) = (required("catalog", catalog)?, required("dry_run", dry_run)?);
+        apply(&readable("catalog", catalog)?, dry_run)
+    }));
     TableIterator::new(
         changes.into_iter().map(|c| (c.action.to_owned(), c.kind.to_owned(), c.name, pgrx::JsonB(c.detail))),
     )
 }
 
 /// The catalog as a document: applying it again changes nothing. Prices are those in force now.
-#[pg_extern(stable, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(stable)]
+#[search_path(pg_catalog, pg_temp)]
 fn export_catalog() -> pgrx::JsonB {
-    let (metrics, plans, caps, packs, surcharges) = or_raise(sql::connect(|db| {
-        let (packs, surcharges) = (current_packs(db)?, cache::all_surcharges(db)?);
-        Ok((current(db, clock::now())?, current_plans(db)?, current_caps(db)?, packs, surcharges))
+    let (metrics, plans, caps, packs, surcharges) = or_raise(access::auditor(|| {
+        sql::connect(|db| {
+            let (packs, surcharges) = (current_packs(db)?, cache::all_surcharges(db)?);
+            Ok((current(db, clock::now())?, current_plans(db)?, current_caps(db)?, packs, surcharges))
+        })
     }));
     let metrics: Map<String, Value> =
         metrics.into_iter().filter(|(_, c)| !c.retired).map(|(name, c)| (name, c.spec.to_json())).collect();
@@ -261,15 +262,15 @@ fn export_catalog() -> pgrx::JsonB {
 /// Gives an org a price of its own for a metric, from `effective_at` or now on; a null price returns it to the list price.
 ///
 /// `price`: as in the catalog document. Errors: PT404 `unknown_metric`; 22023 `invalid_catalog` for a bad price.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn set_org_price(
     org_id: Option<pgrx::Uuid>,
     metric: Option<&str>,
     price: Option<Jsonb>,
     effective_at: default!(Option<TimestampWithTimeZone>, "NULL"),
 ) {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let metric = required("metric", metric)?;
         let (price, dated) = match price {
@@ -288,7 +289,7 @@ fn set_org_price(
             }
             Ok(())
         })
-    })());
+    }));
 }
 
 /// What `quantity` of a metric costs an org now, after what it used in this period and beyond what its plan includes, in the
@@ -318,7 +319,7 @@ pub fn too_large(_: Overflow) -> Error {
 /// With `org_id`: at the org's own price, after what it used in this period, less what its plan still includes. Errors: PT404 `unknown_metric`;
 /// 22023 for a quantity below 1, or a price beyond 63 bits.
 #[pg_extern(stable, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[search_path(pg_catalog, pg_temp)]
 fn calculate_cost(
     metric: Option<&str>,
     quantity: default!(Option<i64>, 1),
@@ -335,7 +336,7 @@ fn calculate_cost(
 ///
 /// Errors: as for one metric; 22023 also when the prices are in different units.
 #[pg_extern(stable, security_definer, name = "calculate_cost")]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[search_path(pg_catalog, pg_temp)]
 fn calculate_cost_of_items(items: Option<Jsonb>, org_id: default!(Option<pgrx::Uuid>, "NULL")) -> i64 {
     or_raise((|| {
         let items = readable("items", required("items", items)?)?;

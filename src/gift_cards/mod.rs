@@ -7,7 +7,7 @@ mod attempts;
 mod code;
 mod store;
 
-use crate::access::{actor, authorize};
+use crate::access::{self, actor, authorize};
 use crate::arguments::{positive, required, required_uuid, unit};
 use crate::catalog::cache;
 use crate::clock;
@@ -83,8 +83,8 @@ fn source(value: &str) -> Option<&'static str> {
 /// once. `expires_at`: until when the codes can be redeemed, null for ever. `validity`: how long the credit can be spent from
 /// then on (`30 days`, `2 weeks`, `6 months`, `1 year`), null for ever. `source`: `gift_card` | voucher. Errors: 22023; PT404
 /// `unknown_metric`.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::too_many_arguments)]
 fn create_gift_cards(
     name: Option<&str>,
@@ -98,7 +98,7 @@ fn create_gift_cards(
     source: default!(Option<&str>, "'gift_card'"),
     metadata: default!(Option<Jsonb>, "'{}'"),
 ) -> SetOfIterator<'static, String> {
-    let codes = or_raise((|| {
+    let codes = or_raise(access::service(|| {
         let name = batch_name(name)?;
         let credits = positive("credits", credits)?;
         let count = within("count", count, MOST_CARDS)?;
@@ -126,7 +126,7 @@ fn create_gift_cards(
             store::create(db, &hashes, batch, now);
             Ok(codes.iter().map(Code::to_string).collect::<Vec<_>>())
         })
-    })());
+    }));
     SetOfIterator::new(codes)
 }
 
@@ -195,15 +195,15 @@ fn grant(db: &Db, call: &Call, wallet: &mut Wallet, hash: &CodeHash) -> Result<(
 /// code that this org cannot redeem, whether it does not exist, is used up, expired or voided, or the org has redeemed it; PT429
 /// `too_many_attempts` for every code after ten that failed within an hour, or where a failed attempt cannot be noted (no free
 /// background worker), with `retry_at`; 42501 `not_authorized`; PT409 `idempotency_conflict`; 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn redeem_gift_card(
     org_id: Option<pgrx::Uuid>,
     code: Option<&str>,
     idempotency_key: default!(Option<&str>, "NULL"),
     metadata: default!(Option<Jsonb>, "'{}'"),
 ) -> GiftCardReceipt {
-    or_raise((|| {
+    or_raise(access::customer(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let typed = required("code", code)?;
         let hash = sql::connect(|db| hash(db, org_id, typed))?;
@@ -225,16 +225,16 @@ fn redeem_gift_card(
             }
             answer => answer,
         }
-    })())
+    }))
 }
 
 /// Codes of a batch that are not used up can no longer be redeemed; gives their number. What was redeemed stays.
 ///
 /// Errors: PT404 `unknown_batch`; 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn void_gift_cards(name: Option<&str>) -> i64 {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let name = batch_name(name)?;
         sql::connect(|db| {
             cache::require_installed(db)?;
@@ -244,5 +244,5 @@ fn void_gift_cards(name: Option<&str>) -> i64 {
             }
             Ok(i64::try_from(store::void(db, name, clock::now())).unwrap_or(i64::MAX))
         })
-    })())
+    }))
 }

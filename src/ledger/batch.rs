@@ -1,5 +1,6 @@
 //! Many consumptions at once, each with its own outcome; also the way of the single consumption that is not the common one.
 
+use crate::access;
 use crate::arguments;
 use crate::catalog;
 use crate::catalog::cache::{self, Metric};
@@ -384,9 +385,12 @@ fn parse_item(row: &Row) -> Result<Item> {
     let quantity = arguments::positive("quantity", Some(quantity))?;
     let metadata = match row.opt::<String>(7).as_deref() {
         None => "{}".to_owned(),
-        Some("object") => row.get(8),
+        Some("object") => row.get::<String>(8),
         Some(_) => return Err(Error::invalid("metadata", "must be a JSON object")),
     };
+    if metadata.len() > arguments::METADATA_BYTES {
+        return Err(arguments::too_long_metadata());
+    }
     let member_id = uuid("member_id", 6)?;
     let key: Option<String> = row.opt(5);
     arguments::key(key.as_deref())?;
@@ -399,8 +403,8 @@ fn parse_item(row: &Row) -> Result<Item> {
 /// `items`: an array of at most 10,000 objects `{"org_id", "metric", "quantity", "idempotency_key", "member_id",
 /// "metadata"}`, of which the first two are needed. `item` counts from 1. `status`: ok | replayed | `insufficient_credits` |
 /// `cap_exceeded` | invalid; `detail` says why. Errors: 22023 when `items` is no array.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::type_complexity)]
 fn consume_credits_batch(
     items: Option<Jsonb>,
@@ -415,7 +419,8 @@ fn consume_credits_batch(
         name!(detail, Option<pgrx::JsonB>),
     ),
 > {
-    let outcomes = or_raise(arguments::required("items", items).and_then(|items| {
+    let outcomes = or_raise(access::service(|| {
+        let items = arguments::required("items", items)?;
         sql::connect(|db| {
             let items = parse(db, items)?;
             consume_all(db, &items, None)

@@ -5,6 +5,7 @@
 //! credit is scoped, an allowance, a cap or steps of a price ask what was used before, a statement is needed…) goes through the
 //! rules, as a batch of one.
 
+use crate::access;
 use crate::arguments::{self, optional_uuid, positive, required, required_uuid};
 use crate::catalog::{self, cache};
 use crate::clock;
@@ -595,7 +596,7 @@ fn refusal(db: &Db, asked: &Asked<'_>, unit: &str, member_id: Uuid, credits: i64
 /// nothing and gives the first result, marked `replayed`. `member_id`: who in the org it was for. `metadata`: an object. The
 /// result's balances are what the org can spend on that metric. Errors: PT402 `insufficient_credits`; PT404 `unknown_org`,
 /// `unknown_metric`; PT409 `idempotency_conflict`; PT429 `cap_exceeded`; 22023.
-#[pg_extern(volatile, security_definer)]
+#[pg_extern(volatile)]
 fn consume_credits(
     org_id: Option<pgrx::Uuid>,
     metric: Option<&str>,
@@ -604,7 +605,7 @@ fn consume_credits(
     member_id: default!(Option<pgrx::Uuid>, "NULL"),
     metadata: default!(Option<Jsonb>, "'{}'"),
 ) -> Consumption {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let metadata = arguments::metadata(metadata)?;
         consume(&Asked {
             org_id: required_uuid("org_id", org_id)?,
@@ -615,5 +616,5 @@ fn consume_credits(
             metadata,
             metadata_text: metadata.map_or_else(|| "{}".to_owned(), Jsonb::text),
         })
-    })())
+    }))
 }

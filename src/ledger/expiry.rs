@@ -2,6 +2,7 @@
 //!
 //! Nothing depends on it: every read and every burn compares with the clock. It keeps the ledger and the reports current.
 
+use crate::access;
 use crate::arguments::required;
 use crate::catalog::cache;
 use crate::clock;
@@ -36,10 +37,10 @@ statements! {
 /// wallets it looked after.
 ///
 /// For pg_cron: `select cron.schedule('* * * * *', 'select billing.book_expiries()')`. Errors: 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn book_expiries(max_wallets: default!(Option<i32>, 500)) -> i64 {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let most = required("max_wallets", max_wallets)?;
         if !(1..=MOST_WALLETS).contains(&most) {
             return Err(Error::invalid("max_wallets", "must be 1 to 100000"));
@@ -68,5 +69,5 @@ fn book_expiries(max_wallets: default!(Option<i32>, 500)) -> i64 {
             })?;
         }
         Ok(done)
-    })())
+    }))
 }

@@ -1,6 +1,6 @@
 //! Credit that comes in, is voided, or is corrected.
 
-use crate::access::actor;
+use crate::access::{self, actor};
 use crate::arguments::{positive, reason, required, required_uuid, unit};
 use crate::catalog::cache;
 use crate::clock;
@@ -60,15 +60,15 @@ fn kind_of(source: &str) -> Option<&'static str> {
 ///
 /// `owner_type`: user | community | organization (at first). `low_balance_threshold`: in the wallet's unit, 0 for never. Null
 /// leaves as it is. A grant makes the wallet by itself; call this for another owner or a threshold. Errors: 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn create_wallet(
     org_id: Option<pgrx::Uuid>,
     unit: default!(Option<&str>, "'credit'"),
     owner_type: default!(Option<&str>, "NULL"),
     low_balance_threshold: default!(Option<i64>, "NULL"),
 ) -> WalletStatus {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let unit = self::unit(unit)?;
         if owner_type.is_some_and(|known| !["user", "community", "organization"].contains(&known)) {
@@ -83,7 +83,7 @@ fn create_wallet(
             db.write(&SAVE_SETTINGS, args![org_id, unit, owner_type, low_balance_threshold]);
             wallet_status(db, org_id, unit, true)
         })
-    })())
+    }))
 }
 
 /// Grants credit: makes the wallet when it is the first.
@@ -92,8 +92,8 @@ fn create_wallet(
 /// `category`: paid | promotional, by default paid for purchase, transfer and refund. `metrics`: the only metrics it may be
 /// spent on, null for any. `priority`: lower burns first. `expires_at`: null for never. `cost_minor` and `currency`: what was
 /// paid for it. Errors: 22023; PT404 `unknown_metric`; PT409 `idempotency_conflict`.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::too_many_arguments)]
 fn grant_credits(
     org_id: Option<pgrx::Uuid>,
@@ -110,7 +110,7 @@ fn grant_credits(
     idempotency_key: default!(Option<&str>, "NULL"),
     metadata: default!(Option<Jsonb>, "'{}'"),
 ) -> GrantReceipt {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let amount = positive("amount", amount)?;
         let source = required("source", source)?;
@@ -200,7 +200,7 @@ fn grant_credits(
                 Ok((operation, receipt))
             },
         )
-    })())
+    }))
 }
 
 /// A scope without repetitions, sorted, so that the same request has the same fingerprint.
@@ -220,8 +220,8 @@ pub fn scope(metrics: Option<Vec<Option<String>>>) -> Result<Option<Vec<String>>
 ///
 /// Credit of the grant that comes back later, from a hold or a refund, is voided at once. Errors: PT404 `unknown_grant`;
 /// 22023; PT409 `idempotency_conflict`.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn void_grant(
     org_id: Option<pgrx::Uuid>,
     grant_id: Option<i64>,
@@ -229,7 +229,7 @@ fn void_grant(
     idempotency_key: default!(Option<&str>, "NULL"),
     metadata: default!(Option<Jsonb>, "'{}'"),
 ) -> VoidReceipt {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let grant_id = required("grant_id", grant_id)?;
         let reason = self::reason(reason)?;
@@ -269,15 +269,15 @@ fn void_grant(
                 Ok((operation, receipt))
             },
         )
-    })())
+    }))
 }
 
 /// Corrects a balance by hand, up or down, with a reason; who did it is recorded.
 ///
 /// Up: a grant of source adjustment that never expires. Down: burns general credit in burn order. Errors: 22023; PT402
 /// `insufficient_credits`; PT404 `unknown_org`; PT409 `idempotency_conflict`.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn adjust_credits(
     org_id: Option<pgrx::Uuid>,
     amount: Option<i64>,
@@ -286,7 +286,7 @@ fn adjust_credits(
     idempotency_key: default!(Option<&str>, "NULL"),
     metadata: default!(Option<Jsonb>, "'{}'"),
 ) -> GrantReceipt {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let amount = required("amount", amount)?;
         let needed = amount.checked_neg().filter(|_| amount != 0);
@@ -327,7 +327,7 @@ fn adjust_credits(
                 Ok((operation, receipt))
             },
         )
-    })())
+    }))
 }
 
 fn adjustment(wallet: &Wallet, amount: i64) -> Lot {

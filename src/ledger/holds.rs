@@ -1,5 +1,6 @@
 //! Two-phase spending (reserve, then capture or release) and payout holds.
 
+use crate::access;
 use crate::arguments::{optional_uuid, positive, reason, required, required_uuid, unit};
 use crate::catalog;
 use crate::catalog::cache::{self, Metric};
@@ -236,7 +237,7 @@ fn from_hold(hold_id: i64, hold: &Stored) -> Facts {
 ///
 /// The credit counts as gone at once; capture charges what was really used, release gives it back, and when the time is over
 /// it is free again by itself. `ttl`: above zero, at most a year. Errors: as `consume_credits`.
-#[pg_extern(volatile, security_definer)]
+#[pg_extern(volatile)]
 fn reserve_credits(
     org_id: Option<pgrx::Uuid>,
     metric: Option<&str>,
@@ -246,7 +247,7 @@ fn reserve_credits(
     member_id: default!(Option<pgrx::Uuid>, "NULL"),
     metadata: default!(Option<Jsonb>, "'{}'"),
 ) -> HoldReceipt {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let metric = required("metric", metric)?;
         let quantity = positive("quantity", quantity)?;
@@ -329,7 +330,7 @@ fn reserve_credits(
                 Ok((operation, receipt, then))
             },
         )
-    })())
+    }))
 }
 
 /// The counter of a metric, where what it costs depends on what was used.
@@ -379,7 +380,7 @@ fn expiry(now: Moment, ttl: &Interval) -> Result<Moment> {
 /// to its grants; credit that expired after it was reserved can still be captured. `beyond`, when it costs more than was
 /// reserved: charge burns the difference as a consumption would, refuse is PT409 `capture_exceeds`. Errors: PT409
 /// `hold_closed`; PT404 `unknown_hold`; else as `consume_credits`. A refused capture leaves the hold open.
-#[pg_extern(volatile, security_definer)]
+#[pg_extern(volatile)]
 fn capture_credits(
     org_id: Option<pgrx::Uuid>,
     hold_id: Option<i64>,
@@ -388,7 +389,7 @@ fn capture_credits(
     metadata: default!(Option<Jsonb>, "'{}'"),
     beyond: default!(Option<&str>, "'charge'"),
 ) -> Consumption {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let hold_id = required("hold_id", hold_id)?;
         let quantity = quantity.map(|q| positive("quantity", Some(q))).transpose()?;
@@ -429,7 +430,7 @@ fn capture_credits(
                 Ok((operation, answer, then))
             },
         )
-    })())
+    }))
 }
 
 fn capture(
@@ -511,9 +512,9 @@ fn plain(hold_id: i64, hold: &Stored) -> Hold {
 /// Gives the credit of an open hold, reserved or locked, back to the grants that it came from.
 ///
 /// Errors: PT404 `unknown_hold`; PT409 `hold_closed`.
-#[pg_extern(volatile, security_definer)]
+#[pg_extern(volatile)]
 fn release_credits(org_id: Option<pgrx::Uuid>, hold_id: Option<i64>) -> HoldReceipt {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let hold_id = required("hold_id", hold_id)?;
         let call = Call::new(org_id, "release_credits", &[], None, None)?;
@@ -534,7 +535,7 @@ fn release_credits(org_id: Option<pgrx::Uuid>, hold_id: Option<i64>) -> HoldRece
                 Ok(close(db, wallet, operation, (hold_id, &hold), "released"))
             },
         )
-    })())
+    }))
 }
 
 fn lock_of(db: &Db, org_id: Uuid, hold_id: i64) -> Result<crate::ledger::wallet::Lane> {
@@ -585,8 +586,8 @@ fn close(
 ///
 /// `amount`: from 1, of general credit. Then `pay_out` or `release_credits`. Errors: PT402 `insufficient_credits`; PT404
 /// `unknown_org`; PT409 `idempotency_conflict`; 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn lock_credits(
     org_id: Option<pgrx::Uuid>,
     amount: Option<i64>,
@@ -595,7 +596,7 @@ fn lock_credits(
     idempotency_key: default!(Option<&str>, "NULL"),
     metadata: default!(Option<Jsonb>, "'{}'"),
 ) -> HoldReceipt {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let amount = positive("amount", amount)?;
         let reason = self::reason(reason)?;
@@ -634,21 +635,21 @@ fn lock_credits(
                 ))
             },
         )
-    })())
+    }))
 }
 
 /// Lets locked credit leave: it was paid out.
 ///
 /// Errors: PT404 `unknown_hold`; PT409 `hold_closed`, `idempotency_conflict`; 22023 for a usage hold.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn pay_out(
     org_id: Option<pgrx::Uuid>,
     hold_id: Option<i64>,
     idempotency_key: default!(Option<&str>, "NULL"),
     metadata: default!(Option<Jsonb>, "'{}'"),
 ) -> HoldReceipt {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let hold_id = required("hold_id", hold_id)?;
         let call = Call::new(org_id, "pay_out", &[Some(&hold_id.to_string())], idempotency_key, metadata)?;
@@ -666,5 +667,5 @@ fn pay_out(
                 Ok(close(db, wallet, operation, (hold_id, &hold), "paid_out"))
             },
         )
-    })())
+    }))
 }

@@ -1,5 +1,6 @@
 //! Budgets of the members of a wallet.
 
+use crate::access;
 use crate::arguments::{required, required_uuid, unit};
 use crate::catalog::cache;
 use crate::clock;
@@ -43,8 +44,8 @@ statements! {
 ///
 /// `credits`: from 0, in the wallet's unit. Consumption and reservation beyond it are refused with PT429 `cap_exceeded`. Errors:
 /// PT404 `unknown_org`; 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn set_member_budget(
     org_id: Option<pgrx::Uuid>,
     member_id: Option<pgrx::Uuid>,
@@ -52,7 +53,7 @@ fn set_member_budget(
     per: default!(Option<&str>, "'month'"),
     unit: default!(Option<&str>, "'credit'"),
 ) {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let member_id = required_uuid("member_id", member_id)?;
         let unit = self::unit(unit)?;
@@ -75,5 +76,5 @@ fn set_member_budget(
             }
             Ok(())
         })
-    })());
+    }));
 }

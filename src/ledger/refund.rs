@@ -1,5 +1,6 @@
 //! Refunds: credit goes back to the very grants that it was burned from.
 
+use crate::access;
 use crate::arguments::{positive, required, required_uuid};
 use crate::error::{Error, Result};
 use crate::json::Jsonb;
@@ -61,8 +62,8 @@ fn refundable(db: &Db, org_id: Uuid, operation_id: i64, burned: &[Past]) -> Vec<
 /// `credits`: null for all that was not refunded yet. What goes back to a grant that has expired or was voided meanwhile expires
 /// or is voided at once. The usage stays counted. Errors: PT404 `unknown_operation`; PT409 `refund_exceeds`,
 /// `idempotency_conflict`; 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn refund_credits(
     org_id: Option<pgrx::Uuid>,
     operation_id: Option<i64>,
@@ -71,7 +72,7 @@ fn refund_credits(
     idempotency_key: default!(Option<&str>, "NULL"),
     metadata: default!(Option<Jsonb>, "'{}'"),
 ) -> RefundReceipt {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let operation_id = required("operation_id", operation_id)?;
         let credits = credits.map(|c| positive("credits", Some(c))).transpose()?;
@@ -127,5 +128,5 @@ fn refund_credits(
                 Ok((operation, RefundReceipt { operation_id: 0, credits, balance_after, replayed: false }))
             },
         )
-    })())
+    }))
 }

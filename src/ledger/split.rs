@@ -1,5 +1,6 @@
 //! `set_wallet_lanes()`: splitting a wallet into lanes and joining them again, by hand or as contention comes and goes.
 
+use crate::access;
 use crate::arguments::{required, required_uuid, unit};
 use crate::catalog::cache;
 use crate::clock;
@@ -101,10 +102,10 @@ pub fn tense(db: &Db, org_id: Uuid, unit: &str, noted: i16) -> Result<i16> {
 /// when nobody did for ten minutes. Any time, under load too: it waits for transactions that are spending from lanes to be
 /// joined. Consumption refuses only what all lanes together do not cover. Entries of a split wallet show the balance of their
 /// lane; what calls answer is the wallet's. Errors: PT404 `unknown_org`, when the org has no wallet in that unit; 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn set_wallet_lanes(org_id: Option<pgrx::Uuid>, lanes: Option<i32>, unit: default!(Option<&str>, "'credit'")) {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let lanes = i16::try_from(required("lanes", lanes)?).ok().filter(|n| (0..=lanes::MOST).contains(n));
         let lanes = lanes.ok_or(Error::invalid("lanes", "must be 0 to 64"))?;
@@ -126,5 +127,5 @@ fn set_wallet_lanes(org_id: Option<pgrx::Uuid>, lanes: Option<i32>, unit: defaul
             }
             Ok(())
         })
-    })());
+    }));
 }

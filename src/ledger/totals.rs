@@ -136,7 +136,7 @@ fn get_total_credits(
 /// `available` is general credit that can be spent now; `scoped` is for some metrics only; `future` is not effective yet.
 /// Errors: PT404 `unknown_org` when the org has no wallet in that unit; 42501; 22023.
 #[pg_extern(stable, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[search_path(pg_catalog, pg_temp)]
 fn get_wallet(org_id: Option<pgrx::Uuid>, unit: default!(Option<&str>, "'credit'")) -> WalletStatus {
     or_raise((|| {
         let org_id = required_uuid("org_id", org_id)?;
@@ -153,7 +153,7 @@ fn get_wallet(org_id: Option<pgrx::Uuid>, unit: default!(Option<&str>, "'credit'
 ///
 /// No row when it costs nothing. Errors: as `consume_credits` would refuse it; 42501.
 #[pg_extern(stable, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::type_complexity)]
 fn explain_consumption(
     org_id: Option<pgrx::Uuid>,

@@ -1,5 +1,6 @@
 //! Credit that moves from one org's wallet to another's.
 
+use crate::access;
 use crate::arguments::{self, positive, required_uuid, unit};
 use crate::catalog::cache;
 use crate::clock;
@@ -110,8 +111,8 @@ fn transfer(call: &Call, to_org: Uuid, amount: i64, unit: &str) -> Result<Transf
 /// Burns in burn order; the receiver's grants keep category, priority, expiry and their share of the cost. `amount`: from 1.
 /// Errors: PT402 `insufficient_credits`; PT404 `unknown_org` for the giving org; PT409 `idempotency_conflict`; 22023, also for
 /// a transfer to itself.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn transfer_credits(
     from_org: Option<pgrx::Uuid>,
     to_org: Option<pgrx::Uuid>,
@@ -120,7 +121,7 @@ fn transfer_credits(
     idempotency_key: default!(Option<&str>, "NULL"),
     metadata: default!(Option<Jsonb>, "'{}'"),
 ) -> TransferReceipt {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let from_org = required_uuid("from_org", from_org)?;
         let to_org = required_uuid("to_org", to_org)?;
         let amount = positive("amount", amount)?;
@@ -133,5 +134,5 @@ fn transfer_credits(
         let key = arguments::key(idempotency_key)?;
         let call = Call::new(from_org, "transfer_credits", &arguments, key, metadata)?;
         transfer(&call, to_org, amount, unit)
-    })())
+    }))
 }

@@ -2,6 +2,7 @@
 //!
 //! The chains are read in order of the primary key, in portions whose memory is given back; the sums are the server's.
 
+use crate::access;
 use crate::arguments::optional_uuid;
 use crate::catalog::cache;
 use crate::catalog::price::Price;
@@ -347,22 +348,22 @@ const NAMES: [&str; 15] = [
 /// amount, and the next entry's `balance_before`; that wallets, grants, reserved and locked credit agree with the sum of their
 /// entries; that no grant is below zero or above its amount; that refunds stay within what was burned. `detail` names the
 /// place. Lists at most about 10,000 violations. Reads one snapshot and blocks nobody.
-#[pg_extern(stable, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(stable)]
+#[search_path(pg_catalog, pg_temp)]
 fn verify_ledger(
     org_id: default!(Option<pgrx::Uuid>, "NULL"),
 ) -> TableIterator<
     'static,
     (name!(org_id, pgrx::Uuid), name!(unit, String), name!(violation, String), name!(detail, pgrx::JsonB)),
 > {
-    let found = or_raise((|| -> Result<Vec<Violation>> {
+    let found = or_raise(access::auditor(|| -> Result<Vec<Violation>> {
         let (first, last) = optional_uuid(org_id).map_or((Uuid::nil(), Uuid::max()), |org| (org, org));
         let mut out = Vec::new();
         sql::connect(cache::require_installed)?;
         chains(first, last, &mut out);
         sql::connect(|db| sums(db, first, last, &mut out));
         Ok(out)
-    })());
+    }));
     TableIterator::new(found.into_iter().map(|v| {
         let org_id = pgrx::Uuid::from_bytes(v.org_id.into_bytes());
         (org_id, v.unit, v.violation.to_owned(), pgrx::JsonB(v.detail))

@@ -15,13 +15,22 @@ use crate::payments::quote::quote;
 use crate::payments::state::{Money, Status};
 use crate::payments::store::{self, Payment};
 use crate::raise::or_raise;
-use crate::receipt;
 use crate::secrets;
-use crate::sql::{self, Db};
+use crate::sql::{self, At, Db};
 use crate::time::{self, Moment};
+use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 use serde_json::json;
 use uuid::Uuid;
+
+statements! {
+    // Newest first.
+    BEGUN(uuid, timestamptz, int8) =
+        "select created_at from billing.payments where org_id = $1 and created_at > $2 and source = 'purchase'
+          order by created_at desc limit $3";
+}
+
+const HOUR: Moment = 3_600_000_000;
 
 receipt! {
     /// Of a payment as it is now.
@@ -130,11 +139,11 @@ pub fn provider(name: Option<&str>) -> Result<&str> {
 ///
 /// `currency`: null where the pack has a price in one only. Give `payment_id` and `org_id` to the provider as metadata (Stripe) or notes (Razorpay), and charge `total` minor units. With
 /// `customer`, a worker is asked to charge the customer's saved `payment_method` at once (topic `payment.requested` of the outbox).
-/// `amount`: minor units, for packs of which any amount can be paid. Members may name a customer that is linked to their org only.
+/// `amount`: minor units, for packs of which any amount can be paid. Members may name a customer that is linked to their org only, and begin 30 purchases of an org within an hour.
 /// Errors: PT404 `unknown_pack`; PT409 `idempotency_conflict`;
-/// 42501 for an org that is not the caller's; 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+/// PT429 `too_many_purchases`; 42501 for an org that is not the caller's; 22023.
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::too_many_arguments)]
 fn start_purchase(
     org_id: Option<pgrx::Uuid>,
@@ -147,7 +156,7 @@ fn start_purchase(
     idempotency_key: default!(Option<&str>, "NULL"),
     metadata: default!(Option<Jsonb>, "'{}'"),
 ) -> PaymentStatus {
-    or_raise((|| {
+    or_raise(access::customer(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let name = required("pack", pack)?;
         let provider = self::provider(provider)?;
@@ -183,6 +192,7 @@ fn start_purchase(
                 }
                 return Ok(PaymentStatus { replayed: true, ..known.into() });
             }
+            bound(db, org_id)?;
             let currency = currency_of(&pack, currency)?;
             let quote = quote(db, &pack, currency, amount)?;
             let mut payment = of_pack(org_id, &pack, currency, quote, ("purchase", provider));
@@ -197,7 +207,25 @@ fn start_purchase(
             store::look_for_signals(db, org_id, None);
             Ok(payment.into())
         })
-    })())
+    }))
+}
+
+/// Members may begin so many purchases within an hour.
+const MOST_AN_HOUR: usize = 30;
+
+/// Refuses a member who has begun too many purchases: each is a row, and some charge a card.
+fn bound(db: &Db, org_id: Uuid) -> Result<()> {
+    if access::sees_every_org()? {
+        return Ok(());
+    }
+    let now = clock::now();
+    let since = now.saturating_sub(HOUR);
+    let most = i64::try_from(MOST_AN_HOUR).unwrap_or(i64::MAX);
+    let begun = db.write(&BEGUN, args![org_id, At(since), most]);
+    match begun.iter().nth(MOST_AN_HOUR - 1) {
+        Some(first) => Err(Error::too_many_purchases(first.get::<Moment>(0).saturating_add(HOUR))),
+        None => Ok(()),
+    }
 }
 
 /// The only currency that a pack has a price in, where none is named.
@@ -219,7 +247,7 @@ pub fn check_customer(db: &Db, org_id: Uuid, provider: &str, customer: Option<&s
     let Some(customer) = customer else { return Ok(()) };
     match store::org_of_customer(db, provider, customer) {
         Some(owner) if owner == org_id => Ok(()),
-        None if access::sees_every_org(db) => Ok(()),
+        None if access::sees_every_org()? => Ok(()),
         _ => Err(Error::invalid("customer", "is not known to be a customer of this org")),
     }
 }
@@ -237,15 +265,15 @@ pub fn short(name: &str, value: Option<&str>) -> Result<Option<String>> {
 /// `status`: processing | pending | succeeded | failed | refunded. Succeeded grants the credit; refunded takes back what is left
 /// of it, and flags what was spent. The same status again changes nothing. `reason`: kept where it failed. Errors: PT404
 /// `unknown_payment`; PT409 `illegal_transition`; 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn set_payment_status(
     org_id: Option<pgrx::Uuid>,
     payment_id: Option<pgrx::Uuid>,
     status: Option<&str>,
     reason: default!(Option<&str>, "NULL"),
 ) -> PaymentStatus {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let payment_id = required_uuid("payment_id", payment_id)?;
         let status = Status::parse(required("status", status)?)
@@ -257,7 +285,7 @@ fn set_payment_status(
                 money::change(db, org_id, payment_id, |payment| move_to(payment, status, reason, clock::now()))?;
             Ok(payment.into())
         })
-    })())
+    }))
 }
 
 fn move_to(payment: &mut Payment, status: Status, reason: Option<String>, now: Moment) -> Result<()> {
@@ -286,10 +314,10 @@ fn move_to(payment: &mut Payment, status: Status, reason: Option<String>, now: M
 /// Tells by which id a provider knows a payment, where its reports do not say: then replay what waits for it.
 ///
 /// Errors: PT404 `unknown_payment`; 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn link_payment(org_id: Option<pgrx::Uuid>, payment_id: Option<pgrx::Uuid>, provider_ref: Option<&str>) {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let payment_id = required_uuid("payment_id", payment_id)?;
         let known = required("provider_ref", short("provider_ref", provider_ref)?)?;
@@ -299,16 +327,16 @@ fn link_payment(org_id: Option<pgrx::Uuid>, payment_id: Option<pgrx::Uuid>, prov
             store::add_refs(db, &payment, &[known]);
             Ok(())
         })
-    })());
+    }));
 }
 
 /// Tells which org a provider's customer is, where its reports do not say: then replay what waits for it.
 ///
 /// Errors: 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn link_customer(org_id: Option<pgrx::Uuid>, provider: Option<&str>, customer: Option<&str>) {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let provider = self::provider(provider)?;
         let customer = required("customer", short("customer", customer)?)?;
@@ -324,5 +352,5 @@ fn link_customer(org_id: Option<pgrx::Uuid>, provider: Option<&str>, customer: O
                 }
             }
         })
-    })());
+    }));
 }

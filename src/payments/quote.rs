@@ -45,7 +45,7 @@ pub fn quote(db: &Db, pack: &Pack, currency: &str, amount: Option<i64>) -> Resul
 /// `amount`: minor units, for packs of which any amount can be paid; null: the listed price. Errors: PT404 `unknown_pack`; 22023
 /// for a currency without a price, an amount below the minimum; 42501 for an org that is not the caller's.
 #[pg_extern(stable, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[search_path(pg_catalog, pg_temp)]
 fn quote_pack(
     pack: Option<&str>,
     currency: Option<&str>,

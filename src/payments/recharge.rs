@@ -37,8 +37,8 @@ receipt! {
 }
 
 statements! {
-    // What is set, and what is under way or was paid this month.
-    READ(uuid, text, timestamptz) =
+    // What is set, what is under way or was paid this month, and how many were asked for lately.
+    READ(uuid, text, timestamptz, timestamptz) =
         "select r.threshold, r.pack, r.currency, r.provider, r.customer, r.payment_method, r.monthly_ceiling, r.failures,
                 r.next_attempt_at,
                 exists (select from billing.payments p
@@ -46,7 +46,9 @@ statements! {
                            and p.source = 'auto_recharge'),
                 (select coalesce(sum(p.total), 0)::int8 from billing.payments p
                   where p.org_id = r.org_id and p.unit = r.unit and p.source = 'auto_recharge' and p.currency = r.currency
-                    and p.status in ('processing', 'pending', 'succeeded') and p.created_at >= $3)
+                    and p.status in ('processing', 'pending', 'succeeded') and p.created_at >= $3),
+                (select count(*) from billing.payments p
+                  where p.org_id = r.org_id and p.unit = r.unit and p.source = 'auto_recharge' and p.created_at > $4)
            from billing.auto_recharges r
           where r.org_id = $1 and r.unit = $2 and r.enabled and r.stopped_at is null
             for update of r";
@@ -70,6 +72,10 @@ statements! {
 
 /// After so many failures it stops.
 const MOST_FAILURES: i32 = 4;
+/// So many payments within an hour, and it waits: whatever was set, a card is not charged without end.
+const MOST_AN_HOUR: i64 = 3;
+/// The most that a member may set as threshold, in packs.
+const MOST_PACKS: i64 = 10;
 const MINUTE: i64 = 60_000_000;
 
 /// How long after a failure nothing is tried: an hour, four, sixteen.
@@ -98,13 +104,18 @@ struct Facts {
     now: Moment,
     ceiling: Option<i64>,
     this_month: i64,
+    /// Payments that it asked for within an hour.
+    lately: i64,
     total: i64,
 }
 
 fn verdict(facts: &Facts) -> Verdict {
     if facts.credit >= facts.threshold {
         Verdict::Enough
-    } else if facts.is_under_way || facts.next_attempt_at.is_some_and(|at| at > facts.now) {
+    } else if facts.is_under_way
+        || facts.lately >= MOST_AN_HOUR
+        || facts.next_attempt_at.is_some_and(|at| at > facts.now)
+    {
         Verdict::Later
     } else if facts.ceiling.is_some_and(|ceiling| facts.this_month.saturating_add(facts.total) > ceiling) {
         Verdict::Ceiling
@@ -115,7 +126,8 @@ fn verdict(facts: &Facts) -> Verdict {
 
 /// Buys what is set where a wallet, which is locked, has less than its threshold.
 pub fn consider(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) {
-    let rows = db.write(&READ, args![org_id, unit, At(Period::Month.start(now))]);
+    let lately = At(now.saturating_sub(60 * MINUTE));
+    let rows = db.write(&READ, args![org_id, unit, At(Period::Month.start(now)), lately]);
     let Some(row) = rows.first() else { return };
     // A pack that was retired, or a price that went, is for people to see; the consumption goes on.
     let (name, currency): (String, String) = (row.get(1), row.get(2));
@@ -129,6 +141,7 @@ pub fn consider(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) {
         now,
         ceiling: row.opt(6),
         this_month: row.get(10),
+        lately: row.get(11),
         total: quote.total,
     };
     match verdict(&facts) {
@@ -177,14 +190,27 @@ pub fn ended(db: &Db, payment: &Payment, now: Moment) -> Result<()> {
     Ok(())
 }
 
+/// What a member sets charges a card again and again: so it says how much at most, and for a balance that the pack is made for.
+fn bound(ceiling: Option<i64>, threshold: i64, credits: i64) -> Result<()> {
+    if ceiling.is_none() {
+        return Err(Error::invalid("monthly_ceiling", "must be given by a member"));
+    }
+    let most = credits.saturating_mul(MOST_PACKS);
+    if threshold > most {
+        return Err(Error::invalid("threshold", "must be at most ten times what the pack brings").with("most", most));
+    }
+    Ok(())
+}
+
 /// Lets a pack be bought whenever the credit that can be spent, and that is on its way, is together below a threshold.
 ///
 /// `threshold`: in the unit of the pack's wallet. `monthly_ceiling`: minor units that it may charge in a calendar month (UTC),
-/// null for none. `customer`, `payment_method`: the provider's ids of what is to be charged; without a customer, the one that is linked
+/// null for none, which is not for members; nor is a `threshold` of more than ten packs. At most three payments are asked for within an hour.
+/// `customer`, `payment_method`: the provider's ids of what is to be charged; without a customer, the one that is linked
 /// to the org. Members may name a linked one only. Setting it again starts it again
 /// after failures. Errors: PT404 `unknown_pack`; 42501; 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::too_many_arguments)]
 fn configure_auto_recharge(
     org_id: Option<pgrx::Uuid>,
@@ -197,7 +223,7 @@ fn configure_auto_recharge(
     payment_method: default!(Option<&str>, "NULL"),
     enabled: default!(Option<bool>, true),
 ) -> RechargeStatus {
-    or_raise((|| {
+    or_raise(access::customer(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let threshold = positive("threshold", threshold)?;
         let name = required("pack", pack)?;
@@ -217,6 +243,9 @@ fn configure_auto_recharge(
                 return Err(
                     Error::invalid("monthly_ceiling", "does not suffice for one pack").with("total", quote.total)
                 );
+            }
+            if !access::sees_every_org()? {
+                bound(ceiling, threshold, quote.credits.saturating_add(quote.bonus))?;
             }
             let now = clock::now();
             ledger::lock_or_create(db, org_id, &pack.unit, now)?;
@@ -252,7 +281,7 @@ fn configure_auto_recharge(
                 stopped_at: None,
             })
         })
-    })())
+    }))
 }
 
 #[cfg(test)]
@@ -269,11 +298,13 @@ mod tests {
             now: 10,
             ceiling: Some(1000),
             this_month: 500,
+            lately: 2,
             total: 500,
         };
         assert_eq!(verdict(&facts), Verdict::Due);
         assert_eq!(verdict(&Facts { credit: 100, ..facts }), Verdict::Enough);
         assert_eq!(verdict(&Facts { is_under_way: true, ..facts }), Verdict::Later);
+        assert_eq!(verdict(&Facts { lately: 3, ..facts }), Verdict::Later);
         assert_eq!(verdict(&Facts { next_attempt_at: Some(11), ..facts }), Verdict::Later);
         assert_eq!(verdict(&Facts { next_attempt_at: Some(10), ..facts }), Verdict::Due);
         assert_eq!(verdict(&Facts { total: 501, ..facts }), Verdict::Ceiling);

@@ -1,5 +1,6 @@
 //! What providers sign with.
 
+use crate::access;
 use crate::arguments::required;
 use crate::catalog::cache;
 use crate::clock;
@@ -51,14 +52,14 @@ fn later(now: Moment, interval: &Interval) -> Result<Moment> {
 /// it back.
 ///
 /// The one before stays good for `keep_old`, so that nothing is refused while the provider changes over. Errors: 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn set_webhook_secret(
     provider: Option<&str>,
     secret: Option<&str>,
     keep_old: default!(Option<Interval>, "'24 hours'"),
 ) {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let provider = self::provider(provider)?;
         let secret = required("secret", secret)?;
         let keep_old = required("keep_old", keep_old)?;
@@ -74,5 +75,5 @@ fn set_webhook_secret(
             db.write(&SET, args![provider, At(now), secret.as_bytes()]);
             Ok(())
         })
-    })());
+    }));
 }

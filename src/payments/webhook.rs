@@ -1,6 +1,7 @@
 //! What providers report: verified, taken once, and done in the transaction of the report. What names something that we do not
 //! know is kept for a person.
 
+use crate::access;
 use crate::arguments::required;
 use crate::catalog::cache;
 use crate::clock;
@@ -13,6 +14,7 @@ use crate::payments::{razorpay, secrets, signature, stripe, subscriptions};
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db};
 use crate::time::{self, Moment};
+use crate::turn;
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 use serde_json::json;
@@ -45,7 +47,6 @@ statements! {
           where provider = $1 and event_id = $2";
     STORED(text, text) =
         "select payload, status, type, org_id from billing.webhook_events where provider = $1 and event_id = $2 for update";
-    ALONE(text, text) = "select pg_advisory_xact_lock(hashtextextended($1 || ' ' || $2, 8158))";
     WAITING(text, texts) =
         "select event_id, payload from billing.webhook_events
           where provider = $1 and status = 'review' and refs && $2
@@ -109,7 +110,7 @@ fn refs(event: &Event) -> Vec<String> {
 fn take(db: &Db, provider: &str, event: &Event, now: Moment) -> WebhookReceipt {
     // One that tells what another waits for, and that other, do not pass each other: always in one order, before all else.
     for known in refs(event) {
-        db.write(&ALONE, args![provider, known]);
+        turn::take(("webhook", provider, known));
     }
     let receipt = take_one(db, provider, event, now);
     let mut told = if receipt.status == "processed" { refs(event) } else { Vec::new() };
@@ -192,6 +193,12 @@ fn check(payment: &Payment, provider: &str, amount: Option<i64>, currency: Optio
     Ok(())
 }
 
+/// The customer of a payment, where it was named by who has the provider's secret key. In Razorpay's checkout, notes and customer are
+/// what the page in the payer's browser says: who pays with a card of his own could name another's customer.
+fn vouched_customer<'a>(provider: &str, fact: &'a PaymentFact) -> Option<&'a String> {
+    fact.customer.as_ref().filter(|_| provider != "razorpay")
+}
+
 fn pay(db: &Db, provider: &str, event: &Event, fact: &PaymentFact) -> Result<Done> {
     let located = locate(db, provider, &fact.refs, (fact.org_id, fact.payment_id));
     let Some((org_id, payment_id)) = located else {
@@ -199,7 +206,9 @@ fn pay(db: &Db, provider: &str, event: &Event, fact: &PaymentFact) -> Result<Don
         if !fact.of_subscription {
             return Ok(Done::Review("unknown_payment", fact.org_id));
         }
-        if let (Some(org_id), Some(customer), Outcome::Paid) = (fact.org_id, &fact.customer, fact.outcome) {
+        if let (Some(org_id), Some(customer), Outcome::Paid) =
+            (fact.org_id, vouched_customer(provider, fact), fact.outcome)
+        {
             store::link(db, org_id, provider, customer);
         }
         return Ok(Done::Processed(fact.org_id));
@@ -241,7 +250,7 @@ fn pay(db: &Db, provider: &str, event: &Event, fact: &PaymentFact) -> Result<Don
     })?;
     store::add_refs(db, &payment, &fact.refs);
     // Who could not pay may have named anybody.
-    if let (Some(customer), Outcome::Paid) = (&fact.customer, fact.outcome) {
+    if let (Some(customer), Outcome::Paid) = (vouched_customer(provider, fact), fact.outcome) {
         store::link(db, org_id, provider, customer);
     }
     Ok(Done::Processed(Some(org_id)))
@@ -295,15 +304,15 @@ fn dispute(db: &Db, provider: &str, fact: &DisputeFact) -> Result<Done> {
 /// X-Razorpay-Signature. `event_id`: the header x-razorpay-event-id, where there is one; Stripe's stands in the payload. `status`:
 /// processed, duplicate, ignored (a type that is not used), or review: kept for a person, see [`replay_webhook`]. Only what is
 /// refused should be delivered again. Errors: PT401 `invalid_signature`; 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn handle_webhook(
     provider: Option<&str>,
     payload: Option<&str>,
     signature: Option<&str>,
     event_id: default!(Option<&str>, "NULL"),
 ) -> WebhookReceipt {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let provider = secrets::provider(provider)?;
         let payload = required("payload", payload)?;
         if payload.len() > LONGEST {
@@ -357,17 +366,17 @@ fn handle_webhook(
                 }
             }
         })
-    })())
+    }))
 }
 
 /// Tries once more what was kept for a person, once its payment, org or price is known (`link_payment`, `link_customer`, the
 /// catalog's `provider_ids`).
 ///
 /// `status` as of `handle_webhook`; what was done already stays done: duplicate. Errors: PT404 `unknown_event`; 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn replay_webhook(provider: Option<&str>, event_id: Option<&str>) -> WebhookReceipt {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let provider = secrets::provider(provider)?;
         let id = required("event_id", event_id)?;
         sql::connect(|db| {
@@ -388,5 +397,5 @@ fn replay_webhook(provider: Option<&str>, event_id: Option<&str>) -> WebhookRece
                 }
             }
         })
-    })())
+    }))
 }

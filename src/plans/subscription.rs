@@ -1,5 +1,6 @@
 //! Subscribing, changing the plan, cancelling, and allowances of single orgs.
 
+use crate::access;
 use crate::arguments::{self, required, required_uuid};
 use crate::catalog::cache;
 use crate::catalog::plan::{Limit, Plan};
@@ -302,8 +303,8 @@ fn finite(at: Option<TimestampWithTimeZone>) -> Result<Option<Moment>> {
 /// 31 January, 28 February, 31 March. With one, the plan changes now, allowances and credits in proportion to the rest of the
 /// period; or at the end of the period, when `starts_at` is that. The same plan again takes back a cancellation or a change
 /// that was to come. Makes the wallet where there is none. Errors: PT404 `unknown_plan`; PT409 `idempotency_conflict`; 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn subscribe(
     org_id: Option<pgrx::Uuid>,
     plan: Option<&str>,
@@ -311,7 +312,7 @@ fn subscribe(
     idempotency_key: default!(Option<&str>, "NULL"),
     metadata: default!(Option<Jsonb>, "'{}'"),
 ) -> SubscriptionStatus {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let name = required("plan", plan)?;
         let starts_at = finite(starts_at)?;
@@ -321,14 +322,14 @@ fn subscribe(
             let plan = cache::plan(db, name)?;
             subscribe_to(db, &call, all, &plan, starts_at, now)
         })
-    })())
+    }))
 }
 
 /// Changes the plan of an org that has a subscription: now, in proportion to the rest of the period, or at its end.
 ///
 /// Errors: PT404 `unknown_plan`, `unknown_subscription`; PT409 `idempotency_conflict`; 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn change_plan(
     org_id: Option<pgrx::Uuid>,
     plan: Option<&str>,
@@ -336,7 +337,7 @@ fn change_plan(
     idempotency_key: default!(Option<&str>, "NULL"),
     metadata: default!(Option<Jsonb>, "'{}'"),
 ) -> SubscriptionStatus {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let name = required("plan", plan)?;
         let at_period_end = required("at_period_end", at_period_end)?;
@@ -353,7 +354,7 @@ fn change_plan(
             }
             status(db, org_id, now)
         })
-    })())
+    }))
 }
 
 /// A period of a plan was paid: puts the org on the plan where it is not, lets the period begin, and gives what was granted for it.
@@ -503,10 +504,10 @@ pub fn end_now(db: &Db, org_id: Uuid, now: Moment) -> Result<()> {
 /// Ends an org's subscription with its period, or at once. Credits of the plan that are left stay until they expire.
 ///
 /// Errors: PT404 `unknown_subscription`; 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn cancel_subscription(org_id: Option<pgrx::Uuid>, at_period_end: default!(Option<bool>, true)) -> SubscriptionStatus {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let at_period_end = required("at_period_end", at_period_end)?;
         let call = Call::new(org_id, "cancel_subscription", &[], None, None)?;
@@ -526,21 +527,21 @@ fn cancel_subscription(org_id: Option<pgrx::Uuid>, at_period_end: default!(Optio
             let ended = Subscription { ends_at: Some(now.max(current.starts_at)), ..current.clone() };
             status_of(db, org_id, &ended, now)
         })
-    })())
+    }))
 }
 
 /// Gives an org its own allowance per period, or limit, for a metric; null leaves it to the plan. Holds at once.
 ///
 /// `limit_kind`: hard | soft | unlimited. Errors: PT404 `unknown_metric`; 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn set_org_allowance(
     org_id: Option<pgrx::Uuid>,
     metric: Option<&str>,
     allowance: default!(Option<i64>, "NULL"),
     limit_kind: default!(Option<&str>, "NULL"),
 ) {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let metric = required("metric", metric)?;
         if allowance.is_some_and(|a| a < 0) {
@@ -558,5 +559,5 @@ fn set_org_allowance(
             }
             Ok(())
         })
-    })());
+    }));
 }

@@ -5,6 +5,7 @@
 
 mod charge;
 
+use crate::access;
 use crate::alerts::{self, Open};
 use crate::arguments::required_uuid;
 use crate::catalog::cache;
@@ -183,10 +184,10 @@ fn moment(as_of: Option<TimestampWithTimeZone>) -> Result<Moment> {
 /// by itself.
 ///
 /// Errors: 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn begin_periods(org_id: Option<pgrx::Uuid>) -> i64 {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         sql::connect(|db| {
             cache::require_installed(db)?;
@@ -194,7 +195,7 @@ fn begin_periods(org_id: Option<pgrx::Uuid>) -> i64 {
             let now = clock::now();
             Ok(catch_up(db, org_id, now)?.0)
         })
-    })())
+    }))
 }
 
 /// Settles one org as of a moment (null: now): charges recorded usage beyond what is included, begins periods that are due,
@@ -202,15 +203,15 @@ fn begin_periods(org_id: Option<pgrx::Uuid>) -> i64 {
 ///
 /// `charged`: credits burned; `unpaid`: what the wallet could not pay, and the next credit that comes in will; `renewed`: periods
 /// begun; `events`: recorded events that were settled. Run again, it charges nothing. Errors: 22023.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn settle_org(org_id: Option<pgrx::Uuid>, as_of: default!(Option<TimestampWithTimeZone>, "NULL")) -> SettlementReceipt {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let as_of = moment(as_of)?;
         sql::connect(|db| {
             cache::require_installed(db)?;
             settle(db, org_id, as_of)
         })
-    })())
+    }))
 }

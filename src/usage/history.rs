@@ -57,7 +57,7 @@ statements! {
 /// `months`: 1 to 1200. A month's refunds are those made in it. Answers in the same time however long the ledger. Errors:
 /// 42501; 22023.
 #[pg_extern(stable, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::type_complexity)]
 fn credit_history(
     org_id: Option<pgrx::Uuid>,

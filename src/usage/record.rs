@@ -4,6 +4,7 @@
 //! holds, or makes one, so rows are few and writers never wait for each other, unless they report the same event, or the same
 //! new value of a metric that counts distinct ones, at the same instant.
 
+use crate::access;
 use crate::arguments::{self, optional_uuid, required, required_uuid};
 use crate::catalog::cache;
 use crate::clock;
@@ -303,7 +304,7 @@ fn without_duplicates(db: &Db, placed: Vec<Placed>) -> Vec<Placed> {
 /// counts in the period in which it occurred, also when that was settled; at most 5 minutes in the future. `quantity`: from 1,
 /// or the level (from 0) for a metric that reports levels (max, last). `properties`: an object. Writers never wait for one
 /// another. Errors: PT404 `unknown_metric`; 22023.
-#[pg_extern(volatile, security_definer)]
+#[pg_extern(volatile)]
 fn record_usage(
     org_id: Option<pgrx::Uuid>,
     metric: Option<&str>,
@@ -313,7 +314,7 @@ fn record_usage(
     member_id: default!(Option<pgrx::Uuid>, "NULL"),
     properties: default!(Option<Jsonb>, "'{}'"),
 ) -> bool {
-    or_raise((|| {
+    or_raise(access::service(|| {
         if properties.is_some_and(|json| !json.is_object()) {
             return Err(Error::invalid("properties", "must be a JSON object"));
         }
@@ -327,7 +328,7 @@ fn record_usage(
             properties: arguments::metadata_text(properties)?,
         };
         sql::connect(|db| record(db, event))
-    })())
+    }))
 }
 
 /// Records many events in one call: all of them, or none.
@@ -335,10 +336,10 @@ fn record_usage(
 /// `events`: an array of at most 100,000 objects `{"org_id", "metric", "quantity", "event_id", "occurred_at", "member_id",
 /// "properties"}`, of which the first two are needed. Duplicates are counted and left out. Errors: as `record_usage`, with
 /// the number of the faulty event (from 1) as `item` in the detail; nothing is recorded then.
-#[pg_extern(volatile, security_definer)]
-#[search_path(pg_catalog, billing, pg_temp)]
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
 fn record_usage_batch(events: Option<Jsonb>) -> UsageReceipt {
-    or_raise((|| {
+    or_raise(access::service(|| {
         let events = required("events", events)?;
         if !events.is_array() {
             return Err(Error::invalid("events", "must be an array"));
@@ -354,5 +355,5 @@ fn record_usage_batch(events: Option<Jsonb>) -> UsageReceipt {
             let parsed = parsed.collect::<Result<Vec<_>>>()?;
             record_all(db, parsed)
         })
-    })())
+    }))
 }

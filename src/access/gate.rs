@@ -1,0 +1,124 @@
+//! The way into functions that are written in plpgsql.
+//!
+//! `billing.freeze_org` and its like have their body in a function of the same name and arguments in the schema
+//! `billing_internal`, which runs with the rights of who calls it and so is of no use to anybody but us. What is in `billing` is a
+//! gate: it asks for the level of the caller, as functions in Rust do, becomes the owner of the extension, and passes the call on
+//! as it came.
+
+use super::levels::{self, AsOwner, Levels};
+use crate::error::Error;
+use crate::raise::or_raise;
+use pgrx::{pg_guard, pg_sys};
+use std::ffi::CStr;
+
+/// Where the bodies are.
+const INTERNAL: &CStr = c"billing_internal";
+
+/// Finds the function behind a gate.
+///
+/// # Safety
+/// The function is one of ours.
+unsafe fn behind(gate: pg_sys::Oid) -> pg_sys::Oid {
+    // SAFETY: look-ups in the system caches; what is found is copied or used before it is released.
+    unsafe {
+        let none = pg_sys::Datum::from(0);
+        let by_oid = pg_sys::SysCacheIdentifier::PROCOID.cast_signed();
+        let tuple = pg_sys::SearchSysCache(by_oid, gate.into(), none, none, none);
+        assert!(!tuple.is_null(), "the function that was called");
+        let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_proc>();
+        let schema = pg_sys::get_namespace_oid(INTERNAL.as_ptr(), true);
+        let by_name = pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP.cast_signed();
+        let body = pg_sys::SearchSysCache(
+            by_name,
+            pg_sys::Datum::from(&raw const (*form).proname),
+            pg_sys::Datum::from(&raw const (*form).proargtypes),
+            schema.into(),
+            none,
+        );
+        let mut found = pg_sys::InvalidOid;
+        if !body.is_null() {
+            let body_form = &*pg_sys::GETSTRUCT(body).cast::<pg_sys::FormData_pg_proc>();
+            // Nobody else's function is ever called as the owner.
+            if body_form.proowner == (*form).proowner {
+                found = body_form.oid;
+            }
+            pg_sys::ReleaseSysCache(body);
+        }
+        pg_sys::ReleaseSysCache(tuple);
+        found
+    }
+}
+
+/// Passes a call on, with the rights of the extension's owner.
+///
+/// # Safety
+/// The call as the server made it.
+unsafe fn pass_on(fcinfo: pg_sys::FunctionCallInfo, needed: Levels) -> pg_sys::Datum {
+    or_raise(levels::require(needed));
+    // SAFETY: the caller's promise; the copy of the call is as large as the call, and lives as long as the statement's memory.
+    unsafe {
+        let outer = (*fcinfo).flinfo;
+        if (*outer).fn_extra.is_null() {
+            let body = behind((*outer).fn_oid);
+            if body == pg_sys::InvalidOid {
+                or_raise::<()>(Err(Error::corrupt("a function of the extension has no body")));
+            }
+            let info = pg_sys::MemoryContextAllocZero((*outer).fn_mcxt, size_of::<pg_sys::FmgrInfo>());
+            let info = info.cast::<pg_sys::FmgrInfo>();
+            pg_sys::fmgr_info_cxt(body, info, (*outer).fn_mcxt);
+            (*info).fn_expr = (*outer).fn_expr;
+            (*outer).fn_extra = info.cast();
+        }
+        let arguments = usize::try_from((*fcinfo).nargs).unwrap_or_default();
+        let size = std::mem::offset_of!(pg_sys::FunctionCallInfoBaseData, args)
+            + arguments * size_of::<pg_sys::NullableDatum>();
+        // A copy: after an error the server may use its own again.
+        let inner = pg_sys::palloc(size).cast::<pg_sys::FunctionCallInfoBaseData>();
+        std::ptr::copy_nonoverlapping(fcinfo.cast::<u8>(), inner.cast::<u8>(), size);
+        (*inner).flinfo = (*outer).fn_extra.cast();
+        (*inner).isnull = false;
+        let owner = AsOwner::begin();
+        let call = (*(*inner).flinfo).fn_addr.expect("a function that was looked up");
+        let result = pg_sys::ffi::pg_guard_ffi_boundary(|| call(inner));
+        drop(owner);
+        (*fcinfo).isnull = (*inner).isnull;
+        pg_sys::pfree(inner.cast());
+        result
+    }
+}
+
+static FINFO: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+
+/// Tells the server how the gate is called.
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_service_gate() -> *const pg_sys::Pg_finfo_record {
+    &raw const FINFO
+}
+
+/// Tells the server how the gate is called.
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_auditor_gate() -> *const pg_sys::Pg_finfo_record {
+    &raw const FINFO
+}
+
+/// The gate of what only services may call.
+///
+/// # Safety
+/// Called by the server.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn service_gate(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: as the server made it.
+    unsafe { pass_on(fcinfo, Levels::SERVICE) }
+}
+
+/// The gate of what auditors may call too.
+///
+/// # Safety
+/// Called by the server.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn auditor_gate(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: as the server made it.
+    unsafe { pass_on(fcinfo, Levels::SERVICE | Levels::AUDITOR) }
+}

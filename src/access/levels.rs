@@ -1,0 +1,334 @@
+//! What roles may do: the levels that `grant_access` gave them.
+//!
+//! The right to execute a function is not enough for it: rights come by many ways (a grant on all routines of a schema that a
+//! guide recommends, default privileges), so each function that moves credit, sets secrets or changes terms asks for the level
+//! of who calls it. That is the role as which the call is made, which in a SECURITY DEFINER function of the app is that
+//! function's owner: so these functions are not SECURITY DEFINER themselves, which would hide it, but become the owner of the
+//! extension in here, once the level is known.
+
+use crate::catalog::cache;
+use crate::error::{Error, Result};
+use crate::sql;
+use crate::{args, statements};
+use pgrx::{pg_guard, pg_sys};
+use std::cell::{Cell, RefCell};
+use std::ffi::{CString, c_int};
+use std::ops::BitOr;
+
+/// A set of levels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Levels(u8);
+
+impl Levels {
+    /// Customers, who see their own orgs.
+    pub const MEMBER: Self = Self(1);
+    /// The application's own backend.
+    pub const SERVICE: Self = Self(2);
+    /// Who reads everything.
+    pub const AUDITOR: Self = Self(4);
+    /// Who delivers the signed reports of payment providers.
+    pub const WEBHOOK: Self = Self(8);
+    /// The owner of the extension, and superusers.
+    const ADMINISTRATOR: Self = Self(16);
+    const ALL: Self = Self(31);
+
+    /// Reads the name that `grant_access` takes.
+    fn of_name(name: &str) -> Self {
+        match name {
+            "member" => Self::MEMBER,
+            "service" => Self::SERVICE,
+            "auditor" => Self::AUDITOR,
+            "webhook" => Self::WEBHOOK,
+            _ => Self::default(),
+        }
+    }
+
+    /// Whether two sets share a level.
+    pub fn any(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Names the levels for people.
+    fn names(self) -> Vec<&'static str> {
+        [
+            (Self::MEMBER, "member"),
+            (Self::SERVICE, "service"),
+            (Self::AUDITOR, "auditor"),
+            (Self::WEBHOOK, "webhook"),
+            (Self::ADMINISTRATOR, "owner"),
+        ]
+        .into_iter()
+        .filter_map(|(level, name)| self.any(level).then_some(name))
+        .collect()
+    }
+}
+
+impl BitOr for Levels {
+    type Output = Self;
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+statements! {
+    GIVEN() = "select role_name::text, role_oid::int8, cluster, level from billing.access";
+    TABLE() = "select to_regclass('billing.access')::oid::int8";
+}
+
+thread_local! {
+    /// The levels of roles as far as this backend asked; few enough to be looked through.
+    static KNOWN: RefCell<Vec<(pg_sys::Oid, Levels)>> = const { RefCell::new(Vec::new()) };
+    /// The table of levels, once it was read.
+    static ACCESS: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::Oid::INVALID) };
+    /// The owner of our functions, once it was looked up.
+    static OWNER: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::Oid::INVALID) };
+}
+
+/// Registers the callbacks that let a backend forget what it knows of roles; once per backend.
+pub fn watch_invalidations() {
+    let none = pg_sys::Datum::from(0);
+    // SAFETY: the callbacks live as long as the library.
+    unsafe {
+        pg_sys::CacheRegisterRelcacheCallback(Some(table_changed), none);
+        for cache in [
+            pg_sys::SysCacheIdentifier::AUTHOID,
+            pg_sys::SysCacheIdentifier::AUTHMEMROLEMEM,
+            pg_sys::SysCacheIdentifier::NAMESPACEOID,
+            pg_sys::SysCacheIdentifier::PROCOID,
+        ] {
+            pg_sys::CacheRegisterSyscacheCallback(cache.cast_signed(), Some(catalog_changed), none);
+        }
+    }
+}
+
+fn forget() {
+    // Borrows are short and take no invalidation inside.
+    KNOWN.with(|known| known.try_borrow_mut().map(|mut known| known.clear()).ok());
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn table_changed(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
+    if relation == pg_sys::InvalidOid || relation == ACCESS.get() {
+        forget();
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn catalog_changed(_arg: pg_sys::Datum, cache: c_int, _hash: u32) {
+    OWNER.set(pg_sys::InvalidOid);
+    // Functions come and go all the time; they say nothing of roles.
+    if cache != pg_sys::SysCacheIdentifier::PROCOID.cast_signed() {
+        forget();
+    }
+}
+
+/// Tells every backend, with the commit, that roles were given other levels.
+pub fn invalidate() {
+    sql::connect(|db| {
+        if let Some(table) = db.read(&TABLE, &[]).first().and_then(|row| row.opt::<i64>(0)) {
+            // SAFETY: the relation exists.
+            unsafe { pg_sys::CacheInvalidateRelcacheByRelid(oid(table)) };
+        }
+    });
+}
+
+fn oid(number: i64) -> pg_sys::Oid {
+    pg_sys::Oid::from(u32::try_from(number).unwrap_or(0))
+}
+
+/// The number of the database cluster: roles and relations are the same by their oid within one only.
+pub fn cluster() -> String {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::GetSystemIdentifier() }.to_string()
+}
+
+/// The levels of a role, those of the roles that it inherits from among them.
+pub fn of(role: pg_sys::Oid) -> Result<Levels> {
+    if let Some((_, levels)) = KNOWN.with_borrow(|known| known.iter().find(|(known, _)| *known == role).copied()) {
+        return Ok(levels);
+    }
+    // SAFETY: a cached look-up by oid.
+    let levels = if unsafe { pg_sys::superuser_arg(role) } { Levels::ALL } else { load(role)? };
+    KNOWN.with_borrow_mut(|known| known.push((role, levels)));
+    Ok(levels)
+}
+
+fn load(role: pg_sys::Oid) -> Result<Levels> {
+    let _owner = AsOwner::begin();
+    let cluster = cluster();
+    sql::connect(|db| {
+        cache::require_installed(db)?;
+        if let Some(table) = db.read(&TABLE, &[]).first().and_then(|row| row.opt::<i64>(0)) {
+            ACCESS.set(oid(table));
+        }
+        let mut levels = Levels::default();
+        // What counts is what holds now, whatever the caller's transaction saw at its beginning.
+        let rows = sql::on_newest_snapshot(|| db.read(&GIVEN, args![]));
+        for row in rows.iter() {
+            let given = match row.opt::<i64>(1) {
+                Some(number) if row.opt::<String>(2).as_ref() == Some(&cluster) => oid(number),
+                // Restored from a dump of another cluster: until install() runs, the name is all that is known.
+                _ => by_name(&row.get::<String>(0)),
+            };
+            // SAFETY: look-ups in the system caches.
+            if given != pg_sys::InvalidOid && unsafe { pg_sys::has_privs_of_role(role, given) } {
+                levels = levels | Levels::of_name(&row.get::<String>(3));
+            }
+        }
+        Ok(levels)
+    })
+}
+
+fn by_name(name: &str) -> pg_sys::Oid {
+    // SAFETY: a look-up in the system caches.
+    CString::new(name).map_or(pg_sys::InvalidOid, |name| unsafe { pg_sys::get_role_oid(name.as_ptr(), true) })
+}
+
+/// The role as which the call is made.
+fn caller() -> pg_sys::Oid {
+    // SAFETY: reads a global.
+    unsafe { pg_sys::GetUserId() }
+}
+
+/// Refuses a caller who has none of these levels.
+pub fn require(needed: Levels) -> Result<()> {
+    let caller = caller();
+    if of(caller)?.any(needed) {
+        return Ok(());
+    }
+    Err(Error::no_level(&role_name(caller), &needed.names()))
+}
+
+/// Refuses a caller who does not own the extension.
+pub fn require_administrator() -> Result<()> {
+    // SAFETY: look-ups in the system caches.
+    if unsafe { pg_sys::has_privs_of_role(caller(), owner()) } {
+        return Ok(());
+    }
+    Err(Error::no_level(&role_name(caller()), &Levels::ADMINISTRATOR.names()))
+}
+
+/// The name of a role.
+pub fn role_name(role: pg_sys::Oid) -> String {
+    // SAFETY: gives a palloc'ed name, or null where there is no such role.
+    unsafe {
+        let name = pg_sys::GetUserNameFromId(role, true);
+        if name.is_null() { String::new() } else { std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned() }
+    }
+}
+
+/// While it lives, the work is done with the rights of the extension's owner, as in a SECURITY DEFINER function. An error that
+/// unwinds past it ends with the (sub)transaction, which puts the user back by itself.
+pub struct AsOwner {
+    user: pg_sys::Oid,
+    context: c_int,
+}
+
+impl AsOwner {
+    /// Becomes the owner.
+    pub fn begin() -> Self {
+        Self::become_user(owner(), pg_sys::SECURITY_LOCAL_USERID_CHANGE)
+    }
+
+    /// Becomes another role, whose rights nothing that runs meanwhile can exceed.
+    pub fn restricted(user: pg_sys::Oid) -> Self {
+        let flags = pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION;
+        Self::become_user(user, flags | pg_sys::SECURITY_NOFORCE_RLS)
+    }
+
+    fn become_user(user: pg_sys::Oid, flags: u32) -> Self {
+        let mut before = Self { user: pg_sys::InvalidOid, context: 0 };
+        // SAFETY: put back when it is dropped.
+        unsafe {
+            pg_sys::GetUserIdAndSecContext(&raw mut before.user, &raw mut before.context);
+            pg_sys::SetUserIdAndSecContext(user, before.context | flags.cast_signed());
+        }
+        before
+    }
+}
+
+impl Drop for AsOwner {
+    fn drop(&mut self) {
+        // SAFETY: as it was.
+        unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) };
+    }
+}
+
+/// The owner of the extension's functions: whose rights a SECURITY DEFINER function would have.
+pub fn owner() -> pg_sys::Oid {
+    let known = OWNER.get();
+    if known != pg_sys::InvalidOid {
+        return known;
+    }
+    let found = look_up_owner();
+    assert!(found != pg_sys::InvalidOid, "the functions of the extension are gone");
+    OWNER.set(found);
+    found
+}
+
+fn look_up_owner() -> pg_sys::Oid {
+    // SAFETY: look-ups in the system caches; what is found is copied before it is released.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(c"billing".as_ptr(), true);
+        let uuid = pg_sys::UUIDOID;
+        let arguments = pg_sys::buildoidvector(&raw const uuid, 1);
+        let none = pg_sys::Datum::from(0);
+        let tuple = pg_sys::SearchSysCache(
+            pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP.cast_signed(),
+            pg_sys::Datum::from(c"verify_ledger".as_ptr()),
+            pg_sys::Datum::from(arguments),
+            schema.into(),
+            none,
+        );
+        if tuple.is_null() {
+            return pg_sys::InvalidOid;
+        }
+        let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_proc>();
+        let owner = (*form).proowner;
+        pg_sys::ReleaseSysCache(tuple);
+        owner
+    }
+}
+
+fn with<T>(needed: Levels, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    require(needed)?;
+    let _owner = AsOwner::begin();
+    work()
+}
+
+/// Does what only services may, with the rights of the extension's owner.
+pub fn service<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    with(Levels::SERVICE, work)
+}
+
+/// Does what services and auditors may.
+pub fn auditor<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    with(Levels::SERVICE | Levels::AUDITOR, work)
+}
+
+/// Does what a customer may for its own orgs, and services for all.
+pub fn customer<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    with(Levels::SERVICE | Levels::MEMBER, work)
+}
+
+/// Does what only the owner of the extension may.
+pub fn administrator<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    require_administrator()?;
+    let _owner = AsOwner::begin();
+    work()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_level_has_a_name_and_is_found_by_it() {
+        for level in [Levels::MEMBER, Levels::SERVICE, Levels::AUDITOR, Levels::WEBHOOK] {
+            assert_eq!(Levels::of_name(level.names()[0]), level);
+        }
+        assert_eq!(Levels::of_name("owner"), Levels::default(), "that is nobody's to give");
+        assert_eq!((Levels::SERVICE | Levels::AUDITOR).names(), ["service", "auditor"]);
+        assert!(!Levels::default().any(Levels::ALL));
+    }
+}

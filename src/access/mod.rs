@@ -1,0 +1,189 @@
+//! Who is calling, which orgs that is, and what they may do.
+//!
+//! `levels` says what roles may do at all. A function that members may call as well also asks whether the org is one of theirs;
+//! everybody's are those of services, auditors and the owner.
+
+mod claims;
+mod gate;
+mod levels;
+mod membership;
+
+pub use levels::{administrator, auditor, customer, service, watch_invalidations};
+
+use crate::error::{Error, Result};
+use crate::sql::{self, Db};
+use claims::Claims;
+use levels::Levels;
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::ffi::CStr;
+use std::rc::Rc;
+use uuid::Uuid;
+
+/// Refuses an org that the caller may not see.
+///
+/// The functions for members run as their owner, so the caller is the role of the session: what SET ROLE chose, which is how
+/// `PostgREST` and Supabase switch to the role of a request.
+pub fn authorize(db: &Db, org_id: Uuid) -> Result<()> {
+    if sees_every_org()? || mine(db).contains(&org_id) {
+        return Ok(());
+    }
+    Err(Error::not_authorized(&org_id.to_string()))
+}
+
+/// Whether the caller sees every org: what it says of one is believed.
+pub fn sees_every_org() -> Result<bool> {
+    // SAFETY: reads a global.
+    let caller = unsafe { pg_sys::GetOuterUserId() };
+    Ok(levels::of(caller)?.any(Levels::SERVICE | Levels::AUDITOR))
+}
+
+/// What a snapshot shows: two with the same figures, in one transaction, show the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Moment {
+    statement: pg_sys::TimestampTz,
+    transaction: pg_sys::LocalTransactionId,
+    transactions: (pg_sys::TransactionId, pg_sys::TransactionId, u32, i32),
+    command: pg_sys::CommandId,
+}
+
+impl Moment {
+    /// The snapshot that the caller's statement reads.
+    fn now() -> Option<Self> {
+        // SAFETY: the snapshot lives as long as the statement; what describes it is copied.
+        unsafe {
+            let snapshot = pg_sys::ActiveSnapshotSet().then(|| pg_sys::GetActiveSnapshot())?;
+            let seen = &*snapshot;
+            Some(Self {
+                statement: pg_sys::GetCurrentStatementStartTimestamp(),
+                transaction: transaction(),
+                transactions: (seen.xmin, seen.xmax, seen.xcnt, seen.subxcnt),
+                command: seen.curcid,
+            })
+        }
+    }
+}
+
+#[cfg(any(feature = "pg15", feature = "pg16"))]
+unsafe fn transaction() -> pg_sys::LocalTransactionId {
+    // SAFETY: a backend has one.
+    unsafe { (*pg_sys::MyProc).lxid }
+}
+
+#[cfg(any(feature = "pg17", feature = "pg18"))]
+unsafe fn transaction() -> pg_sys::LocalTransactionId {
+    // SAFETY: a backend has one.
+    unsafe { (*pg_sys::MyProc).vxid.lxid }
+}
+
+/// The orgs of a caller, as long as nothing can have changed about them.
+struct Mine {
+    claims: String,
+    moment: Moment,
+    orgs: Rc<BTreeSet<Uuid>>,
+}
+
+thread_local! {
+    /// The caller's orgs, for the statement in which they were asked for: a view may ask once per row.
+    static MINE: RefCell<Option<Mine>> = const { RefCell::new(None) };
+}
+
+/// The orgs of the caller, by the claims of the request and the app's table of members.
+fn mine(db: &Db) -> Rc<BTreeSet<Uuid>> {
+    let Some(claims) = claims_of_request() else { return Rc::default() };
+    let moment = Moment::now();
+    let known = MINE.with_borrow(|known| {
+        let known = known.as_ref().filter(|k| Some(k.moment) == moment && k.claims == claims);
+        known.map(|k| Rc::clone(&k.orgs))
+    });
+    if let Some(orgs) = known {
+        return orgs;
+    }
+    let Claims { subject, mut orgs } = Claims::parse(&claims);
+    if let Some(subject) = subject {
+        orgs.append(&mut membership::orgs_of(db, &subject));
+    }
+    let orgs = Rc::new(orgs);
+    if let Some(moment) = moment {
+        MINE.set(Some(Mine { claims, moment, orgs: Rc::clone(&orgs) }));
+    }
+    orgs
+}
+
+/// The orgs of the caller: those that the claims of the request name (`org_id`, `app_metadata.org_id`, `app_metadata.org_ids`),
+/// and those of the user (`sub`) by the relation of `configure_membership`. For policies, in a sub-select.
+#[pg_extern(stable, security_definer, parallel_restricted)]
+#[search_path(pg_catalog, pg_temp)]
+fn my_orgs() -> Vec<pgrx::Uuid> {
+    let orgs = sql::connect(mine);
+    orgs.iter().map(|org| pgrx::Uuid::from_bytes(org.into_bytes())).collect()
+}
+
+/// Finds the relation of members anew in a database that was restored.
+pub fn anchor_membership(db: &Db) {
+    membership::anchor(db);
+}
+
+/// The claims of the request, where there are any.
+fn claims_of_request() -> Option<String> {
+    // SAFETY: gives null for a setting that nobody made; the text is copied at once.
+    let claims = unsafe {
+        let text = pg_sys::GetConfigOption(c"request.jwt.claims".as_ptr(), true, false);
+        if text.is_null() {
+            return None;
+        }
+        CStr::from_ptr(text).to_string_lossy().into_owned()
+    };
+    Some(claims).filter(|claims| !claims.is_empty())
+}
+
+/// Who acts, for the record: the JWT subject where there is one, else the role of the session.
+pub fn actor() -> String {
+    jwt_subject().unwrap_or_else(|| {
+        // SAFETY: reads a global.
+        levels::role_name(unsafe { pg_sys::GetOuterUserId() })
+    })
+}
+
+fn jwt_subject() -> Option<String> {
+    let claims: serde_json::Value = serde_json::from_str(&claims_of_request()?).ok()?;
+    claims.get("sub")?.as_str().map(|s| s.chars().take(200).collect())
+}
+
+/// The number of the database cluster: roles are the same by their oid within one only.
+#[pg_extern(
+    stable,
+    sql = r#"
+create function billing_internal.cluster() returns text
+    language c stable
+    as 'MODULE_PATHNAME', 'cluster_wrapper';"#
+)]
+fn cluster() -> String {
+    levels::cluster()
+}
+
+/// Lets every backend ask anew for the levels of roles.
+#[pg_extern(
+    volatile,
+    sql = r#"
+create function billing_internal.forget_levels() returns void
+    language c volatile set search_path to pg_catalog, pg_temp
+    as 'MODULE_PATHNAME', 'forget_levels_wrapper';"#
+)]
+fn forget_levels() {
+    levels::invalidate();
+}
+
+/// What keeps the relation of members from being read, if something does; for `status()`.
+#[pg_extern(
+    stable,
+    sql = r#"
+create function billing_internal.membership_fault() returns text
+    language c stable set search_path to pg_catalog, pg_temp
+    as 'MODULE_PATHNAME', 'membership_fault_wrapper';"#
+)]
+fn membership_fault() -> Option<String> {
+    sql::connect(membership::fault)
+}
