@@ -269,6 +269,10 @@ begin
         raise exception using errcode = '42704', message = 'no such role',
             detail = jsonb_build_object('code', 'unknown_role', 'role', role)::text;
     end if;
+    -- What a role sees and does is one of these three, and the newest word counts; reports of providers come beside it.
+    if level <> 'webhook' then
+        delete from billing.access a where a.role_name = grant_access.role and a.level not in (grant_access.level, 'webhook');
+    end if;
     insert into billing.access (role_name, level, role_oid, cluster) values (role, grant_access.level, known, billing_internal.cluster())
     on conflict on constraint access_pkey do update set role_oid = excluded.role_oid, cluster = excluded.cluster;
     perform billing_internal.give_rights(known);
@@ -276,7 +280,14 @@ begin
     perform billing_internal.forget_levels();
 end $$;
 
-create function billing.revoke_access(role name, level text default null) returns void
+create function billing.revoke_access(role name) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    perform billing.revoke_access(role, null);
+end $$;
+
+create function billing.revoke_access(role name, level text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 declare

@@ -162,9 +162,11 @@ comment on function billing.my_orgs is
 comment on function billing.configure_membership is
 'Names the table that tells which user (the claim sub) belongs to which org: org_column of type uuid; user_column of type uuid, text, varchar, smallint, integer or bigint. It is read with the rights of its owner. Three nulls: no table any more. For the owner of the extension. Errors: 42501 no_level, 22023.';
 comment on function billing.grant_access is
-'Gives a role a level: member (reads its own orgs), service (calls everything), auditor (reads everything), webhook (delivers providers'' reports). A role may have several. For the owner of the extension. Errors: 42501 no_level, 42704 unknown_role, 22023.';
-comment on function billing.revoke_access is
-'Takes a level from a role, or all of them (level null), and with them every right in the schema billing. For the owner of the extension. Errors: 42501 no_level, 42704 unknown_role (with what it is called now, where it was renamed), 22023.';
+'Gives a role a level: member (reads its own orgs), service (calls everything), auditor (reads everything), webhook (delivers providers'' reports). A role has one of the first three, the newest given, and webhook beside it. For the owner of the extension. Errors: 42501 no_level, 42704 unknown_role, 22023.';
+comment on function billing.revoke_access(name) is
+'Takes all levels from a role, and with them every right in the schema billing. For the owner of the extension. Errors: as with a level.';
+comment on function billing.revoke_access(name, text) is
+'Takes a level from a role, or all of them (null), and what rights in the schema billing came with it. For the owner of the extension. Errors: 42501 no_level, 42704 unknown_role (with what it is called now, where it was renamed), 22023.';
 
 -- Only the members: on others, a REVOKE in an extension's script is taken for part of the extension by pg_dump.
 do $$

@@ -20,7 +20,10 @@ end $$;
 
 create function billing.claim_events(topics text[] default null, "limit" integer default 10, lease interval default '1 minute')
     returns table (event_id uuid, org_id uuid, topic text, payload jsonb, attempt integer, created_at timestamptz)
-    language plpgsql volatile security definer
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.claim_events(topics text[], "limit" integer, lease interval)
+    returns table (event_id uuid, org_id uuid, topic text, payload jsonb, attempt integer, created_at timestamptz)
+    language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
@@ -158,6 +161,7 @@ declare
                           where e.extname = 'http');
     has_pg_net boolean := exists (select from pg_extension where extname = 'pg_net');
     wanted text[];
+    strange text;
     work record;
     answer record;
     request bigint;
@@ -171,6 +175,18 @@ begin
     if http_schema is null and not has_pg_net then
         raise exception using errcode = '55000', message = 'neither http nor pg_net is installed',
             detail = '{"code": "no_http"}', hint = 'Install one of them, or let a worker call billing.claim_events().';
+    end if;
+    -- A function that somebody else has put beside the extension's own would run with our rights.
+    select string_agg(p.oid::regprocedure::text, ', ') into strange
+      from pg_proc p
+      left join pg_depend d on d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.refclassid = 'pg_extension'::regclass and d.deptype = 'e'
+      left join pg_extension e on e.oid = d.refobjid
+     where (http_schema is not null and p.pronamespace = (select extnamespace from pg_extension where extname = 'http') and p.proname in ('http', 'http_header')
+            and e.extname is distinct from 'http'
+         or http_schema is null and p.pronamespace = to_regnamespace('net') and p.proname = 'http_post' and e.extname is distinct from 'pg_net');
+    if strange is not null then
+        raise exception using errcode = '42501', message = 'a function beside the extension could be called in its place',
+            detail = jsonb_build_object('code', 'foreign_function', 'functions', strange)::text, hint = 'Drop it.';
     end if;
     if has_pg_net then
         for work in execute 'select o.event_id, r.status_code, r.error_msg from billing.outbox o

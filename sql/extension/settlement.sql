@@ -99,6 +99,7 @@ create function billing.begin_settlement(as_of timestamptz, shard int, shards in
 create function billing_internal.begin_settlement(as_of timestamptz, shard int, shards int) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
 declare
     share int;
     run bigint;

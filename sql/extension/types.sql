@@ -25,6 +25,8 @@ begin
           left join pg_catalog.pg_proc p on d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass and p.oid = d.objid
           left join pg_catalog.pg_roles o on o.oid = coalesce(c.relowner, p.proowner)
          where d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass and d.refobjid = ours
+           -- The extension that is being created.
+           and d.classid <> 'pg_catalog.pg_extension'::pg_catalog.regclass
            and not coalesce(
                o.rolsuper
                -- Before the first install() there is nothing of ours.

@@ -36,6 +36,8 @@ begin
           left join pg_catalog.pg_proc p on d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass and p.oid = d.objid
           left join pg_catalog.pg_roles o on o.oid = coalesce(c.relowner, p.proowner)
          where d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass and d.refobjid = ours
+           -- The extension that is being created.
+           and d.classid <> 'pg_catalog.pg_extension'::pg_catalog.regclass
            and not coalesce(
                o.rolsuper
                -- Before the first install() there is nothing of ours.
@@ -413,6 +415,10 @@ begin
         raise exception using errcode = '42704', message = 'no such role',
             detail = jsonb_build_object('code', 'unknown_role', 'role', role)::text;
     end if;
+    -- What a role sees and does is one of these three, and the newest word counts; reports of providers come beside it.
+    if level <> 'webhook' then
+        delete from billing.access a where a.role_name = grant_access.role and a.level not in (grant_access.level, 'webhook');
+    end if;
     insert into billing.access (role_name, level, role_oid, cluster) values (role, grant_access.level, known, billing_internal.cluster())
     on conflict on constraint access_pkey do update set role_oid = excluded.role_oid, cluster = excluded.cluster;
     perform billing_internal.give_rights(known);
@@ -420,7 +426,14 @@ begin
     perform billing_internal.forget_levels();
 end $$;
 
-create function billing.revoke_access(role name, level text default null) returns void
+create function billing.revoke_access(role name) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    perform billing.revoke_access(role, null);
+end $$;
+
+create function billing.revoke_access(role name, level text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 declare
@@ -564,6 +577,7 @@ create function billing.begin_settlement(as_of timestamptz, shard int, shards in
 create function billing_internal.begin_settlement(as_of timestamptz, shard int, shards int) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
 declare
     share int;
     run bigint;
@@ -1129,7 +1143,10 @@ end $$;
 
 create function billing.claim_events(topics text[] default null, "limit" integer default 10, lease interval default '1 minute')
     returns table (event_id uuid, org_id uuid, topic text, payload jsonb, attempt integer, created_at timestamptz)
-    language plpgsql volatile security definer
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+create function billing_internal.claim_events(topics text[], "limit" integer, lease interval)
+    returns table (event_id uuid, org_id uuid, topic text, payload jsonb, attempt integer, created_at timestamptz)
+    language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
@@ -1267,6 +1284,7 @@ declare
                           where e.extname = 'http');
     has_pg_net boolean := exists (select from pg_extension where extname = 'pg_net');
     wanted text[];
+    strange text;
     work record;
     answer record;
     request bigint;
@@ -1280,6 +1298,18 @@ begin
     if http_schema is null and not has_pg_net then
         raise exception using errcode = '55000', message = 'neither http nor pg_net is installed',
             detail = '{"code": "no_http"}', hint = 'Install one of them, or let a worker call billing.claim_events().';
+    end if;
+    -- A function that somebody else has put beside the extension's own would run with our rights.
+    select string_agg(p.oid::regprocedure::text, ', ') into strange
+      from pg_proc p
+      left join pg_depend d on d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.refclassid = 'pg_extension'::regclass and d.deptype = 'e'
+      left join pg_extension e on e.oid = d.refobjid
+     where (http_schema is not null and p.pronamespace = (select extnamespace from pg_extension where extname = 'http') and p.proname in ('http', 'http_header')
+            and e.extname is distinct from 'http'
+         or http_schema is null and p.pronamespace = to_regnamespace('net') and p.proname = 'http_post' and e.extname is distinct from 'pg_net');
+    if strange is not null then
+        raise exception using errcode = '42501', message = 'a function beside the extension could be called in its place',
+            detail = jsonb_build_object('code', 'foreign_function', 'functions', strange)::text, hint = 'Drop it.';
     end if;
     if has_pg_net then
         for work in execute 'select o.event_id, r.status_code, r.error_msg from billing.outbox o
@@ -2568,9 +2598,11 @@ comment on function billing.my_orgs is
 comment on function billing.configure_membership is
 'Names the table that tells which user (the claim sub) belongs to which org: org_column of type uuid; user_column of type uuid, text, varchar, smallint, integer or bigint. It is read with the rights of its owner. Three nulls: no table any more. For the owner of the extension. Errors: 42501 no_level, 22023.';
 comment on function billing.grant_access is
-'Gives a role a level: member (reads its own orgs), service (calls everything), auditor (reads everything), webhook (delivers providers'' reports). A role may have several. For the owner of the extension. Errors: 42501 no_level, 42704 unknown_role, 22023.';
-comment on function billing.revoke_access is
-'Takes a level from a role, or all of them (level null), and with them every right in the schema billing. For the owner of the extension. Errors: 42501 no_level, 42704 unknown_role (with what it is called now, where it was renamed), 22023.';
+'Gives a role a level: member (reads its own orgs), service (calls everything), auditor (reads everything), webhook (delivers providers'' reports). A role has one of the first three, the newest given, and webhook beside it. For the owner of the extension. Errors: 42501 no_level, 42704 unknown_role, 22023.';
+comment on function billing.revoke_access(name) is
+'Takes all levels from a role, and with them every right in the schema billing. For the owner of the extension. Errors: as with a level.';
+comment on function billing.revoke_access(name, text) is
+'Takes a level from a role, or all of them (null), and what rights in the schema billing came with it. For the owner of the extension. Errors: 42501 no_level, 42704 unknown_role (with what it is called now, where it was renamed), 22023.';
 
 -- Only the members: on others, a REVOKE in an extension's script is taken for part of the extension by pg_dump.
 do $$

@@ -9,7 +9,7 @@ use super::levels::{self, AsOwner, Levels};
 use crate::error::Error;
 use crate::raise::or_raise;
 use pgrx::{pg_guard, pg_sys};
-use std::ffi::CStr;
+use std::ffi::{CStr, c_int};
 
 /// Where the bodies are.
 const INTERNAL: &CStr = c"billing_internal";
@@ -49,11 +49,20 @@ unsafe fn behind(gate: pg_sys::Oid) -> pg_sys::Oid {
     }
 }
 
-/// Passes a call on, with the rights of the extension's owner.
+/// A call that is passed on, and who made it.
+#[derive(Clone, Copy)]
+struct Passed {
+    call: pg_sys::FunctionCallInfo,
+    user: pg_sys::Oid,
+    context: c_int,
+}
+
+/// Asks for the level of the caller, becomes the owner of the extension, and makes of a call the one behind the gate.
 ///
 /// # Safety
 /// The call as the server made it.
-unsafe fn pass_on(fcinfo: pg_sys::FunctionCallInfo, needed: Levels) -> pg_sys::Datum {
+#[pg_guard]
+unsafe extern "C-unwind" fn open(fcinfo: pg_sys::FunctionCallInfo, needed: Levels) -> Passed {
     or_raise(levels::require(needed));
     // SAFETY: the caller's promise; the copy of the call is as large as the call, and lives as long as the statement's memory.
     unsafe {
@@ -73,18 +82,38 @@ unsafe fn pass_on(fcinfo: pg_sys::FunctionCallInfo, needed: Levels) -> pg_sys::D
         let size = std::mem::offset_of!(pg_sys::FunctionCallInfoBaseData, args)
             + arguments * size_of::<pg_sys::NullableDatum>();
         // A copy: after an error the server may use its own again.
-        let inner = pg_sys::palloc(size).cast::<pg_sys::FunctionCallInfoBaseData>();
-        std::ptr::copy_nonoverlapping(fcinfo.cast::<u8>(), inner.cast::<u8>(), size);
-        (*inner).flinfo = (*outer).fn_extra.cast();
-        (*inner).isnull = false;
-        let owner = AsOwner::begin();
-        let call = (*(*inner).flinfo).fn_addr.expect("a function that was looked up");
-        let result = pg_sys::ffi::pg_guard_ffi_boundary(|| call(inner));
-        drop(owner);
-        (*fcinfo).isnull = (*inner).isnull;
-        pg_sys::pfree(inner.cast());
+        let call = pg_sys::palloc(size).cast::<pg_sys::FunctionCallInfoBaseData>();
+        std::ptr::copy_nonoverlapping(fcinfo.cast::<u8>(), call.cast::<u8>(), size);
+        (*call).flinfo = (*outer).fn_extra.cast();
+        (*call).isnull = false;
+        let before = AsOwner::begin().keep();
+        Passed { call, user: before.user, context: before.context }
+    }
+}
+
+/// Passes a call on, with the rights of the extension's owner.
+///
+/// The function is called as the server itself would, without a guard of ours around it: that would take from its errors what
+/// pgrx does not know, which is most of our SQLSTATEs. An error jumps over this frame, where nothing is that would have to be
+/// dropped, to the end of a (sub)transaction, which puts the user back.
+///
+/// # Safety
+/// The call as the server made it.
+unsafe fn pass_on(fcinfo: pg_sys::FunctionCallInfo, needed: Levels) -> pg_sys::Datum {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let Passed { call, user, context } = open(fcinfo, needed);
+        let Some(function) = (*(*call).flinfo).fn_addr else { return pg_sys::Datum::from(0) };
+        let result = function(call);
+        SetUserIdAndSecContext(user, context);
+        (*fcinfo).isnull = (*call).isnull;
         result
     }
+}
+
+// As the server declares it, which raises no error.
+unsafe extern "C-unwind" {
+    fn SetUserIdAndSecContext(user: pg_sys::Oid, context: c_int);
 }
 
 static FINFO: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
@@ -105,7 +134,6 @@ pub extern "C" fn pg_finfo_auditor_gate() -> *const pg_sys::Pg_finfo_record {
 ///
 /// # Safety
 /// Called by the server.
-#[pg_guard]
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn service_gate(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
     // SAFETY: as the server made it.
@@ -116,7 +144,6 @@ pub unsafe extern "C-unwind" fn service_gate(fcinfo: pg_sys::FunctionCallInfo) -
 ///
 /// # Safety
 /// Called by the server.
-#[pg_guard]
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn auditor_gate(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
     // SAFETY: as the server made it.

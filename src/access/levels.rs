@@ -220,8 +220,10 @@ pub fn role_name(role: pg_sys::Oid) -> String {
 /// While it lives, the work is done with the rights of the extension's owner, as in a SECURITY DEFINER function. An error that
 /// unwinds past it ends with the (sub)transaction, which puts the user back by itself.
 pub struct AsOwner {
-    user: pg_sys::Oid,
-    context: c_int,
+    /// Who it was before.
+    pub user: pg_sys::Oid,
+    /// And in which kind of operation.
+    pub context: c_int,
 }
 
 impl AsOwner {
@@ -234,6 +236,11 @@ impl AsOwner {
     pub fn restricted(user: pg_sys::Oid) -> Self {
         let flags = pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION;
         Self::become_user(user, flags | pg_sys::SECURITY_NOFORCE_RLS)
+    }
+
+    /// Leaves it to somebody else to put the user back.
+    pub fn keep(self) -> std::mem::ManuallyDrop<Self> {
+        std::mem::ManuallyDrop::new(self)
     }
 
     fn become_user(user: pg_sys::Oid, flags: u32) -> Self {

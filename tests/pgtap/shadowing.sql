@@ -205,7 +205,7 @@ select is(:shadowed, 0, 'and a table without its schema is the hostile one');
 select is(array[:'bare_credits', :'bare_recorded', :'bare_captured_credits', :'bare_metric', :'bare_allowed'], array['1', 't', '1', 'third', 't'], 'the calls work in a session with a bare path');
 select is(array[:'my_metric', :'my_allowed'], array['call', 't'], 'and for a member');
 select is(:'path_after'::text, 'evil, pg_temp, pg_catalog, billing, public', 'the path of the session is left as it was');
-select results_eq('select * from tap_app.refused', $$values ('refused with pg_catalog, billing, pg_temp', 'evil, pg_temp, pg_catalog, billing, public')$$,
+select results_eq('select * from tap_app.refused', $$values ('refused with pg_catalog, pg_temp', 'evil, pg_temp, pg_catalog, billing, public')$$,
                   'a statement of a call has the pinned path, and its error takes that back');
 select is(array[:'use_credits', :'third_credits', :'capture_credits', :'release_credits', :'paid_credits', :'refund_credits', :'adjust_amount', :'transfer_amount'],
           array['14', '2', '4', '6', '3', '4', '5', '6'], 'the calls did what they do');
