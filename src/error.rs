@@ -215,6 +215,16 @@ impl Error {
             .hint("Run as the owner of the extension: select billing.grant_access('role', 'level'); the right to execute the function is not enough.")
     }
 
+    /// A trigger on a table of ours would run somebody else's function with our rights.
+    pub fn foreign_trigger(trigger: &str, table: &str, function: &str, owner: &str) -> Self {
+        Self::new(*b"42501", "foreign_trigger", "a trigger of another role hangs on a table of pg_billing")
+            .with("trigger", trigger)
+            .with("table", table)
+            .with("function", function)
+            .with("owner", owner)
+            .hint("It would run with the rights of the extension. Drop it, and run: select billing.install(); which takes the right to make another.")
+    }
+
     /// The tables are missing, or older or newer than the library.
     pub fn not_installed(tables: i64, library: i64) -> Self {
         Self::new(*b"55000", "not_installed", "the tables of pg_billing do not fit its library")

@@ -85,6 +85,7 @@ fn install() -> String {
         }
         // Two installs at once take turns.
         turn::take("install");
+        access::require_sound()?;
         // On a snapshot of its own: another install may have committed while this one waited for its turn.
         let before = applied(|statement| db.write(statement, &[]));
         if before > LATEST {

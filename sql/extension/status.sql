@@ -31,6 +31,16 @@ begin
     advice := case when found is not null then 'Run: select billing.install(); it takes these rights. Give roles a level with billing.grant_access.' end;
     return next;
 
+    check_name := 'triggers';
+    select string_agg(format('%I on %s, function of %s', t.tgname, c.oid::regclass, o.rolname), '; ' order by 1) into found
+      from pg_class c join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal
+      join pg_proc p on p.oid = t.tgfoid join pg_roles o on o.oid = p.proowner
+     where c.relnamespace = 'billing'::regnamespace and not o.rolsuper and not pg_has_role(c.relowner, p.proowner, 'member');
+    level := case when found is null then 'ok' else 'bad' end;
+    value := coalesce('of others on our tables: ' || found, 'none of others on our tables');
+    advice := case when found is not null then 'Every call that writes is refused until it is dropped: it would run with the rights of the extension.' end;
+    return next;
+
     check_name := 'roles';
     select string_agg(format('%s (%s)', a.role_name, a.level), ', ' order by 1) into found
       from billing.access a left join pg_roles r on r.oid = a.role_oid

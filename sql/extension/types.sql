@@ -31,7 +31,7 @@ begin
                o.rolsuper
                -- Before the first install() there is nothing of ours.
                and exists (select from pg_catalog.pg_class m where m.relnamespace = ours and m.relname = 'migrations' and m.relkind = 'r')
-               and (p.proname in ('refuse_change', 'refuse_event_change') and p.pronargs = 0
+               and (p.proname in ('refuse_change', 'refuse_event_change', 'refuse_truncate') and p.pronargs = 0
                     or c.relkind in ('r', 'p', 'v', 'S') and (c.relname operator(pg_catalog.~) '^usage_events_([0-9]{4}_[0-9]{2}|default)$' or c.relname in (
                        'migrations', 'access', 'settings', 'secrets', 'wallet_settings', 'lanes', 'lots', 'holds', 'ledger', 'refunds', 'member_usage',
                        'entries', 'wallets', 'grants', 'operations', 'metrics', 'prices', 'org_prices', 'plans', 'caps', 'packs', 'surcharges',

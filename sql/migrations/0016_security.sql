@@ -43,3 +43,16 @@ comment on column billing.webhook_secrets.secret_id is 'Tells it from others.';
 update billing.settlement_runs set shard = mod(shard, shards);
 create unique index settlement_runs_running on billing.settlement_runs (shards, shard) where status = 'running';
 comment on column billing.settlement_runs.orgs_failed is 'Orgs left as they were, see settlement_faults; those that somebody held locked for too long among them.';
+
+-- No table of ours is emptied by who came to that right by a grant on all tables: row security knows no TRUNCATE.
+create function billing.refuse_truncate() returns trigger language plpgsql
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    if not pg_has_role(current_user, (select relowner from pg_class where oid = tg_relid), 'USAGE') then
+        raise exception using errcode = '42501', message = 'only the owner empties a table of pg_billing',
+            detail = jsonb_build_object('code', 'not_owner', 'table', tg_table_name)::text;
+    end if;
+    return null;
+end $$;
+comment on function billing.refuse_truncate() is 'Trigger that lets only the owner of a table empty it.';
+revoke all on function billing.refuse_truncate() from public;

@@ -6,6 +6,7 @@
 //! as it came.
 
 use super::levels::{self, AsOwner, Levels};
+use super::tables;
 use crate::error::Error;
 use crate::raise::or_raise;
 use pgrx::{pg_guard, pg_sys};
@@ -51,6 +52,7 @@ unsafe fn behind(gate: pg_sys::Oid) -> pg_sys::Oid {
 
 /// A call that is passed on, and who made it.
 #[derive(Clone, Copy)]
+#[repr(C)]
 struct Passed {
     call: pg_sys::FunctionCallInfo,
     user: pg_sys::Oid,
@@ -86,7 +88,9 @@ unsafe extern "C-unwind" fn open(fcinfo: pg_sys::FunctionCallInfo, needed: Level
         std::ptr::copy_nonoverlapping(fcinfo.cast::<u8>(), call.cast::<u8>(), size);
         (*call).flinfo = (*outer).fn_extra.cast();
         (*call).isnull = false;
-        let before = AsOwner::begin().keep();
+        let owner = AsOwner::begin();
+        or_raise(tables::require_sound());
+        let before = owner.keep();
         Passed { call, user: before.user, context: before.context }
     }
 }

@@ -6,6 +6,7 @@
 //! function's owner: so these functions are not SECURITY DEFINER themselves, which would hide it, but become the owner of the
 //! extension in here, once the level is known.
 
+use super::tables;
 use crate::catalog::cache;
 use crate::error::{Error, Result};
 use crate::sql;
@@ -17,6 +18,7 @@ use std::ops::BitOr;
 
 /// A set of levels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(transparent)]
 pub struct Levels(u8);
 
 impl Levels {
@@ -300,6 +302,7 @@ fn look_up_owner() -> pg_sys::Oid {
 fn with<T>(needed: Levels, work: impl FnOnce() -> Result<T>) -> Result<T> {
     require(needed)?;
     let _owner = AsOwner::begin();
+    tables::require_sound()?;
     work()
 }
 
@@ -322,6 +325,7 @@ pub fn customer<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
 pub fn administrator<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     require_administrator()?;
     let _owner = AsOwner::begin();
+    tables::require_sound()?;
     work()
 }
 

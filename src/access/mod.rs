@@ -7,8 +7,10 @@ mod claims;
 mod gate;
 mod levels;
 mod membership;
+mod tables;
 
-pub use levels::{administrator, auditor, customer, service, watch_invalidations};
+pub use levels::{administrator, auditor, customer, service};
+pub use tables::require_sound;
 
 use crate::error::{Error, Result};
 use crate::sql::{self, Db};
@@ -21,6 +23,12 @@ use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::rc::Rc;
 use uuid::Uuid;
+
+/// Registers the callbacks that let a backend forget what it knows; once per backend.
+pub fn watch_invalidations() {
+    levels::watch_invalidations();
+    tables::watch_invalidations();
+}
 
 /// Refuses an org that the caller may not see.
 ///

@@ -5,7 +5,7 @@
 //! new value of a metric that counts distinct ones, at the same instant.
 
 use crate::access;
-use crate::arguments::{self, optional_uuid, required, required_uuid};
+use crate::arguments::{optional_uuid, required, required_uuid};
 use crate::catalog::cache;
 use crate::clock;
 use crate::error::{Error, Result};
@@ -325,7 +325,7 @@ fn record_usage(
             event_id: event_id.map(str::to_owned),
             occurred_at: occurred_at.map(Moment::from),
             member_id: optional_uuid(member_id),
-            properties: arguments::metadata_text(properties)?,
+            properties: properties.map_or_else(|| "{}".to_owned(), Jsonb::text),
         };
         sql::connect(|db| record(db, event))
     }))

@@ -1096,7 +1096,7 @@ class Recharge(Payments):
         db = self.connect(autocommit=False)
         rows(db, f"set local role {self.new_role(self.db, 'member')}")
         rows(db, "select set_config('request.jwt.claims', %s, true)", json.dumps({"sub": "u", "org_id": str(self.org)}))
-        call(db, "configure_auto_recharge", self.org, 10, "small", "USD")
+        call(db, "configure_auto_recharge", self.org, 10, "small", "USD", 100_000)
         call(db, "start_purchase", self.org, "small", "USD")
         call(db, "quote_pack", "small", "USD", self.org)
         for statement in ("select billing.start_purchase(%s, 'small', 'USD')", "select billing.configure_auto_recharge(%s, 1, 'small', 'USD')",
@@ -1229,6 +1229,8 @@ class Delivery(Payments):
         rows(db, "set allow_system_table_mods = on")
         rows(db, "insert into pg_extension (oid, extname, extowner, extnamespace, extrelocatable, extversion)"
                  " values (999999, %s, 10, %s::regnamespace, false, '1')", name, schema)
+        for (function,) in rows(db, "select oid::regprocedure::text from pg_proc where pronamespace = %s::regnamespace and proname like 'http%%'", schema):
+            rows(db, f"alter extension {name} add function {function}")
         return db
 
     def test_nothing_to_deliver_with(self):

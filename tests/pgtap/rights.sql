@@ -98,7 +98,7 @@ insert into expected_function
                                   'note_signal', 'configure_signals', 'freeze_org', 'unfreeze_org', 'resolve_flag']), 'service'
     union all select unnest(array['install', 'grant_access', 'revoke_access', 'configure_membership']), 'owner'
     -- The insides.
-    union all select unnest(array['make_partitions', 'metered_insert', 'meter_trigger', 'meter_fault', 'attach_meter', 'refuse_change', 'refuse_event_change',
+    union all select unnest(array['make_partitions', 'metered_insert', 'meter_trigger', 'meter_fault', 'attach_meter', 'refuse_change', 'refuse_event_change', 'refuse_truncate',
                                   'emit_event', 'look_for_signals']), 'nobody';
 create temp view function as
     select p.oid, p.proname::text as name, p.oid::regprocedure as signature, p.prosecdef, p.proconfig, p.prokind, p.provolatile
@@ -129,8 +129,9 @@ select ok(coalesce(array_to_string(function.proconfig, ' '), '') like '%search_p
 -- The machinery is nobody's.
 select isnt_empty($$select from pg_proc where pronamespace = 'billing_internal'::regnamespace$$, 'there is machinery');
 select is_empty($$select oid::regprocedure from pg_proc where pronamespace = 'billing_internal'::regnamespace and prosecdef$$, 'none of it runs with more rights than its caller has');
-select is_empty(format($$select oid::regprocedure from pg_proc where pronamespace = 'billing_internal'::regnamespace and has_function_privilege(%L, oid, 'EXECUTE')$$, role), format('none of it is for %s', role))
+select is_empty(format($$select oid::regprocedure from pg_proc where pronamespace = 'billing_internal'::regnamespace and has_function_privilege(%L, oid, 'EXECUTE') and proname <> 'every_org'$$, role), format('none of it is for %s', role))
     from unnest(array['tap_member', 'tap_service', 'tap_auditor', 'tap_stranger', 'tap_former', 'public']) role;
+select is(has_function_privilege(role, 'billing_internal.every_org()', 'EXECUTE'), role in ('tap_service', 'tap_auditor'), format('what the policy of those who see every org asks: %s', role)) from unnest(array['tap_member', 'tap_service', 'tap_auditor', 'tap_stranger', 'tap_former', 'public']) role;
 select is(has_schema_privilege(role, 'billing_internal', 'USAGE, CREATE'), false, format('nor is its schema: %s', role)) from unnest(array['tap_member', 'tap_service', 'tap_auditor', 'tap_stranger', 'tap_former', 'public']) role;
 select is_empty($$select a.rolname, d.defaclacl from pg_default_acl d join pg_roles a on a.oid = d.defaclrole
                   where d.defaclacl::text like '%tap\_%'$$, 'default privileges were left alone');

@@ -1,0 +1,80 @@
+//! Whether what hangs on our tables is ours.
+//!
+//! A trigger runs with the rights of whoever writes the table, which is the owner of the extension: so one that somebody else put
+//! there, by a right that came with a grant on all tables, would take over the database. It is looked for before anything is
+//! written, once for each change of one of our tables that the server tells.
+
+use crate::error::{Error, Result};
+use crate::sql;
+use crate::{args, statements};
+use pgrx::{pg_guard, pg_sys};
+use std::cell::{Cell, RefCell};
+use std::ffi::c_int;
+
+statements! {
+    OURS() = "select oid::int8 from pg_class where relnamespace = to_regnamespace('billing') and relkind in ('r', 'p')";
+    FOREIGN() =
+        "select t.tgname::text, c.oid::regclass::text, p.oid::regprocedure::text, o.rolname::text
+           from pg_class c
+           join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal
+           join pg_proc p on p.oid = t.tgfoid
+           join pg_roles o on o.oid = p.proowner
+          where c.relnamespace = to_regnamespace('billing') and not o.rolsuper
+            and not pg_has_role(c.relowner, p.proowner, 'member')
+          order by 2, 1 limit 1";
+}
+
+thread_local! {
+    /// Whether the triggers of our tables were looked at since the last change of one.
+    static LOOKED: Cell<bool> = const { Cell::new(false) };
+    /// The tables, as they were then.
+    static TABLES: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Registers the callbacks; once per backend.
+pub fn watch_invalidations() {
+    let none = pg_sys::Datum::from(0);
+    // SAFETY: the callbacks live as long as the library.
+    unsafe {
+        pg_sys::CacheRegisterRelcacheCallback(Some(table_changed), none);
+        for cache in [pg_sys::SysCacheIdentifier::NAMESPACEOID, pg_sys::SysCacheIdentifier::AUTHOID] {
+            pg_sys::CacheRegisterSyscacheCallback(cache.cast_signed(), Some(catalog_changed), none);
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn table_changed(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
+    if LOOKED.get() {
+        // Borrows are short and take no invalidation inside.
+        let is_ours = TABLES.with(|tables| tables.try_borrow().is_ok_and(|ours| ours.contains(&relation)));
+        if is_ours || relation == pg_sys::InvalidOid {
+            LOOKED.set(false);
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn catalog_changed(_arg: pg_sys::Datum, _cache: c_int, _hash: u32) {
+    LOOKED.set(false);
+}
+
+/// Refuses to go on where a trigger on one of our tables is somebody else's. Run as the owner.
+pub fn require_sound() -> Result<()> {
+    if LOOKED.get() {
+        return Ok(());
+    }
+    sql::connect(|db| {
+        let oid = |number: i64| pg_sys::Oid::from(u32::try_from(number).unwrap_or(0));
+        let tables = db.scan(&OURS, args![]).iter().map(|row| oid(row.get(0))).collect();
+        TABLES.set(tables);
+        // What changes from here on is looked at again.
+        LOOKED.set(true);
+        // On the newest snapshot: the change that was told may be newer than the caller's.
+        let foreign = sql::on_newest_snapshot(|| db.scan(&FOREIGN, args![]));
+        let Some(row) = foreign.first() else { return Ok(()) };
+        LOOKED.set(false);
+        let text = |column| row.get::<String>(column);
+        Err(Error::foreign_trigger(&text(0), &text(1), &text(2), &text(3)))
+    })
+}
