@@ -1,5 +1,6 @@
 """The blocks of a round: each measures one thing on both sides and notes it in the results."""
 
+import json
 import random
 import time
 
@@ -24,6 +25,14 @@ SCRIPTS = {
     ("batch with keys", OURS): "batch_keys",
 }
 READS = ("total", "check", "check usage")
+# What a member's page asks for, without any condition; and the same of everybody's rows with the orgs as condition.
+MEMBER_READS = {
+    "a page of entries": "SELECT * FROM billing.entries {} ORDER BY created_at DESC LIMIT 20",
+    "count of entries": "SELECT count(*) FROM billing.entries {}",
+    "wallets": "SELECT * FROM billing.wallets {}",
+    "usage_by_month": "SELECT * FROM billing.usage_by_month {}",
+}
+MEMBER_ORGS = (1, 1000)
 HOT_CLIENTS, BATCH_CLIENTS = 64, 8
 SWEEP_CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 SWEEP_SECONDS, SWEEP_WARM_UP = 2, 1
@@ -49,7 +58,7 @@ class Blocks:
         return {
             "storage": Blocks.storage, "cost": Blocks.cost, "consume": Blocks.consume, "wallet": Blocks.wallet, "holds": Blocks.holds,
             "batch": Blocks.batch, "total": Blocks.total, "record": Blocks.record, "settle": Blocks.settle, "verify": Blocks.verify,
-            "clients": Blocks.clients,
+            "members": Blocks.members, "clients": Blocks.clients,
         }  # fmt: skip
 
     def verified(self):
@@ -67,7 +76,7 @@ class Blocks:
         parts, sizes = set(self.options.parts), self.databases.sizes
         if parts & {"storage", "cost", "consume", "total"}:
             self.databases.prepare_ledgers(sizes[-1])
-        elif "verify" in parts:
+        elif parts & {"verify", "members"}:
             self.databases.prepare_ledgers(self.verified())
         elif parts & {"wallet", "holds", "batch", "clients"}:
             self.databases.prepare_ledgers(sizes[0])
@@ -84,7 +93,7 @@ class Blocks:
         if not self.options.keep:
             for database in self.server.databases():
                 self.server.drop_database(database)
-            self.server.run(self.server.admin, f"DROP ROLE IF EXISTS {ROLE}")
+            self.server.run(self.server.admin, f"DROP ROLE IF EXISTS {ROLE}, {ROLE}_member")
             self.server.run(self.server.admin, "DROP EXTENSION IF EXISTS pg_walinspect")
 
     def rounds(self):
@@ -265,6 +274,39 @@ class Blocks:
         events, counted = self.server.run_in(database, sql)[0]
         if events != counted:
             raise RuntimeError(f"record: {events} events, {counted} counted")
+
+    def members(self, _number, sides):
+        """What a member reads under row security, beside the same without it and with its orgs as condition."""
+        entries = self.verified()
+        database = self.databases.ledger(entries)
+        member = f"{ROLE}_member"
+        admin = self.server.connect(database, "-c max_parallel_workers_per_gather=0")
+        if not self.server.run(admin, "SELECT 1 FROM pg_roles WHERE rolname = %s", (member,)):
+            self.server.run(admin, f"CREATE ROLE {member}")
+        self.server.run(admin, "SELECT billing.grant_access(%s, 'member')", (member,))
+        reader = self.server.connect(database, f"-c role={member} -c max_parallel_workers_per_gather=0")
+        orgs = [org for (org,) in self.server.run(admin, "SELECT org_id::text FROM billing.wallet_settings ORDER BY 1")]
+        for count in MEMBER_ORGS:
+            mine = orgs[:count]
+            self.server.run(reader, "SELECT set_config('request.jwt.claims', %s, false)", (json.dumps({"app_metadata": {"org_ids": mine}}),))
+            where = f"WHERE org_id = '{mine[0]}'" if count == 1 else f"WHERE org_id = ANY ('{{{','.join(mine)}}}')"
+            for name, sql in MEMBER_READS.items():
+                seen = {}
+                for side in sides:
+                    connection, condition = (reader, "") if side == OURS else (admin, where)
+                    statement = sql.format(condition)
+                    # The first one reads the catalogs.
+                    seen[side] = len(self.server.run(connection, statement))
+                    repeats = 20 if count == 1 else 2
+                    started = time.perf_counter()
+                    for _ in range(repeats):
+                        self.server.run(connection, statement)
+                    elapsed = (time.perf_counter() - started) / repeats * 1000
+                    self.results.add("members", elapsed, measure=MILLISECONDS, call=name, side=side, orgs=len(mine), entries=entries)
+                if len(set(seen.values())) != 1:
+                    raise RuntimeError(f"{name}, {len(mine)} orgs: {seen}")
+        reader.close()
+        admin.close()
 
     def clients(self, number, sides):
         """By number of clients: consuming, spread and from one wallet."""

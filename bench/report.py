@@ -14,6 +14,7 @@ HOT_AIM, HOT_SPREAD_AIM = 5, 0.7
 HOLDS_AIM, BATCH_AIM = 0.5, 10
 TOTAL_AIM, CHECK_AIM, FLAT_AIM = 1.2, 2.5, 1.1
 BYTES_AIM, SETTLE_AIM, VERIFY_AIM = 300, 4, 10
+MEMBER_AIM = 1.3
 MARKED = re.compile(r"(<!-- bench:begin (\w+) -->\n).*?(<!-- bench:end \2 -->)", re.DOTALL)
 ENDURANCE = "endurance"
 
@@ -74,7 +75,7 @@ class Report:
         sections = {
             "runs": self.runs, "targets": self.targets_section, "consume": self.consume, "wallet": self.wallet, "batch": self.batch,
             "cost": self.cost, "total": self.total, "usage": self.usage, "storage": self.storage, "clients": self.clients,
-            "sizes": self.sizes, "endurance": self.endurance,
+            "sizes": self.sizes, "members": self.members, "endurance": self.endurance,
         }  # fmt: skip
         return {name: section() or "*Not measured yet.*" for name, section in sections.items()}
 
@@ -152,7 +153,7 @@ class Report:
             target
             for targets in (
                 self.consume_targets, self.wallet_targets, self.batch_targets, self.read_targets, self.many_rows_targets,
-                self.record_targets,
+                self.record_targets, self.member_targets,
             )  # fmt: skip
             for target in targets()
             if target.values
@@ -225,6 +226,27 @@ class Report:
                 at = {"clients": clients, "commit": commit}
                 what = f"record_usage, {people(clients)}, synchronous_commit {commit}: calls/s, by bare INSERT"
                 yield Target(what, RECORD_AIM, self.results.ratios("record", {**at, "side": OURS}, {**at, "side": HAND}), True)
+
+    def member_reads(self):
+        """What members read, and of how many orgs."""
+        for orgs in self.results.seen("members", "orgs"):
+            for call in self.results.seen("members", "call", orgs=orgs):
+                yield call, orgs, {"call": call, "orgs": orgs}
+
+    def member_targets(self):
+        """What row security costs a member."""
+        for call, orgs, at in self.member_reads():
+            what = f"{call}, a member of {written(orgs)} org{'s' if orgs > 1 else ''}: time, by the same without row security"
+            yield Target(what, MEMBER_AIM, self.results.ratios("members", {**at, "side": OURS}, {**at, "side": HAND}))
+
+    def members(self):
+        """Reads under row security."""
+        rows = [
+            [call, written(orgs), *self.pair("members", {**at, "side": OURS}, {**at, "side": HAND}, 2)]
+            for call, orgs, at in self.member_reads()
+        ]
+        head = ["Read without any condition", "Orgs", "Member, ms", "Without row security, with the orgs as condition, ms", "Ratio", "Spread"]
+        return rows and f"{self.measured('members')}\n\n{table(head, rows, 1)}"
 
     def throughput_table(self, part, first, entries=None):
         """Calls per second of both sides by clients and commit."""

@@ -20,7 +20,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::rc::Rc;
 use uuid::Uuid;
 
@@ -88,7 +88,7 @@ unsafe fn transaction() -> pg_sys::LocalTransactionId {
 
 /// The orgs of a caller, as long as nothing can have changed about them.
 struct Mine {
-    claims: String,
+    claims: CString,
     moment: Moment,
     orgs: Rc<BTreeSet<Uuid>>,
 }
@@ -103,13 +103,15 @@ fn mine(db: &Db) -> Rc<BTreeSet<Uuid>> {
     let Some(claims) = claims_of_request() else { return Rc::default() };
     let moment = Moment::now();
     let known = MINE.with_borrow(|known| {
-        let known = known.as_ref().filter(|k| Some(k.moment) == moment && k.claims == claims);
+        let known = known.as_ref().filter(|k| Some(k.moment) == moment && k.claims.as_c_str() == claims);
         known.map(|k| Rc::clone(&k.orgs))
     });
     if let Some(orgs) = known {
         return orgs;
     }
-    let Claims { subject, mut orgs } = Claims::parse(&claims);
+    // What runs meanwhile may set it anew.
+    let claims = claims.to_owned();
+    let Claims { subject, mut orgs } = Claims::parse(&claims.to_string_lossy());
     if let Some(subject) = subject {
         orgs.append(&mut membership::orgs_of(db, &subject));
     }
@@ -134,15 +136,15 @@ pub fn anchor_membership(db: &Db) {
     membership::anchor(db);
 }
 
-/// The claims of the request, where there are any.
-fn claims_of_request() -> Option<String> {
-    // SAFETY: gives null for a setting that nobody made; the text is copied at once.
+/// The claims of the request, where there are any: the server's own text, good until the setting is set again.
+fn claims_of_request<'a>() -> Option<&'a CStr> {
+    // SAFETY: gives null for a setting that nobody made.
     let claims = unsafe {
         let text = pg_sys::GetConfigOption(c"request.jwt.claims".as_ptr(), true, false);
         if text.is_null() {
             return None;
         }
-        CStr::from_ptr(text).to_string_lossy().into_owned()
+        CStr::from_ptr(text)
     };
     Some(claims).filter(|claims| !claims.is_empty())
 }
@@ -156,7 +158,7 @@ pub fn actor() -> String {
 }
 
 fn jwt_subject() -> Option<String> {
-    let claims: serde_json::Value = serde_json::from_str(&claims_of_request()?).ok()?;
+    let claims: serde_json::Value = serde_json::from_str(&claims_of_request()?.to_string_lossy()).ok()?;
     claims.get("sub")?.as_str().map(|s| s.chars().take(200).collect())
 }
 
