@@ -24,7 +24,7 @@ pub enum Is {
 }
 
 impl Key {
-    /// Whether a row with these columns has it.
+    /// Whether a row with these columns has it: whatever told that it does.
     ///
     /// # Safety
     /// Columns of a table with one of that type.
@@ -36,9 +36,16 @@ impl Key {
         unsafe {
             match self.1 {
                 Is::Uuid => uuid(value) == uuid(column),
-                Is::Text => text(value).is_some_and(|value| text(column) == Some(value)),
+                Is::Text => match (text(value), text(column)) {
+                    (Some(value), Some(column)) => value == column,
+                    // Compressed, or stored elsewhere.
+                    _ => String::from_datum(value, false) == String::from_datum(column, false),
+                },
                 Is::Small => i16::from_datum(value, false) == i16::from_datum(column, false),
-                _ => value == column,
+                Is::Big | Is::Moment => i64::from_datum(value, false) == i64::from_datum(column, false),
+                Is::BigAbove => i64::from_datum(column, false) > i64::from_datum(value, false),
+                Is::Day => i32::from_datum(value, false) == i32::from_datum(column, false),
+                Is::DayFrom => i32::from_datum(column, false) >= i32::from_datum(value, false),
             }
         }
     }
@@ -104,5 +111,31 @@ impl Is {
             _ => pg_sys::BTEqualStrategyNumber,
         };
         u16::try_from(strategy).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sql::ToSql;
+
+    fn is_of(is: Is, key: Value, column: Value) -> bool {
+        // SAFETY: values of those types.
+        unsafe { Key(2, is, key).is_of(&[None, column]) }
+    }
+
+    #[test]
+    fn a_row_has_a_key_or_is_beyond_it() {
+        let of = |is, column: i64| is_of(is, 7_i64.to_sql(), column.to_sql());
+        assert_eq!([6, 7, 8].map(|column| of(Is::Big, column)), [false, true, false]);
+        assert_eq!([6, 7, 8].map(|column| of(Is::Moment, column)), [false, true, false]);
+        assert_eq!([6, 7, 8].map(|column| of(Is::BigAbove, column)), [false, false, true]);
+        let of = |is, column: i32| is_of(is, (-7_i32).to_sql(), column.to_sql());
+        assert_eq!([-8, -7, -6].map(|column| of(Is::Day, column)), [false, true, false]);
+        assert_eq!([-8, -7, -6].map(|column| of(Is::DayFrom, column)), [false, true, true]);
+        assert!(is_of(Is::Small, (-1_i16).to_sql(), (-1_i16).to_sql()));
+        assert!(!is_of(Is::Small, (-1_i16).to_sql(), 1_i16.to_sql()));
+        assert!(!is_of(Is::Big, None, 7_i64.to_sql()), "null equals nothing");
+        assert!(!is_of(Is::Big, 7_i64.to_sql(), None));
     }
 }
