@@ -135,8 +135,3 @@ pub(super) fn recall(
     }
     found
 }
-
-/// Forgets a table that is gone.
-pub(super) fn forget_id(id: pg_sys::Oid) {
-    forget_where(|facts| facts.id == id);
-}

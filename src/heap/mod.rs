@@ -151,7 +151,8 @@ pub fn look<R>(fresh: bool, look: impl FnOnce() -> Option<R>) -> Option<R> {
 pub struct Table {
     relation: pg_sys::Relation,
     shape: &'static Shape,
-    lock: pg_sys::LOCKMODE,
+    /// How it is locked.
+    mode: pg_sys::LOCKMODE,
     /// The indexes of its shape.
     known: [pg_sys::Oid; MOST_INDEXES],
     /// All of them, once they were needed.
@@ -178,7 +179,8 @@ impl Table {
     /// A partition for inserting what is told by that moment, as its parent would.
     pub fn open_partition(shape: &'static Shape, name: &str, at: Moment) -> Option<Self> {
         // Locked as by a statement, and first, so that nobody attaches, detaches or watches anything meanwhile.
-        let parent = lock(shape.parent?)?;
+        let parent = shape.parent?;
+        let parent = lock(parent, parent.name, pg_sys::RowExclusiveLock.cast_signed())?;
         let (table, found) = Self::open_to_write(shape, name, Write::Insert)?;
         found.bounds.is_some_and(|bounds| bounds.parent == parent && bounds.hold(at)).then_some(table)
     }
@@ -200,37 +202,16 @@ impl Table {
         if !setting::is_on() {
             return None;
         }
-        let lock = if intent == Intent::Read { pg_sys::AccessShareLock } else { pg_sys::RowExclusiveLock };
-        for _ in 0..RENAMED {
-            let id = relation_id(shape, name)?;
-            let Some(mut table) = Self::begin(shape, id, lock.cast_signed()) else {
-                known::forget_id(id);
-                continue;
-            };
-            // With the lock comes what others did until then.
-            if relation_id(shape, name) != Some(id) {
-                continue;
-            }
-            let found = recall((shape, id), intent, || check::look(&table, name, intent))?;
-            table.known = found.indexes;
-            return Some((table, found));
-        }
-        None
-    }
-
-    /// None where it is gone.
-    fn begin(shape: &'static Shape, id: pg_sys::Oid, lock: pg_sys::LOCKMODE) -> Option<Self> {
-        // SAFETY: closed when it is dropped, and by the end of the transaction on errors.
-        let relation = unsafe { pg_sys::try_table_open(id, lock) };
+        let mode = if intent == Intent::Read { pg_sys::AccessShareLock } else { pg_sys::RowExclusiveLock };
+        let mode = mode.cast_signed();
+        let id = lock(shape, name, mode)?;
+        // SAFETY: it is there, and locked; closed when it is dropped, and by the end of the transaction on errors.
+        let relation = unsafe { pg_sys::table_open(id, pg_sys::NoLock.cast_signed()) };
         let known = [pg_sys::Oid::INVALID; MOST_INDEXES];
-        (!relation.is_null()).then(|| Self {
-            relation,
-            shape,
-            lock,
-            known,
-            indexes: OnceCell::new(),
-            blocks: OnceCell::new(),
-        })
+        let mut table = Self { relation, shape, mode, known, indexes: OnceCell::new(), blocks: OnceCell::new() };
+        let found = recall((shape, id), intent, || check::look(&table, name, intent))?;
+        table.known = found.indexes;
+        Some((table, found))
     }
 
     fn index_id(&self, index: &'static Index) -> pg_sys::Oid {
@@ -261,7 +242,7 @@ impl Table {
         self.indexes.get_or_init(|| unsafe {
             let list = pg_sys::RelationGetIndexList(self.relation);
             let count = list.as_ref().map_or(0, |l| usize::try_from(l.length).unwrap_or_default());
-            let all = (0..count).map(|n| Written::open((*(*list).elements.add(n)).oid_value, self.lock)).collect();
+            let all = (0..count).map(|n| Written::open((*(*list).elements.add(n)).oid_value, self.mode)).collect();
             pg_sys::list_free(list);
             all
         })
@@ -664,13 +645,20 @@ impl Table {
     }
 }
 
-/// Locks a partitioned table as an insert does; None where it is not there.
-fn lock(shape: &'static Shape) -> Option<pg_sys::Oid> {
-    let id = relation_id(shape, shape.name)?;
-    // SAFETY: kept until the end of the transaction; one that is gone by then is noticed where it is looked at.
-    unsafe { pg_sys::LockRelationOid(id, pg_sys::RowExclusiveLock.cast_signed()) };
-    // With the lock comes what others did until then.
-    relation_id(shape, shape.name).filter(|now| *now == id)
+/// Locks a table until the end of the transaction; None where there is none of that name.
+fn lock(shape: &'static Shape, name: &str, mode: pg_sys::LOCKMODE) -> Option<pg_sys::Oid> {
+    for _ in 0..RENAMED {
+        let id = relation_id(shape, name)?;
+        // SAFETY: one that is gone can be locked all the same.
+        unsafe { pg_sys::LockRelationOid(id, mode) };
+        // With the lock comes what others did until then: it may be gone, or called something else.
+        if relation_id(shape, name) == Some(id) {
+            return Some(id);
+        }
+        // SAFETY: locked above.
+        unsafe { pg_sys::UnlockRelationOid(id, mode) };
+    }
+    None
 }
 
 /// The columns of a row.
