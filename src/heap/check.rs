@@ -22,7 +22,7 @@ pub(super) struct Found {
 impl Found {
     /// Something of it is told by that relation besides the table.
     pub(super) fn speaks_of(&self, relation: pg_sys::Oid) -> bool {
-        self.indexes.contains(&relation) || self.bounds.is_some_and(|bounds| bounds.parent == relation)
+        self.indexes.contains(&relation)
     }
 }
 

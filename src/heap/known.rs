@@ -84,7 +84,15 @@ unsafe extern "C-unwind" fn forget_all(_arg: pg_sys::Datum, _cache: std::ffi::c_
 fn forget_where(is_it: impl Fn(&Facts) -> bool) {
     CHANGES.set(CHANGES.get().wrapping_add(1));
     // Borrows are short and take no invalidation inside.
-    KNOWN.with(|known| known.try_borrow_mut().map(|mut all| all.retain(|facts| !is_it(facts))).ok());
+    KNOWN.with(|known| {
+        let Ok(mut all) = known.try_borrow_mut() else { return };
+        let gone: Vec<_> = all.iter().filter(|facts| is_it(facts)).map(|facts| facts.shape).collect();
+        // What is known of a partition is known of its parent as well.
+        let is_gone = |shape: &'static Shape| gone.iter().any(|known| std::ptr::eq(*known, shape));
+        if !gone.is_empty() {
+            all.retain(|facts| !is_gone(facts.shape) && !facts.shape.parent.is_some_and(is_gone));
+        }
+    });
 }
 
 /// A table by its name; None where there is none.

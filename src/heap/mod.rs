@@ -122,6 +122,11 @@ pub fn has_one_snapshot() -> bool {
     unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ.cast_signed() }
 }
 
+fn is_read_only() -> bool {
+    // SAFETY: looks at the state of the transaction.
+    unsafe { pg_sys::XactReadOnly || pg_sys::IsInParallelMode() }
+}
+
 fn is_serializable() -> bool {
     // SAFETY: reads a global.
     unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_SERIALIZABLE.cast_signed() }
@@ -178,6 +183,9 @@ impl Table {
 
     /// A partition for inserting what is told by that moment, as its parent would.
     pub fn open_partition(shape: &'static Shape, name: &str, at: Moment) -> Option<Self> {
+        if !setting::is_on() || is_read_only() {
+            return None;
+        }
         // Locked as by a statement, and first, so that nobody attaches, detaches or watches anything meanwhile.
         let parent = shape.parent?;
         let parent = lock(parent, parent.name, pg_sys::RowExclusiveLock.cast_signed())?;
@@ -186,9 +194,7 @@ impl Table {
     }
 
     fn open_to_write(shape: &'static Shape, name: &str, write: Write) -> Option<(Self, Found)> {
-        // SAFETY: looks at the state of the transaction.
-        let reads_only = unsafe { pg_sys::XactReadOnly || pg_sys::IsInParallelMode() };
-        if reads_only || (has_one_snapshot() && write == Write::Update) {
+        if is_read_only() || (has_one_snapshot() && write == Write::Update) {
             return None;
         }
         let intent = match write {

@@ -425,10 +425,11 @@ class DirectRows(LiveTestCase):
                 found, doubts = self.doubts(lambda org=org: self.recorded(self.db, org))
                 self.assertEqual((found, doubts), (1, []))
         # Its own month, but told by something else besides.
-        rows(self.db, f"alter table {name} add check (quantity < 5)")
+        rows(self.db, f"alter table {name} add constraint few check (quantity < 5)")
         with self.assertRaises(Refused) as caught:
             call(self.db, "record_usage", self.a, "call", 5)
         self.assertEqual(caught.exception.pgcode, "23514")
+        rows(self.db, f"alter table {name} drop constraint few")
         rows(self.db, "create function public.note() returns trigger language plpgsql as $$ begin raise exception 'watched'; end $$")
         for table in (name, "billing.usage_events"):
             rows(self.db, f"create trigger note before insert on {table} for each statement execute function public.note()")
@@ -436,6 +437,8 @@ class DirectRows(LiveTestCase):
                 with self.assertRaisesRegex(Refused, "watched"):
                     call(other, "record_usage", self.a, "call", 1)
             rows(self.db, f"drop trigger note on {table}")
+            statements = statements_of(other, lambda: call(other, "record_usage", self.a, "call", 1))
+            self.assertEqual([statement for statement in statements if statement.startswith("insert into billing.usage_events ")], [])
         self.assertEqual(self.recorded(other, self.a), 1)
 
     # ------------------------------------------------------------ who watches, who publishes
