@@ -46,7 +46,7 @@ pgrx::extension_sql_file!("../sql/extension/comments.sql", name = "comments", fi
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     clock::define_setting();
-    heap::define_setting();
     catalog::cache::watch_invalidations();
     heap::watch_invalidations();
+    heap::define_setting();
 }
