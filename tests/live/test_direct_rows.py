@@ -439,7 +439,7 @@ class DirectRows(LiveTestCase):
             rows(self.db, f"drop trigger note on {table}")
             statements = statements_of(other, lambda: call(other, "record_usage", self.a, "call", 1))
             self.assertEqual([statement for statement in statements if statement.startswith("insert into billing.usage_events ")], [])
-        self.assertEqual(self.recorded(other, self.a), 1)
+        self.assertEqual(self.recorded(other, self.a), 3)
 
     # ------------------------------------------------------------ who watches, who publishes
 
