@@ -6,7 +6,7 @@ use crate::access;
 use crate::arguments::required;
 use crate::catalog::cache;
 use crate::error::{Error, Result};
-use crate::heap::{Attempt, Belongs, Is, Key, Partial, Snapshot, Table, Value, Write};
+use crate::heap::{Attempt, Is, Key, Snapshot, Table, Write, shapes};
 use crate::ledger::rows::{int, number};
 use crate::ledger::store as ledger;
 use crate::ledger::wallet::Lane;
@@ -53,9 +53,6 @@ statements! {
     CONFIGURE(jsonb) =
         "insert into billing.settings (name, value) values ('alerts', $1) on conflict (name) do update set value = $1";
 }
-
-/// Of the table.
-const COLUMNS: usize = 9;
 
 /// A threshold that is crossed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,11 +191,7 @@ fn bring_up_to_date(
 
 /// Raises one without a statement; false where that takes one.
 fn raise_row(org_id: Uuid, alert: &Alert, now: Moment) -> bool {
-    let Some(table) =
-        Table::open_partial("alerts", COLUMNS, Write::Insert, Partial("(resolved_at IS NULL)", Belongs::Yes))
-    else {
-        return false;
-    };
+    let Some(table) = Table::open(&shapes::ALERTS, Write::Insert) else { return false };
     let about = [
         Key(1, Is::Uuid, org_id.to_sql()),
         Key(2, Is::Text, alert.kind.to_sql()),
@@ -206,12 +199,12 @@ fn raise_row(org_id: Uuid, alert: &Alert, now: Moment) -> bool {
     ];
     let Ok(share) = i32::try_from(alert.share) else { return false };
     let mut crossings = 0;
-    let is_known = table.read("alerts_pkey", &about, Snapshot::Latest, |row, _| {
+    table.read(&shapes::ALERTS_KEY, &about, Snapshot::Latest, |row, _| {
         if int(row, 4) == Some(share) {
             crossings = crossings.max(number(row, 9).unwrap_or(0));
         }
     });
-    let row: [Value; COLUMNS] = [
+    let row = [
         org_id.to_sql(),
         alert.kind.to_sql(),
         alert.subject.as_str().to_sql(),
@@ -222,7 +215,7 @@ fn raise_row(org_id: Uuid, alert: &Alert, now: Moment) -> bool {
         alert.threshold.to_sql(),
         (crossings + 1).to_sql(),
     ];
-    is_known && table.insert_new("alerts_open", &row, Attempt::Told)
+    table.insert_new(&shapes::ALERTS_OPEN, &row, Attempt::Told)
 }
 
 /// Looks at the balance of a wallet, which is locked, which had `base` after its last grant, and is `known` to be looked at below

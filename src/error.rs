@@ -255,6 +255,22 @@ impl Error {
             .with("what", what)
             .hint("Run: select * from billing.verify_ledger();")
     }
+
+    /// An index led to a row that does not have what was looked for.
+    pub fn corrupt_index(table: &str) -> Self {
+        Self::new(*b"XX001", "corrupt_index", "an index does not fit its table")
+            .with("table", table)
+            .hint("Check the indexes of the table with bt_index_check() of the extension amcheck, then: reindex table.")
+    }
+
+    /// A column is not of the type that it was made with.
+    pub fn table_changed(column: &str, expected: &str, found: &str) -> Self {
+        Self::new(*b"55000", "table_changed", "a table of pg_billing was changed")
+            .with("column", column)
+            .with("expected", expected)
+            .with("found", found)
+            .hint("Put the column back as it was: docs/REFERENCE.md names the types.")
+    }
 }
 
 #[cfg(test)]

@@ -51,4 +51,5 @@ pub extern "C-unwind" fn _PG_init() {
     access::watch_invalidations();
     catalog::cache::watch_invalidations();
     heap::watch_invalidations();
+    heap::define_setting();
 }

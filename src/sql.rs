@@ -3,6 +3,8 @@
 //! Statements are prepared once per backend and kept. A backend has one thread, so thread-local statics are its globals.
 //! Errors of the server are never caught: they unwind to the function call and roll its statement back.
 
+use crate::error::Error;
+use crate::raise::or_raise;
 use crate::search_path::{self, Pinned};
 use crate::time::Moment;
 use pgrx::datum::{FromDatum, IntoDatum};
@@ -20,19 +22,24 @@ pub trait ToSql {
 
 /// A column of a result.
 pub trait FromSql: Sized {
+    /// The SQL types that are read like this.
+    const TYPES: &'static [pg_sys::Oid];
+
     /// Reads a column that is not null.
     ///
     /// # Safety
-    /// The datum must be of the SQL type that the Rust type stands for.
+    /// The datum must be of one of these types.
     unsafe fn from_sql(datum: pg_sys::Datum) -> Self;
 }
 
 macro_rules! by_pgrx {
-    ($($type:ty),*) => { $(
+    ($($type:ty: $($sql:ident)*),* $(,)?) => { $(
         impl ToSql for $type {
             fn to_sql(self) -> Option<pg_sys::Datum> { self.into_datum() }
         }
         impl FromSql for $type {
+            const TYPES: &'static [pg_sys::Oid] = &[$(types::$sql),*];
+
             unsafe fn from_sql(datum: pg_sys::Datum) -> Self {
                 // SAFETY: the caller's promise; not null.
                 unsafe { <$type>::from_datum(datum, false).expect("a column that is not null") }
@@ -41,18 +48,18 @@ macro_rules! by_pgrx {
     )* };
 }
 by_pgrx!(
-    i64,
-    i32,
-    i16,
-    bool,
-    String,
-    Vec<u8>,
-    Vec<i64>,
-    Vec<i16>,
-    Vec<bool>,
-    Vec<String>,
-    Vec<Option<String>>,
-    Vec<Option<i64>>
+    i64: int8 timestamptz,
+    i32: int4 date,
+    i16: int2,
+    bool: boolean,
+    String: text varchar,
+    Vec<u8>: bytea,
+    Vec<i64>: int8s,
+    Vec<i16>: int2s,
+    Vec<bool>: booleans,
+    Vec<String>: texts varchars,
+    Vec<Option<String>>: texts varchars,
+    Vec<Option<i64>>: int8s,
 );
 
 impl ToSql for &str {
@@ -86,6 +93,8 @@ impl ToSql for Uuid {
     }
 }
 impl FromSql for Uuid {
+    const TYPES: &'static [pg_sys::Oid] = &[types::uuid];
+
     unsafe fn from_sql(datum: pg_sys::Datum) -> Self {
         // SAFETY: the caller's promise.
         let bytes = unsafe { pgrx::Uuid::from_datum(datum, false) };
@@ -170,6 +179,8 @@ pub mod types {
     pub const uuid: pg_sys::Oid = pg_sys::UUIDOID;
     pub const text: pg_sys::Oid = pg_sys::TEXTOID;
     pub const int8: pg_sys::Oid = pg_sys::INT8OID;
+    pub const varchar: pg_sys::Oid = pg_sys::VARCHAROID;
+    pub const date: pg_sys::Oid = pg_sys::DATEOID;
     pub const int4: pg_sys::Oid = pg_sys::INT4OID;
     pub const int2: pg_sys::Oid = pg_sys::INT2OID;
     pub const boolean: pg_sys::Oid = pg_sys::BOOLOID;
@@ -178,6 +189,9 @@ pub mod types {
     pub const timestamptz: pg_sys::Oid = pg_sys::TIMESTAMPTZOID;
     pub const uuids: pg_sys::Oid = pg_sys::UUIDARRAYOID;
     pub const texts: pg_sys::Oid = pg_sys::TEXTARRAYOID;
+    pub const varchars: pg_sys::Oid = pg_sys::VARCHARARRAYOID;
+    pub const booleans: pg_sys::Oid = pg_sys::BOOLARRAYOID;
+    pub const int2s: pg_sys::Oid = pg_sys::INT2ARRAYOID;
     pub const int8s: pg_sys::Oid = pg_sys::INT8ARRAYOID;
     pub const timestamptzs: pg_sys::Oid = pg_sys::TIMESTAMPTZARRAYOID;
     pub const byteas: pg_sys::Oid = pg_sys::BYTEAARRAYOID;
@@ -402,7 +416,7 @@ impl Rows {
             );
             columns.set_len(count);
             nulls.set_len(count);
-            Row { columns, nulls }
+            Row { columns, nulls, descriptor }
         }
     }
 }
@@ -411,18 +425,54 @@ impl Rows {
 pub struct Row {
     columns: Vec<pg_sys::Datum>,
     nulls: Vec<bool>,
+    /// Lives as long as what the columns point to.
+    descriptor: pg_sys::TupleDesc,
 }
 
 impl Row {
-    /// A column that cannot be null; the first is 0.
+    /// A column that cannot be null; the first is 0. Raises an error where it is of another type, as somebody may have given it.
     pub fn get<T: FromSql>(&self, index: usize) -> T {
         assert!(!self.nulls[index], "column {index} is null");
-        // SAFETY: the statement beside the caller gives that type.
+        // SAFETY: there are as many as columns.
+        let found = unsafe { attribute(self.descriptor, index) };
+        if !T::TYPES.contains(&found.atttypid) {
+            or_raise::<()>(Err(changed(found, T::TYPES)));
+        }
+        // SAFETY: of one of those types.
         unsafe { T::from_sql(self.columns[index]) }
     }
 
     /// A column that may be null.
     pub fn opt<T: FromSql>(&self, index: usize) -> Option<T> {
         if self.nulls[index] { None } else { Some(self.get(index)) }
+    }
+}
+
+#[cold]
+fn changed(found: &pg_sys::FormData_pg_attribute, types: &[pg_sys::Oid]) -> Error {
+    // SAFETY: the server knows the types of a result; names end with NUL.
+    let (column, name) = unsafe {
+        let name = |id| CStr::from_ptr(pg_sys::format_type_be(id)).to_string_lossy();
+        (CStr::from_ptr(found.attname.data.as_ptr()).to_string_lossy(), name)
+    };
+    let expected: Vec<_> = types.iter().map(|id| name(*id)).collect();
+    Error::table_changed(&column, &expected.join(" or "), &name(found.atttypid))
+}
+
+/// What a descriptor says of a column; the first is 0.
+///
+/// # Safety
+/// A descriptor that has so many, and lives as long as this is looked at.
+pub unsafe fn attribute<'a>(descriptor: pg_sys::TupleDesc, index: usize) -> &'a pg_sys::FormData_pg_attribute {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let count = usize::try_from((*descriptor).natts).unwrap_or_default();
+        assert!(index < count, "a column");
+        #[cfg(not(feature = "pg18"))]
+        let all = (*descriptor).attrs.as_ptr();
+        // They come after the short ones, as the server's own macro has it.
+        #[cfg(feature = "pg18")]
+        let all = (*descriptor).compact_attrs.as_ptr().add(count).cast::<pg_sys::FormData_pg_attribute>();
+        &*all.add(index)
     }
 }

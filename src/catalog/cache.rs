@@ -124,8 +124,19 @@ statements! {
 
 /// Registers the callback; once per backend.
 pub fn watch_invalidations() {
-    // SAFETY: the callback lives as long as the library.
-    unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(forget), pg_sys::Datum::from(0)) };
+    let schemas = pg_sys::SysCacheIdentifier::NAMESPACEOID;
+    // SAFETY: the callbacks live as long as the library.
+    unsafe {
+        pg_sys::CacheRegisterRelcacheCallback(Some(forget), pg_sys::Datum::from(0));
+        pg_sys::CacheRegisterSyscacheCallback(schemas.cast_signed(), Some(forget_all), pg_sys::Datum::from(0));
+    }
+}
+
+/// Under a schema that was renamed, or took the name of another, the catalog is another.
+#[pg_guard]
+unsafe extern "C-unwind" fn forget_all(arg: pg_sys::Datum, _cache: std::ffi::c_int, _hash: u32) {
+    // SAFETY: a callback of ours.
+    unsafe { forget(arg, pg_sys::Oid::INVALID) };
 }
 
 #[pg_guard]

@@ -1,6 +1,7 @@
 //! Looking at single rows: where they were found the last time, and else by the index.
 
 use super::places::{Name, Place, Places};
+use super::shapes::Index;
 use super::sight::{self, At};
 use super::{Key, MOST_COLUMNS, Row, Snapshot, Table, Value, is_serializable, next_command, was_held};
 use pgrx::pg_sys;
@@ -9,13 +10,6 @@ use std::cell::RefCell;
 thread_local! {
     /// Where rows were found.
     static PLACES: RefCell<Places> = RefCell::default();
-    /// Unique indexes that were asked with all of their columns, and how many those are.
-    static WHOLE: RefCell<Vec<(pg_sys::Oid, usize)>> = RefCell::default();
-}
-
-/// Notes that an index may be another one.
-pub(super) fn forget(is_other: impl Fn(pg_sys::Oid) -> bool) {
-    WHOLE.with(|whole| whole.try_borrow_mut().map(|mut w| w.retain(|(id, _)| is_other(*id))).ok());
 }
 
 /// Notes where a row is.
@@ -61,7 +55,7 @@ pub(super) enum Purpose {
 /// Looks for single rows of a table, all at one moment.
 pub struct Finder<'a> {
     pub(super) table: &'a Table,
-    pub(super) index: pg_sys::Oid,
+    pub(super) index: &'static Index,
     pub(super) seen: Seen,
     /// Where the last row was: rows that are looked at together often stand together.
     pub(super) buffer: pg_sys::Buffer,
@@ -72,7 +66,7 @@ pub struct Finder<'a> {
 }
 
 impl<'a> Finder<'a> {
-    pub(super) fn new(table: &'a Table, index: pg_sys::Oid, seen: Seen) -> Self {
+    pub(super) fn new(table: &'a Table, index: &'static Index, seen: Seen) -> Self {
         let none = pg_sys::InvalidBuffer.cast_signed();
         Self { table, index, seen, buffer: none, pruned: none, first: None }
     }
@@ -106,11 +100,12 @@ impl<'a> Finder<'a> {
         keys: &[Key],
         mut visit: impl FnMut(pg_sys::HeapTuple, &[Value]) -> bool,
     ) {
+        let index = self.table.index_id(self.index);
         // What a serializable transaction has read is noted where the index is asked.
-        let name = Key::name(self.index, keys).filter(|_| !is_serializable());
-        let is_whole = WHOLE.with_borrow(|whole| whole.contains(&(self.index, keys.len())));
-        let place = name.filter(|_| is_whole).and_then(|name| PLACES.with_borrow(|places| places.get(name)));
-        // SAFETY: an index of this table.
+        let is_whole = self.index.is_unique && self.index.columns.len() == keys.len() && !is_serializable();
+        let name = if is_whole { Key::name(index, keys) } else { None };
+        let place = name.and_then(|name| PLACES.with_borrow(|places| places.get(name)));
+        // SAFETY: keys of this table, and an index of it with columns for all of them.
         unsafe {
             if let Some((name, place)) = name.zip(place)
                 && let Some(seen) = self.visit_at(purpose, place, keys, &mut visit)
@@ -121,14 +116,11 @@ impl<'a> Finder<'a> {
                 }
                 return;
             }
-            self.table.scan(self.index, keys, &self.seen, |tuple, place| {
-                if let Some((name, place)) = name.zip(place) {
+            self.table.scan(index, keys, &self.seen, |tuple, row, place| {
+                if let Some(name) = name {
                     note(name, place);
-                    if !is_whole {
-                        WHOLE.with_borrow_mut(|whole| whole.push((self.index, keys.len())));
-                    }
                 }
-                visit(tuple, &self.table.deform(tuple))
+                visit(tuple, row)
             });
         }
     }

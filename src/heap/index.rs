@@ -1,12 +1,8 @@
 //! Indexes that are written with a row.
 
+use super::check::{printed, stored};
 use super::{Table, Value, split};
-use pgrx::datum::FromDatum;
 use pgrx::pg_sys;
-
-/// What partial indexes of a table are for, as the server prints it; and which of the rows to be written are of those.
-#[derive(Clone, Copy)]
-pub struct Partial(pub &'static str, pub Belongs);
 
 /// Which rows belong into a partial index.
 #[derive(Clone, Copy)]
@@ -29,38 +25,47 @@ impl Belongs {
     }
 }
 
-/// An index that is open for writing.
-pub(super) struct Index {
-    relation: pg_sys::Relation,
+/// An index that is written with a row, or looked at for that.
+pub(super) struct Written {
+    pub(super) relation: pg_sys::Relation,
     info: *mut pg_sys::IndexInfo,
 }
 
-impl Index {
+impl Written {
     /// # Safety
     /// The index exists, and its table is locked.
-    pub(super) unsafe fn open(id: pg_sys::Oid) -> Self {
+    pub(super) unsafe fn open(id: pg_sys::Oid, lock: pg_sys::LOCKMODE) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
-            let relation = pg_sys::index_open(id, pg_sys::RowExclusiveLock.cast_signed());
+            let relation = pg_sys::index_open(id, lock);
             Self { relation, info: pg_sys::BuildIndexInfo(relation) }
         }
     }
 
     /// What a partial index is for.
-    fn predicate(&self) -> Option<String> {
-        let column = pg_sys::AttrNumber::try_from(pg_sys::Anum_pg_index_indpred).unwrap_or_default();
-        let cache = pg_sys::SysCacheIdentifier::INDEXRELID.cast_signed();
-        let mut is_null = false;
+    pub(super) fn predicate(&self) -> Option<String> {
+        let cache = pg_sys::SysCacheIdentifier::INDEXRELID;
         // SAFETY: an open index, and what the catalog says of it.
         unsafe {
-            let tuple = (*self.relation).rd_indextuple;
-            let stored = pg_sys::SysCacheGetAttr(cache, tuple, column, &raw mut is_null);
-            let table = pg_sys::Datum::from((*(*self.relation).rd_index).indrelid);
-            let print = pg_sys::F_PG_GET_EXPR_PG_NODE_TREE_OID;
-            (!is_null).then(|| {
-                let printed = pg_sys::OidFunctionCall2Coll(print, pg_sys::InvalidOid, stored, table);
-                String::from_datum(printed, false).unwrap_or_default()
-            })
+            let predicate = stored(cache, (*self.relation).rd_indextuple, pg_sys::Anum_pg_index_indpred);
+            printed(predicate, (*(*self.relation).rd_index).indrelid)
+        }
+    }
+
+    /// All of it is columns.
+    pub(super) fn has_no_expressions(&self) -> bool {
+        // SAFETY: what describes an open index.
+        unsafe { (*self.info).ii_Expressions.is_null() }
+    }
+
+    /// By which operators a column of it is compared.
+    pub(super) fn operator_class(&self, number: usize) -> Option<pg_sys::Oid> {
+        let cache = pg_sys::SysCacheIdentifier::INDEXRELID;
+        // SAFETY: an open index, and what the catalog says of it: one for each column.
+        unsafe {
+            let classes = stored(cache, (*self.relation).rd_indextuple, pg_sys::Anum_pg_index_indclass)?;
+            let classes = &*classes.cast_mut_ptr::<pg_sys::oidvector>();
+            classes.values.as_slice(usize::try_from(classes.dim1).ok()?).get(number).copied()
         }
     }
 
@@ -69,12 +74,14 @@ impl Index {
         unsafe { (*self.relation).rd_id }
     }
 
-    /// Nothing has to be evaluated for it but whether it is for a row, where it is `partial`.
+    /// Nothing has to be evaluated for it but whether it is for a row, where it is `partial`. Of other access methods than btree some
+    /// are written also where a new version of a row stays on its page.
     pub(super) fn is_simple(&self, partial: Option<&str>) -> bool {
         // SAFETY: an open index and what describes it.
         unsafe {
             let (info, form) = (&*self.info, &*(*self.relation).rd_index);
-            info.ii_Expressions.is_null()
+            (*(*self.relation).rd_rel).relam == pg_sys::BTREE_AM_OID
+                && self.has_no_expressions()
                 && (info.ii_Predicate.is_null() || self.predicate().as_deref() == partial)
                 && info.ii_ExclusionOps.is_null()
                 && form.indimmediate
@@ -94,7 +101,7 @@ impl Index {
             if !info.ii_ReadyForInserts {
                 return true;
             }
-            if !info.ii_Predicate.is_null() && !table.partial.row(row) {
+            if !info.ii_Predicate.is_null() && !table.shape.partial.is_some_and(|partial| partial.belongs.row(row)) {
                 return true;
             }
             let columns = usize::try_from(info.ii_NumIndexAttrs).unwrap_or_default();
@@ -121,7 +128,7 @@ impl Index {
     }
 }
 
-impl Drop for Index {
+impl Drop for Written {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             // SAFETY: opened above; the lock stays until the end of the transaction.

@@ -24,7 +24,7 @@ pub enum Is {
 }
 
 impl Key {
-    /// Whether a row with these columns has it.
+    /// Whether a row with these columns has it: whatever told that it does.
     ///
     /// # Safety
     /// Columns of a table with one of that type.
@@ -36,9 +36,14 @@ impl Key {
         unsafe {
             match self.1 {
                 Is::Uuid => uuid(value) == uuid(column),
-                Is::Text => text(value).is_some_and(|value| text(column) == Some(value)),
-                Is::Small => i16::from_datum(value, false) == i16::from_datum(column, false),
-                _ => value == column,
+                Is::Text => match (text(value), text(column)) {
+                    (Some(value), Some(column)) => value == column,
+                    // Compressed, or stored elsewhere.
+                    _ => String::from_datum(value, false) == String::from_datum(column, false),
+                },
+                Is::Small => self.1.fits(number::<i16>(value), number::<i16>(column)),
+                Is::Day | Is::DayFrom => self.1.fits(number::<i32>(value), number::<i32>(column)),
+                Is::Big | Is::BigAbove | Is::Moment => self.1.fits(number::<i64>(value), number::<i64>(column)),
             }
         }
     }
@@ -82,7 +87,23 @@ unsafe fn text<'a>(value: pg_sys::Datum) -> Option<&'a [u8]> {
     }
 }
 
+/// # Safety
+/// A value of that type.
+unsafe fn number<T: FromDatum + Into<i64>>(value: pg_sys::Datum) -> Option<i64> {
+    // SAFETY: the caller's promise.
+    unsafe { T::from_datum(value, false) }.map(Into::into)
+}
+
 impl Is {
+    /// Whether a column of that type is what is looked for.
+    fn fits(self, key: Option<i64>, column: Option<i64>) -> bool {
+        key.zip(column).is_some_and(|(key, column)| match self {
+            Self::BigAbove => column > key,
+            Self::DayFrom => column >= key,
+            Self::Uuid | Self::Text | Self::Moment | Self::Small | Self::Big | Self::Day => column == key,
+        })
+    }
+
     pub(super) fn procedure(self) -> pg_sys::RegProcedure {
         match self {
             Self::Uuid => pg_sys::F_UUID_EQ,
@@ -104,5 +125,20 @@ impl Is {
             _ => pg_sys::BTEqualStrategyNumber,
         };
         u16::try_from(strategy).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_column_is_what_is_looked_for_or_beyond_it() {
+        let of = |is: Is| [-8, -7, -6].map(|column| is.fits(Some(-7), Some(column)));
+        for is in [Is::Small, Is::Big, Is::Moment, Is::Day] {
+            assert_eq!(of(is), [false, true, false]);
+        }
+        assert_eq!(of(Is::BigAbove), [false, false, true]);
+        assert_eq!(of(Is::DayFrom), [false, true, true]);
     }
 }

@@ -1,30 +1,40 @@
 //! Rows of our own tables by the server's access methods, where to begin and end a statement costs several times its work.
 //!
-//! Only for tables that need no more than that: ordinary heaps with the columns we know, whose triggers, checks and indexes a
-//! statement would not have to evaluate. [`Table::open`] gives nothing else, so a table to which somebody adds a trigger or an
-//! index on an expression is written by statements again. Columns are numbered from 1, as in the table's definition.
+//! Only for tables that need no more than that: ordinary heaps with exactly the columns and indexes that we know ([`shapes`]), whose
+//! triggers, checks and indexes a statement would not have to evaluate. [`Table::open`] gives nothing else, so a table to which
+//! somebody adds a trigger or an index on an expression is written by statements again. What is known of a table is looked at
+//! again when the server says that something about it changed. Columns are numbered from 1, as in the table's definition.
 
+mod check;
 mod finder;
 mod index;
 mod key;
-mod names;
+mod known;
+mod partition;
 mod places;
 mod queue;
+mod setting;
+pub mod shapes;
 mod sight;
 
 pub use finder::Finder;
-pub use index::{Belongs, Partial};
 pub use key::{Is, Key};
-pub use names::{has_index, watch_invalidations};
+pub use known::watch_invalidations;
 pub use queue::queue;
+pub use setting::define_setting;
 
+use crate::error::Error;
+use crate::raise::or_raise;
 use crate::sql;
+use crate::time::Moment;
+use check::Found;
 use finder::{Purpose, Seen};
-use index::Index;
-use names::{known, relation_id};
+use index::Written;
+use known::{Intent, recall, relation_id};
 use pgrx::pg_sys;
 use places::Place;
 use queue::Turn;
+use shapes::{Index, MOST_INDEXES, Shape};
 use std::cell::OnceCell;
 use std::ops::Deref;
 
@@ -97,7 +107,7 @@ const ATTEMPTS: usize = 4;
 
 /// What came of looking for a row that can be changed.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Found {
+enum Outcome {
     Nothing,
     Changed,
     /// This transaction holds it.
@@ -110,6 +120,11 @@ enum Found {
 pub fn has_one_snapshot() -> bool {
     // SAFETY: reads a global.
     unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ.cast_signed() }
+}
+
+fn is_read_only() -> bool {
+    // SAFETY: looks at the state of the transaction.
+    unsafe { pg_sys::XactReadOnly || pg_sys::IsInParallelMode() }
 }
 
 fn is_serializable() -> bool {
@@ -137,68 +152,77 @@ pub fn look<R>(fresh: bool, look: impl FnOnce() -> Option<R>) -> Option<R> {
     }
 }
 
-/// A table that is open for writing, until the end of the transaction.
+/// A table that is open, and locked until the end of the transaction.
 pub struct Table {
     relation: pg_sys::Relation,
-    /// Which rows belong into its partial indexes.
-    partial: Belongs,
-    /// Once they were needed.
-    indexes: OnceCell<Vec<Index>>,
+    shape: &'static Shape,
+    /// How it is locked.
+    mode: pg_sys::LOCKMODE,
+    /// The indexes of its shape.
+    known: [pg_sys::Oid; MOST_INDEXES],
+    /// All of them, once they were needed.
+    indexes: OnceCell<Vec<Written>>,
     /// How many blocks it had when that was needed: it does not become shorter as long as we have it.
     blocks: OnceCell<u32>,
 }
 
+/// How often a table is opened that others rename meanwhile.
+const RENAMED: usize = 10;
+
 impl Table {
-    /// None where there is no such table with so many columns, or a statement is needed to write it: also in a read-only
-    /// transaction, which must fail, and to change rows in one that has one snapshot, which must fail where a row changed since.
-    pub fn open(name: &str, columns: usize, write: Write) -> Option<Self> {
-        Self::open_with(name, columns, write, None)
-    }
-
-    /// The same for a table with partial indexes, of which all are for the same rows.
-    pub fn open_partial(name: &str, columns: usize, write: Write, partial: Partial) -> Option<Self> {
-        Self::open_with(name, columns, write, Some(partial))
-    }
-
-    fn open_with(name: &str, columns: usize, write: Write, partial: Option<Partial>) -> Option<Self> {
-        // SAFETY: looks at the state of the transaction.
-        let reads_only = unsafe { pg_sys::XactReadOnly || pg_sys::IsInParallelMode() };
-        if reads_only || (has_one_snapshot() && write == Write::Update) {
-            return None;
-        }
-        let id = relation_id(name);
-        if id == pg_sys::InvalidOid {
-            return None;
-        }
-        let mut table = Self::begin(id, pg_sys::RowExclusiveLock);
-        table.partial = partial.map_or(Belongs::No, |partial| partial.1);
-        let is_simple = known((id, write), || table.is_simple(write, partial.map(|partial| partial.0)));
-        (is_simple && table.columns() == columns).then_some(table)
+    /// None where the table is not as its shape says, or a statement is needed to write it: also in a read-only transaction, which
+    /// must fail, and to change rows in one that has one snapshot, which must fail where a row changed since.
+    pub fn open(shape: &'static Shape, write: Write) -> Option<Self> {
+        Self::open_to_write(shape, shape.name, write).map(|(table, _)| table)
     }
 
     /// A table for reading its rows as they are.
-    pub fn open_to_read(name: &str, columns: usize) -> Option<Self> {
-        let id = relation_id(name);
-        if id == pg_sys::InvalidOid {
+    pub fn open_to_read(shape: &'static Shape) -> Option<Self> {
+        Self::open_for(shape, shape.name, Intent::Read).map(|(table, _)| table)
+    }
+
+    /// A partition for inserting what is told by that moment, as its parent would.
+    pub fn open_partition(shape: &'static Shape, name: &str, at: Moment) -> Option<Self> {
+        if !setting::is_on() || is_read_only() {
             return None;
         }
-        let table = Self::begin(id, pg_sys::AccessShareLock);
-        (table.is_heap() && table.columns() == columns).then_some(table)
+        // Locked as by a statement, and first, so that nobody attaches, detaches or watches anything meanwhile.
+        let parent = shape.parent?;
+        let parent = lock(parent, parent.name, pg_sys::RowExclusiveLock.cast_signed())?;
+        let (table, found) = Self::open_to_write(shape, name, Write::Insert)?;
+        found.bounds.is_some_and(|bounds| bounds.parent == parent && bounds.hold(at)).then_some(table)
     }
 
-    /// The same for a partition of a table, whose own triggers and rules count.
-    pub fn open_partition(name: &str, parent: &str, columns: usize, write: Write) -> Option<Self> {
-        let (table, id) = (Self::open(name, columns, write)?, relation_id(parent));
-        let is_unwatched = || known((id, write), || Self::begin(id, pg_sys::AccessShareLock).is_unwatched(write));
-        (id != pg_sys::InvalidOid && table.is_partition() && is_unwatched()).then_some(table)
-    }
-
-    fn begin(id: pg_sys::Oid, lock: u32) -> Self {
-        // SAFETY: the table exists, or the server raises an error.
-        unsafe {
-            let relation = pg_sys::table_open(id, lock.cast_signed());
-            Self { relation, partial: Belongs::No, indexes: OnceCell::new(), blocks: OnceCell::new() }
+    fn open_to_write(shape: &'static Shape, name: &str, write: Write) -> Option<(Self, Found)> {
+        if is_read_only() || (has_one_snapshot() && write == Write::Update) {
+            return None;
         }
+        let intent = match write {
+            Write::Insert => Intent::Insert,
+            Write::Update => Intent::Update,
+        };
+        Self::open_for(shape, name, intent)
+    }
+
+    fn open_for(shape: &'static Shape, name: &str, intent: Intent) -> Option<(Self, Found)> {
+        if !setting::is_on() {
+            return None;
+        }
+        let mode = if intent == Intent::Read { pg_sys::AccessShareLock } else { pg_sys::RowExclusiveLock };
+        let mode = mode.cast_signed();
+        let id = lock(shape, name, mode)?;
+        // SAFETY: it is there, and locked; closed when it is dropped, and by the end of the transaction on errors.
+        let relation = unsafe { pg_sys::table_open(id, pg_sys::NoLock.cast_signed()) };
+        let known = [pg_sys::Oid::INVALID; MOST_INDEXES];
+        let mut table = Self { relation, shape, mode, known, indexes: OnceCell::new(), blocks: OnceCell::new() };
+        let found = recall((shape, id), intent, || check::look(&table, name, intent))?;
+        table.known = found.indexes;
+        Some((table, found))
+    }
+
+    fn index_id(&self, index: &'static Index) -> pg_sys::Oid {
+        let number = self.shape.indexes.iter().position(|known| std::ptr::eq(*known, index));
+        self.known[number.expect("an index of this table")]
     }
 
     /// Whether it is known, without its indexes, that it has no rows for any snapshot that there is by now. A serializable transaction
@@ -207,51 +231,6 @@ impl Table {
         // SAFETY: an open relation.
         !is_serializable()
             && unsafe { pg_sys::RelationGetNumberOfBlocksInFork(self.relation, pg_sys::ForkNumber::MAIN_FORKNUM) == 0 }
-    }
-
-    fn is_simple(&self, write: Write, partial: Option<&str>) -> bool {
-        // SAFETY: an open relation.
-        unsafe {
-            let checks = (*(*self.relation).rd_att).constr.as_ref();
-            let is_unchecked = checks.is_none_or(|c| c.num_check == 0 && !c.has_generated_stored);
-            self.is_heap()
-                && is_unchecked
-                && self.is_unwatched(write)
-                && self.indexes().iter().all(|i| i.is_simple(partial))
-        }
-    }
-
-    fn is_heap(&self) -> bool {
-        // SAFETY: an open relation.
-        let form = unsafe { &*(*self.relation).rd_rel };
-        form.relkind == pg_sys::RELKIND_RELATION.cast_signed() && form.relam == pg_sys::Oid::from(HEAP)
-    }
-
-    /// Neither triggers nor rules for it.
-    fn is_unwatched(&self, write: Write) -> bool {
-        // SAFETY: an open relation.
-        unsafe {
-            (*self.relation).rd_rules.is_null()
-                && (*self.relation).trigdesc.as_ref().is_none_or(|t| match write {
-                    Write::Insert => {
-                        !(t.trig_insert_before_row
-                            || t.trig_insert_after_row
-                            || t.trig_insert_before_statement
-                            || t.trig_insert_after_statement)
-                    }
-                    Write::Update => {
-                        !(t.trig_update_before_row
-                            || t.trig_update_after_row
-                            || t.trig_update_before_statement
-                            || t.trig_update_after_statement)
-                    }
-                })
-        }
-    }
-
-    fn is_partition(&self) -> bool {
-        // SAFETY: an open relation.
-        unsafe { (*(*self.relation).rd_rel).relispartition }
     }
 
     fn descriptor(&self) -> pg_sys::TupleDesc {
@@ -264,12 +243,12 @@ impl Table {
         usize::try_from(unsafe { (*self.descriptor()).natts }).unwrap_or_default()
     }
 
-    fn indexes(&self) -> &[Index] {
+    fn indexes(&self) -> &[Written] {
         // SAFETY: an open relation; the list is ours.
         self.indexes.get_or_init(|| unsafe {
             let list = pg_sys::RelationGetIndexList(self.relation);
             let count = list.as_ref().map_or(0, |l| usize::try_from(l.length).unwrap_or_default());
-            let all = (0..count).map(|n| Index::open((*(*list).elements.add(n)).oid_value)).collect();
+            let all = (0..count).map(|n| Written::open((*(*list).elements.add(n)).oid_value, self.mode)).collect();
             pg_sys::list_free(list);
             all
         })
@@ -299,9 +278,9 @@ impl Table {
     }
 
     /// The same for a row that will be looked for by these keys of a unique index.
-    pub fn insert_as(&self, index: &str, keys: &[Key], row: &[Value]) {
+    pub fn insert_as(&self, index: &'static Index, keys: &[Key], row: &[Value]) {
         let place = self.insert(row);
-        if let Some(name) = Key::name(relation_id(index), keys) {
+        if let Some(name) = Key::name(self.index_id(index), keys) {
             finder::note(name, place);
         }
     }
@@ -312,12 +291,8 @@ impl Table {
     /// A row that turns out to be no news is gone at once also for others who would wait for us, where they are told that it is
     /// only an attempt, as by ON CONFLICT. That takes a lock and a record in the WAL, so it can be left out where no two others
     /// insert the same at this moment: they would wait for each other.
-    pub fn insert_new(&self, unique: &str, row: &[Value], attempt: Attempt) -> bool {
-        let unique = relation_id(unique);
-        // By another name: a statement finds it by its columns.
-        if unique == pg_sys::InvalidOid {
-            return false;
-        }
+    pub fn insert_new(&self, unique: &'static Index, row: &[Value], attempt: Attempt) -> bool {
+        let unique = self.index_id(unique);
         let tuple = self.form(row);
         // Logical decoding passes on what was inserted and deleted again, but not what was only attempted.
         // SAFETY: reads a global.
@@ -357,7 +332,13 @@ impl Table {
 
     /// Changes one row with these keys: `change` gets its columns as they are, and gives those that change, or leaves the row
     /// alone. What it gets is what it changes: where somebody was faster, it is asked again. The snapshot is of this moment.
-    pub fn update_one(&self, index: &str, keys: &[Key], held: Held, change: impl FnMut(&[Value]) -> Change) -> Changed {
+    pub fn update_one(
+        &self,
+        index: &'static Index,
+        keys: &[Key],
+        held: Held,
+        change: impl FnMut(&[Value]) -> Change,
+    ) -> Changed {
         self.update_found(None, index, keys, held, change)
     }
 
@@ -365,7 +346,7 @@ impl Table {
     pub fn update_found<'a>(
         &'a self,
         mut finder: Option<Finder<'a>>,
-        index: &str,
+        index: &'static Index,
         keys: &[Key],
         held: Held,
         mut change: impl FnMut(&[Value]) -> Change,
@@ -382,22 +363,20 @@ impl Table {
         while attempts < ATTEMPTS || matches!(held, Held::Wait(_) | Held::Queue(_)) {
             pgrx::check_for_interrupts!();
             attempts += 1;
-            let mut found = Found::Nothing;
-            let Some(mut finder) = finder.take().or_else(|| self.finder(index, Snapshot::Latest)) else {
-                return Changed::No;
-            };
+            let mut found = Outcome::Nothing;
+            let mut finder = finder.take().unwrap_or_else(|| self.finder(index, Snapshot::Latest));
             finder.show_all();
             // SAFETY: a tuple of this table.
             finder.visit(Purpose::Write, keys, |tuple, row| unsafe {
                 match self.update_row(tuple, row, held, &mut change) {
-                    Found::Nothing => {}
+                    Outcome::Nothing => {}
                     other => found = other,
                 }
-                found != Found::Changed
+                found != Outcome::Changed
             });
             drop(finder);
             match found {
-                Found::Changed => {
+                Outcome::Changed => {
                     // SAFETY: what was changed is seen from now on.
                     unsafe { pg_sys::CommandCounterIncrement() };
                     return turn.map_or(Changed::Yes, |turn| {
@@ -405,14 +384,14 @@ impl Table {
                         Changed::AfterWaiting
                     });
                 }
-                Found::Held(holder) => match (held, &turn) {
+                Outcome::Held(holder) => match (held, &turn) {
                     (Held::Skip | Held::Ours, _) => return Changed::Held,
                     (Held::Wait(number) | Held::Queue(number), None) => turn = Some(Turn::take(self, number)),
                     (Held::Wait(_) | Held::Queue(_), Some(_)) => self.wait_for(holder),
                 },
                 // The next snapshot sees what came of it.
-                Found::Outdated => {}
-                Found::Nothing => return Changed::No,
+                Outcome::Outdated => {}
+                Outcome::Nothing => return Changed::No,
             }
         }
         Changed::Held
@@ -420,7 +399,13 @@ impl Table {
 
     /// Locks the row with these keys, and gives what `read` makes of its columns; None where there is none. Waits in the queue
     /// of that number.
-    pub fn lock_one<T>(&self, index: &str, keys: &[Key], queue: u32, mut read: impl FnMut(&[Value]) -> T) -> Option<T> {
+    pub fn lock_one<T>(
+        &self,
+        index: &'static Index,
+        keys: &[Key],
+        queue: u32,
+        mut read: impl FnMut(&[Value]) -> T,
+    ) -> Option<T> {
         let mut turn: Option<Turn> = None;
         loop {
             let policy = match turn {
@@ -430,7 +415,7 @@ impl Table {
             pgrx::check_for_interrupts!();
             let (mut locked, mut status) = (None, None);
             // SAFETY: a tuple of this table.
-            self.finder(index, Snapshot::Latest)?.visit(Purpose::Write, keys, |tuple, row| unsafe {
+            self.finder(index, Snapshot::Latest).visit(Purpose::Write, keys, |tuple, row| unsafe {
                 let found = self.lock(tuple, policy);
                 locked = (found == pg_sys::TM_Result::TM_Ok).then(|| read(row));
                 status = Some(found);
@@ -485,43 +470,47 @@ impl Table {
         }
     }
 
-    /// Shows the columns of all rows with these keys, and whether another transaction holds the row just now; false where there
-    /// is no such index.
-    pub fn read(&self, index: &str, keys: &[Key], snapshot: Snapshot, mut show: impl FnMut(&[Value], bool)) -> bool {
+    /// Shows the columns of all rows with these keys, and whether another transaction holds the row just now.
+    pub fn read(&self, index: &'static Index, keys: &[Key], snapshot: Snapshot, mut show: impl FnMut(&[Value], bool)) {
         // SAFETY: a tuple of this table.
-        self.visit(index, keys, snapshot, |tuple| unsafe {
-            show(&self.deform(tuple), holder(tuple).is_some());
+        self.visit(index, keys, snapshot, |tuple, row| unsafe {
+            show(row, holder(tuple).is_some());
             true
-        })
+        });
     }
 
-    /// Shows the columns of rows with these keys, in the order of the index, as long as `show` says so; false where there is no
-    /// such index.
-    pub fn read_while(&self, index: &str, keys: &[Key], at: Snapshot, mut show: impl FnMut(&[Value]) -> bool) -> bool {
-        // SAFETY: a tuple of this table.
-        self.visit(index, keys, at, |tuple| unsafe { show(&self.deform(tuple)) })
+    /// Shows the columns of rows with these keys, in the order of the index, as long as `show` says so.
+    pub fn read_while(
+        &self,
+        index: &'static Index,
+        keys: &[Key],
+        at: Snapshot,
+        mut show: impl FnMut(&[Value]) -> bool,
+    ) {
+        self.visit(index, keys, at, |_, row| show(row));
     }
 
-    /// Goes over the rows with these keys as long as `visit` says so; false where there is no such index.
-    fn visit(&self, index: &str, keys: &[Key], at: Snapshot, mut visit: impl FnMut(pg_sys::HeapTuple) -> bool) -> bool {
-        let index = relation_id(index);
-        if index == pg_sys::InvalidOid {
-            return false;
-        }
+    /// Goes over the rows with these keys as long as `visit` says so.
+    fn visit(
+        &self,
+        index: &'static Index,
+        keys: &[Key],
+        at: Snapshot,
+        mut visit: impl FnMut(pg_sys::HeapTuple, &[Value]) -> bool,
+    ) {
         let snapshot = Seen::new(at);
         // SAFETY: an index of this table.
-        unsafe { self.scan(index, keys, &snapshot, |tuple, _| visit(tuple)) };
-        true
+        unsafe { self.scan(self.index_id(index), keys, &snapshot, |tuple, row, _| visit(tuple, row)) };
     }
 
-    /// For looking at single rows by a unique index; None where there is no such index.
-    pub fn finder(&self, index: &str, at: Snapshot) -> Option<Finder<'_>> {
-        let index = relation_id(index);
-        (index != pg_sys::InvalidOid).then(|| Finder::new(self, index, Seen::new(at)))
+    /// For looking at single rows by a unique index.
+    pub fn finder(&self, index: &'static Index, at: Snapshot) -> Finder<'_> {
+        Finder::new(self, index, Seen::new(at))
     }
 
-    /// Goes over the rows with these keys as long as `visit` says so; shows also the place by which the index knows it of the one row
-    /// that can have them.
+    /// Goes over the rows with these keys as long as `visit` says so; shows also the place by which the index knows each.
+    ///
+    /// An index that leads to another row is not believed: a row is what it says itself.
     ///
     /// # Safety
     /// An index of this table with columns for all keys.
@@ -530,14 +519,13 @@ impl Table {
         index: pg_sys::Oid,
         keys: &[Key],
         snapshot: &Seen,
-        mut visit: impl FnMut(pg_sys::HeapTuple, Option<Place>) -> bool,
+        mut visit: impl FnMut(pg_sys::HeapTuple, &[Value], Place) -> bool,
     ) {
         // SAFETY: an open relation and an index of it; what is begun is ended, and by the end of the transaction on errors.
         unsafe {
             let index = pg_sys::index_open(index, pg_sys::AccessShareLock.cast_signed());
             let form = &*(*index).rd_index;
             let columns = form.indkey.values.as_slice(usize::try_from(form.indnatts).unwrap_or_default());
-            let is_whole = form.indisunique && usize::try_from(form.indnkeyatts) == Ok(keys.len());
             let of_index = |column: i16| columns.iter().zip(1..).find(|(c, _)| **c == column).map_or(0, |(_, n)| n);
             let mut scan_keys: Vec<pg_sys::ScanKeyData> = Vec::with_capacity(keys.len());
             for Key(column, is, value) in keys {
@@ -564,7 +552,11 @@ impl Table {
                 }
                 let mut is_copy = false;
                 let tuple = pg_sys::ExecFetchSlotHeapTuple(slot, false, &raw mut is_copy);
-                if !visit(tuple, is_whole.then_some(Place::new(block, number))) {
+                let row = self.deform(tuple);
+                if !keys.iter().all(|key| key.is_of(&row)) {
+                    or_raise::<()>(Err(Error::corrupt_index(self.shape.name)));
+                }
+                if !visit(tuple, &row, Place::new(block, number)) {
                     break;
                 }
             }
@@ -596,25 +588,25 @@ impl Table {
         row: &[Value],
         held: Held,
         change: &mut impl FnMut(&[Value]) -> Change,
-    ) -> Found {
+    ) -> Outcome {
         // SAFETY: the caller's promise.
         unsafe {
             if let Some(holder) = holder(tuple) {
-                return Found::Held(holder);
+                return Outcome::Held(holder);
             }
             let found = self.update(tuple, row, held == Held::Ours, change);
             let is_many = u32::from((*(*tuple).t_data).t_infomask) & pg_sys::HEAP_XMAX_IS_MULTI != 0;
             match (found, held) {
-                (Found::Held(holder), _) if !is_many && pg_sys::TransactionIdIsCurrentTransactionId(holder) => {
+                (Outcome::Held(holder), _) if !is_many && pg_sys::TransactionIdIsCurrentTransactionId(holder) => {
                     self.update(tuple, row, true, change)
                 }
                 // Held by several, ourselves among them perhaps: the server knows.
-                (Found::Held(_), Held::Wait(_) | Held::Queue(_)) if is_many => {
+                (Outcome::Held(_), Held::Wait(_) | Held::Queue(_)) if is_many => {
                     let status = self.lock(tuple, pg_sys::LockWaitPolicy::LockWaitBlock);
                     if status == pg_sys::TM_Result::TM_Ok {
                         self.update(tuple, row, true, change)
                     } else {
-                        Found::Outdated
+                        Outcome::Outdated
                     }
                 }
                 (found, _) => found,
@@ -632,10 +624,10 @@ impl Table {
         row: &[Value],
         is_ours: bool,
         change: &mut impl FnMut(&[Value]) -> Change,
-    ) -> Found {
+    ) -> Outcome {
         // SAFETY: the caller's promise; the new tuple has as many columns.
         unsafe {
-            let Some(changed) = change(row) else { return Found::Nothing };
+            let Some(changed) = change(row) else { return Outcome::Nothing };
             let mut row = row.to_vec();
             for (column, value) in changed {
                 row[column - 1] = value;
@@ -643,12 +635,12 @@ impl Table {
             let new = self.form(&row);
             let (status, holder) = replace(self.relation, &raw mut (*tuple).t_self, new, is_ours);
             let found = match status {
-                pg_sys::TM_Result::TM_Ok => Found::Changed,
-                pg_sys::TM_Result::TM_BeingModified => Found::Held(holder),
-                _ => Found::Outdated,
+                pg_sys::TM_Result::TM_Ok => Outcome::Changed,
+                pg_sys::TM_Result::TM_BeingModified => Outcome::Held(holder),
+                _ => Outcome::Outdated,
             };
             let is_heap_only = u32::from((*(*new).t_data).t_infomask2) & pg_sys::HEAP_ONLY_TUPLE != 0;
-            if found == Found::Changed && !is_heap_only {
+            if found == Outcome::Changed && !is_heap_only {
                 for index in self.indexes() {
                     index.insert(self, new, &row, false);
                 }
@@ -657,6 +649,22 @@ impl Table {
             found
         }
     }
+}
+
+/// Locks a table until the end of the transaction; None where there is none of that name.
+fn lock(shape: &'static Shape, name: &str, mode: pg_sys::LOCKMODE) -> Option<pg_sys::Oid> {
+    for _ in 0..RENAMED {
+        let id = relation_id(shape, name)?;
+        // SAFETY: one that is gone can be locked all the same.
+        unsafe { pg_sys::LockRelationOid(id, mode) };
+        // With the lock comes what others did until then: it may be gone, or called something else.
+        if relation_id(shape, name) == Some(id) {
+            return Some(id);
+        }
+        // SAFETY: locked above.
+        unsafe { pg_sys::UnlockRelationOid(id, mode) };
+    }
+    None
 }
 
 /// The columns of a row.

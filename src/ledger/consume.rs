@@ -10,7 +10,7 @@ use crate::arguments::{self, optional_uuid, positive, required, required_uuid};
 use crate::catalog::{self, cache};
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::heap::{Attempt, Changed, Finder, Held, Snapshot, Table};
+use crate::heap::{Attempt, Changed, Finder, Held, Snapshot, Table, shapes};
 use crate::json::Jsonb;
 use crate::ledger::batch::{self, Item};
 use crate::ledger::call::Answer;
@@ -372,7 +372,7 @@ fn burn_split(table: &Table, asked: &Asked<'_>, (unit, credits, now): (&str, i64
     let mine = i16::try_from(unsafe { pg_sys::MyProcPid } % i32::from(lanes::MOST)).unwrap_or_default() + 1;
     let mut waited = false;
     for _ in 0..LOOKS {
-        let mut finder = table.finder(rows::KEY, Snapshot::Latest)?;
+        let mut finder = table.finder(&shapes::LANES_KEY, Snapshot::Latest);
         let mut seen = rows::glance(&mut finder, asked.org_id, unit, clock::now())?;
         let mut finder = Some(finder);
         if seen.lanes <= 1 {
@@ -435,7 +435,7 @@ fn burn_lane<'a>(
 ) -> Tried {
     let mut burned = None;
     let mut is_split = false;
-    let changed = table.update_found(seen, rows::KEY, &rows::key(asked.org_id, unit, lane), how, |row| {
+    let changed = table.update_found(seen, &shapes::LANES_KEY, &rows::key(asked.org_id, unit, lane), how, |row| {
         is_split = rows::lanes(row) > 1;
         if is_split {
             return None;

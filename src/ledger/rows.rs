@@ -1,8 +1,6 @@
 //! Lanes and entries by the server's access methods (`heap`): what the shortest calls look at and write.
 
-use crate::heap::{
-    self, Attempt, Belongs, Changed, Finder, Held, Is, Key, Partial, Snapshot, Table, Value, Write, has_index,
-};
+use crate::heap::{self, Attempt, Changed, Finder, Held, Is, Key, Snapshot, Table, Value, Write, shapes};
 use crate::json::Jsonb;
 use crate::ledger::chain::{self, Position};
 use crate::ledger::lanes::View;
@@ -15,7 +13,7 @@ use crate::usage::recent::Recent;
 use pgrx::datum::FromDatum;
 use uuid::Uuid;
 
-/// Columns of `lanes`, and how many there are.
+/// Columns of `lanes`.
 pub mod column {
     #![allow(missing_docs)]
     pub const ORG_ID: i16 = 1;
@@ -39,11 +37,6 @@ pub mod column {
     pub const LANES: usize = 20;
     pub const ALERT_BASE: usize = 21;
     pub const RECENT: usize = 22;
-    pub const COUNT: usize = 22;
-    /// Of `ledger`.
-    pub const LEDGER: usize = 23;
-    /// Of `holds`.
-    pub const HOLDS: usize = 17;
 }
 
 /// Columns of `ledger`, of which 2 is the entry's number.
@@ -54,7 +47,6 @@ pub mod entry {
     pub const BALANCE_AFTER: usize = 4;
     pub const CREATED_AT: usize = 5;
     pub const QUANTITY: usize = 7;
-    pub const REQUEST_ID: usize = 8;
     pub const KEY_UUID: usize = 9;
     pub const MEMBER_ID: usize = 10;
     pub const OPERATION_ID: usize = 11;
@@ -67,12 +59,9 @@ pub mod entry {
     pub const RESULT: usize = 22;
 }
 
-/// The index by which lanes are found.
-pub const KEY: &str = "lanes_pkey";
-
 /// The lanes, for changing one; None where that takes a statement.
 pub fn open() -> Option<Table> {
-    Table::open("lanes", column::COUNT, Write::Update).filter(|_| has_index(KEY))
+    Table::open(&shapes::LANES, Write::Update)
 }
 
 /// The key of a lane.
@@ -146,17 +135,20 @@ pub fn json(row: &[Value], column: usize) -> Option<String> {
 /// Whether an org has any wallet; None where that takes a statement.
 pub fn has_wallet(org_id: Uuid) -> Option<bool> {
     heap::look(true, || {
-        let lanes = Table::open_to_read("lanes", column::COUNT)?;
+        let lanes = Table::open_to_read(&shapes::LANES)?;
         let mut is_there = false;
         // Most have this one.
-        lanes.finder(KEY, Snapshot::Callers)?.read(&key(org_id, units::CREDIT, 0), |_, _| is_there = true);
-        let of_org = [Key(column::ORG_ID, Is::Uuid, org_id.to_sql())];
-        let is_known = is_there
-            || lanes.read_while(KEY, &of_org, Snapshot::Callers, |_| {
+        let mut finder = lanes.finder(&shapes::LANES_KEY, Snapshot::Callers);
+        finder.read(&key(org_id, units::CREDIT, 0), |_, _| is_there = true);
+        drop(finder);
+        if !is_there {
+            let of_org = [Key(column::ORG_ID, Is::Uuid, org_id.to_sql())];
+            lanes.read_while(&shapes::LANES_KEY, &of_org, Snapshot::Callers, |_| {
                 is_there = true;
                 false
             });
-        is_known.then_some(is_there)
+        }
+        Some(is_there)
     })
 }
 
@@ -165,29 +157,25 @@ pub fn numbered(org_id: Uuid, id: i64) -> [Key; 2] {
     [Key(column::ORG_ID, Is::Uuid, org_id.to_sql()), Key(2, Is::Big, id.to_sql())]
 }
 
-/// By which holds are found.
-const HOLD_KEY: &str = "holds_pkey";
-
 /// Shows a hold; false where that takes a statement.
 pub fn read_hold(org_id: Uuid, hold_id: i64, mut show: impl FnMut(&[Value])) -> bool {
-    let holds = Table::open_to_read("holds", column::HOLDS);
-    let finder = holds.as_ref().and_then(|holds| holds.finder(HOLD_KEY, Snapshot::Latest));
-    let Some(mut finder) = finder else { return false };
+    let Some(holds) = Table::open_to_read(&shapes::HOLDS) else { return false };
+    let mut finder = holds.finder(&shapes::HOLDS_KEY, Snapshot::Latest);
     finder.read(&numbered(org_id, hold_id), |row, _| show(row));
     true
 }
 
 /// Writes a hold; false where that takes a statement.
-pub fn make_hold(org_id: Uuid, hold_id: i64, row: &[Value; column::HOLDS]) -> bool {
-    let Some(holds) = Table::open("holds", column::HOLDS, Write::Insert) else { return false };
-    holds.insert_as(HOLD_KEY, &numbered(org_id, hold_id), row);
+pub fn make_hold(org_id: Uuid, hold_id: i64, row: &[Value]) -> bool {
+    let Some(holds) = Table::open(&shapes::HOLDS, Write::Insert) else { return false };
+    holds.insert_as(&shapes::HOLDS_KEY, &numbered(org_id, hold_id), row);
     true
 }
 
 /// Closes an open hold; false where that takes a statement, or it is not open. The wallet is locked.
 pub fn close_hold(org_id: Uuid, hold_id: i64, status: &str, now: Moment, operation_id: i64) -> bool {
-    let Some(holds) = Table::open("holds", column::HOLDS, Write::Update) else { return false };
-    let closed = holds.update_one(HOLD_KEY, &numbered(org_id, hold_id), Held::Ours, |row| {
+    let Some(holds) = Table::open(&shapes::HOLDS, Write::Update) else { return false };
+    let closed = holds.update_one(&shapes::HOLDS_KEY, &numbered(org_id, hold_id), Held::Ours, |row| {
         (text(row, 13)? == "open").then(|| vec![(13, status.to_sql()), (8, now.to_sql()), (9, operation_id.to_sql())])
     });
     closed == Changed::Yes
@@ -198,13 +186,13 @@ const REQUEST_COLUMN: i16 = 8;
 
 /// The entry that took a key, if there is one.
 pub fn find_request(org_id: Uuid, request_id: i64) -> Result<Option<Replay>, NeedsStatement> {
-    let entries = Table::open_to_read("ledger", column::LEDGER).ok_or(NeedsStatement)?;
+    let entries = Table::open_to_read(&shapes::LEDGER).ok_or(NeedsStatement)?;
     let key = [Key(column::ORG_ID, Is::Uuid, org_id.to_sql()), Key(REQUEST_COLUMN, Is::Big, request_id.to_sql())];
     let mut found = None;
-    let is_known = entries.read("ledger_request", &key, Snapshot::Latest, |row, _| {
+    entries.read(&shapes::LEDGER_REQUEST, &key, Snapshot::Latest, |row, _| {
         found = replay(row);
     });
-    if is_known { Ok(found) } else { Err(NeedsStatement) }
+    Ok(found)
 }
 
 fn replay(row: &[Value]) -> Option<Replay> {
@@ -282,7 +270,9 @@ pub fn stored_key(key: Option<&str>) -> (Option<Uuid>, Option<&str>) {
 /// Locks a wallet: its lane 0, if there is one.
 pub fn lock(org_id: Uuid, unit: &str) -> Result<Option<Lane>, NeedsStatement> {
     let lanes = open().ok_or(NeedsStatement)?;
-    Ok(lanes.lock_one(KEY, &key(org_id, unit, 0), queue(org_id, unit, 0), |row| lane(row, org_id, unit)).flatten())
+    Ok(lanes
+        .lock_one(&shapes::LANES_KEY, &key(org_id, unit, 0), queue(org_id, unit, 0), |row| lane(row, org_id, unit))
+        .flatten())
 }
 
 /// Locks all wallets of an org, in the one order.
@@ -290,7 +280,7 @@ pub fn lock_org(org_id: Uuid) -> Result<Vec<Lane>, NeedsStatement> {
     let lanes = open().ok_or(NeedsStatement)?;
     let mut units = Vec::new();
     let of_org = [Key(column::ORG_ID, Is::Uuid, org_id.to_sql())];
-    let _is_known = lanes.read(KEY, &of_org, Snapshot::Latest, |row, _| {
+    lanes.read(&shapes::LANES_KEY, &of_org, Snapshot::Latest, |row, _| {
         units.extend(text(row, 12).filter(|_| small(row, LANE_COLUMN) == Some(0)));
     });
     let lock = |unit: &String| lock(org_id, unit).transpose();
@@ -335,7 +325,7 @@ pub fn recent(row: &[Value], last_entry_id: i64) -> Option<Recent> {
 /// Lets a lane that is locked know it.
 pub fn keep_recent(org_id: Uuid, unit: &str, recent: &Recent) {
     if let Some(table) = open() {
-        let _changed = table.update_one(KEY, &key(org_id, unit, 0), Held::Ours, |_| {
+        let _changed = table.update_one(&shapes::LANES_KEY, &key(org_id, unit, 0), Held::Ours, |_| {
             Some(vec![(column::RECENT, recent.encode().as_deref().to_sql())])
         });
     }
@@ -344,7 +334,7 @@ pub fn keep_recent(org_id: Uuid, unit: &str, recent: &Recent) {
 /// Writes a lane that is locked; false where that takes a statement.
 pub fn save(lane: &Lane, recent: Option<&[u8]>) -> bool {
     let Some(table) = open() else { return false };
-    let changed = table.update_one(KEY, &key(lane.org_id, &lane.unit, lane.lane), Held::Ours, |_| {
+    let changed = table.update_one(&shapes::LANES_KEY, &key(lane.org_id, &lane.unit, lane.lane), Held::Ours, |_| {
         Some(vec![
             (column::FRESH_UNTIL, lane.fresh_until.to_sql()),
             (column::HOLDS_DUE, lane.holds_due.to_sql()),
@@ -397,7 +387,7 @@ impl EntryRow<'_> {
     /// Inserts it; false where its key is taken, or may be.
     pub fn insert(&self, entries: &Table, attempt: Attempt) -> bool {
         let (key_uuid, key_text) = stored_key(self.key);
-        let row: [Value; column::LEDGER] = [
+        let row = [
             self.org_id.to_sql(),
             self.position.entry_id.to_sql(),
             self.amount.to_sql(),
@@ -426,14 +416,13 @@ impl EntryRow<'_> {
             entries.insert(&row);
             return true;
         }
-        entries.insert_new("ledger_request", &row, attempt)
+        entries.insert_new(&shapes::LEDGER_REQUEST, &row, attempt)
     }
 }
 
 /// The ledger, for entries to be inserted; None where that takes a statement.
 pub fn open_entries() -> Option<Table> {
-    let keyed = Partial("(request_id IS NOT NULL)", Belongs::Having(entry::REQUEST_ID));
-    Table::open_partial("ledger", column::LEDGER, Write::Insert, keyed)
+    Table::open(&shapes::LEDGER, Write::Insert)
 }
 
 /// Into how many lanes the wallet is split, as its lane 0 tells.
@@ -500,4 +489,57 @@ pub fn glance(lanes: &mut Finder<'_>, org_id: Uuid, unit: &str, now: Moment) -> 
         seen.view.lanes.push(slice);
     }
     Some(seen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::heap::shapes;
+
+    #[test]
+    fn columns_are_counted_as_they_stand() {
+        shapes::LANES.assert_numbers(&[
+            (column::ORG_ID.unsigned_abs().into(), "org_id"),
+            (column::FRESH_UNTIL, "fresh_until"),
+            (column::HOLDS_DUE, "holds_due"),
+            (column::RESERVED, "reserved"),
+            (column::LOCKED, "locked"),
+            (column::PURCHASED, "purchased"),
+            (column::SCOPED, "scoped"),
+            (column::FUTURE, "future"),
+            (column::SLICE_GRANT, "slice_grant"),
+            (column::LANE.unsigned_abs().into(), "lane"),
+            (column::UNIT.unsigned_abs().into(), "unit"),
+            (column::FAST_UNTIL, "fast_until"),
+            (column::LAST_ENTRY_ID, "last_entry_id"),
+            (column::BALANCE, "balance"),
+            (column::SLICE_CREDITS, "slice_credits"),
+            (column::CONSUMED, "consumed"),
+            (column::HEAD, "head"),
+            (column::ALERT_BELOW, "alert_below"),
+            (column::LANES, "lanes"),
+            (column::ALERT_BASE, "alert_base"),
+            (column::RECENT, "recent"),
+            (LANE_COLUMN, "lane"),
+        ]);
+        shapes::LEDGER.assert_numbers(&[
+            (entry::ENTRY_ID, "entry_id"),
+            (entry::AMOUNT, "amount"),
+            (entry::BALANCE_AFTER, "balance_after"),
+            (entry::CREATED_AT, "created_at"),
+            (entry::QUANTITY, "quantity"),
+            (entry::KEY_UUID, "key_uuid"),
+            (entry::MEMBER_ID, "member_id"),
+            (entry::OPERATION_ID, "operation_id"),
+            (entry::REQUEST_HASH, "request_hash"),
+            (entry::KIND, "kind"),
+            (entry::METRIC, "metric"),
+            (entry::SOURCE, "source"),
+            (entry::KEY_TEXT, "key_text"),
+            (entry::METADATA, "metadata"),
+            (entry::RESULT, "result"),
+            (REQUEST_COLUMN.unsigned_abs().into(), "request_id"),
+        ]);
+        shapes::HOLDS.assert_numbers(&[(2, "hold_id"), (8, "closed_at"), (9, "closed_by"), (13, "status")]);
+    }
 }

@@ -5,8 +5,8 @@ use crate::arguments::{positive, required, required_uuid, unit};
 use crate::catalog::{self, cache};
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::heap::{Snapshot, Table};
-use crate::ledger::rows::{self, column};
+use crate::heap::{Snapshot, Table, shapes};
+use crate::ledger::rows;
 use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
 use crate::payments::store as payments;
@@ -96,10 +96,9 @@ pub fn wallet_status(db: &Db, org_id: Uuid, unit: &str, locked: bool) -> Result<
 
 /// What the org can spend now, on a metric where one is named.
 pub fn spendable(db: &Db, org_id: Uuid, unit: &str, metric: Option<&str>) -> Result<i64> {
-    if let Some(lanes) = Table::open_to_read("lanes", column::COUNT) {
+    if let Some(lanes) = Table::open_to_read(&shapes::LANES) {
         let now = clock::now();
-        let finder = lanes.finder(rows::KEY, Snapshot::Callers);
-        match finder.and_then(|mut lanes| rows::glance(&mut lanes, org_id, unit, now)) {
+        match rows::glance(&mut lanes.finder(&shapes::LANES_KEY, Snapshot::Callers), org_id, unit, now) {
             Some(seen) if now < seen.fast_until => return Ok(seen.total),
             _ => {}
         }

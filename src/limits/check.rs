@@ -6,7 +6,7 @@ use crate::catalog::cache;
 use crate::catalog::plan::Limit;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::heap::{Is, Key, Snapshot, Table};
+use crate::heap::{Is, Key, Snapshot, Table, shapes};
 use crate::ledger::totals;
 use crate::limits::caps;
 use crate::limits::standing::Reader;
@@ -35,18 +35,16 @@ receipt! {
     }
 }
 
-/// Columns of `freezes`.
-const FREEZES: usize = 3;
-
 /// Whether somebody, or a score, has frozen the org.
 fn is_frozen(db: &Db, org_id: Uuid) -> bool {
     let by_rows = || {
-        let freezes = Table::open_to_read("freezes", FREEZES)?;
+        let freezes = Table::open_to_read(&shapes::FREEZES)?;
         let mut is_frozen = false;
-        let key = [Key(1, Is::Uuid, org_id.to_sql())];
-        let is_known =
-            freezes.is_empty() || freezes.read("freezes_pkey", &key, Snapshot::Callers, |_, _| is_frozen = true);
-        is_known.then_some(is_frozen)
+        if !freezes.is_empty() {
+            let key = [Key(1, Is::Uuid, org_id.to_sql())];
+            freezes.read(&shapes::FREEZES_KEY, &key, Snapshot::Callers, |_, _| is_frozen = true);
+        }
+        Some(is_frozen)
     };
     by_rows().unwrap_or_else(|| db.read(&FROZEN, args![org_id]).count() > 0)
 }

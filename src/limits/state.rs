@@ -1,6 +1,6 @@
 //! What is recorded of an org and not settled, what it has not paid, and its counters: what every look at where it stands begins with.
 
-use crate::heap::{self, Is, Key, Snapshot, Table, Value};
+use crate::heap::{self, Is, Key, Snapshot, Table, Value, shapes};
 use crate::ledger::rows::{number, text};
 use crate::plans::period::Span;
 use crate::sql::{At, Db, ToSql};
@@ -98,22 +98,24 @@ fn by_statement(db: &Db, org_id: Uuid, names: &[(String, Moment)], fresh: bool) 
 fn by_rows(org_id: Uuid, names: &[(String, Moment)]) -> Option<State> {
     let of_org = || Key(1, Is::Uuid, org_id.to_sql());
     let mut state = State::default();
-    let recorded = Table::open_to_read("unsettled_usage", unsettled::COUNT)?;
-    let mut is_known = recorded.is_empty()
-        || recorded.read("unsettled_usage_pkey", &[of_org()], Snapshot::Callers, |row, _| {
+    let recorded = Table::open_to_read(&shapes::UNSETTLED_USAGE)?;
+    if !recorded.is_empty() {
+        recorded.read(&shapes::UNSETTLED_USAGE_KEY, &[of_org()], Snapshot::Callers, |row, _| {
             state.pending.extend(pending(row));
         });
-    let unpaid = Table::open_to_read("unpaid_overage", 5)?;
-    is_known &= unpaid.is_empty()
-        || unpaid.read("unpaid_overage_pkey", &[of_org()], Snapshot::Callers, |row, _| {
+    }
+    let unpaid = Table::open_to_read(&shapes::UNPAID_OVERAGE)?;
+    if !unpaid.is_empty() {
+        unpaid.read(&shapes::UNPAID_OVERAGE_KEY, &[of_org()], Snapshot::Callers, |row, _| {
             if let Some((unit, credits)) = text(row, 2).zip(number(row, 5)) {
                 state.owes(unit, credits);
             }
         });
+    }
     for counter in counters::look(org_id, names)? {
         state.counters.insert((counter.metric.clone(), counter.span.start), Some(counter));
     }
-    is_known.then_some(state)
+    Some(state)
 }
 
 fn pending(row: &[Value]) -> Option<Pending> {

@@ -3,7 +3,7 @@
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::plan::Limit;
 use crate::error::Result;
-use crate::heap::{self, Is, Key, Snapshot, Table, Value};
+use crate::heap::{self, Is, Key, Snapshot, Table, Value, shapes};
 use crate::ledger::rows::{flag, number, text};
 use crate::plans::period::{Override, Stretch, Timeline};
 use crate::sql::{At, Db, Row, ToSql};
@@ -151,7 +151,7 @@ fn by_statement(db: &Db, org_id: Uuid, fresh: bool) -> Vec<StretchRow> {
     rows.iter().map(row).collect()
 }
 
-/// Columns of `subscriptions`, and how many there are.
+/// Columns of `subscriptions`.
 mod column {
     pub const STARTS_AT: usize = 2;
     pub const ENDS_AT: usize = 3;
@@ -162,19 +162,18 @@ mod column {
     pub const CANCEL_AT_PERIOD_END: usize = 9;
     pub const PROVIDER: usize = 15;
     pub const PROVIDER_SUBSCRIPTION: usize = 16;
-    pub const COUNT: usize = 16;
 }
 
 /// The same without a statement; None where that takes one.
 fn by_rows(org_id: Uuid, fresh: bool) -> Option<Vec<StretchRow>> {
     heap::look(fresh, || {
-        let subscriptions = Table::open_to_read("subscriptions", column::COUNT)?;
+        let subscriptions = Table::open_to_read(&shapes::SUBSCRIPTIONS)?;
         let of_org = [Key(1, Is::Uuid, org_id.to_sql())];
         let mut found = Vec::new();
-        let is_known = subscriptions.read("subscriptions_pkey", &of_org, Snapshot::Callers, |row, _| {
+        subscriptions.read(&shapes::SUBSCRIPTIONS_KEY, &of_org, Snapshot::Callers, |row, _| {
             found.push(stretch(org_id, row));
         });
-        let mut found = found.into_iter().collect::<Option<Vec<_>>>().filter(|_| is_known)?;
+        let mut found = found.into_iter().collect::<Option<Vec<_>>>()?;
         found.sort_by_key(|row| row.starts_at);
         Some(found)
     })
@@ -208,14 +207,14 @@ fn waits_for_money(
 ) -> Option<bool> {
     const PAID_UNTIL: usize = 7;
     let Some(subscription) = subscription else { return Some(true) };
-    let collected = Table::open_to_read("provider_subscriptions", 9)?;
+    let collected = Table::open_to_read(&shapes::PROVIDER_SUBSCRIPTIONS)?;
     let key = [
         Key(1, Is::Uuid, org_id.to_sql()),
         Key(2, Is::Text, provider.to_sql()),
         Key(3, Is::Text, subscription.to_sql()),
     ];
     let mut paid_until = None;
-    let mut finder = collected.finder("provider_subscriptions_pkey", Snapshot::Callers)?;
+    let mut finder = collected.finder(&shapes::PROVIDER_SUBSCRIPTIONS_KEY, Snapshot::Callers);
     finder.read(&key, |row, _| paid_until = number(row, PAID_UNTIL));
     drop(finder);
     Some(paid_until.is_none_or(|at| next_period_at >= at.saturating_sub(GRACE)))
@@ -365,5 +364,26 @@ pub fn set_own_terms(db: &Db, org_id: Uuid, metric: &str, own: Override) {
         db.write(&CLEAR_OWN_TERMS, args![org_id, metric]);
     } else {
         db.write(&SAVE_OWN_TERMS, args![org_id, metric, own.allowance, own.limit.map(Limit::name)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::column;
+    use crate::heap::shapes;
+
+    #[test]
+    fn columns_are_counted_as_they_stand() {
+        shapes::SUBSCRIPTIONS.assert_numbers(&[
+            (column::STARTS_AT, "starts_at"),
+            (column::ENDS_AT, "ends_at"),
+            (column::ANCHOR, "anchor"),
+            (column::NEXT_PERIOD_AT, "next_period_at"),
+            (column::PLAN, "plan"),
+            (column::PENDING_PLAN, "pending_plan"),
+            (column::CANCEL_AT_PERIOD_END, "cancel_at_period_end"),
+            (column::PROVIDER, "provider"),
+            (column::PROVIDER_SUBSCRIPTION, "provider_subscription"),
+        ]);
     }
 }

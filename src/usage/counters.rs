@@ -6,7 +6,7 @@ use crate::catalog;
 use crate::catalog::cache::Metric;
 use crate::catalog::price::Price;
 use crate::error::{Error, Result};
-use crate::heap::{self, Attempt, Belongs, Changed, Held, Is, Key, Partial, Snapshot, Table, Value, Write};
+use crate::heap::{self, Attempt, Changed, Held, Is, Key, Snapshot, Table, Value, Write, shapes};
 use crate::ledger::rows::number;
 use crate::plans::period::{Span, Terms, Timeline};
 use crate::plans::store as plans;
@@ -134,7 +134,7 @@ fn lock_by_statement(db: &Db, names: &[&(Uuid, String, Span)]) -> BTreeMap<Name,
     read()
 }
 
-/// Columns of `period_usage`, and how many there are.
+/// Columns of `period_usage`.
 mod column {
     pub const PERIOD_START: usize = 3;
     pub const QUANTITY: usize = 4;
@@ -145,17 +145,11 @@ mod column {
     pub const LEVEL: usize = 9;
     pub const LEVEL_AT: usize = 10;
     pub const PERIOD_END: usize = 12;
-    pub const COUNT: usize = 12;
 }
 
 /// The counters without levels, of which none belongs into the index of those.
 fn open(write: Write) -> Option<Table> {
-    Table::open_partial(
-        "period_usage",
-        column::COUNT,
-        write,
-        Partial("((level IS NOT NULL) AND (NOT carried))", Belongs::No),
-    )
+    Table::open(&shapes::PERIOD_USAGE, write)
 }
 
 fn key(org_id: Uuid, metric: &str, start: Moment) -> [Key; 3] {
@@ -186,11 +180,11 @@ fn lock_row((org_id, metric, span): &(Uuid, String, Span)) -> Option<Counter> {
     let queue = heap::queue((org_id, metric, span.start));
     // Those with a level are for statements.
     let read = |row: &[Value]| of_row(*org_id, metric, row).filter(|counter| counter.level.is_none());
-    if let Some(found) = open(Write::Update)?.lock_one("period_usage_pkey", &key, queue, read) {
+    if let Some(found) = open(Write::Update)?.lock_one(&shapes::PERIOD_USAGE_KEY, &key, queue, read) {
         return found;
     }
     let zero = || 0_i64.to_sql();
-    let row: [Value; column::COUNT] = [
+    let row = [
         org_id.to_sql(),
         metric.to_sql(),
         span.start.to_sql(),
@@ -204,7 +198,7 @@ fn lock_row((org_id, metric, span): &(Uuid, String, Span)) -> Option<Counter> {
         false.to_sql(),
         span.end.to_sql(),
     ];
-    let is_new = open(Write::Insert)?.insert_new("period_usage_pkey", &row, Attempt::Told);
+    let is_new = open(Write::Insert)?.insert_new(&shapes::PERIOD_USAGE_KEY, &row, Attempt::Told);
     is_new.then(|| Counter::new(*org_id, metric, *span))
 }
 
@@ -212,7 +206,7 @@ fn lock_row((org_id, metric, span): &(Uuid, String, Span)) -> Option<Counter> {
 fn save_row(counter: &Counter) -> bool {
     let (Some(table), None) = (open(Write::Update), counter.level) else { return false };
     let key = key(counter.org_id, &counter.metric, counter.span.start);
-    let changed = table.update_one("period_usage_pkey", &key, Held::Ours, |row| {
+    let changed = table.update_one(&shapes::PERIOD_USAGE_KEY, &key, Held::Ours, |row| {
         number(row, column::LEVEL).is_none().then(|| {
             vec![
                 (column::QUANTITY, counter.tally.quantity.to_sql()),
@@ -239,8 +233,8 @@ pub fn peek(db: &Db, org_id: Uuid, metric: &str, span: Span) -> Counter {
 /// For reading, of an org's counters for these metrics, each of the period that begins then: those that there are. None where that takes
 /// a statement.
 pub fn look(org_id: Uuid, names: &[(String, Moment)]) -> Option<Vec<Counter>> {
-    let table = Table::open_to_read("period_usage", column::COUNT)?;
-    let mut finder = table.finder("period_usage_pkey", Snapshot::Callers)?;
+    let table = Table::open_to_read(&shapes::PERIOD_USAGE)?;
+    let mut finder = table.finder(&shapes::PERIOD_USAGE_KEY, Snapshot::Callers);
     let mut found = Vec::new();
     for (metric, start) in names {
         finder.read(&key(org_id, metric, *start), |row, _| found.extend(of_row(org_id, metric, row)));
@@ -355,7 +349,7 @@ fn unsettled(db: &Db, names: &[(Uuid, String, Span)]) -> BTreeMap<(Uuid, String)
 /// The same without a statement; None where that takes one.
 fn unsettled_rows(names: &[(Uuid, String, Span)]) -> Option<BTreeMap<(Uuid, String), i64>> {
     heap::look(true, || {
-        let table = Table::open_to_read("unsettled_usage", unsettled::COUNT)?;
+        let table = Table::open_to_read(&shapes::UNSETTLED_USAGE)?;
         if table.is_empty() {
             return Some(BTreeMap::new());
         }
@@ -363,11 +357,32 @@ fn unsettled_rows(names: &[(Uuid, String, Span)]) -> Option<BTreeMap<(Uuid, Stri
         for (org_id, metric, span) in names {
             let mut sum = Some(0_i64);
             let key = key(*org_id, metric, span.start);
-            let is_known = table.read("unsettled_usage_pkey", &key, Snapshot::Callers, |row, _| {
+            table.read(&shapes::UNSETTLED_USAGE_KEY, &key, Snapshot::Callers, |row, _| {
                 sum = sum.zip(number(row, unsettled::QUANTITY)).and_then(|(sum, quantity)| sum.checked_add(quantity));
             });
-            sums.insert((*org_id, metric.clone()), sum.filter(|_| is_known)?);
+            sums.insert((*org_id, metric.clone()), sum?);
         }
         Some(sums)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::column;
+    use crate::heap::shapes;
+
+    #[test]
+    fn columns_are_counted_as_they_stand() {
+        shapes::PERIOD_USAGE.assert_numbers(&[
+            (column::PERIOD_START, "period_start"),
+            (column::QUANTITY, "quantity"),
+            (column::CREDITS, "credits"),
+            (column::OVERAGE, "overage"),
+            (column::PRICED, "priced"),
+            (column::PRICE_ID, "price_id"),
+            (column::LEVEL, "level"),
+            (column::LEVEL_AT, "level_at"),
+            (column::PERIOD_END, "period_end"),
+        ]);
+    }
 }

@@ -4,6 +4,7 @@
 //!
 //! Done without statements where that can be (`heap`), because calls that wait for an answer do it.
 
+use crate::heap::shapes::{self, Index, Shape};
 use crate::heap::{Change, Changed, Held, Is, Key, Snapshot, Table, Value, Write};
 use crate::ledger::rows::{self, number};
 use crate::sql::{At, Db, Row, ToSql};
@@ -115,7 +116,7 @@ fn fold_tail(db: &Db, org_id: Uuid, tail: &Tail) {
     add_days(db, org_id, reports.days);
     add_months(db, org_id, &tail.unit, reports.months);
     let key = [Key(1, Is::Uuid, org_id.to_sql()), Key(2, Is::Small, tail.slot().to_sql())];
-    if !change("folded", 3, "folded_pkey", &key, |_| Some(vec![(3, tail.last.to_sql())])) {
+    if !change(&shapes::FOLDED, &shapes::FOLDED_KEY, &key, |_| Some(vec![(3, tail.last.to_sql())])) {
         db.write(&ADVANCE, args![org_id, tail.last]);
     }
 }
@@ -141,8 +142,8 @@ fn read(db: &Db, org_id: Uuid, tail: &Tail) -> Recent {
 }
 
 /// Changes a row that the wallet's lock keeps others from; false where there is none, or it takes a statement.
-fn change(table: &str, columns: usize, index: &str, key: &[Key], change: impl FnMut(&[Value]) -> Change) -> bool {
-    let table = Table::open(table, columns, Write::Update);
+fn change(table: &'static Shape, index: &'static Index, key: &[Key], change: impl FnMut(&[Value]) -> Change) -> bool {
+    let table = Table::open(table, Write::Update);
     table.is_some_and(|table| table.update_one(index, key, Held::Ours, change) == Changed::Yes)
 }
 
@@ -154,7 +155,7 @@ fn plus(row: &[Value], column: usize, more: i64) -> Option<(usize, Value)> {
 fn add_days(db: &Db, org_id: Uuid, mut days: BTreeMap<DayOf, (i64, i64)>) {
     days.retain(|(metric, on), (quantity, credits)| {
         let key = [Key(1, Is::Uuid, org_id.to_sql()), Key(2, Is::Text, metric.to_sql()), Key(3, Is::Day, on.to_sql())];
-        !change("usage_days", 7, "usage_days_pkey", &key, |row| {
+        !change(&shapes::USAGE_DAYS, &shapes::USAGE_DAYS_KEY, &key, |row| {
             Some(vec![plus(row, 4, *quantity)?, plus(row, 6, *credits)?])
         })
     });
@@ -181,7 +182,7 @@ fn add_months(db: &Db, org_id: Uuid, unit: &str, mut months: BTreeMap<MonthOf, i
             Key(4, Is::Text, kind.to_sql()),
             Key(5, Is::Text, metric.to_sql()),
         ];
-        !change("credit_months", 6, "credit_months_pkey", &key, |row| Some(vec![plus(row, 6, *credits)?]))
+        !change(&shapes::CREDIT_MONTHS, &shapes::CREDIT_MONTHS_KEY, &key, |row| Some(vec![plus(row, 6, *credits)?]))
     });
     if !months.is_empty() {
         db.write(

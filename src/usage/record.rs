@@ -9,7 +9,7 @@ use crate::arguments::{optional_uuid, required, required_uuid};
 use crate::catalog::cache;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::heap::{Attempt, Changed, Held, Is, Key, Table, Write};
+use crate::heap::{Attempt, Changed, Held, Is, Key, Table, Write, shapes};
 use crate::json::Jsonb;
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db, FromSql, ToSql};
@@ -113,8 +113,8 @@ fn record(db: &Db, event: Event) -> Result<bool> {
 /// Whether the event was not recorded before; waits for whoever is just recording it.
 fn is_new_key(db: &Db, org_id: Uuid, key: Uuid) -> bool {
     let row = [org_id.to_sql(), key.to_sql()];
-    Table::open("usage_event_keys", 2, Write::Insert)
-        .is_some_and(|keys| keys.insert_new("usage_event_keys_pkey", &row, Attempt::Told))
+    Table::open(&shapes::USAGE_EVENT_KEYS, Write::Insert)
+        .is_some_and(|keys| keys.insert_new(&shapes::USAGE_EVENT_KEYS_KEY, &row, Attempt::Told))
         || db.write(&NEW_KEY, args![org_id, key]).count() == 1
 }
 
@@ -122,7 +122,8 @@ fn is_new_key(db: &Db, org_id: Uuid, key: Uuid) -> bool {
 fn keep(db: &Db, placed: &Placed, now: Moment) {
     let event = &placed.event;
     let month = time::display(now)[..7].replace('-', "_");
-    if let Some(partition) = Table::open_partition(&format!("usage_events_{month}"), "usage_events", 8, Write::Insert) {
+    let partition = format!("usage_events_{month}");
+    if let Some(partition) = Table::open_partition(&shapes::USAGE_EVENTS_OF_MONTH, &partition, now) {
         partition.insert(&[
             event.org_id.to_sql(),
             now.to_sql(),
@@ -150,7 +151,7 @@ fn keep(db: &Db, placed: &Placed, now: Moment) {
     );
 }
 
-/// Columns of `unsettled_usage`, and how many there are.
+/// Columns of `unsettled_usage`.
 #[allow(missing_docs)]
 pub mod column {
     pub const METRIC: usize = 2;
@@ -161,12 +162,11 @@ pub mod column {
     pub const LEVEL: usize = 8;
     pub const LEVEL_AT: usize = 9;
     pub const EVENTS: usize = 10;
-    pub const COUNT: usize = 10;
 }
 
 /// Adds to a row of the place that nobody holds; false where there is none, or none that this transaction could change.
 fn add_to_free(place: &Place, gain: &Gain) -> Result<bool> {
-    let Some(table) = Table::open("unsettled_usage", column::COUNT, Write::Update) else { return Ok(false) };
+    let Some(table) = Table::open(&shapes::UNSETTLED_USAGE, Write::Update) else { return Ok(false) };
     let keys = [
         Key(1, Is::Uuid, place.org_id.to_sql()),
         Key(2, Is::Text, place.metric.as_str().to_sql()),
@@ -174,7 +174,7 @@ fn add_to_free(place: &Place, gain: &Gain) -> Result<bool> {
         Key(4, Is::Moment, place.segment.to_sql()),
     ];
     let mut fits = true;
-    let found = table.update_one("unsettled_usage_pkey", &keys, Held::Skip, |row| {
+    let found = table.update_one(&shapes::UNSETTLED_USAGE_KEY, &keys, Held::Skip, |row| {
         // SAFETY: columns of 64 bits, by value.
         let number = |column: usize| row[column - 1].map(|datum| unsafe { i64::from_sql(datum) });
         let (quantity, events) = (number(column::QUANTITY)?, number(column::EVENTS)?);
@@ -356,4 +356,24 @@ fn record_usage_batch(events: Option<Jsonb>) -> UsageReceipt {
             record_all(db, parsed)
         })
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::column;
+    use crate::heap::shapes;
+
+    #[test]
+    fn columns_are_counted_as_they_stand() {
+        shapes::UNSETTLED_USAGE.assert_numbers(&[
+            (column::METRIC, "metric"),
+            (column::PERIOD_START, "period_start"),
+            (column::SEGMENT, "segment"),
+            (column::PERIOD_END, "period_end"),
+            (column::QUANTITY, "quantity"),
+            (column::LEVEL, "level"),
+            (column::LEVEL_AT, "level_at"),
+            (column::EVENTS, "events"),
+        ]);
+    }
 }

@@ -1,7 +1,7 @@
 //! What was consumed of a metric, to the last entry: the days that are folded, and what of the ledger is not yet. Without
 //! statements (`heap`), since the shortest answers ask for it.
 
-use crate::heap::{Is, Key, Snapshot, Table};
+use crate::heap::{Is, Key, Snapshot, Table, shapes};
 use crate::ledger::rows::{self, column, entry, int, number, text};
 use crate::sql::ToSql;
 use crate::time::{Moment, day, start_of};
@@ -15,18 +15,18 @@ pub fn consumed(org_id: Uuid, metric: &str, from: Moment, to: Moment) -> Option<
 }
 
 fn folded(org_id: Uuid, metric: &str, from: Moment, to: Moment) -> Option<i64> {
-    let days = Table::open_to_read("usage_days", 7)?;
+    let days = Table::open_to_read(&shapes::USAGE_DAYS)?;
     let keys =
         [Key(1, Is::Uuid, org_id.to_sql()), Key(2, Is::Text, metric.to_sql()), Key(3, Is::DayFrom, day(from).to_sql())];
     let (mut sum, last) = (0_i64, day(to));
-    let is_known = days.read_while("usage_days_pkey", &keys, Snapshot::Callers, |row| {
+    days.read_while(&shapes::USAGE_DAYS_KEY, &keys, Snapshot::Callers, |row| {
         let is_within = int(row, 3).is_some_and(|day| day <= last);
         if is_within {
             sum = sum.saturating_add(number(row, 4).unwrap_or(0));
         }
         is_within
     });
-    is_known.then_some(sum)
+    Some(sum)
 }
 
 /// The entries of a lane that are not folded: what comes after one, up to another.
@@ -56,19 +56,19 @@ fn slot(entry_id: i64) -> i16 {
 
 /// The last folded entry of the lane that has this entry; None where that takes a statement.
 pub fn folded_until(org_id: Uuid, entry_id: i64, snapshot: Snapshot) -> Option<i64> {
-    let folded = Table::open_to_read("folded", 3)?;
+    let folded = Table::open_to_read(&shapes::FOLDED)?;
     let mut position = i64::from(slot(entry_id)) << 40;
     let of_lane = [Key(1, Is::Uuid, org_id.to_sql()), Key(2, Is::Small, slot(entry_id).to_sql())];
-    folded.finder("folded_pkey", snapshot)?.read(&of_lane, |row, _| position = number(row, 3).unwrap_or(position));
+    folded.finder(&shapes::FOLDED_KEY, snapshot).read(&of_lane, |row, _| position = number(row, 3).unwrap_or(position));
     Some(position)
 }
 
 /// Of each lane of an org; None where that takes a statement.
 pub fn tails(org_id: Uuid, snapshot: Snapshot) -> Option<Vec<Tail>> {
-    let lanes = Table::open_to_read("lanes", column::COUNT)?;
+    let lanes = Table::open_to_read(&shapes::LANES)?;
     let mut found = Vec::new();
     let of_org = [Key(1, Is::Uuid, org_id.to_sql())];
-    let is_known = lanes.read("lanes_pkey", &of_org, snapshot, |row, _| {
+    lanes.read(&shapes::LANES_KEY, &of_org, snapshot, |row, _| {
         let known = || {
             let (unit, last) = (text(row, 12)?, number(row, column::LAST_ENTRY_ID)?);
             Some((unit, rows::lane_number(row)?, last, rows::recent(row, last)))
@@ -79,7 +79,7 @@ pub fn tails(org_id: Uuid, snapshot: Snapshot) -> Option<Vec<Tail>> {
         let from = folded_until(org_id, last, snapshot)?;
         Some(Tail { unit, lane, from, last, recent: recent.filter(|recent| recent.after == from) })
     };
-    if is_known { found.into_iter().map(tail).collect() } else { None }
+    found.into_iter().map(tail).collect()
 }
 
 /// What the entries of a tail come to, those that were made since a moment; None where that takes a statement.
@@ -88,9 +88,9 @@ pub fn read(org_id: Uuid, tail: &Tail, snapshot: Snapshot, since: Moment) -> Opt
     if tail.from >= tail.last {
         return Some(recent);
     }
-    let entries = Table::open_to_read("ledger", column::LEDGER)?;
+    let entries = Table::open_to_read(&shapes::LEDGER)?;
     let after = [Key(1, Is::Uuid, org_id.to_sql()), Key(2, Is::BigAbove, tail.from.to_sql())];
-    let is_known = entries.read_while("ledger_pkey", &after, snapshot, |row| {
+    entries.read_while(&shapes::LEDGER_KEY, &after, snapshot, |row| {
         let Some(entry_id) = number(row, entry::ENTRY_ID).filter(|entry_id| *entry_id <= tail.last) else {
             return false;
         };
@@ -109,7 +109,7 @@ pub fn read(org_id: Uuid, tail: &Tail, snapshot: Snapshot, since: Moment) -> Opt
         }
         true
     });
-    is_known.then_some(recent)
+    Some(recent)
 }
 
 /// What was consumed since a moment; None where a day has to be divided.
