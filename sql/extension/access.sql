@@ -26,11 +26,11 @@ create function billing_internal.routines_of(level text) returns setof regproced
                                    emit_event,look_for_signals}')
            when 'auditor' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
-                                  verify_ledger,export_catalog,check_limit,allows,credit_history,settlement_is_running,
+                                  verify_ledger,export_catalog,check_limit,allows,credit_history,unfolded_usage,settlement_is_running,
                                   quote_pack,status}')
            when 'member' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
-                                  check_limit,allows,credit_history,quote_pack,start_purchase,configure_auto_recharge,
+                                  check_limit,allows,credit_history,unfolded_usage,quote_pack,start_purchase,configure_auto_recharge,
                                   redeem_gift_card}')
            when 'webhook' then
                p.proname = any ('{stripe_webhook,razorpay_webhook}')
@@ -253,7 +253,7 @@ create function billing_internal.require_administrator() returns void
     language plpgsql stable
     set search_path = pg_catalog, pg_temp as $$
 begin
-    if not pg_has_role(current_user, (select proowner from pg_proc where oid = 'billing.verify_ledger(uuid)'::regprocedure), 'USAGE') then
+    if not pg_has_role(current_user, (select extowner from pg_extension where extname = 'pg_billing'), 'USAGE') then
         raise exception using errcode = '42501', message = 'this function needs a level that the role was not given',
             detail = jsonb_build_object('code', 'no_level', 'role', current_user, 'needs', '["owner"]'::jsonb)::text,
             hint = 'Run it as the owner of the extension.';

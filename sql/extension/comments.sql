@@ -151,6 +151,8 @@ comment on function billing.resolve_flag is
 comment on function billing.look_for_signals is
 'What a payment that was started, failed or paid says about its org.';
 
+comment on function billing.unfolded_usage is
+'What an org consumed that is not counted in usage_days yet, by metric and day (UTC), and what was charged for it: for the view usage_by_day. Errors: 42501 for an org that is not the caller''s, 22023.';
 comment on function billing.clock is
 'Billing time: the wall clock, or the setting billing.test_clock (superuser only).';
 comment on function billing.install is

@@ -75,6 +75,7 @@ impl BitOr for Levels {
 statements! {
     GIVEN() = "select role_name::text, role_oid::int8, cluster, level from billing.access";
     TABLE() = "select to_regclass('billing.access')::oid::int8";
+    OWNER_OF_EXTENSION() = "select extowner::int8 from pg_extension where extname = 'pg_billing'";
 }
 
 thread_local! {
@@ -270,33 +271,13 @@ pub fn owner() -> pg_sys::Oid {
         return known;
     }
     let found = look_up_owner();
-    assert!(found != pg_sys::InvalidOid, "the functions of the extension are gone");
+    assert!(found != pg_sys::InvalidOid, "the extension is gone");
     OWNER.set(found);
     found
 }
 
 fn look_up_owner() -> pg_sys::Oid {
-    // SAFETY: look-ups in the system caches; what is found is copied before it is released.
-    unsafe {
-        let schema = pg_sys::get_namespace_oid(c"billing".as_ptr(), true);
-        let uuid = pg_sys::UUIDOID;
-        let arguments = pg_sys::buildoidvector(&raw const uuid, 1);
-        let none = pg_sys::Datum::from(0);
-        let tuple = pg_sys::SearchSysCache(
-            pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP.cast_signed(),
-            pg_sys::Datum::from(c"verify_ledger".as_ptr()),
-            pg_sys::Datum::from(arguments),
-            schema.into(),
-            none,
-        );
-        if tuple.is_null() {
-            return pg_sys::InvalidOid;
-        }
-        let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_proc>();
-        let owner = (*form).proowner;
-        pg_sys::ReleaseSysCache(tuple);
-        owner
-    }
+    sql::connect(|db| db.read(&OWNER_OF_EXTENSION, args![]).first().map_or(pg_sys::InvalidOid, |row| oid(row.get(0))))
 }
 
 fn with<T>(needed: Levels, work: impl FnOnce() -> Result<T>) -> Result<T> {

@@ -83,7 +83,7 @@ select is(string_agg(relation, ' '), 'settlement_runs_run_id_seq', 'the only seq
 -- ---------------------------------------------------------------- functions
 create temp table expected_function (name text primary key, level text);
 insert into expected_function
-    select unnest(array['my_orgs', 'get_total_credits', 'get_wallet', 'explain_consumption', 'calculate_cost', 'clock', 'version', 'check_limit', 'allows', 'credit_history', 'quote_pack']), 'member'
+    select unnest(array['my_orgs', 'get_total_credits', 'get_wallet', 'explain_consumption', 'calculate_cost', 'clock', 'version', 'check_limit', 'allows', 'credit_history', 'unfolded_usage', 'quote_pack']), 'member'
     -- What members may do and auditors, who only look, may not.
     union all select unnest(array['redeem_gift_card', 'start_purchase', 'configure_auto_recharge']), 'customer'
     union all select unnest(array['verify_ledger', 'export_catalog', 'settlement_is_running', 'status']), 'auditor'
@@ -119,7 +119,7 @@ select is_empty(format('select name from function group by name having count(dis
 -- which would not see who that is. Those whose usual call runs no statement set the path themselves around each that they do run; shadowing.sql sees that.
 create temp view own_path as select unnest(array['consume_credits', 'reserve_credits', 'capture_credits', 'release_credits', 'get_total_credits', 'record_usage', 'check_limit', 'allows']) as name;
 select bag_eq('select distinct name from function where prosecdef',
-              $$select unnest(array['my_orgs', 'get_total_credits', 'get_wallet', 'explain_consumption', 'calculate_cost', 'version', 'check_limit', 'allows', 'credit_history', 'quote_pack',
+              $$select unnest(array['my_orgs', 'get_total_credits', 'get_wallet', 'explain_consumption', 'calculate_cost', 'version', 'check_limit', 'allows', 'credit_history', 'unfolded_usage', 'quote_pack',
                                     'metered_insert', 'stripe_webhook', 'razorpay_webhook'])$$, 'the definer functions are those that only read, and the trigger, and those that look at a signature');
 select is(proconfig, case when name not in (select name from own_path) then '{"search_path=pg_catalog, pg_temp"}'::text[] end, format('definer function with a pinned search_path: %s', signature))
     from function where prosecdef order by signature::text;
