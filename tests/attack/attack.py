@@ -4,6 +4,7 @@ Each function is called with arguments of the right types that mean something, m
 added later is attacked without anybody writing it down here.
 """
 
+import collections
 import re
 import uuid
 
@@ -78,6 +79,8 @@ class AttackCase(LiveTestCase):
     However the attacks end: afterwards the ledger is sound, and so is each table and index.
     """
 
+    maxDiff = 4000
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
@@ -87,6 +90,7 @@ class AttackCase(LiveTestCase):
         cls.auditor = cls.new_role(cls.db, "auditor")
         cls.webhook = cls.new_role(cls.db, "webhook")
         cls.stranger = cls.bare_role("stranger")
+        cls.db.notices = collections.deque()
         cls.fill()
 
     @classmethod
@@ -132,6 +136,12 @@ class AttackCase(LiveTestCase):
 
     def setUp(self):
         self.digests = {}
+
+    def connect(self, **options):
+        """As everywhere; but all notices are kept, not only the last fifty."""
+        connection = super().connect(**options)
+        connection.notices = collections.deque()
+        return connection
 
     def session(self, role=None, claims=None, **options):
         """A connection as a role, with claims."""
@@ -254,5 +264,5 @@ class AttackCase(LiveTestCase):
     def ran(self, session, *harmless):
         """What hostile code said in a session, but for what ran as a role to which it belongs."""
         said = [re.sub(r"^WARNING:\s*", "", notice).strip() for notice in session.notices if "RAN " in notice]
-        del session.notices[:]
+        session.notices.clear()
         return sorted({line for line in said if not any(f" as {role} " in line for role in harmless)})

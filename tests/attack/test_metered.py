@@ -60,7 +60,7 @@ class Metered(attack.AttackCase):
                 name, owner = self.table()
                 rows(owner, f"""drop trigger pg_billing_call on {name}; create trigger by_hand {event.format(name)} execute function billing.metered_insert('call', 'charge', 'org_id', '', '', '');
                                 create temp view inserted as select '{OTHER}'::uuid as org_id, 1 as n where app.note('a view')""")
-                del owner.notices[:]
+                owner.notices.clear()
                 before = total(self.db, OTHER)
                 try:
                     rows(owner, f"insert into {name} (org_id) values ('{OWN}'); delete from {name}")

@@ -169,7 +169,7 @@ class Tables(attack.AttackCase):
                 except psycopg2.Error:
                     rows(session, "rollback to before")
         self.assertGreaterEqual(made, 0)
-        del session.notices[:]
+        session.notices.clear()
         rows(session, f"reset role; grant usage on schema app to public; savepoint work; set local role {self.service}")
         try:
             self.service_at_work(session)
@@ -219,6 +219,31 @@ class Tables(attack.AttackCase):
         found = self.ran(session, self.stranger)
         session.rollback()
         self.assertEqual(found, [])
+
+    def test_foreign_keys_hold_nothing(self):
+        """security 9: with the right REFERENCES, rows of others that refer to ours keep no service from its work, nor the settlement."""
+        session = self.connect(autocommit=False)
+        rows(session, f"select billing.record_usage('{OWN}', 'call', 2); set local role {self.stranger}; select set_config('request.jwt.claims', '{CLAIMS}', true)")
+        keys = rows(self.db, """select c.conrelid::regclass::text as relation, string_agg(quote_ident(a.attname), ', ' order by k.n) as columns
+                                  from pg_constraint c cross join unnest(c.conkey) with ordinality k (number, n) join pg_attribute a on a.attrelid = c.conrelid and a.attnum = k.number
+                                 where c.connamespace = 'billing'::regnamespace and c.contype = 'p' group by c.oid, c.conrelid order by 1""")
+        made = 0
+        for n, key in enumerate(keys):
+            rows(session, "savepoint before")
+            try:
+                rows(session, f"""create table app.holding_{n} as select {key.columns} from {key.relation};
+                                  alter table app.holding_{n} add foreign key ({key.columns}) references {key.relation} ({key.columns})""")
+                made += 1
+            except psycopg2.Error:
+                rows(session, "rollback to before")
+        rows(session, f"set local role {self.service}")
+        faults = ""
+        try:
+            self.service_at_work(session)
+        except psycopg2.Error as error:
+            faults = str(error)
+        rows(session, "rollback")
+        self.assertEqual(faults, "", f"with {made} foreign keys")
 
     def test_locks_of_a_member(self):
         """security 9: what grant_access gives a member takes no lock for which others wait."""
@@ -317,6 +342,63 @@ class Install(attack.AttackCase):
                 rows(database, "select billing.make_partitions(now() + interval '1 year')")
                 self.assertEqual(rows(database, "select object, privilege from billing_internal.rights() where grantee = %s::regrole", self.stranger), [])
                 self.assertEqual(value(database, "select level from billing.status() where check_name = 'rights'"), "ok")
+
+
+class Creators(attack.AttackCase):
+    """security 4 and 5: a guide that says GRANT ALL ON SCHEMA lets others create beside us."""
+
+    def overloads(self):
+        """Functions of our names that fit a call as well or better: without the defaults, and with types that a literal or a result may have."""
+        others = {"bigint": "integer", "interval": "text", "name": "text", "integer": "bigint", "timestamp with time zone": "text", "regprocedure": "oid", "regclass": "oid"}
+        for routine in rows(self.db, """select n.nspname as schema, p.proname as name, p.pronargdefaults as defaults, p.prokind as kind, p.proargtypes::oid[]::regtype[]::text[] as types
+                                          from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname in ('billing', 'billing_internal') and p.prorettype <> 'trigger'::regtype"""):
+            for count in range(len(routine.types) - routine.defaults, len(routine.types) + 1):
+                types = routine.types[:count]
+                found = {tuple(types), tuple(others.get(kind, kind) for kind in types)}
+                found |= {tuple(others.get(kind, kind) if n == place else kind for n, kind in enumerate(types)) for place in range(count)}
+                for variant in sorted(found):
+                    yield routine.schema, routine.name, ", ".join(variant)
+
+    def test_functions_beside_ours(self):
+        """rule 10: a function that fits a call of ours better than our own does not run with our rights, nor with those of who settles."""
+        rows(self.db, "create table app.uses (org_id uuid, n int); select billing.meter_table('app.uses', 'call', 'org_id', 'n')")
+        rows(self.db, f"""grant all on schema billing, billing_internal to {self.stranger}; grant usage, create on schema app to {self.stranger}; grant usage on schema app to public;
+                          grant insert on app.uses to {self.stranger}""")
+        stranger = self.session(self.stranger)
+        rows(stranger, attack.NOTE.format(schema="app", role=self.stranger))
+        ours, made = rows(self.db, ROUTINES), []
+        for schema, name, arguments in list(self.overloads()):
+            try:
+                rows(stranger, f"""create function {schema}.{name}({arguments}) returns boolean language plpgsql as
+                                   $$ begin perform app.note('{schema}.{name}({arguments})'); return null; end $$""")
+                made.append(f"drop function {schema}.{name}({arguments})")
+            except psycopg2.Error as error:
+                self.assertIn(error.pgcode, ("42723", "42501", "42P13", "42809"), error)
+        self.assertGreater(len(made), 100)
+        # Called with all of their arguments, and of the exact types, it is ours that run: what they call in turn is the question.
+        session = self.connect(autocommit=False)
+        for _ in self.outcomes(session, "postgres", routines=ours):
+            pass
+        session.rollback()
+        session.autocommit = True
+        for role in ("postgres", self.service):
+            rows(session, f"reset statement_timeout; reset search_path; set role {role}")
+            for work in ("call billing.settle(null::timestamptz, 0::integer, 1::integer)", f"insert into app.uses values ('{OWN}', 1)",
+                         f"insert into app.uses values ('{OWN}', 1), ('{OWN}', 2)", "select billing.install()"):
+                try:
+                    rows(session, work)
+                except psycopg2.Error:
+                    pass
+        found = self.ran(session, self.stranger)
+        try:
+            said = dict(rows(self.db, "select check_name, level from billing.status()"))["rights"]
+        except psycopg2.Error as error:
+            said = str(error)
+        for statement in made:
+            rows(self.db, statement)
+        rows(self.db, f"alter role {self.stranger} nosuperuser; revoke all on schema billing, billing_internal from {self.stranger}; select billing.install()")
+        self.assertEqual(found, [], "what ran")
+        self.assertEqual(said, "bad", "what others have created beside us stays after install() took their rights: status() has to tell")
 
 
 class Renamed(attack.AttackCase):
