@@ -5,12 +5,16 @@ added later is attacked without anybody writing it down here.
 """
 
 import collections
+import os
 import re
 import uuid
 
 import psycopg2
 
-from support import LiveTestCase, apply_catalog, call, code_of, connect, rows, value
+from support import LiveTestCase, apply_catalog, call, code_of, connect, rows
+
+# Where a test fails and leaves a transaction open, the next one is not to wait for it without end.
+os.environ["PGOPTIONS"] = "-c statement_timeout=20s"
 
 OWN = uuid.UUID("00000000-0000-4000-8000-0000000000aa")
 OTHER = uuid.UUID("00000000-0000-4000-8000-0000000000bb")

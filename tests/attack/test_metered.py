@@ -7,7 +7,7 @@ import psycopg2
 
 import attack
 from attack import OTHER, OWN
-from support import call, code_of, rows, total, value
+from support import code_of, rows, total, value
 
 
 class Metered(attack.AttackCase):

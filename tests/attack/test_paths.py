@@ -7,7 +7,7 @@ import psycopg2
 
 import attack
 from attack import OTHER, OWN, ROUTINES
-from support import Refused, call, code_of, rows, value
+from support import Refused, call, rows, value
 
 # Everything raises: a call that takes one of these in place of the server's own ends with EVIL0.
 SHADOWS = """

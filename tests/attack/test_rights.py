@@ -382,7 +382,7 @@ class Creators(attack.AttackCase):
         session.rollback()
         session.autocommit = True
         for role in ("postgres", self.service):
-            rows(session, f"reset statement_timeout; reset search_path; set role {role}")
+            rows(session, f"reset search_path; set role {role}")
             for work in ("call billing.settle(null::timestamptz, 0::integer, 1::integer)", f"insert into app.uses values ('{OWN}', 1)",
                          f"insert into app.uses values ('{OWN}', 1), ('{OWN}', 2)", "select billing.install()"):
                 try:

@@ -5,7 +5,7 @@ import unittest
 import uuid
 
 import attack
-from support import call, connect, rows, together, total, value
+from support import await_condition, call, connect, rows, together, total, value
 
 PATIENCE = 5.0
 
@@ -86,19 +86,28 @@ class Stopping(attack.AttackCase):
         session.rollback()
 
     def test_two_at_once(self):
-        """security 9: of two settlements at one time one does the work, and the other says so."""
+        """security 9: while one settlement is at it, another says so and does nothing; when both begin at once, each org is charged once."""
         orgs = [self.recorded() for _ in range(30)]
-        before = value(self.db, "select count(*) from billing.settlement_runs")
+        runs = "select count(*) from billing.settlement_runs"
+
+        def hold(number, barrier):
+            session = self.connect()
+            if number == 0:
+                rows(session, "do $$ begin perform billing.begin_settlement(billing.clock(), 0, 1); commit; perform pg_sleep(1); end $$")
+                return None
+            await_condition(lambda: value(session, "select count(*) from billing.settlement_runs where status = 'running'"), 10, "the first to begin")
+            before = value(session, runs)
+            rows(session, "call billing.settle()")
+            return value(session, runs) - before, any("another settlement" in notice for notice in session.notices)
 
         def settle(_, barrier):
             session = self.connect()
             barrier.wait()
             rows(session, "call billing.settle()")
-            return any("another settlement" in notice for notice in session.notices)
-        refused = together(4, settle)
-        runs = value(self.db, "select count(*) from billing.settlement_runs") - before
-        self.assertEqual(runs, 4 - sum(refused))
-        self.assertGreaterEqual(runs, 1)
+
+        self.assertEqual(together(3, hold)[1:], [(0, True)] * 2)
+        self.assertEqual([total(self.db, org) for org in orgs], [100] * len(orgs))
+        together(4, settle)
         self.assertEqual([total(self.db, org) for org in orgs], [93] * len(orgs))
 
     def test_a_run_that_is_taken_for_running(self):
