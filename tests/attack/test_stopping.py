@@ -30,24 +30,40 @@ class Stopping(attack.AttackCase):
         return rows(self.db, """select f.org_id, f.sqlstate, nullif(f.detail, '')::jsonb ->> 'code' as code from billing.settlement_faults f
                                  where run_id = (select max(run_id) from billing.settlement_runs)""")
 
+    def held(self, org, function, *arguments):
+        """A member in an open transaction."""
+        session = self.session(self.member, f'{{"org_id": "{org}"}}', autocommit=False)
+        call(session, function, org, *arguments)
+        return session
+
     def test_held_wallets(self):
-        """security 9: an org that a member holds by an open purchase, or a service by an open charge, is a fault of the run; the others are settled, and it by the next."""
+        """security 9: an org that a member holds by an open purchase is a fault of the run; the others are settled, and it by the next."""
         orgs = [self.recorded() for _ in range(6)]
-        held = []
-        for org, function, arguments, role in ((orgs[0], "start_purchase", ("small", "USD"), self.member), (orgs[3], "redeem_gift_card", (self.code,), self.member)):
-            session = self.session(role, f'{{"org_id": "{org}"}}', autocommit=False)
-            call(session, function, org, *arguments)
-            held.append((org, session))
+        session = self.held(orgs[2], "start_purchase", "small", "USD")
         began = time.monotonic()
-        faults = self.settle()
-        self.assertLess(time.monotonic() - began, PATIENCE * len(held) + 5)
-        self.assertEqual({tuple(fault) for fault in faults}, {(org, "55P03", "org_locked") for org, _ in held})
-        settled = [org for org in orgs if total(self.db, org) == 93]
-        self.assertEqual(len(settled), 4)
-        for _, session in held:
-            session.rollback()
+        self.assertEqual([tuple(fault) for fault in self.settle()], [(orgs[2], "55P03", "org_locked")])
+        self.assertLess(time.monotonic() - began, PATIENCE + 5)
+        self.assertEqual([total(self.db, org) for org in orgs], [93, 93, 100, 93, 93, 93])
+        session.rollback()
         self.assertEqual(self.settle(), [])
         self.assertEqual([total(self.db, org) for org in orgs], [93] * 6)
+
+    def test_every_way_to_hold_a_wallet(self):
+        """security 9: whatever a member, or a service, does in an open transaction: no other org waits for it."""
+        code = value(self.db, "select code from billing.create_gift_cards('ways', 5, max_redemptions => 9) code")
+        for function, arguments in (("redeem_gift_card", (code,)), ("configure_auto_recharge", (5, "small", "USD", 1000)), ("start_purchase", ("small", "USD"))):
+            with self.subTest(function):
+                orgs = [self.recorded() for _ in range(3)]
+                session = self.held(orgs[0], function, *arguments)
+                run = value(self.db, "select billing.begin_settlement(billing.clock(), 0, 1)")
+                busy = value(self.db, "select billing.settle_orgs(%s, %s, billing.clock(), '200 milliseconds')", run, orgs)
+                rows(self.db, "select billing.settlement_phase(%s, 'done', 3)", run)
+                session.rollback()
+                self.assertEqual(busy, [])
+                faults = rows(self.db, "select org_id, sqlstate from billing.settlement_faults where run_id = %s", run)
+                self.assertIn([tuple(fault) for fault in faults], ([], [(orgs[0], "55P03")]))
+                self.assertEqual([total(self.db, org) for org in orgs[1:]], [93, 93])
+                rows(self.db, "select billing.settle_org(%s)", orgs[0])
 
     def test_advisory_locks(self):
         """security 9: any role may take any advisory lock; none of ours is one, neither for settle() nor for any other call."""
