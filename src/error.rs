@@ -225,6 +225,14 @@ impl Error {
             .hint("It would run with the rights of the extension. Drop it, and run: select billing.install(); which takes the right to make another.")
     }
 
+    /// A function in our schemas could be called in the place of one of ours, with our rights.
+    pub fn foreign_function(function: &str, owner: &str) -> Self {
+        Self::new(*b"42501", "foreign_function", "a function of another role stands in a schema of pg_billing")
+            .with("function", function)
+            .with("owner", owner)
+            .hint("It could be called in the place of one of ours. Drop it, and run: select billing.install(); which takes the right to make another.")
+    }
+
     /// The tables are missing, or older or newer than the library.
     pub fn not_installed(tables: i64, library: i64) -> Self {
         Self::new(*b"55000", "not_installed", "the tables of pg_billing do not fit its library")

@@ -56,6 +56,8 @@ comment on schema billing is 'Billing by the extension pg_billing: wallets, gran
 statements! {
     APPLIED() = "select coalesce(max(version), 0)::int8 from billing.migrations";
     RECORD(int8, text) = "insert into billing.migrations (version, name) values ($1, $2)";
+    DROP_FOREIGN_TRIGGERS() = "select billing_internal.drop_foreign_triggers()";
+    FIND_ROLES() = "select billing_internal.find_roles()";
     TAKE_FOREIGN_RIGHTS() = "select billing_internal.take_foreign_rights()";
     TABLES_THERE() = "select to_regclass('billing.migrations') is not null";
 }
@@ -85,6 +87,8 @@ fn install() -> String {
         }
         // Two installs at once take turns.
         turn::take("install");
+        // What others hung on our tables would run with our rights from here on.
+        let dropped = db.write(&DROP_FOREIGN_TRIGGERS, &[]).first().and_then(|row| row.opt::<String>(0));
         access::require_sound()?;
         // On a snapshot of its own: another install may have committed while this one waited for its turn.
         let before = applied(|statement| db.write(statement, &[]));
@@ -103,21 +107,32 @@ fn install() -> String {
             db.script(script);
             db.write(&RECORD, args![*version, *name]);
         }
+        let said = |statement| db.write(statement, &[]).first().and_then(|row| row.opt::<String>(0));
+        let roles = said(&FIND_ROLES);
+        // Before the levels give rights anew, which takes what exceeds them.
+        let foreign = said(&TAKE_FOREIGN_RIGHTS);
         for script in STANDING {
             db.script(script);
         }
+        // What the scripts have made, default privileges may have given away.
+        let foreign_again = said(&TAKE_FOREIGN_RIGHTS);
         access::anchor_membership(db);
-        let foreign = db.write(&TAKE_FOREIGN_RIGHTS, &[]).first().and_then(|row| row.opt::<String>(0));
         cache::invalidate(db);
         let done = match (due.is_empty(), before) {
             (true, _) => format!("up to date: tables of version {LATEST}, nothing changed"),
             (false, 0) => format!("installed the tables of version {LATEST}"),
             (false, _) => format!("migrated the tables from version {before} to {LATEST}"),
         };
-        Ok(match foreign.filter(|whose| !whose.is_empty()) {
-            Some(whose) => format!("{done}; took rights that grant_access had not given: {whose}"),
-            None => done,
-        })
+        let taken: Vec<String> = foreign.into_iter().chain(foreign_again).filter(|whose| !whose.is_empty()).collect();
+        let taken = Some(taken.join(", "));
+        let besides = [
+            ("dropped triggers of others", dropped),
+            ("roles", roles),
+            ("took rights that grant_access had not given", taken),
+        ];
+        let besides =
+            besides.into_iter().filter_map(|(what, said)| Some((what, said.filter(|said| !said.is_empty())?)));
+        Ok(besides.fold(done, |done, (what, said)| format!("{done}; {what}: {said}")))
     }))
 }
 

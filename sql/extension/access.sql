@@ -103,7 +103,7 @@ begin
 end $$;
 
 -- Every right in our schemas of roles other than the owners of things: by a grant, by default privileges that made one, or of PUBLIC.
-create function billing_internal.rights() returns table (grantee oid, object text, privilege text)
+create function billing_internal.rights() returns table (grantee oid, object text, privilege text, can_pass_on boolean)
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
     with ours as (select oid, nspname, nspowner, nspacl from pg_namespace where nspname in ('billing', 'billing_internal')),
@@ -113,7 +113,7 @@ create function billing_internal.rights() returns table (grantee oid, object tex
         select format('%s %I.%I', case c.relkind when 'S' then 'sequence' when 'v' then 'view' else 'table' end, o.nspname, c.relname), c.relacl, c.relowner
           from pg_class c join ours o on o.oid = c.relnamespace
         union all
-        select format('table %I.%I', o.nspname, c.relname), a.attacl, c.relowner
+        select format('column %I of table %I.%I', a.attname, o.nspname, c.relname), a.attacl, c.relowner
           from pg_attribute a join pg_class c on c.oid = a.attrelid join ours o on o.oid = c.relnamespace where a.attacl is not null
         union all
         select format('function %s', p.oid::regprocedure), coalesce(p.proacl, acldefault('f', p.proowner)), p.proowner
@@ -121,15 +121,55 @@ create function billing_internal.rights() returns table (grantee oid, object tex
         union all
         select format('default privileges of %s in schema %I', d.defaclrole::regrole, o.nspname), d.defaclacl, d.defaclrole
           from pg_default_acl d join ours o on o.oid = d.defaclnamespace)
-    select distinct a.grantee, g.object, a.privilege_type from given g cross join lateral aclexplode(g.acl) a where a.grantee <> g.owner
+    select distinct a.grantee, g.object, a.privilege_type, a.is_grantable from given g cross join lateral aclexplode(g.acl) a where a.grantee <> g.owner
 $$;
 
--- The rights of roles that grant_access() gave no level.
+-- What the levels of a role allow: the one list from which rights are given, and by which those are told that came otherwise.
+create function billing_internal.rights_of(levels text[]) returns table (object text, privilege text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select 'schema billing', 'USAGE' where levels <> '{}'
+    union all
+    select distinct 'function ' || r, 'EXECUTE' from unnest(levels) l, billing_internal.routines_of(l) r
+    union all
+    select format('%s billing.%I', case c.relkind when 'v' then 'view' else 'table' end, c.relname), 'SELECT'
+      from pg_class c
+     where c.relnamespace = to_regnamespace('billing')
+       and (levels && '{member,service,auditor}'
+            and c.relname in ('wallets', 'grants', 'operations', 'entries', 'ledger', 'holds', 'lanes', 'lots',
+                'wallet_settings', 'refunds', 'member_usage', 'period_usage', 'metrics', 'prices', 'org_prices', 'plans', 'caps',
+                'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days', 'credit_months', 'folded',
+                'alerts', 'usage_by_day', 'usage_by_month', 'packs', 'surcharges', 'payments', 'payment_refs', 'provider_customers',
+                'provider_subscriptions', 'auto_recharges')
+         or levels && '{service,auditor}'
+            and c.relname in ('settlement_runs', 'settlement_faults', 'settlement_progress', 'webhook_events', 'outbox',
+                'flags', 'freezes', 'gift_card_batches', 'gift_card_redemptions'))
+    union all
+    -- All but the codes.
+    select format('column %I of table billing.gift_cards', a.attname), 'SELECT'
+      from pg_attribute a
+     where levels && '{service,auditor}' and a.attrelid = to_regclass('billing.gift_cards')
+       and a.attname in ('name', 'source', 'unit', 'credits', 'metrics', 'max_redemptions', 'redeemed', 'validity', 'expires_at', 'voided_at', 'created_at', 'metadata')
+    union all
+    select 'function billing_internal.every_org()', 'EXECUTE' where levels && '{service,auditor}'
+$$;
+
+create function billing_internal.levels_of(role oid) returns text[]
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select array(select a.level from billing.access a where a.role_oid = role and a.cluster = billing_internal.cluster())
+$$;
+
+-- The rights that no level allows.
 create function billing_internal.foreign_rights() returns table (grantee oid, object text, privilege text)
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
-    select r.* from billing_internal.rights() r
-     where not exists (select from billing.access a where a.role_oid = r.grantee and a.cluster = billing_internal.cluster())
+    select r.grantee, r.object, r.privilege from billing_internal.rights() r where r.can_pass_on
+    union
+    (select r.grantee, r.object, r.privilege from billing_internal.rights() r
+     except
+     select g.grantee, e.object, e.privilege
+       from (select distinct grantee from billing_internal.rights()) g, billing_internal.rights_of(billing_internal.levels_of(g.grantee)) e)
 $$;
 
 create function billing_internal.role_name(role oid) returns text
@@ -176,7 +216,7 @@ begin
     for known in select f.grantee, billing_internal.role_name(f.grantee) as name, count(distinct f.object) as objects,
                         string_agg(distinct lower(f.privilege), ', ' order by lower(f.privilege)) as privileges
                    from billing_internal.foreign_rights() f group by f.grantee order by 2 loop
-        perform billing_internal.take_rights(known.grantee);
+        perform billing_internal.give_rights(known.grantee);
         said := said || format('%s (%s on %s)', known.name, known.privileges,
                                case known.objects when 1 then '1 object' else known.objects || ' objects' end);
     end loop;
@@ -189,38 +229,17 @@ create function billing_internal.give_rights(role oid) returns void
     set search_path = pg_catalog, pg_temp as $$
 declare
     name constant text := (select quote_ident(rolname) from pg_roles where oid = role);
-    levels constant text[] := array(select a.level from billing.access a where a.role_oid = role and a.cluster = billing_internal.cluster());
-    routine regprocedure;
-    readable text;
+    given record;
 begin
     perform billing_internal.take_rights(role);
-    if name is null or levels = '{}' then
-        return;
-    end if;
-    execute format('grant usage on schema billing to %s', name);
-    for routine in select distinct r from unnest(levels) l, billing_internal.routines_of(l) r loop
-        execute format('grant execute on routine %s to %s', routine, name);
+    for given in select r.object, r.privilege from billing_internal.rights_of(billing_internal.levels_of(role)) r where name is not null loop
+        if given.object like 'column % of table billing.gift_cards' then
+            execute format('grant select (%s) on billing.gift_cards to %s', split_part(given.object, ' ', 2), name);
+        else
+            -- A view is a table to GRANT; settle() is a procedure.
+            execute format('grant %s on %s to %s', given.privilege, regexp_replace(regexp_replace(given.object, '^(view|table) ', ''), '^function ', 'routine '), name);
+        end if;
     end loop;
-    if not levels && '{member,service,auditor}' then
-        return;
-    end if;
-    foreach readable in array array['wallets', 'grants', 'operations', 'entries', 'ledger', 'holds', 'lanes', 'lots',
-        'wallet_settings', 'refunds', 'member_usage', 'period_usage', 'metrics', 'prices', 'org_prices', 'plans', 'caps',
-        'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days', 'credit_months', 'folded',
-        'alerts', 'usage_by_day', 'usage_by_month', 'packs', 'surcharges', 'payments', 'payment_refs', 'provider_customers',
-        'provider_subscriptions', 'auto_recharges'] loop
-        execute format('grant select on billing.%I to %s', readable, name);
-    end loop;
-    if levels && '{service,auditor}' then
-        execute format('grant execute on function billing_internal.every_org() to %s', name);
-        foreach readable in array array['settlement_runs', 'settlement_faults', 'settlement_progress', 'webhook_events', 'outbox',
-            'flags', 'freezes', 'gift_card_batches', 'gift_card_redemptions'] loop
-            execute format('grant select on billing.%I to %s', readable, name);
-        end loop;
-        -- All but the codes.
-        execute format('grant select (name, source, unit, credits, metrics, max_redemptions, redeemed, validity, expires_at, voided_at, created_at, metadata)
-                        on billing.gift_cards to %s', name);
-    end if;
 end $$;
 
 -- Finds the roles of billing.access anew where they are known by name only (restored from another cluster), follows those that were
@@ -230,20 +249,22 @@ create function billing_internal.find_roles() returns text
     set search_path = pg_catalog, pg_temp as $$
 declare
     here constant text := billing_internal.cluster();
-    known record;
-    said text[] := '{}';
+    said constant text[] := array(
+        select case when r.oid is null then format('%s was dropped and is no longer %s', a.role_name, a.level)
+                    else format('%s (%s) is now called %s', a.role_name, a.level, r.rolname) end
+          from billing.access a left join pg_roles r on r.oid = a.role_oid
+         where a.cluster = here and r.rolname is distinct from a.role_name order by 1);
+    oids oid[];
+    levels text[];
 begin
-    for known in select a.role_name, a.level, a.role_oid, r.rolname from billing.access a
-                   left join pg_roles r on r.oid = a.role_oid
-                  where a.cluster = here and r.rolname is distinct from a.role_name order by 1, 2 loop
-        if known.rolname is null then
-            delete from billing.access a where a.role_name = known.role_name and a.level = known.level;
-            said := said || format('%s was dropped and is no longer %s', known.role_name, known.level);
-        else
-            update billing.access a set role_name = known.rolname where a.role_oid = known.role_oid and a.level = known.level;
-            said := said || format('%s (%s) is now called %s', known.role_name, known.level, known.rolname);
-        end if;
-    end loop;
+    -- All at once: names may have been exchanged.
+    if said <> '{}' then
+        select array_agg(a.role_oid), array_agg(a.level) into oids, levels from billing.access a where a.cluster = here;
+        delete from billing.access a where a.cluster = here;
+        insert into billing.access (role_name, level, role_oid, cluster)
+        select r.rolname, n.level, r.oid, here from unnest(oids, levels) n (role_oid, level) join pg_roles r on r.oid = n.role_oid
+        on conflict on constraint access_pkey do update set role_oid = excluded.role_oid, cluster = excluded.cluster;
+    end if;
     update billing.access a set role_oid = r.oid, cluster = here from pg_roles r
      where r.rolname = a.role_name and a.cluster is distinct from here;
     return array_to_string(said, ', ');
@@ -275,6 +296,8 @@ begin
         raise exception using errcode = '42704', message = 'no such role',
             detail = jsonb_build_object('code', 'unknown_role', 'role', role)::text;
     end if;
+    -- By the names that roles have now: what is given to one takes nothing from another that had the name.
+    perform billing_internal.find_roles();
     -- What a role sees and does is one of these three, and the newest word counts; reports of providers come beside it.
     if level <> 'webhook' then
         delete from billing.access a where a.role_name = grant_access.role and a.level not in (grant_access.level, 'webhook');
@@ -300,6 +323,7 @@ declare
     here constant text := billing_internal.cluster();
     known constant oid := (select oid from pg_roles where rolname = revoke_access.role);
     renamed name;
+    was_known boolean;
 begin
     perform billing_internal.require_administrator();
     if role is null then
@@ -310,22 +334,83 @@ begin
         raise exception using errcode = '22023', message = 'invalid argument',
             detail = '{"code": "invalid_argument", "argument": "level", "fault": "must be member, service, auditor, webhook or null for all"}';
     end if;
-    if known is null then
-        select r.rolname into renamed from billing.access a join pg_roles r on r.oid = a.role_oid
-         where a.role_name = revoke_access.role and a.cluster = here;
-        if renamed is not null or not exists (select from billing.access a where a.role_name = revoke_access.role) then
-            raise exception using errcode = '42704', message = 'no such role',
-                detail = jsonb_strip_nulls(jsonb_build_object('code', 'unknown_role', 'role', role, 'renamed_to', renamed))::text,
-                hint = case when renamed is not null then 'It was renamed: name it as it is called now.' end;
-        end if;
+    -- The name of another by now, or nobody's: whoever is meant must be told.
+    select r.rolname into renamed from billing.access a join pg_roles r on r.oid = a.role_oid
+     where a.role_name = revoke_access.role and a.cluster = here and a.role_oid is distinct from known;
+    was_known := exists (select from billing.access a where a.role_name = revoke_access.role);
+    perform billing_internal.find_roles();
+    if renamed is not null and not exists (select from billing.access a where a.role_name = revoke_access.role) then
+        raise exception using errcode = '42704', message = 'no such role',
+            detail = jsonb_build_object('code', 'unknown_role', 'role', role, 'renamed_to', renamed)::text,
+            hint = 'The role that had a level by this name was renamed: name it as it is called now.';
     end if;
-    delete from billing.access a
-     where case when a.cluster = here then a.role_oid = known or known is null and a.role_name = revoke_access.role
-                else a.role_name = revoke_access.role end
-       and a.level = coalesce(revoke_access.level, a.level);
+    if known is null and not was_known then
+        raise exception using errcode = '42704', message = 'no such role',
+            detail = jsonb_build_object('code', 'unknown_role', 'role', role)::text;
+    end if;
+    delete from billing.access a where a.role_name = revoke_access.role and a.level = coalesce(revoke_access.level, a.level);
     if known is not null then
         perform billing_internal.give_rights(known);
     end if;
     perform billing_internal.let_staff_see();
     perform billing_internal.forget_levels();
 end $$;
+
+-- Triggers on our tables whose function is another role's: they run with the rights of whoever writes the table, which is ours.
+create function billing_internal.foreign_triggers() returns table (trigger text, relation regclass, owner text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select t.tgname::text, c.oid::regclass, o.rolname::text
+      from pg_class c
+      join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal
+      join pg_proc p on p.oid = t.tgfoid
+      join pg_roles o on o.oid = p.proowner
+     where c.relnamespace = 'billing'::regnamespace and not o.rolsuper and not pg_has_role(c.relowner, p.proowner, 'member')
+     order by 2, 1
+$$;
+
+create function billing_internal.drop_foreign_triggers() returns text
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    found record;
+    said text[] := '{}';
+begin
+    for found in select * from billing_internal.foreign_triggers() loop
+        execute format('drop trigger %I on %s', found.trigger, found.relation);
+        said := said || format('%s on %s, of %s', found.trigger, found.relation, found.owner);
+    end loop;
+    return array_to_string(said, ', ');
+end $$;
+
+-- Things of others that would run with our rights, or hold up what we do, are not made in the first place: triggers on our tables, foreign keys
+-- to them (whose checks run casts of the referring column as the owner of ours, and whose rows keep ours from going), and anything in our schemas.
+-- Whoever has a right to these has it by a grant that was not meant.
+create function billing_internal.guard() returns event_trigger
+    language plpgsql
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    made record;
+begin
+    if (select r.rolsuper from pg_roles r where r.rolname = current_user)
+       or pg_has_role(current_user, (select extowner from pg_extension where extname = 'pg_billing'), 'USAGE') then
+        return;
+    end if;
+    select c.object_identity, c.object_type into made
+      from pg_event_trigger_ddl_commands() c
+     where c.command_tag not in ('GRANT', 'REVOKE')
+       and (c.schema_name in ('billing', 'billing_internal')
+            or c.classid = 'pg_trigger'::regclass
+               and exists (select from pg_trigger t join pg_class r on r.oid = t.tgrelid where t.oid = c.objid and r.relnamespace = to_regnamespace('billing'))
+            or c.classid = 'pg_class'::regclass
+               and exists (select from pg_constraint f join pg_class r on r.oid = f.confrelid
+                            where f.conrelid = c.objid and f.contype = 'f' and r.relnamespace = to_regnamespace('billing')))
+     limit 1;
+    if found then
+        raise exception using errcode = '42501', message = 'only the owner of pg_billing adds to its schemas and tables',
+            detail = jsonb_build_object('code', 'not_owner', 'object', made.object_identity, 'type', made.object_type, 'role', current_user)::text,
+            hint = 'Keep your own things in a schema of your own; refer to orgs and metrics without a foreign key.';
+    end if;
+end $$;
+create event trigger pg_billing_guard on ddl_command_end execute function billing_internal.guard();
+comment on event trigger pg_billing_guard is 'Lets nobody but the owner of pg_billing add triggers, foreign keys and objects to its tables and schemas.';

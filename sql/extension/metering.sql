@@ -60,8 +60,7 @@ create function billing_internal.meter_table(relation regclass, metric text, org
     set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
-    -- A definer function does not see its immediate caller: the role of the session, as everywhere.
-    caller constant name := coalesce(nullif(current_setting('role'), 'none'), session_user);
+    caller constant name := billing_internal.caller();
     missing constant text := case when relation is null then 'relation' when metric is null then 'metric'
                                   when org_column is null then 'org_column' when mode is null then 'mode' end;
     metered record;
@@ -119,7 +118,7 @@ create function billing_internal.unmeter_table(relation regclass, metric text) r
     set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
-    caller constant name := coalesce(nullif(current_setting('role'), 'none'), session_user);
+    caller constant name := billing_internal.caller();
     missing constant text := case when relation is null then 'relation' when metric is null then 'metric' end;
     metered record;
     known boolean;
@@ -169,7 +168,8 @@ declare
     quantity_column constant name := nullif(tg_argv[3], '');
     member_column constant name := nullif(tg_argv[4], '');
     key_column constant name := nullif(tg_argv[5], '');
-    fault jsonb := billing.meter_fault(tg_relid, org_column, quantity_column, member_column, key_column);
+    -- What is called here is called with all of its arguments, of their very types: so nothing fits better that stands beside it.
+    fault jsonb;
     -- Names are quoted where they need it, so that no metric and key read as another metric with another key.
     key_prefix constant text := format('meter:%I.%I:%I:', tg_table_schema, tg_table_name, metric);
     given text;
@@ -185,6 +185,17 @@ declare
     refused record;
     code text;
 begin
+    perform billing_internal.require_sound();
+    fault := billing.meter_fault(tg_relid::regclass, org_column, quantity_column, member_column, key_column);
+    -- What is attached otherwise than attach_meter does it would read another "inserted" than the rows of the statement.
+    if not exists (select from pg_trigger t
+                    where t.tgrelid = tg_relid and t.tgname = tg_name and t.tgfoid = 'billing.metered_insert()'::regprocedure
+                      and t.tgtype = 4 and t.tgnewtable = 'inserted' and t.tgoldtable is null and t.tgqual is null and t.tgnargs = 6
+                      and t.tgname = billing.meter_trigger(tg_argv[0])) then
+        raise exception using errcode = '55000', message = 'the table is not metered',
+            detail = jsonb_build_object('code', 'not_metered', 'table', format('%I.%I', tg_table_schema, tg_table_name), 'metric', metric, 'trigger', tg_name)::text,
+            hint = 'Drop the trigger, and call billing.meter_table.';
+    end if;
     -- Who may attach a trigger to a table of its own has not been told by that to charge whom it likes.
     if not exists (select from billing.metered_tables m
                     where m.metric = tg_argv[0]
@@ -217,9 +228,9 @@ begin
     if few = 1 and org is not null and quantity between 1 and 9223372036854775807 and quantity = trunc(quantity)
        and (key_column is null or key is not null) then
         if mode = 'record' then
-            perform billing.record_usage(org, metric, quantity::bigint, event_id => key, member_id => member);
+            perform billing.record_usage(org, metric, quantity::bigint, key, null::timestamptz, member, '{}'::jsonb);
         else
-            perform billing.consume_credits(org, metric, quantity::bigint, key, member);
+            perform billing.consume_credits(org, metric, quantity::bigint, key, member, '{}'::jsonb);
         end if;
         return null;
     end if;

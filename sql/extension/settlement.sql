@@ -108,7 +108,7 @@ begin
         raise exception using errcode = '22023', message = 'invalid argument',
             detail = '{"code": "invalid_argument", "argument": "shard", "fault": "of must be 1 to 1000 and shard 0 to of"}';
     end if;
-    if as_of > billing.clock() or not isfinite(as_of) then
+    if as_of is null or as_of > billing.clock() or not isfinite(as_of) then
         raise exception using errcode = '22023', message = 'invalid argument',
             detail = '{"code": "invalid_argument", "argument": "as_of", "fault": "must be finite and not in the future"}';
     end if;
@@ -116,9 +116,11 @@ begin
     -- What was killed is not running any more, whatever its row says.
     update billing.settlement_runs r set status = 'interrupted', finished_at = clock_timestamp()
      where r.status = 'running' and r.shard = share and r.shards = begin_settlement.shards and not billing.settlement_is_running(r.run_id);
-    -- Two that begin at the same instant take turns at the unique index.
-    insert into billing.settlement_runs as r (started_at, as_of, pid, shard, shards, phase)
-    values (clock_timestamp(), as_of, pg_backend_pid(), share, shards, 'preparing')
+    -- Two that begin at the same instant take turns. Numbers come from the table: a sequence is everybody's who was given a right on it.
+    perform billing_internal.take_turn('settlement');
+    insert into billing.settlement_runs as r (run_id, started_at, as_of, pid, shard, shards, phase)
+    select (select coalesce(max(n.run_id), 0) + 1 from billing.settlement_runs n), clock_timestamp(), begin_settlement.as_of, pg_backend_pid(), share,
+           begin_settlement.shards, 'preparing'
     on conflict (shards, shard) where status = 'running' do nothing returning r.run_id into run;
     if run is null then
         return null;
@@ -161,6 +163,7 @@ begin
             renewed_sum := renewed_sum + receipt.renewed;
         exception when others then
             get stacked diagnostics state = returned_sqlstate, said = message_text, said_detail = pg_exception_detail;
+            said_detail := nullif(said_detail, '');
             if state in ('55P03', '40P01', '40001') and not is_last then
                 busy := busy || org;
                 continue;
@@ -217,7 +220,7 @@ begin
     end loop;
 end $$;
 
--- Types are named with their schema: those of the declarations are looked for on the caller's path, before there is any other.
+-- All arguments are given, of their very types, so that no function beside ours fits better. Types are named with their schema: those of the declarations are looked for on the caller's path, before there is any other.
 create procedure billing.settle(as_of timestamptz default null, shard int default 0, "of" int default 1)
     language plpgsql as $$
 declare
@@ -243,12 +246,12 @@ begin
     commit;
     perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     orgs := billing.settlement_due(moment, shard, "of");
-    perform billing.settlement_phase(run, 'settling', cardinality(orgs));
+    perform billing.settlement_phase(run, 'settling'::pg_catalog.text, cardinality(orgs)::pg_catalog.int8);
     -- Nobody waits long for an org while others of its batch are locked.
     while done < cardinality(orgs) loop
         commit;
         perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-        busy := busy || billing.settle_orgs(run, orgs[done + 1 : done + batch], moment, '200 milliseconds', false);
+        busy := busy || billing.settle_orgs(run, orgs[done + 1 : done + batch], moment, '200 milliseconds'::pg_catalog.interval, false);
         done := done + batch;
     end loop;
     -- Those that were locked, each for itself; with patience, for so long as there is any.
@@ -258,10 +261,10 @@ begin
     done := 0;
     while done < coalesce(cardinality(busy), 0) loop
         perform billing.settle_orgs(run, busy[done + 1 : done + 1], moment,
-                                    case when clock_timestamp() < patient_until then interval '5 seconds' else interval '200 milliseconds' end);
+                                    case when clock_timestamp() < patient_until then interval '5 seconds' else interval '200 milliseconds' end, true);
         done := done + 1;
         commit;
         perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     end loop;
-    perform billing.settlement_phase(run, 'done', cardinality(orgs));
+    perform billing.settlement_phase(run, 'done'::pg_catalog.text, cardinality(orgs)::pg_catalog.int8);
 end $$;

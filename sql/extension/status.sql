@@ -31,14 +31,21 @@ begin
     advice := case when found is not null then 'Run: select billing.install(); it takes these rights. Give roles a level with billing.grant_access.' end;
     return next;
 
-    check_name := 'triggers';
-    select string_agg(format('%I on %s, function of %s', t.tgname, c.oid::regclass, o.rolname), '; ' order by 1) into found
-      from pg_class c join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal
-      join pg_proc p on p.oid = t.tgfoid join pg_roles o on o.oid = p.proowner
-     where c.relnamespace = 'billing'::regnamespace and not o.rolsuper and not pg_has_role(c.relowner, p.proowner, 'member');
+    check_name := 'things of others';
+    select string_agg(what, '; ' order by what) into found from (
+        select format('trigger %s on %s, of %s', t.trigger, t.relation, t.owner) as what from billing_internal.foreign_triggers() t
+        union all
+        select format('function %s, of %s', p.oid::regprocedure, o.rolname) from pg_proc p join pg_roles o on o.oid = p.proowner
+         where p.pronamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and not o.rolsuper
+        union all
+        select format('foreign key %s of %s, of %s', f.conname, f.conrelid::regclass, o.rolname)
+          from pg_constraint f join pg_class r on r.oid = f.confrelid join pg_class c on c.oid = f.conrelid join pg_roles o on o.oid = c.relowner
+         where f.contype = 'f' and r.relnamespace = 'billing'::regnamespace and not o.rolsuper
+        union all
+        select 'the event trigger pg_billing_guard is off' from pg_event_trigger where evtname = 'pg_billing_guard' and evtenabled = 'D') things;
     level := case when found is null then 'ok' else 'bad' end;
-    value := coalesce('of others on our tables: ' || found, 'none of others on our tables');
-    advice := case when found is not null then 'Every call that writes is refused until it is dropped: it would run with the rights of the extension.' end;
+    value := coalesce(found, 'none on our tables and in our schemas');
+    advice := case when found is not null then 'They would run with our rights, or hold up our work; with triggers and functions, calls are refused until they are gone. Look at them and drop them; select billing.install(); drops the triggers.' end;
     return next;
 
     check_name := 'roles';
@@ -62,7 +69,8 @@ begin
     select string_agg(format('%I.%I (%s)', m.table_schema, m.table_name, m.metric), ', ' order by 1) into found
       from billing.metered_tables m
       left join pg_trigger t on t.tgrelid = m.relation and m.place = billing_internal.place() and t.tgname = billing.meter_trigger(m.metric)
-     where t.oid is null or t.tgenabled = 'D';
+                            and t.tgfoid = 'billing.metered_insert()'::regprocedure and t.tgenabled in ('O', 'A')
+     where t.oid is null;
     level := case when found is null then 'ok' else 'bad' end;
     value := coalesce('without their trigger: ' || found, (select count(*) || ' metered' from billing.metered_tables));
     advice := case when found is not null then 'Nothing is charged for their inserts. Run: select billing.meter_table(…), or billing.unmeter_table where that is meant.' end;

@@ -37,7 +37,7 @@ begin
                        'entries', 'wallets', 'grants', 'operations', 'metrics', 'prices', 'org_prices', 'plans', 'caps', 'packs', 'surcharges',
                        'subscriptions', 'org_allowances', 'subscription_requests', 'metered_tables', 'usage_events', 'usage_event_keys', 'usage_uniques',
                        'unsettled_usage', 'unpaid_overage', 'period_usage', 'cap_usage', 'usage_days', 'credit_months', 'folded', 'usage_by_day',
-                       'usage_by_month', 'settlement_runs', 'settlement_runs_run_id_seq', 'settlement_faults', 'settlement_progress', 'alerts', 'gift_cards',
+                       'usage_by_month', 'settlement_runs', 'settlement_faults', 'settlement_progress', 'alerts', 'gift_cards',
                        'gift_card_redemptions', 'gift_card_attempts', 'gift_card_batches', 'payments', 'payment_refs', 'provider_customers',
                        'provider_subscriptions', 'auto_recharges', 'webhook_events', 'webhook_secrets', 'outbox', 'flags', 'freezes'))), false)
         union all

@@ -48,7 +48,7 @@ begin
                        'entries', 'wallets', 'grants', 'operations', 'metrics', 'prices', 'org_prices', 'plans', 'caps', 'packs', 'surcharges',
                        'subscriptions', 'org_allowances', 'subscription_requests', 'metered_tables', 'usage_events', 'usage_event_keys', 'usage_uniques',
                        'unsettled_usage', 'unpaid_overage', 'period_usage', 'cap_usage', 'usage_days', 'credit_months', 'folded', 'usage_by_day',
-                       'usage_by_month', 'settlement_runs', 'settlement_runs_run_id_seq', 'settlement_faults', 'settlement_progress', 'alerts', 'gift_cards',
+                       'usage_by_month', 'settlement_runs', 'settlement_faults', 'settlement_progress', 'alerts', 'gift_cards',
                        'gift_card_redemptions', 'gift_card_attempts', 'gift_card_batches', 'payments', 'payment_refs', 'provider_customers',
                        'provider_subscriptions', 'auto_recharges', 'webhook_events', 'webhook_secrets', 'outbox', 'flags', 'freezes'))), false)
         union all
@@ -249,7 +249,7 @@ begin
 end $$;
 
 -- Every right in our schemas of roles other than the owners of things: by a grant, by default privileges that made one, or of PUBLIC.
-create function billing_internal.rights() returns table (grantee oid, object text, privilege text)
+create function billing_internal.rights() returns table (grantee oid, object text, privilege text, can_pass_on boolean)
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
     with ours as (select oid, nspname, nspowner, nspacl from pg_namespace where nspname in ('billing', 'billing_internal')),
@@ -259,7 +259,7 @@ create function billing_internal.rights() returns table (grantee oid, object tex
         select format('%s %I.%I', case c.relkind when 'S' then 'sequence' when 'v' then 'view' else 'table' end, o.nspname, c.relname), c.relacl, c.relowner
           from pg_class c join ours o on o.oid = c.relnamespace
         union all
-        select format('table %I.%I', o.nspname, c.relname), a.attacl, c.relowner
+        select format('column %I of table %I.%I', a.attname, o.nspname, c.relname), a.attacl, c.relowner
           from pg_attribute a join pg_class c on c.oid = a.attrelid join ours o on o.oid = c.relnamespace where a.attacl is not null
         union all
         select format('function %s', p.oid::regprocedure), coalesce(p.proacl, acldefault('f', p.proowner)), p.proowner
@@ -267,15 +267,55 @@ create function billing_internal.rights() returns table (grantee oid, object tex
         union all
         select format('default privileges of %s in schema %I', d.defaclrole::regrole, o.nspname), d.defaclacl, d.defaclrole
           from pg_default_acl d join ours o on o.oid = d.defaclnamespace)
-    select distinct a.grantee, g.object, a.privilege_type from given g cross join lateral aclexplode(g.acl) a where a.grantee <> g.owner
+    select distinct a.grantee, g.object, a.privilege_type, a.is_grantable from given g cross join lateral aclexplode(g.acl) a where a.grantee <> g.owner
 $$;
 
--- The rights of roles that grant_access() gave no level.
+-- What the levels of a role allow: the one list from which rights are given, and by which those are told that came otherwise.
+create function billing_internal.rights_of(levels text[]) returns table (object text, privilege text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select 'schema billing', 'USAGE' where levels <> '{}'
+    union all
+    select distinct 'function ' || r, 'EXECUTE' from unnest(levels) l, billing_internal.routines_of(l) r
+    union all
+    select format('%s billing.%I', case c.relkind when 'v' then 'view' else 'table' end, c.relname), 'SELECT'
+      from pg_class c
+     where c.relnamespace = to_regnamespace('billing')
+       and (levels && '{member,service,auditor}'
+            and c.relname in ('wallets', 'grants', 'operations', 'entries', 'ledger', 'holds', 'lanes', 'lots',
+                'wallet_settings', 'refunds', 'member_usage', 'period_usage', 'metrics', 'prices', 'org_prices', 'plans', 'caps',
+                'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days', 'credit_months', 'folded',
+                'alerts', 'usage_by_day', 'usage_by_month', 'packs', 'surcharges', 'payments', 'payment_refs', 'provider_customers',
+                'provider_subscriptions', 'auto_recharges')
+         or levels && '{service,auditor}'
+            and c.relname in ('settlement_runs', 'settlement_faults', 'settlement_progress', 'webhook_events', 'outbox',
+                'flags', 'freezes', 'gift_card_batches', 'gift_card_redemptions'))
+    union all
+    -- All but the codes.
+    select format('column %I of table billing.gift_cards', a.attname), 'SELECT'
+      from pg_attribute a
+     where levels && '{service,auditor}' and a.attrelid = to_regclass('billing.gift_cards')
+       and a.attname in ('name', 'source', 'unit', 'credits', 'metrics', 'max_redemptions', 'redeemed', 'validity', 'expires_at', 'voided_at', 'created_at', 'metadata')
+    union all
+    select 'function billing_internal.every_org()', 'EXECUTE' where levels && '{service,auditor}'
+$$;
+
+create function billing_internal.levels_of(role oid) returns text[]
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select array(select a.level from billing.access a where a.role_oid = role and a.cluster = billing_internal.cluster())
+$$;
+
+-- The rights that no level allows.
 create function billing_internal.foreign_rights() returns table (grantee oid, object text, privilege text)
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
-    select r.* from billing_internal.rights() r
-     where not exists (select from billing.access a where a.role_oid = r.grantee and a.cluster = billing_internal.cluster())
+    select r.grantee, r.object, r.privilege from billing_internal.rights() r where r.can_pass_on
+    union
+    (select r.grantee, r.object, r.privilege from billing_internal.rights() r
+     except
+     select g.grantee, e.object, e.privilege
+       from (select distinct grantee from billing_internal.rights()) g, billing_internal.rights_of(billing_internal.levels_of(g.grantee)) e)
 $$;
 
 create function billing_internal.role_name(role oid) returns text
@@ -322,7 +362,7 @@ begin
     for known in select f.grantee, billing_internal.role_name(f.grantee) as name, count(distinct f.object) as objects,
                         string_agg(distinct lower(f.privilege), ', ' order by lower(f.privilege)) as privileges
                    from billing_internal.foreign_rights() f group by f.grantee order by 2 loop
-        perform billing_internal.take_rights(known.grantee);
+        perform billing_internal.give_rights(known.grantee);
         said := said || format('%s (%s on %s)', known.name, known.privileges,
                                case known.objects when 1 then '1 object' else known.objects || ' objects' end);
     end loop;
@@ -335,38 +375,17 @@ create function billing_internal.give_rights(role oid) returns void
     set search_path = pg_catalog, pg_temp as $$
 declare
     name constant text := (select quote_ident(rolname) from pg_roles where oid = role);
-    levels constant text[] := array(select a.level from billing.access a where a.role_oid = role and a.cluster = billing_internal.cluster());
-    routine regprocedure;
-    readable text;
+    given record;
 begin
     perform billing_internal.take_rights(role);
-    if name is null or levels = '{}' then
-        return;
-    end if;
-    execute format('grant usage on schema billing to %s', name);
-    for routine in select distinct r from unnest(levels) l, billing_internal.routines_of(l) r loop
-        execute format('grant execute on routine %s to %s', routine, name);
+    for given in select r.object, r.privilege from billing_internal.rights_of(billing_internal.levels_of(role)) r where name is not null loop
+        if given.object like 'column % of table billing.gift_cards' then
+            execute format('grant select (%s) on billing.gift_cards to %s', split_part(given.object, ' ', 2), name);
+        else
+            -- A view is a table to GRANT; settle() is a procedure.
+            execute format('grant %s on %s to %s', given.privilege, regexp_replace(regexp_replace(given.object, '^(view|table) ', ''), '^function ', 'routine '), name);
+        end if;
     end loop;
-    if not levels && '{member,service,auditor}' then
-        return;
-    end if;
-    foreach readable in array array['wallets', 'grants', 'operations', 'entries', 'ledger', 'holds', 'lanes', 'lots',
-        'wallet_settings', 'refunds', 'member_usage', 'period_usage', 'metrics', 'prices', 'org_prices', 'plans', 'caps',
-        'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days', 'credit_months', 'folded',
-        'alerts', 'usage_by_day', 'usage_by_month', 'packs', 'surcharges', 'payments', 'payment_refs', 'provider_customers',
-        'provider_subscriptions', 'auto_recharges'] loop
-        execute format('grant select on billing.%I to %s', readable, name);
-    end loop;
-    if levels && '{service,auditor}' then
-        execute format('grant execute on function billing_internal.every_org() to %s', name);
-        foreach readable in array array['settlement_runs', 'settlement_faults', 'settlement_progress', 'webhook_events', 'outbox',
-            'flags', 'freezes', 'gift_card_batches', 'gift_card_redemptions'] loop
-            execute format('grant select on billing.%I to %s', readable, name);
-        end loop;
-        -- All but the codes.
-        execute format('grant select (name, source, unit, credits, metrics, max_redemptions, redeemed, validity, expires_at, voided_at, created_at, metadata)
-                        on billing.gift_cards to %s', name);
-    end if;
 end $$;
 
 -- Finds the roles of billing.access anew where they are known by name only (restored from another cluster), follows those that were
@@ -376,20 +395,22 @@ create function billing_internal.find_roles() returns text
     set search_path = pg_catalog, pg_temp as $$
 declare
     here constant text := billing_internal.cluster();
-    known record;
-    said text[] := '{}';
+    said constant text[] := array(
+        select case when r.oid is null then format('%s was dropped and is no longer %s', a.role_name, a.level)
+                    else format('%s (%s) is now called %s', a.role_name, a.level, r.rolname) end
+          from billing.access a left join pg_roles r on r.oid = a.role_oid
+         where a.cluster = here and r.rolname is distinct from a.role_name order by 1);
+    oids oid[];
+    levels text[];
 begin
-    for known in select a.role_name, a.level, a.role_oid, r.rolname from billing.access a
-                   left join pg_roles r on r.oid = a.role_oid
-                  where a.cluster = here and r.rolname is distinct from a.role_name order by 1, 2 loop
-        if known.rolname is null then
-            delete from billing.access a where a.role_name = known.role_name and a.level = known.level;
-            said := said || format('%s was dropped and is no longer %s', known.role_name, known.level);
-        else
-            update billing.access a set role_name = known.rolname where a.role_oid = known.role_oid and a.level = known.level;
-            said := said || format('%s (%s) is now called %s', known.role_name, known.level, known.rolname);
-        end if;
-    end loop;
+    -- All at once: names may have been exchanged.
+    if said <> '{}' then
+        select array_agg(a.role_oid), array_agg(a.level) into oids, levels from billing.access a where a.cluster = here;
+        delete from billing.access a where a.cluster = here;
+        insert into billing.access (role_name, level, role_oid, cluster)
+        select r.rolname, n.level, r.oid, here from unnest(oids, levels) n (role_oid, level) join pg_roles r on r.oid = n.role_oid
+        on conflict on constraint access_pkey do update set role_oid = excluded.role_oid, cluster = excluded.cluster;
+    end if;
     update billing.access a set role_oid = r.oid, cluster = here from pg_roles r
      where r.rolname = a.role_name and a.cluster is distinct from here;
     return array_to_string(said, ', ');
@@ -421,6 +442,8 @@ begin
         raise exception using errcode = '42704', message = 'no such role',
             detail = jsonb_build_object('code', 'unknown_role', 'role', role)::text;
     end if;
+    -- By the names that roles have now: what is given to one takes nothing from another that had the name.
+    perform billing_internal.find_roles();
     -- What a role sees and does is one of these three, and the newest word counts; reports of providers come beside it.
     if level <> 'webhook' then
         delete from billing.access a where a.role_name = grant_access.role and a.level not in (grant_access.level, 'webhook');
@@ -446,6 +469,7 @@ declare
     here constant text := billing_internal.cluster();
     known constant oid := (select oid from pg_roles where rolname = revoke_access.role);
     renamed name;
+    was_known boolean;
 begin
     perform billing_internal.require_administrator();
     if role is null then
@@ -456,25 +480,86 @@ begin
         raise exception using errcode = '22023', message = 'invalid argument',
             detail = '{"code": "invalid_argument", "argument": "level", "fault": "must be member, service, auditor, webhook or null for all"}';
     end if;
-    if known is null then
-        select r.rolname into renamed from billing.access a join pg_roles r on r.oid = a.role_oid
-         where a.role_name = revoke_access.role and a.cluster = here;
-        if renamed is not null or not exists (select from billing.access a where a.role_name = revoke_access.role) then
-            raise exception using errcode = '42704', message = 'no such role',
-                detail = jsonb_strip_nulls(jsonb_build_object('code', 'unknown_role', 'role', role, 'renamed_to', renamed))::text,
-                hint = case when renamed is not null then 'It was renamed: name it as it is called now.' end;
-        end if;
+    -- The name of another by now, or nobody's: whoever is meant must be told.
+    select r.rolname into renamed from billing.access a join pg_roles r on r.oid = a.role_oid
+     where a.role_name = revoke_access.role and a.cluster = here and a.role_oid is distinct from known;
+    was_known := exists (select from billing.access a where a.role_name = revoke_access.role);
+    perform billing_internal.find_roles();
+    if renamed is not null and not exists (select from billing.access a where a.role_name = revoke_access.role) then
+        raise exception using errcode = '42704', message = 'no such role',
+            detail = jsonb_build_object('code', 'unknown_role', 'role', role, 'renamed_to', renamed)::text,
+            hint = 'The role that had a level by this name was renamed: name it as it is called now.';
     end if;
-    delete from billing.access a
-     where case when a.cluster = here then a.role_oid = known or known is null and a.role_name = revoke_access.role
-                else a.role_name = revoke_access.role end
-       and a.level = coalesce(revoke_access.level, a.level);
+    if known is null and not was_known then
+        raise exception using errcode = '42704', message = 'no such role',
+            detail = jsonb_build_object('code', 'unknown_role', 'role', role)::text;
+    end if;
+    delete from billing.access a where a.role_name = revoke_access.role and a.level = coalesce(revoke_access.level, a.level);
     if known is not null then
         perform billing_internal.give_rights(known);
     end if;
     perform billing_internal.let_staff_see();
     perform billing_internal.forget_levels();
 end $$;
+
+-- Triggers on our tables whose function is another role's: they run with the rights of whoever writes the table, which is ours.
+create function billing_internal.foreign_triggers() returns table (trigger text, relation regclass, owner text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select t.tgname::text, c.oid::regclass, o.rolname::text
+      from pg_class c
+      join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal
+      join pg_proc p on p.oid = t.tgfoid
+      join pg_roles o on o.oid = p.proowner
+     where c.relnamespace = 'billing'::regnamespace and not o.rolsuper and not pg_has_role(c.relowner, p.proowner, 'member')
+     order by 2, 1
+$$;
+
+create function billing_internal.drop_foreign_triggers() returns text
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    found record;
+    said text[] := '{}';
+begin
+    for found in select * from billing_internal.foreign_triggers() loop
+        execute format('drop trigger %I on %s', found.trigger, found.relation);
+        said := said || format('%s on %s, of %s', found.trigger, found.relation, found.owner);
+    end loop;
+    return array_to_string(said, ', ');
+end $$;
+
+-- Things of others that would run with our rights, or hold up what we do, are not made in the first place: triggers on our tables, foreign keys
+-- to them (whose checks run casts of the referring column as the owner of ours, and whose rows keep ours from going), and anything in our schemas.
+-- Whoever has a right to these has it by a grant that was not meant.
+create function billing_internal.guard() returns event_trigger
+    language plpgsql
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    made record;
+begin
+    if (select r.rolsuper from pg_roles r where r.rolname = current_user)
+       or pg_has_role(current_user, (select extowner from pg_extension where extname = 'pg_billing'), 'USAGE') then
+        return;
+    end if;
+    select c.object_identity, c.object_type into made
+      from pg_event_trigger_ddl_commands() c
+     where c.command_tag not in ('GRANT', 'REVOKE')
+       and (c.schema_name in ('billing', 'billing_internal')
+            or c.classid = 'pg_trigger'::regclass
+               and exists (select from pg_trigger t join pg_class r on r.oid = t.tgrelid where t.oid = c.objid and r.relnamespace = to_regnamespace('billing'))
+            or c.classid = 'pg_class'::regclass
+               and exists (select from pg_constraint f join pg_class r on r.oid = f.confrelid
+                            where f.conrelid = c.objid and f.contype = 'f' and r.relnamespace = to_regnamespace('billing')))
+     limit 1;
+    if found then
+        raise exception using errcode = '42501', message = 'only the owner of pg_billing adds to its schemas and tables',
+            detail = jsonb_build_object('code', 'not_owner', 'object', made.object_identity, 'type', made.object_type, 'role', current_user)::text,
+            hint = 'Keep your own things in a schema of your own; refer to orgs and metrics without a foreign key.';
+    end if;
+end $$;
+create event trigger pg_billing_guard on ddl_command_end execute function billing_internal.guard();
+comment on event trigger pg_billing_guard is 'Lets nobody but the owner of pg_billing add triggers, foreign keys and objects to its tables and schemas.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -592,7 +677,7 @@ begin
         raise exception using errcode = '22023', message = 'invalid argument',
             detail = '{"code": "invalid_argument", "argument": "shard", "fault": "of must be 1 to 1000 and shard 0 to of"}';
     end if;
-    if as_of > billing.clock() or not isfinite(as_of) then
+    if as_of is null or as_of > billing.clock() or not isfinite(as_of) then
         raise exception using errcode = '22023', message = 'invalid argument',
             detail = '{"code": "invalid_argument", "argument": "as_of", "fault": "must be finite and not in the future"}';
     end if;
@@ -600,9 +685,11 @@ begin
     -- What was killed is not running any more, whatever its row says.
     update billing.settlement_runs r set status = 'interrupted', finished_at = clock_timestamp()
      where r.status = 'running' and r.shard = share and r.shards = begin_settlement.shards and not billing.settlement_is_running(r.run_id);
-    -- Two that begin at the same instant take turns at the unique index.
-    insert into billing.settlement_runs as r (started_at, as_of, pid, shard, shards, phase)
-    values (clock_timestamp(), as_of, pg_backend_pid(), share, shards, 'preparing')
+    -- Two that begin at the same instant take turns. Numbers come from the table: a sequence is everybody's who was given a right on it.
+    perform billing_internal.take_turn('settlement');
+    insert into billing.settlement_runs as r (run_id, started_at, as_of, pid, shard, shards, phase)
+    select (select coalesce(max(n.run_id), 0) + 1 from billing.settlement_runs n), clock_timestamp(), begin_settlement.as_of, pg_backend_pid(), share,
+           begin_settlement.shards, 'preparing'
     on conflict (shards, shard) where status = 'running' do nothing returning r.run_id into run;
     if run is null then
         return null;
@@ -645,6 +732,7 @@ begin
             renewed_sum := renewed_sum + receipt.renewed;
         exception when others then
             get stacked diagnostics state = returned_sqlstate, said = message_text, said_detail = pg_exception_detail;
+            said_detail := nullif(said_detail, '');
             if state in ('55P03', '40P01', '40001') and not is_last then
                 busy := busy || org;
                 continue;
@@ -701,7 +789,7 @@ begin
     end loop;
 end $$;
 
--- Types are named with their schema: those of the declarations are looked for on the caller's path, before there is any other.
+-- All arguments are given, of their very types, so that no function beside ours fits better. Types are named with their schema: those of the declarations are looked for on the caller's path, before there is any other.
 create procedure billing.settle(as_of timestamptz default null, shard int default 0, "of" int default 1)
     language plpgsql as $$
 declare
@@ -727,12 +815,12 @@ begin
     commit;
     perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     orgs := billing.settlement_due(moment, shard, "of");
-    perform billing.settlement_phase(run, 'settling', cardinality(orgs));
+    perform billing.settlement_phase(run, 'settling'::pg_catalog.text, cardinality(orgs)::pg_catalog.int8);
     -- Nobody waits long for an org while others of its batch are locked.
     while done < cardinality(orgs) loop
         commit;
         perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-        busy := busy || billing.settle_orgs(run, orgs[done + 1 : done + batch], moment, '200 milliseconds', false);
+        busy := busy || billing.settle_orgs(run, orgs[done + 1 : done + batch], moment, '200 milliseconds'::pg_catalog.interval, false);
         done := done + batch;
     end loop;
     -- Those that were locked, each for itself; with patience, for so long as there is any.
@@ -742,12 +830,12 @@ begin
     done := 0;
     while done < coalesce(cardinality(busy), 0) loop
         perform billing.settle_orgs(run, busy[done + 1 : done + 1], moment,
-                                    case when clock_timestamp() < patient_until then interval '5 seconds' else interval '200 milliseconds' end);
+                                    case when clock_timestamp() < patient_until then interval '5 seconds' else interval '200 milliseconds' end, true);
         done := done + 1;
         commit;
         perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     end loop;
-    perform billing.settlement_phase(run, 'done', cardinality(orgs));
+    perform billing.settlement_phase(run, 'done'::pg_catalog.text, cardinality(orgs)::pg_catalog.int8);
 end $$;
 /* </end connected objects> */
 
@@ -818,8 +906,7 @@ create function billing_internal.meter_table(relation regclass, metric text, org
     set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
-    -- A definer function does not see its immediate caller: the role of the session, as everywhere.
-    caller constant name := coalesce(nullif(current_setting('role'), 'none'), session_user);
+    caller constant name := billing_internal.caller();
     missing constant text := case when relation is null then 'relation' when metric is null then 'metric'
                                   when org_column is null then 'org_column' when mode is null then 'mode' end;
     metered record;
@@ -877,7 +964,7 @@ create function billing_internal.unmeter_table(relation regclass, metric text) r
     set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
-    caller constant name := coalesce(nullif(current_setting('role'), 'none'), session_user);
+    caller constant name := billing_internal.caller();
     missing constant text := case when relation is null then 'relation' when metric is null then 'metric' end;
     metered record;
     known boolean;
@@ -927,7 +1014,8 @@ declare
     quantity_column constant name := nullif(tg_argv[3], '');
     member_column constant name := nullif(tg_argv[4], '');
     key_column constant name := nullif(tg_argv[5], '');
-    fault jsonb := billing.meter_fault(tg_relid, org_column, quantity_column, member_column, key_column);
+    -- What is called here is called with all of its arguments, of their very types: so nothing fits better that stands beside it.
+    fault jsonb;
     -- Names are quoted where they need it, so that no metric and key read as another metric with another key.
     key_prefix constant text := format('meter:%I.%I:%I:', tg_table_schema, tg_table_name, metric);
     given text;
@@ -943,6 +1031,17 @@ declare
     refused record;
     code text;
 begin
+    perform billing_internal.require_sound();
+    fault := billing.meter_fault(tg_relid::regclass, org_column, quantity_column, member_column, key_column);
+    -- What is attached otherwise than attach_meter does it would read another "inserted" than the rows of the statement.
+    if not exists (select from pg_trigger t
+                    where t.tgrelid = tg_relid and t.tgname = tg_name and t.tgfoid = 'billing.metered_insert()'::regprocedure
+                      and t.tgtype = 4 and t.tgnewtable = 'inserted' and t.tgoldtable is null and t.tgqual is null and t.tgnargs = 6
+                      and t.tgname = billing.meter_trigger(tg_argv[0])) then
+        raise exception using errcode = '55000', message = 'the table is not metered',
+            detail = jsonb_build_object('code', 'not_metered', 'table', format('%I.%I', tg_table_schema, tg_table_name), 'metric', metric, 'trigger', tg_name)::text,
+            hint = 'Drop the trigger, and call billing.meter_table.';
+    end if;
     -- Who may attach a trigger to a table of its own has not been told by that to charge whom it likes.
     if not exists (select from billing.metered_tables m
                     where m.metric = tg_argv[0]
@@ -975,9 +1074,9 @@ begin
     if few = 1 and org is not null and quantity between 1 and 9223372036854775807 and quantity = trunc(quantity)
        and (key_column is null or key is not null) then
         if mode = 'record' then
-            perform billing.record_usage(org, metric, quantity::bigint, event_id => key, member_id => member);
+            perform billing.record_usage(org, metric, quantity::bigint, key, null::timestamptz, member, '{}'::jsonb);
         else
-            perform billing.consume_credits(org, metric, quantity::bigint, key, member);
+            perform billing.consume_credits(org, metric, quantity::bigint, key, member, '{}'::jsonb);
         end if;
         return null;
     end if;
@@ -1559,14 +1658,21 @@ begin
     advice := case when found is not null then 'Run: select billing.install(); it takes these rights. Give roles a level with billing.grant_access.' end;
     return next;
 
-    check_name := 'triggers';
-    select string_agg(format('%I on %s, function of %s', t.tgname, c.oid::regclass, o.rolname), '; ' order by 1) into found
-      from pg_class c join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal
-      join pg_proc p on p.oid = t.tgfoid join pg_roles o on o.oid = p.proowner
-     where c.relnamespace = 'billing'::regnamespace and not o.rolsuper and not pg_has_role(c.relowner, p.proowner, 'member');
+    check_name := 'things of others';
+    select string_agg(what, '; ' order by what) into found from (
+        select format('trigger %s on %s, of %s', t.trigger, t.relation, t.owner) as what from billing_internal.foreign_triggers() t
+        union all
+        select format('function %s, of %s', p.oid::regprocedure, o.rolname) from pg_proc p join pg_roles o on o.oid = p.proowner
+         where p.pronamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and not o.rolsuper
+        union all
+        select format('foreign key %s of %s, of %s', f.conname, f.conrelid::regclass, o.rolname)
+          from pg_constraint f join pg_class r on r.oid = f.confrelid join pg_class c on c.oid = f.conrelid join pg_roles o on o.oid = c.relowner
+         where f.contype = 'f' and r.relnamespace = 'billing'::regnamespace and not o.rolsuper
+        union all
+        select 'the event trigger pg_billing_guard is off' from pg_event_trigger where evtname = 'pg_billing_guard' and evtenabled = 'D') things;
     level := case when found is null then 'ok' else 'bad' end;
-    value := coalesce('of others on our tables: ' || found, 'none of others on our tables');
-    advice := case when found is not null then 'Every call that writes is refused until it is dropped: it would run with the rights of the extension.' end;
+    value := coalesce(found, 'none on our tables and in our schemas');
+    advice := case when found is not null then 'They would run with our rights, or hold up our work; with triggers and functions, calls are refused until they are gone. Look at them and drop them; select billing.install(); drops the triggers.' end;
     return next;
 
     check_name := 'roles';
@@ -1590,7 +1696,8 @@ begin
     select string_agg(format('%I.%I (%s)', m.table_schema, m.table_name, m.metric), ', ' order by 1) into found
       from billing.metered_tables m
       left join pg_trigger t on t.tgrelid = m.relation and m.place = billing_internal.place() and t.tgname = billing.meter_trigger(m.metric)
-     where t.oid is null or t.tgenabled = 'D';
+                            and t.tgfoid = 'billing.metered_insert()'::regprocedure and t.tgenabled in ('O', 'A')
+     where t.oid is null;
     level := case when found is null then 'ok' else 'bad' end;
     value := coalesce('without their trigger: ' || found, (select count(*) || ' metered' from billing.metered_tables));
     advice := case when found is not null then 'Nothing is charged for their inserts. Run: select billing.meter_table(…), or billing.unmeter_table where that is meant.' end;
@@ -1638,7 +1745,7 @@ CREATE  FUNCTION "allows"(
 	"metric" TEXT, /* Option < & str > */
 	"quantity" bigint DEFAULT 1 /* Option < i64 > */
 ) RETURNS bool /* bool */
-STABLE SECURITY DEFINER
+STABLE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'allows_wrapper';
 /* </end connected objects> */
@@ -1693,7 +1800,7 @@ CREATE  FUNCTION "calculate_cost"(
 	"quantity" bigint DEFAULT 1, /* Option < i64 > */
 	"org_id" uuid DEFAULT NULL /* Option < pgrx :: Uuid > */
 ) RETURNS bigint /* i64 */
-STABLE SECURITY DEFINER
+STABLE
 SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'calculate_cost_wrapper';
@@ -1706,10 +1813,19 @@ CREATE  FUNCTION "calculate_cost"(
 	"items" jsonb, /* Option < Jsonb > */
 	"org_id" uuid DEFAULT NULL /* Option < pgrx :: Uuid > */
 ) RETURNS bigint /* i64 */
-STABLE SECURITY DEFINER 
+STABLE 
 SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'calculate_cost_of_items_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/access/mod.rs
+-- pg_billing::access::caller
+
+create function billing_internal.caller() returns text
+    language c stable
+    as 'MODULE_PATHNAME', 'caller_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -1765,7 +1881,7 @@ CREATE  FUNCTION "check_limit"(
 	"metric" TEXT, /* Option < & str > */
 	"quantity" bigint DEFAULT 1 /* Option < i64 > */
 ) RETURNS limit_status /* LimitStatus */
-STABLE SECURITY DEFINER
+STABLE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'check_limit_wrapper';
 /* </end connected objects> */
@@ -1919,7 +2035,7 @@ CREATE  FUNCTION "credit_history"(
 	"other" bigint,  /* i64 */
 	"closing_balance" bigint  /* i64 */
 )
-STABLE SECURITY DEFINER
+STABLE
 SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'credit_history_wrapper';
@@ -1940,7 +2056,7 @@ CREATE  FUNCTION "explain_consumption"(
 	"credits" bigint,  /* i64 */
 	"remaining_after" bigint  /* i64 */
 )
-STABLE SECURITY DEFINER
+STABLE
 SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'explain_consumption_wrapper';
@@ -1973,7 +2089,7 @@ CREATE  FUNCTION "get_total_credits"(
 	"unit" TEXT DEFAULT 'credit', /* Option < & str > */
 	"metric" TEXT DEFAULT NULL /* Option < & str > */
 ) RETURNS bigint /* i64 */
-STABLE SECURITY DEFINER
+STABLE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'get_total_credits_wrapper';
 /* </end connected objects> */
@@ -1985,7 +2101,7 @@ CREATE  FUNCTION "get_wallet"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"unit" TEXT DEFAULT 'credit' /* Option < & str > */
 ) RETURNS wallet_status /* WalletStatus */
-STABLE SECURITY DEFINER
+STABLE
 SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'get_wallet_wrapper';
@@ -2128,7 +2244,7 @@ CREATE  FUNCTION "quote_pack"(
 	"org_id" uuid DEFAULT NULL, /* Option < pgrx :: Uuid > */
 	"amount" bigint DEFAULT NULL /* Option < i64 > */
 ) RETURNS pack_quote /* PackQuote */
-STABLE SECURITY DEFINER
+STABLE
 SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'quote_pack_wrapper';
@@ -2218,6 +2334,15 @@ VOLATILE
 SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'replay_webhook_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/access/mod.rs
+-- pg_billing::access::require_sound_now
+
+create function billing_internal.require_sound() returns void
+    language c volatile
+    as 'MODULE_PATHNAME', 'require_sound_now_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -2376,6 +2501,15 @@ AS 'MODULE_PATHNAME', 'subscribe_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/turn.rs
+-- pg_billing::turn::take_turn
+
+create function billing_internal.take_turn(name text) returns void
+    language c volatile
+    as 'MODULE_PATHNAME', 'take_turn_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/ledger/transfer.rs
 -- pg_billing::ledger::transfer::transfer_credits
 CREATE  FUNCTION "transfer_credits"(
@@ -2403,7 +2537,7 @@ CREATE  FUNCTION "unfolded_usage"(
 	"quantity" bigint,  /* i64 */
 	"credits" bigint  /* i64 */
 )
-STABLE SECURITY DEFINER
+STABLE
 SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'unfolded_usage_wrapper';
@@ -2620,6 +2754,8 @@ comment on function billing.resolve_flag is
 comment on function billing.look_for_signals is
 'What a payment that was started, failed or paid says about its org.';
 
+comment on function billing.unfolded_usage is
+'What an org consumed that is not counted in usage_days yet, by metric and day (UTC), and what was charged for it: for the view usage_by_day. Errors: 42501 for an org that is not the caller''s, 22023.';
 comment on function billing.clock is
 'Billing time: the wall clock, or the setting billing.test_clock (superuser only).';
 comment on function billing.install is

@@ -40,6 +40,8 @@ alter table billing.webhook_secrets add column secret_id uuid not null default p
 comment on column billing.webhook_secrets.secret_id is 'Tells it from others.';
 
 -- One settlement of a share at a time: by a row that only the settlement writes.
+-- Its numbers come from the table itself.
+alter table billing.settlement_runs alter column run_id drop identity;
 update billing.settlement_runs set shard = mod(shard, shards);
 create unique index settlement_runs_running on billing.settlement_runs (shards, shard) where status = 'running';
 comment on column billing.settlement_runs.orgs_failed is 'Orgs left as they were, see settlement_faults; those that somebody held locked for too long among them.';

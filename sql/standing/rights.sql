@@ -2,7 +2,6 @@
 
 do $$
 begin
-    perform billing_internal.find_roles();
     insert into billing.access (role_name, level, role_oid, cluster)
     select r.rolname, case r.rolname when 'service_role' then 'service' else 'member' end, r.oid, billing_internal.cluster()
       from pg_catalog.pg_roles r

@@ -57,6 +57,7 @@ struct Passed {
     call: pg_sys::FunctionCallInfo,
     user: pg_sys::Oid,
     context: c_int,
+    caller: pg_sys::Oid,
 }
 
 /// Asks for the level of the caller, becomes the owner of the extension, and makes of a call the one behind the gate.
@@ -91,7 +92,7 @@ unsafe extern "C-unwind" fn open(fcinfo: pg_sys::FunctionCallInfo, needed: Level
         let owner = AsOwner::begin();
         or_raise(tables::require_sound());
         let before = owner.keep();
-        Passed { call, user: before.user, context: before.context }
+        Passed { call, user: before.user, context: before.context, caller: before.caller }
     }
 }
 
@@ -106,10 +107,11 @@ unsafe extern "C-unwind" fn open(fcinfo: pg_sys::FunctionCallInfo, needed: Level
 unsafe fn pass_on(fcinfo: pg_sys::FunctionCallInfo, needed: Levels) -> pg_sys::Datum {
     // SAFETY: the caller's promise.
     unsafe {
-        let Passed { call, user, context } = open(fcinfo, needed);
+        let Passed { call, user, context, caller } = open(fcinfo, needed);
         let Some(function) = (*(*call).flinfo).fn_addr else { return pg_sys::Datum::from(0) };
         let result = function(call);
         SetUserIdAndSecContext(user, context);
+        levels::put_back(caller);
         (*fcinfo).isnull = (*call).isnull;
         result
     }

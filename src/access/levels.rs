@@ -83,6 +83,8 @@ thread_local! {
     static KNOWN: RefCell<Vec<(pg_sys::Oid, Levels)>> = const { RefCell::new(Vec::new()) };
     /// The table of levels, once it was read.
     static ACCESS: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::Oid::INVALID) };
+    /// The role as which the function that runs just now was called.
+    static CALLER: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::Oid::INVALID) };
     /// The owner of our functions, once it was looked up.
     static OWNER: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::Oid::INVALID) };
 }
@@ -187,15 +189,21 @@ fn by_name(name: &str) -> pg_sys::Oid {
     CString::new(name).map_or(pg_sys::InvalidOid, |name| unsafe { pg_sys::get_role_oid(name.as_ptr(), true) })
 }
 
-/// The role as which the call is made.
-fn caller() -> pg_sys::Oid {
+/// The role that is running just now: before a function of ours has become the owner, the one as which it was called.
+fn current_user() -> pg_sys::Oid {
     // SAFETY: reads a global.
     unsafe { pg_sys::GetUserId() }
 }
 
+/// The role as which the function that runs just now was called: in the app's own SECURITY DEFINER function its owner, and the
+/// owner of a table while the server maintains it.
+pub fn caller() -> pg_sys::Oid {
+    CALLER.get()
+}
+
 /// Refuses a caller who has none of these levels.
 pub fn require(needed: Levels) -> Result<()> {
-    let caller = caller();
+    let caller = current_user();
     if of(caller)?.any(needed) {
         return Ok(());
     }
@@ -205,10 +213,10 @@ pub fn require(needed: Levels) -> Result<()> {
 /// Refuses a caller who does not own the extension.
 pub fn require_administrator() -> Result<()> {
     // SAFETY: look-ups in the system caches.
-    if unsafe { pg_sys::has_privs_of_role(caller(), owner()) } {
+    if unsafe { pg_sys::has_privs_of_role(current_user(), owner()) } {
         return Ok(());
     }
-    Err(Error::no_level(&role_name(caller()), &Levels::ADMINISTRATOR.names()))
+    Err(Error::no_level(&role_name(current_user()), &Levels::ADMINISTRATOR.names()))
 }
 
 /// The name of a role.
@@ -227,12 +235,17 @@ pub struct AsOwner {
     pub user: pg_sys::Oid,
     /// And in which kind of operation.
     pub context: c_int,
+    /// And who had called then.
+    pub caller: pg_sys::Oid,
 }
 
 impl AsOwner {
-    /// Becomes the owner.
+    /// Becomes the owner, for whoever calls.
     pub fn begin() -> Self {
-        Self::become_user(owner(), pg_sys::SECURITY_LOCAL_USERID_CHANGE)
+        let owner = owner();
+        let before = Self::become_user(owner, pg_sys::SECURITY_LOCAL_USERID_CHANGE);
+        CALLER.set(before.user);
+        before
     }
 
     /// Becomes another role, whose rights nothing that runs meanwhile can exceed.
@@ -247,7 +260,7 @@ impl AsOwner {
     }
 
     fn become_user(user: pg_sys::Oid, flags: u32) -> Self {
-        let mut before = Self { user: pg_sys::InvalidOid, context: 0 };
+        let mut before = Self { user: pg_sys::InvalidOid, context: 0, caller: caller() };
         // SAFETY: put back when it is dropped.
         unsafe {
             pg_sys::GetUserIdAndSecContext(&raw mut before.user, &raw mut before.context);
@@ -259,9 +272,15 @@ impl AsOwner {
 
 impl Drop for AsOwner {
     fn drop(&mut self) {
+        CALLER.set(self.caller);
         // SAFETY: as it was.
         unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) };
     }
+}
+
+/// Notes again who had called, after a function that became the owner has ended.
+pub fn put_back(caller: pg_sys::Oid) {
+    CALLER.set(caller);
 }
 
 /// The owner of the extension's functions: whose rights a SECURITY DEFINER function would have.
@@ -284,6 +303,12 @@ fn with<T>(needed: Levels, work: impl FnOnce() -> Result<T>) -> Result<T> {
     require(needed)?;
     let _owner = AsOwner::begin();
     tables::require_sound()?;
+    work()
+}
+
+/// Does what everybody may, each for its own orgs: the work asks whose they are.
+pub fn reader<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let _owner = AsOwner::begin();
     work()
 }
 

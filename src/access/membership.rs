@@ -149,7 +149,8 @@ impl Relation {
     fn open(oid: pg_sys::Oid) -> Option<Self> {
         // SAFETY: gives null where there is none; the lock stays until the end of the transaction.
         let relation = unsafe { pg_sys::try_relation_open(oid, pg_sys::AccessShareLock.cast_signed()) };
-        (!relation.is_null()).then_some(Self(relation))
+        // Not then_some, which would make one of a null, and close it.
+        (!relation.is_null()).then(|| Self(relation))
     }
 
     fn form(&self) -> &pg_sys::FormData_pg_class {

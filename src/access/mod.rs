@@ -9,10 +9,11 @@ mod levels;
 mod membership;
 mod tables;
 
-pub use levels::{administrator, auditor, customer, service};
+pub use levels::{administrator, auditor, customer, reader, service};
 pub use tables::require_sound;
 
 use crate::error::{Error, Result};
+use crate::raise::or_raise;
 use crate::sql::{self, Db};
 use claims::Claims;
 use levels::Levels;
@@ -32,8 +33,7 @@ pub fn watch_invalidations() {
 
 /// Refuses an org that the caller may not see.
 ///
-/// The functions for members run as their owner, so the caller is the role of the session: what SET ROLE chose, which is how
-/// `PostgREST` and Supabase switch to the role of a request.
+/// The caller is the role as which the function was called, which knows its orgs by the claims of the request.
 pub fn authorize(db: &Db, org_id: Uuid) -> Result<()> {
     if sees_every_org()? || mine(db).contains(&org_id) {
         return Ok(());
@@ -43,11 +43,7 @@ pub fn authorize(db: &Db, org_id: Uuid) -> Result<()> {
 
 /// Whether the caller sees every org: what it says of one is believed.
 pub fn sees_every_org() -> Result<bool> {
-    // SAFETY: read globals.
-    let (caller, is_restricted) = unsafe { (pg_sys::GetOuterUserId(), pg_sys::InSecurityRestrictedOperation()) };
-    // While the server maintains a table (ANALYZE, an index, a materialized view), what its owner put there runs in the session of
-    // whoever maintains it, who has not asked for anything.
-    Ok(!is_restricted && levels::of(caller)?.any(Levels::SERVICE | Levels::AUDITOR))
+    Ok(levels::of(levels::caller())?.any(Levels::SERVICE | Levels::AUDITOR))
 }
 
 /// What a snapshot shows: two with the same figures, in one transaction, show the same.
@@ -174,6 +170,30 @@ create function billing_internal.cluster() returns text
 )]
 fn cluster() -> String {
     levels::cluster()
+}
+
+/// The name of the role that called the function whose body asks: for bodies in plpgsql, which have become the owner.
+#[pg_extern(
+    stable,
+    sql = r#"
+create function billing_internal.caller() returns text
+    language c stable
+    as 'MODULE_PATHNAME', 'caller_wrapper';"#
+)]
+fn caller() -> String {
+    levels::role_name(levels::caller())
+}
+
+/// Refuses to go on where something of another role would run with our rights; for the trigger of metered tables.
+#[pg_extern(
+    volatile,
+    sql = r#"
+create function billing_internal.require_sound() returns void
+    language c volatile
+    as 'MODULE_PATHNAME', 'require_sound_now_wrapper';"#
+)]
+fn require_sound_now() {
+    or_raise(require_sound());
 }
 
 /// Lets every backend ask anew for the levels of roles.

@@ -1,8 +1,9 @@
-//! Whether what hangs on our tables is ours.
+//! Whether what hangs on our tables, and what stands beside our functions, is ours.
 //!
 //! A trigger runs with the rights of whoever writes the table, which is the owner of the extension: so one that somebody else put
-//! there, by a right that came with a grant on all tables, would take over the database. It is looked for before anything is
-//! written, once for each change of one of our tables that the server tells.
+//! there, by a right that came with a grant on all tables, would take over the database; so would a function in our schemas that
+//! fits a call better than ours. The event trigger `pg_billing_guard` lets nobody make them; but it may be off, or come later. So they are
+//! looked for before anything is written, once for each change of one of our tables, or of a function, that the server tells.
 
 use crate::error::{Error, Result};
 use crate::sql;
@@ -14,7 +15,11 @@ use std::ffi::c_int;
 statements! {
     OURS() = "select oid::int8 from pg_class where relnamespace = to_regnamespace('billing') and relkind in ('r', 'p')";
     FOREIGN() =
-        "select t.tgname::text, c.oid::regclass::text, p.oid::regprocedure::text, o.rolname::text
+        "select null::text, null::text, p.oid::regprocedure::text, o.rolname::text
+           from pg_proc p join pg_roles o on o.oid = p.proowner
+          where p.pronamespace in (to_regnamespace('billing'), to_regnamespace('billing_internal')) and not o.rolsuper
+         union all
+         select t.tgname::text, c.oid::regclass::text, p.oid::regprocedure::text, o.rolname::text
            from pg_class c
            join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal
            join pg_proc p on p.oid = t.tgfoid
@@ -37,7 +42,11 @@ pub fn watch_invalidations() {
     // SAFETY: the callbacks live as long as the library.
     unsafe {
         pg_sys::CacheRegisterRelcacheCallback(Some(table_changed), none);
-        for cache in [pg_sys::SysCacheIdentifier::NAMESPACEOID, pg_sys::SysCacheIdentifier::AUTHOID] {
+        for cache in [
+            pg_sys::SysCacheIdentifier::NAMESPACEOID,
+            pg_sys::SysCacheIdentifier::AUTHOID,
+            pg_sys::SysCacheIdentifier::PROCOID,
+        ] {
             pg_sys::CacheRegisterSyscacheCallback(cache.cast_signed(), Some(catalog_changed), none);
         }
     }
@@ -74,7 +83,10 @@ pub fn require_sound() -> Result<()> {
         let foreign = sql::on_newest_snapshot(|| db.scan(&FOREIGN, args![]));
         let Some(row) = foreign.first() else { return Ok(()) };
         LOOKED.set(false);
-        let text = |column| row.get::<String>(column);
-        Err(Error::foreign_trigger(&text(0), &text(1), &text(2), &text(3)))
+        let (function, owner): (String, String) = (row.get(2), row.get(3));
+        Err(match row.opt::<String>(0).zip(row.opt::<String>(1)) {
+            Some((trigger, table)) => Error::foreign_trigger(&trigger, &table, &function, &owner),
+            None => Error::foreign_function(&function, &owner),
+        })
     })
 }

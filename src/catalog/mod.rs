@@ -318,27 +318,27 @@ pub fn too_large(_: Overflow) -> Error {
 ///
 /// With `org_id`: at the org's own price, after what it used in this period, less what its plan still includes. Errors: PT404 `unknown_metric`;
 /// 22023 for a quantity below 1, or a price beyond 63 bits.
-#[pg_extern(stable, security_definer)]
+#[pg_extern(stable)]
 #[search_path(pg_catalog, pg_temp)]
 fn calculate_cost(
     metric: Option<&str>,
     quantity: default!(Option<i64>, 1),
     org_id: default!(Option<pgrx::Uuid>, "NULL"),
 ) -> i64 {
-    or_raise((|| {
+    or_raise(access::reader(|| {
         let metric = required("metric", metric)?;
         let quantity = crate::arguments::positive("quantity", quantity)?;
         total_cost(org_id, &[(metric, quantity)])
-    })())
+    }))
 }
 
 /// What a request made of several metrics costs: `{"query": 1, "tool": 2}`.
 ///
 /// Errors: as for one metric; 22023 also when the prices are in different units.
-#[pg_extern(stable, security_definer, name = "calculate_cost")]
+#[pg_extern(stable, name = "calculate_cost")]
 #[search_path(pg_catalog, pg_temp)]
 fn calculate_cost_of_items(items: Option<Jsonb>, org_id: default!(Option<pgrx::Uuid>, "NULL")) -> i64 {
-    or_raise((|| {
+    or_raise(access::reader(|| {
         let items = readable("items", required("items", items)?)?;
         let items = items.as_object().ok_or(Error::invalid("items", "must be an object of metrics and quantities"))?;
         let items = items
@@ -352,7 +352,7 @@ fn calculate_cost_of_items(items: Option<Jsonb>, org_id: default!(Option<pgrx::U
             })
             .collect::<Result<Vec<_>>>()?;
         total_cost(org_id, &items)
-    })())
+    }))
 }
 
 fn total_cost(org_id: Option<pgrx::Uuid>, items: &[(&str, i64)]) -> Result<i64> {

@@ -110,13 +110,13 @@ pub fn spendable(db: &Db, org_id: Uuid, unit: &str, metric: Option<&str>) -> Res
 ///
 /// Takes the same time however long the history. An org without a wallet in that unit has 0. Errors: 42501 for an org that
 /// is not the caller's; PT404 `unknown_metric`; 22023.
-#[pg_extern(stable, security_definer)]
+#[pg_extern(stable)]
 fn get_total_credits(
     org_id: Option<pgrx::Uuid>,
     unit: default!(Option<&str>, "'credit'"),
     metric: default!(Option<&str>, "NULL"),
 ) -> i64 {
-    or_raise((|| {
+    or_raise(access::reader(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let unit = self::unit(unit)?;
         sql::connect(|db| {
@@ -127,17 +127,17 @@ fn get_total_credits(
             }
             spendable(db, org_id, unit, metric)
         })
-    })())
+    }))
 }
 
 /// A wallet: available, reserved, locked and pending credit, what was ever purchased and consumed, the low-balance threshold.
 ///
 /// `available` is general credit that can be spent now; `scoped` is for some metrics only; `future` is not effective yet.
 /// Errors: PT404 `unknown_org` when the org has no wallet in that unit; 42501; 22023.
-#[pg_extern(stable, security_definer)]
+#[pg_extern(stable)]
 #[search_path(pg_catalog, pg_temp)]
 fn get_wallet(org_id: Option<pgrx::Uuid>, unit: default!(Option<&str>, "'credit'")) -> WalletStatus {
-    or_raise((|| {
+    or_raise(access::reader(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let unit = self::unit(unit)?;
         sql::connect(|db| {
@@ -145,13 +145,13 @@ fn get_wallet(org_id: Option<pgrx::Uuid>, unit: default!(Option<&str>, "'credit'
             access::authorize(db, org_id)?;
             wallet_status(db, org_id, unit, false)
         })
-    })())
+    }))
 }
 
 /// A dry run: which grants a consumption would burn, in order, and what each would have left.
 ///
 /// No row when it costs nothing. Errors: as `consume_credits` would refuse it; 42501.
-#[pg_extern(stable, security_definer)]
+#[pg_extern(stable)]
 #[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::type_complexity)]
 fn explain_consumption(
@@ -169,7 +169,7 @@ fn explain_consumption(
         name!(remaining_after, i64),
     ),
 > {
-    let rows = or_raise((|| {
+    let rows = or_raise(access::reader(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let metric = required("metric", metric)?;
         let quantity = positive("quantity", quantity)?;
@@ -203,6 +203,6 @@ fn explain_consumption(
                 })
                 .collect::<Result<Vec<_>>>()
         })
-    })());
+    }));
     TableIterator::new(rows)
 }

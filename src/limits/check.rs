@@ -143,9 +143,9 @@ fn check(db: &Db, org_id: Uuid, metric: &str, quantity: i64) -> Result<LimitStat
 /// `insufficient_credits` | cap | frozen when not. `included` and `remaining` are null where there is no limit. `credits_available` is
 /// what is left for this metric once overage that was not paid yet is. A bounded number of index reads, however long the
 /// history; takes no locks. Errors: 42501 for an org that is not the caller's; PT404 `unknown_metric`; 22023.
-#[pg_extern(stable, security_definer)]
+#[pg_extern(stable)]
 fn check_limit(org_id: Option<pgrx::Uuid>, metric: Option<&str>, quantity: default!(Option<i64>, 1)) -> LimitStatus {
-    or_raise((|| {
+    or_raise(access::reader(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let metric = required("metric", metric)?;
         let quantity = positive("quantity", quantity)?;
@@ -153,15 +153,15 @@ fn check_limit(org_id: Option<pgrx::Uuid>, metric: Option<&str>, quantity: defau
             access::authorize(db, org_id)?;
             check(db, org_id, metric, quantity)
         })
-    })())
+    }))
 }
 
 /// Whether [`check_limit`] allows it: for the app's own row-level policies. False for an org that is not the caller's.
 ///
 /// Errors: PT404 `unknown_metric`; 22023.
-#[pg_extern(stable, security_definer)]
+#[pg_extern(stable)]
 fn allows(org_id: Option<pgrx::Uuid>, metric: Option<&str>, quantity: default!(Option<i64>, 1)) -> bool {
-    or_raise((|| {
+    or_raise(access::reader(|| {
         let metric = required("metric", metric)?;
         let quantity = positive("quantity", quantity)?;
         // A row that belongs to nobody is nobody's to insert.
@@ -171,7 +171,7 @@ fn allows(org_id: Option<pgrx::Uuid>, metric: Option<&str>, quantity: default!(O
             Err(Error { sqlstate: [b'4', b'2', ..], .. }) => Ok(false),
             Err(error) => Err(error),
         })
-    })())
+    }))
 }
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ pub fn quote(db: &Db, pack: &Pack, currency: &str, amount: Option<i64>) -> Resul
 ///
 /// `amount`: minor units, for packs of which any amount can be paid; null: the listed price. Errors: PT404 `unknown_pack`; 22023
 /// for a currency without a price, an amount below the minimum; 42501 for an org that is not the caller's.
-#[pg_extern(stable, security_definer)]
+#[pg_extern(stable)]
 #[search_path(pg_catalog, pg_temp)]
 fn quote_pack(
     pack: Option<&str>,
@@ -52,7 +52,7 @@ fn quote_pack(
     org_id: default!(Option<pgrx::Uuid>, "NULL"),
     amount: default!(Option<i64>, "NULL"),
 ) -> PackQuote {
-    or_raise((|| {
+    or_raise(access::reader(|| {
         let pack = required("pack", pack)?;
         let currency = required("currency", currency)?;
         let amount = amount.map(|amount| positive("amount", Some(amount))).transpose()?;
@@ -76,5 +76,5 @@ fn quote_pack(
                 valid_until: pack.validity.map(|v| v.after(clock::now())).filter(|end| *end < INFINITY),
             })
         })
-    })())
+    }))
 }

@@ -84,7 +84,7 @@ fn unfolded(org_id: Uuid) -> Option<Vec<Consumed>> {
 /// What an org consumed that is not counted in `usage_days` yet, by metric and day (UTC): for the view `usage_by_day`.
 ///
 /// `credits` is what was charged for it. Errors: 42501 for an org that is not the caller's; 22023.
-#[pg_extern(stable, security_definer)]
+#[pg_extern(stable)]
 #[search_path(pg_catalog, pg_temp)]
 fn unfolded_usage(
     org_id: Option<pgrx::Uuid>,
@@ -92,7 +92,7 @@ fn unfolded_usage(
     'static,
     (name!(metric, String), name!(day, pgrx::datum::Date), name!(quantity, i64), name!(credits, i64)),
 > {
-    let rows = or_raise((|| {
+    let rows = or_raise(access::reader(|| {
         let org_id = required_uuid("org_id", org_id)?;
         sql::connect(|db| {
             cache::require_installed(db)?;
@@ -102,7 +102,7 @@ fn unfolded_usage(
                 rows.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3))).collect()
             }))
         })
-    })());
+    }));
     // SAFETY: days of moments of the ledger, which are dates.
     let date = |day| unsafe { pgrx::datum::Date::from_pg_epoch_days(day) };
     TableIterator::new(
@@ -115,7 +115,7 @@ fn unfolded_usage(
 ///
 /// `months`: 1 to 1200. A month's refunds are those made in it. Answers in the same time however long the ledger. Errors:
 /// 42501; 22023.
-#[pg_extern(stable, security_definer)]
+#[pg_extern(stable)]
 #[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::type_complexity)]
 fn credit_history(
@@ -135,7 +135,7 @@ fn credit_history(
         name!(closing_balance, i64),
     ),
 > {
-    let rows = or_raise((|| {
+    let rows = or_raise(access::reader(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let months = required("months", months)?;
         if !(1..=MOST_MONTHS).contains(&months) {
@@ -165,6 +165,6 @@ fn credit_history(
                 })
                 .collect::<Result<Vec<_>>>()
         })
-    })());
+    }));
     TableIterator::new(rows)
 }
