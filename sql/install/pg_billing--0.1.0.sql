@@ -52,11 +52,38 @@ begin
                        'gift_card_redemptions', 'gift_card_attempts', 'gift_card_batches', 'payments', 'payment_refs', 'provider_customers',
                        'provider_subscriptions', 'auto_recharges', 'webhook_events', 'webhook_secrets', 'outbox', 'flags', 'freezes'))), false)
         union all
-        -- What hangs on a table of ours and would run with our rights.
-        select pg_catalog.format('trigger %s on table %s', t.tgname, t.tgrelid::pg_catalog.regclass)
-          from pg_catalog.pg_trigger t join pg_catalog.pg_class c on c.oid = t.tgrelid join pg_catalog.pg_proc p on p.oid = t.tgfoid
-          join pg_catalog.pg_roles o on o.oid = p.proowner
-         where c.relnamespace = ours and not t.tgisinternal and not o.rolsuper) things;
+        -- What hangs on a table of ours and would run with our rights: by a function, type or operator that is not the server's, or as a rule.
+        select pg_catalog.format('%s, by %s', pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid), pg_catalog.pg_describe_object(d.refclassid, d.refobjid, 0))
+          from pg_catalog.pg_depend d
+          left join pg_catalog.pg_attrdef a on d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass and a.oid = d.objid
+          left join pg_catalog.pg_constraint k on d.classid = 'pg_catalog.pg_constraint'::pg_catalog.regclass and k.oid = d.objid
+          left join pg_catalog.pg_rewrite w on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and w.oid = d.objid
+          left join pg_catalog.pg_trigger t on d.classid = 'pg_catalog.pg_trigger'::pg_catalog.regclass and t.oid = d.objid
+          left join pg_catalog.pg_policy y on d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass and y.oid = d.objid
+          left join pg_catalog.pg_index i on d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and i.indexrelid = d.objid
+          join pg_catalog.pg_class c on c.oid = coalesce(a.adrelid, k.conrelid, w.ev_class, t.tgrelid, y.polrelid, i.indrelid,
+                                                         case when d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass then d.objid end)
+          left join pg_catalog.pg_proc p on d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass and p.oid = d.refobjid
+          left join pg_catalog.pg_type r on d.refclassid = 'pg_catalog.pg_type'::pg_catalog.regclass and r.oid = d.refobjid
+          left join pg_catalog.pg_class o on o.oid = r.typrelid
+         where c.relnamespace = ours and d.refobjid >= 16384
+           and d.refclassid in ('pg_catalog.pg_proc'::pg_catalog.regclass, 'pg_catalog.pg_type'::pg_catalog.regclass, 'pg_catalog.pg_operator'::pg_catalog.regclass,
+                                'pg_catalog.pg_opclass'::pg_catalog.regclass, 'pg_catalog.pg_collation'::pg_catalog.regclass)
+           and not coalesce(p.pronamespace = ours or o.relnamespace = ours, false)
+        union all
+        select pg_catalog.format('rule %I on %s', w.rulename, c.oid::pg_catalog.regclass)
+          from pg_catalog.pg_rewrite w join pg_catalog.pg_class c on c.oid = w.ev_class where c.relnamespace = ours and c.relkind in ('r', 'p')
+        union all
+        -- Of the server's own functions, ours use these in defaults, checks and indexes; with others, much can be done.
+        select pg_catalog.format('%s in %s', used.name[1], pg_catalog."left"(x.expression, 100))
+          from (select pg_catalog.pg_get_expr(a.adbin, a.adrelid) from pg_catalog.pg_attrdef a join pg_catalog.pg_class c on c.oid = a.adrelid where c.relnamespace = ours
+                union all
+                select pg_catalog.pg_get_constraintdef(k.oid) from pg_catalog.pg_constraint k where k.connamespace = ours and k.contype = 'c'
+                union all
+                select coalesce(pg_catalog.pg_get_expr(i.indexprs, i.indrelid), '') operator(pg_catalog.||) ' ' operator(pg_catalog.||) coalesce(pg_catalog.pg_get_expr(i.indpred, i.indrelid), '')
+                  from pg_catalog.pg_index i join pg_catalog.pg_class c on c.oid = i.indrelid where c.relnamespace = ours) x (expression)
+         cross join lateral pg_catalog.regexp_matches(x.expression, '([[:alnum:]_."]+)[[:space:]]*[(]', 'g') used (name)
+         where used.name[1] not in ('AND', 'ANY', 'CHECK', 'cardinality', 'clock_timestamp', 'gen_random_uuid', 'octet_length', 'date_trunc')) things;
     if foreign_things is not null then
         raise exception using errcode = '42501', message = 'the schema billing holds what the extension did not make',
             detail = pg_catalog.jsonb_build_object('code', 'schema_not_empty', 'objects', pg_catalog.left(foreign_things, 2000))::text,

@@ -26,7 +26,7 @@ unsafe fn behind(gate: pg_sys::Oid) -> pg_sys::Oid {
         let by_oid = pg_sys::SysCacheIdentifier::PROCOID.cast_signed();
         let tuple = pg_sys::SearchSysCache(by_oid, gate.into(), none, none, none);
         assert!(!tuple.is_null(), "the function that was called");
-        let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_proc>();
+        let form = pg_sys::heap_tuple_get_struct::<pg_sys::FormData_pg_proc>(tuple);
         let schema = pg_sys::get_namespace_oid(INTERNAL.as_ptr(), true);
         let by_name = pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP.cast_signed();
         let body = pg_sys::SearchSysCache(
@@ -38,7 +38,7 @@ unsafe fn behind(gate: pg_sys::Oid) -> pg_sys::Oid {
         );
         let mut found = pg_sys::InvalidOid;
         if !body.is_null() {
-            let body_form = &*pg_sys::GETSTRUCT(body).cast::<pg_sys::FormData_pg_proc>();
+            let body_form = &*pg_sys::heap_tuple_get_struct::<pg_sys::FormData_pg_proc>(body);
             // Nobody else's function is ever called as the owner.
             if body_form.proowner == (*form).proowner {
                 found = body_form.oid;
@@ -65,7 +65,7 @@ struct Passed {
 /// # Safety
 /// The call as the server made it.
 #[pg_guard]
-unsafe extern "C-unwind" fn open(fcinfo: pg_sys::FunctionCallInfo, needed: Levels) -> Passed {
+unsafe extern "C-unwind" fn open(fcinfo: pg_sys::FunctionCallInfo, needed: Levels, writes: bool) -> Passed {
     or_raise(levels::require(needed));
     // SAFETY: the caller's promise; the copy of the call is as large as the call, and lives as long as the statement's memory.
     unsafe {
@@ -90,7 +90,9 @@ unsafe extern "C-unwind" fn open(fcinfo: pg_sys::FunctionCallInfo, needed: Level
         (*call).flinfo = (*outer).fn_extra.cast();
         (*call).isnull = false;
         let owner = AsOwner::begin();
-        or_raise(tables::require_sound());
+        if writes {
+            or_raise(tables::require_sound());
+        }
         let before = owner.keep();
         Passed { call, user: before.user, context: before.context, caller: before.caller }
     }
@@ -104,10 +106,10 @@ unsafe extern "C-unwind" fn open(fcinfo: pg_sys::FunctionCallInfo, needed: Level
 ///
 /// # Safety
 /// The call as the server made it.
-unsafe fn pass_on(fcinfo: pg_sys::FunctionCallInfo, needed: Levels) -> pg_sys::Datum {
+unsafe fn pass_on(fcinfo: pg_sys::FunctionCallInfo, needed: Levels, writes: bool) -> pg_sys::Datum {
     // SAFETY: the caller's promise.
     unsafe {
-        let Passed { call, user, context, caller } = open(fcinfo, needed);
+        let Passed { call, user, context, caller } = open(fcinfo, needed, writes);
         let Some(function) = (*(*call).flinfo).fn_addr else { return pg_sys::Datum::from(0) };
         let result = function(call);
         SetUserIdAndSecContext(user, context);
@@ -143,15 +145,15 @@ pub extern "C" fn pg_finfo_auditor_gate() -> *const pg_sys::Pg_finfo_record {
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn service_gate(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
     // SAFETY: as the server made it.
-    unsafe { pass_on(fcinfo, Levels::SERVICE) }
+    unsafe { pass_on(fcinfo, Levels::SERVICE, true) }
 }
 
-/// The gate of what auditors may call too.
+/// The gate of what auditors may call too: functions that only read, and that must be able to say what is wrong.
 ///
 /// # Safety
 /// Called by the server.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn auditor_gate(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
     // SAFETY: as the server made it.
-    unsafe { pass_on(fcinfo, Levels::SERVICE | Levels::AUDITOR) }
+    unsafe { pass_on(fcinfo, Levels::SERVICE | Levels::AUDITOR, false) }
 }

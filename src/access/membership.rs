@@ -26,6 +26,12 @@ statements! {
     UNSET() = "delete from billing.settings where name = 'membership'";
 }
 
+// The type of access modes grew with version 16.
+#[cfg(feature = "pg15")]
+const ACL_SELECT: pg_sys::AclMode = pg_sys::ACL_SELECT;
+#[cfg(not(feature = "pg15"))]
+const ACL_SELECT: pg_sys::AclMode = pg_sys::ACL_SELECT as pg_sys::AclMode;
+
 /// The relation of members as it is kept in the settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Membership {
@@ -111,28 +117,17 @@ impl Membership {
     /// Finds the relation: by its oid where that means something, else (in a database that was restored) by its name, if it
     /// belongs to a role of the same name.
     fn find(&self) -> std::result::Result<pg_sys::Oid, Fault> {
-        // SAFETY: reads a global.
-        if self.cluster == cluster() && self.database == unsafe { pg_sys::MyDatabaseId }.to_u32() {
+        if self.cluster == cluster() && self.database == database() {
             return Ok(pg_sys::Oid::from(self.oid));
         }
-        let (Ok(schema), Ok(table)) = (CString::new(self.schema.as_str()), CString::new(self.table.as_str())) else {
-            return Err("its name cannot be read".to_owned());
-        };
-        // SAFETY: look-ups by name.
-        let oid = unsafe {
-            let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
-            pg_sys::get_relname_relid(table.as_ptr(), schema)
-        };
-        if oid == pg_sys::InvalidOid {
-            return Err(format!("there is no table {}.{}", self.schema, self.table));
-        }
-        Ok(oid)
+        by_name(&self.schema, &self.table).ok_or_else(|| format!("there is no table {}.{}", self.schema, self.table))
     }
 
     /// Opens the relation, if it is as it must be, and locks it: it is neither renamed nor dropped nor changed while it is read.
     fn open(&self) -> std::result::Result<Members, Fault> {
-        let is_by_name = self.oid != self.find()?.to_u32();
-        let relation = Relation::open(self.find()?).ok_or("the table is gone")?;
+        let oid = self.find()?;
+        let is_by_name = self.oid != oid.to_u32();
+        let relation = Relation::open(oid).ok_or("the table is gone")?;
         let (org_column, user_column) = (self.org_column.as_str(), self.user_column.as_str());
         let members = relation.members(org_column, user_column)?;
         if is_by_name && role_name(members.owner) != self.owner {
@@ -140,6 +135,22 @@ impl Membership {
         }
         Ok(members)
     }
+}
+
+/// The database in which this is.
+fn database() -> u32 {
+    // SAFETY: reads a global.
+    unsafe { pg_sys::MyDatabaseId }.to_u32()
+}
+
+fn by_name(schema: &str, table: &str) -> Option<pg_sys::Oid> {
+    let (schema, table) = (CString::new(schema).ok()?, CString::new(table).ok()?);
+    // SAFETY: look-ups by name.
+    let oid = unsafe {
+        let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
+        pg_sys::get_relname_relid(table.as_ptr(), schema)
+    };
+    (oid != pg_sys::InvalidOid).then_some(oid)
 }
 
 /// An open relation.
@@ -195,8 +206,7 @@ impl Relation {
         let (schema, table) = self.names().ok_or("its schema is gone")?;
         // SAFETY: looks at the rights of the owner on his table.
         let is_readable = unsafe {
-            pg_sys::pg_class_aclcheck((*self.0).rd_id, form.relowner, pg_sys::ACL_SELECT.into())
-                == pg_sys::AclResult::ACLCHECK_OK
+            pg_sys::pg_class_aclcheck((*self.0).rd_id, form.relowner, ACL_SELECT) == pg_sys::AclResult::ACLCHECK_OK
         };
         if !is_readable {
             return Err("its owner may not read it".to_owned());
@@ -246,14 +256,12 @@ impl Members {
     fn plan(&self) -> pg_sys::SPIPlanPtr {
         PLAN.with_borrow_mut(|kept| {
             let of = (self.oid, self.owner, self.text.clone());
-            // SAFETY: a plan that was kept.
-            if let Some(Plan { members, plan }) = kept
-                && *members == of
-                && unsafe { pg_sys::SPI_plan_is_valid(*plan) }
-            {
-                return *plan;
-            }
-            if let Some(Plan { plan, .. }) = kept.take() {
+            if let Some(Plan { members, plan }) = kept.take() {
+                // SAFETY: a plan that was kept.
+                if members == of && unsafe { pg_sys::SPI_plan_is_valid(plan) } {
+                    *kept = Some(Plan { members, plan });
+                    return plan;
+                }
                 // SAFETY: as above.
                 unsafe { pg_sys::SPI_freeplan(plan) };
             }
@@ -301,8 +309,7 @@ impl Membership {
     /// Notes which table it is, here and now.
     fn settle(&mut self, members: &Members) {
         self.oid = members.oid.to_u32();
-        // SAFETY: reads a global.
-        self.database = unsafe { pg_sys::MyDatabaseId }.to_u32();
+        self.database = database();
         self.cluster = cluster();
         self.owner = role_name(members.owner);
         if let Some((schema, table)) = Relation::open(members.oid).and_then(|relation| relation.names()) {

@@ -184,16 +184,19 @@ class Tables(attack.AttackCase):
         rows(self.db, "create table app.sprung (who text); grant all on app.sprung to public; grant usage on schema app to public")
         owner = self.session(self.stranger)
         rows(owner, """create function app.stay() returns trigger language plpgsql as $$ begin insert into app.sprung values (current_user); return new; end $$;
-                       grant execute on function app.stay() to public;
-                       create trigger stay before insert on billing.ledger for each row execute function app.stay()""")
+                       grant execute on function app.stay() to public""")
+        trigger = "create trigger stay before insert on billing.ledger for each row execute function app.stay()"
+        self.assert_code("42501 not_owner", owner, trigger)
+        # As if it had been made before there was a guard.
+        with attack.unguarded(self.db):
+            rows(owner, trigger)
+        self.assert_code("42501 foreign_trigger", self.db, f"select billing.consume_credits('{OWN}', 'call')")
+        self.assertEqual(value(self.db, "select level from billing.status() where check_name = 'things of others'"), "bad")
         self.addCleanup(rows, self.db, "drop trigger if exists stay on billing.ledger; drop function app.stay(); drop table app.sprung")
-        rows(self.db, "select billing.install()")
+        self.assertIn("stay on billing.ledger", value(self.db, "select billing.install()"))
         levels = dict(rows(self.db, "select check_name, level from billing.status()"))
-        try:
-            call(self.db, "consume_credits", OWN, "call")
-        except psycopg2.Error:
-            pass
-        self.assertEqual((rows(self.db, "select distinct who from app.sprung"), levels["rights"]), ([], "ok"))
+        call(self.db, "consume_credits", OWN, "call")
+        self.assertEqual((rows(self.db, "select distinct who from app.sprung"), levels["rights"], levels["things of others"]), ([], "ok", "ok"))
 
     def test_foreign_key(self):
         """security 4: with the right REFERENCES the casts of a type of others run in the checks of a foreign key, as the owner of our table."""
@@ -367,13 +370,16 @@ class Creators(attack.AttackCase):
         stranger = self.session(self.stranger)
         rows(stranger, attack.NOTE.format(schema="app", role=self.stranger))
         ours, made = rows(self.db, ROUTINES), []
-        for schema, name, arguments in list(self.overloads()):
-            try:
-                rows(stranger, f"""create function {schema}.{name}({arguments}) returns boolean language plpgsql as
-                                   $$ begin perform app.note('{schema}.{name}({arguments})'); return null; end $$""")
-                made.append(f"drop function {schema}.{name}({arguments})")
-            except psycopg2.Error as error:
-                self.assertIn(error.pgcode, ("42723", "42501", "42P13", "42809"), error)
+        self.assert_code("42501 not_owner", stranger, "create function billing.clock(int) returns int language sql as 'select 1'")
+        # As if they had been made before there was a guard.
+        with attack.unguarded(self.db):
+            for schema, name, arguments in list(self.overloads()):
+                try:
+                    rows(stranger, f"""create function {schema}.{name}({arguments}) returns boolean language plpgsql as
+                                       $$ begin perform app.note('{schema}.{name}({arguments})'); return null; end $$""")
+                    made.append(f"drop function {schema}.{name}({arguments})")
+                except psycopg2.Error as error:
+                    self.assertIn(error.pgcode, ("42723", "42501", "42P13", "42809"), error)
         self.assertGreater(len(made), 100)
         # Called with all of their arguments, and of the exact types, it is ours that run: what they call in turn is the question.
         session = self.connect(autocommit=False)
@@ -391,7 +397,7 @@ class Creators(attack.AttackCase):
                     pass
         found = self.ran(session, self.stranger)
         try:
-            said = dict(rows(self.db, "select check_name, level from billing.status()"))["rights"]
+            said = dict(rows(self.db, "select check_name, level from billing.status()"))["things of others"]
         except psycopg2.Error as error:
             said = str(error)
         for statement in made:

@@ -129,7 +129,7 @@ class Stopping(attack.AttackCase):
     def test_a_run_that_is_taken_for_running(self):
         """security 9: a row of a run whose process is gone, or another's by now, stops no settlement."""
         org = self.recorded()
-        rows(self.db, "insert into billing.settlement_runs (started_at, as_of, pid, shard, shards, phase) values (clock_timestamp(), now(), 1, 0, 1, 'settling')")
+        rows(self.db, "insert into billing.settlement_runs (run_id, started_at, as_of, pid, shard, shards, phase) values ((select coalesce(max(run_id), 0) + 1 from billing.settlement_runs), clock_timestamp(), now(), 1, 0, 1, 'settling')")
         self.assertEqual(self.settle(), [])
         self.assertEqual(total(self.db, org), 93)
 
