@@ -538,7 +538,7 @@ create function billing_internal.foreign_triggers() returns table (trigger text,
       join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal
       join pg_proc p on p.oid = t.tgfoid
       join pg_roles o on o.oid = p.proowner
-     where c.relnamespace = 'billing'::regnamespace and not o.rolsuper and not pg_has_role(c.relowner, p.proowner, 'member')
+     where c.relnamespace = 'billing'::regnamespace and not o.rolsuper and p.proowner <> c.relowner
      order by 2, 1
 $$;
 
