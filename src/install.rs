@@ -56,7 +56,7 @@ comment on schema billing is 'Billing by the extension pg_billing: wallets, gran
 statements! {
     APPLIED() = "select coalesce(max(version), 0)::int8 from billing.migrations";
     RECORD(int8, text) = "insert into billing.migrations (version, name) values ($1, $2)";
-    DROP_FOREIGN_TRIGGERS() = "select billing_internal.drop_foreign_triggers()";
+    DROP_FOREIGN_THINGS() = "select billing_internal.drop_foreign_things()";
     FIND_ROLES() = "select billing_internal.find_roles()";
     TAKE_FOREIGN_RIGHTS() = "select billing_internal.take_foreign_rights()";
     TABLES_THERE() = "select to_regclass('billing.migrations') is not null";
@@ -88,7 +88,7 @@ fn install() -> String {
         // Two installs at once take turns.
         turn::take("install");
         // What others hung on our tables would run with our rights from here on.
-        let dropped = db.write(&DROP_FOREIGN_TRIGGERS, &[]).first().and_then(|row| row.opt::<String>(0));
+        let dropped = db.write(&DROP_FOREIGN_THINGS, &[]).first().and_then(|row| row.opt::<String>(0));
         access::require_sound()?;
         // On a snapshot of its own: another install may have committed while this one waited for its turn.
         let before = applied(|statement| db.write(statement, &[]));
@@ -118,20 +118,21 @@ fn install() -> String {
         let foreign_again = said(&TAKE_FOREIGN_RIGHTS);
         access::anchor_membership(db);
         cache::invalidate(db);
+        let taken: Vec<String> = foreign.into_iter().chain(foreign_again).filter(|whose| !whose.is_empty()).collect();
+        let besides = [
+            ("dropped", dropped),
+            ("roles", roles),
+            ("took rights that grant_access had not given", Some(taken.join(", "))),
+        ]
+        .map(|(what, said)| (what, said.unwrap_or_default()));
+        let is_calm = besides.iter().all(|(_, said)| said.is_empty());
         let done = match (due.is_empty(), before) {
-            (true, _) => format!("up to date: tables of version {LATEST}, nothing changed"),
+            (true, _) if is_calm => format!("up to date: tables of version {LATEST}, nothing changed"),
+            (true, _) => format!("up to date: tables of version {LATEST}"),
             (false, 0) => format!("installed the tables of version {LATEST}"),
             (false, _) => format!("migrated the tables from version {before} to {LATEST}"),
         };
-        let taken: Vec<String> = foreign.into_iter().chain(foreign_again).filter(|whose| !whose.is_empty()).collect();
-        let taken = Some(taken.join(", "));
-        let besides = [
-            ("dropped triggers of others", dropped),
-            ("roles", roles),
-            ("took rights that grant_access had not given", taken),
-        ];
-        let besides =
-            besides.into_iter().filter_map(|(what, said)| Some((what, said.filter(|said| !said.is_empty())?)));
+        let besides = besides.into_iter().filter(|(_, said)| !said.is_empty());
         Ok(besides.fold(done, |done, (what, said)| format!("{done}; {what}: {said}")))
     }))
 }

@@ -63,43 +63,51 @@ create function billing_internal.tables_of_prices() returns setof regclass
     select format('billing.%I', name)::regclass from unnest(array['metrics', 'prices', 'plans', 'caps', 'packs', 'surcharges']) name
 $$;
 
--- The roles that see every org, as far as they are here.
-create function billing_internal.staff() returns setof oid
+-- The roles that have one of these levels, as far as they are here.
+create function billing_internal.roles_with(levels text[]) returns setof oid
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
     select distinct r.oid from billing.access a join pg_roles r on r.oid = a.role_oid
-     where a.cluster = billing_internal.cluster() and a.level in ('service', 'auditor') order by 1
+     where a.cluster = billing_internal.cluster() and a.level = any (levels) order by 1
 $$;
 
--- What that policy asks. The server folds it away while it plans; but it goes with the extension, and the policy with it: then nobody sees
+-- What the policy of those asks who see every org. The server folds it away while it plans; but it goes with the extension, and the policy with it: then nobody sees
 -- anything, until there is somebody again to say who may.
 create function billing_internal.every_org() returns boolean
     language sql immutable leakproof parallel safe as $$ select true $$;
 
--- The policy for who sees every org, on each table, for the roles that do. A policy of its own, given to these roles alone: in one with
--- the members' it would keep the server from finding their rows by an index.
-create function billing_internal.let_staff_see() returns void
+-- A policy on each of some tables for some roles, or none where there are none.
+create function billing_internal.let_see(policy name, tables regclass[], roles oid[], condition text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 declare
-    staff constant oid[] := array(select billing_internal.staff());
-    names constant text := (select string_agg(quote_ident(rolname), ', ' order by oid) from pg_roles where oid = any (staff));
+    names constant text := (select string_agg(quote_ident(rolname), ', ' order by oid) from pg_roles where oid = any (roles));
     see record;
 begin
-    for see in select t as relation, p.oid is not null as is_there,
-                      array(select unnest(p.polroles) order by 1) is distinct from staff as is_other
-                 from (select billing_internal.tables_of_orgs() union all select billing_internal.tables_of_staff()) all_of_them (t)
-                 left join pg_policy p on p.polrelid = t and p.polname = 'every_org' loop
+    for see in select t as relation, p.oid is not null as is_there, array(select unnest(p.polroles) order by 1) is distinct from roles as is_other
+                 from unnest(tables) t left join pg_policy p on p.polrelid = t and p.polname = policy loop
         if names is null then
             if see.is_there then
-                execute format('drop policy every_org on %s', see.relation);
+                execute format('drop policy %I on %s', policy, see.relation);
             end if;
         elsif not see.is_there then
-            execute format('create policy every_org on %s for select to %s using (billing_internal.every_org())', see.relation, names);
+            execute format('create policy %I on %s for select to %s using (%s)', policy, see.relation, names, condition);
         elsif see.is_other then
-            execute format('alter policy every_org on %s to %s', see.relation, names);
+            execute format('alter policy %I on %s to %s', policy, see.relation, names);
         end if;
     end loop;
+end $$;
+
+-- Members see the rows of their own orgs, which stand in a sub-select so that they are computed once per statement; nothing else stands in that
+-- policy, so that the rows are found by an index. Who sees every org has a policy of its own: in one, it would keep the server from that.
+create function billing_internal.let_roles_see() returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    perform billing_internal.let_see('own_orgs', array(select billing_internal.tables_of_orgs()), array(select billing_internal.roles_with('{member}')),
+                                     'org_id = any ((select billing.my_orgs())::uuid[])');
+    perform billing_internal.let_see('every_org', array(select billing_internal.tables_of_orgs() union all select billing_internal.tables_of_staff()),
+                                     array(select billing_internal.roles_with('{service,auditor}')), 'billing_internal.every_org()');
 end $$;
 
 -- Every right in our schemas of roles other than the owners of things: by a grant, by default privileges that made one, or of PUBLIC.
@@ -305,7 +313,7 @@ begin
     insert into billing.access (role_name, level, role_oid, cluster) values (role, grant_access.level, known, billing_internal.cluster())
     on conflict on constraint access_pkey do update set role_oid = excluded.role_oid, cluster = excluded.cluster;
     perform billing_internal.give_rights(known);
-    perform billing_internal.let_staff_see();
+    perform billing_internal.let_roles_see();
     perform billing_internal.forget_levels();
 end $$;
 
@@ -352,7 +360,7 @@ begin
     if known is not null then
         perform billing_internal.give_rights(known);
     end if;
-    perform billing_internal.let_staff_see();
+    perform billing_internal.let_roles_see();
     perform billing_internal.forget_levels();
 end $$;
 
@@ -369,7 +377,20 @@ create function billing_internal.foreign_triggers() returns table (trigger text,
      order by 2, 1
 $$;
 
-create function billing_internal.drop_foreign_triggers() returns text
+-- Foreign keys to our tables of tables that are others': their checks run casts as the owner of ours, and their rows hold ours.
+create function billing_internal.foreign_keys() returns table (constraint_name text, relation regclass, owner text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select f.conname::text, f.conrelid::regclass, o.rolname::text
+      from pg_constraint f
+      join pg_class r on r.oid = f.confrelid
+      join pg_class c on c.oid = f.conrelid
+      join pg_roles o on o.oid = c.relowner
+     where f.contype = 'f' and f.conparentid = 0 and r.relnamespace = 'billing'::regnamespace and not o.rolsuper and c.relowner <> r.relowner
+     order by 2, 1
+$$;
+
+create function billing_internal.drop_foreign_things() returns text
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 declare
@@ -378,7 +399,11 @@ declare
 begin
     for found in select * from billing_internal.foreign_triggers() loop
         execute format('drop trigger %I on %s', found.trigger, found.relation);
-        said := said || format('%s on %s, of %s', found.trigger, found.relation, found.owner);
+        said := said || format('trigger %s on %s, function of %s', found.trigger, found.relation, found.owner);
+    end loop;
+    for found in select * from billing_internal.foreign_keys() loop
+        execute format('alter table %s drop constraint %I', found.relation, found.constraint_name);
+        said := said || format('foreign key %s of %s, of %s', found.constraint_name, found.relation, found.owner);
     end loop;
     return array_to_string(said, ', ');
 end $$;
@@ -403,8 +428,10 @@ begin
             or c.classid = 'pg_trigger'::regclass
                and exists (select from pg_trigger t join pg_class r on r.oid = t.tgrelid where t.oid = c.objid and r.relnamespace = to_regnamespace('billing'))
             or c.classid = 'pg_class'::regclass
+               -- One that was made now: numbers of this transaction are not below its own. Those of partitions follow their parents'.
                and exists (select from pg_constraint f join pg_class r on r.oid = f.confrelid
-                            where f.conrelid = c.objid and f.contype = 'f' and r.relnamespace = to_regnamespace('billing')))
+                            where f.conrelid = c.objid and f.contype = 'f' and r.relnamespace = to_regnamespace('billing') and f.conparentid = 0
+                              and f.xmin::text::bigint >= mod(pg_current_xact_id()::text::bigint, 4294967296)))
      limit 1;
     if found then
         raise exception using errcode = '42501', message = 'only the owner of pg_billing adds to its schemas and tables',

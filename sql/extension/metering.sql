@@ -51,6 +51,30 @@ begin
     end if;
 end $$;
 
+-- Brings the names of metered tables up to date with the tables themselves: a name may be another's by now.
+create function billing_internal.follow_metered_tables() returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    here constant text := billing_internal.place();
+    renamed billing.metered_tables[];
+begin
+    select array_agg(m) into renamed from billing.metered_tables m
+      join pg_class c on c.oid = m.relation join pg_namespace n on n.oid = c.relnamespace
+     where m.place = here and (n.nspname, c.relname) is distinct from (m.table_schema, m.table_name);
+    if renamed is null then
+        return;
+    end if;
+    delete from billing.metered_tables m using unnest(renamed) r
+     where m.table_schema = r.table_schema and m.table_name = r.table_name and m.metric = r.metric;
+    insert into billing.metered_tables
+    select n.nspname, c.relname, r.metric, r.org_column, r.quantity_column, r.member_column, r.key_column, r.mode, r.created_at, r.owner, r.relation, r.place
+      from unnest(renamed) r join pg_class c on c.oid = r.relation join pg_namespace n on n.oid = c.relnamespace
+    on conflict (table_schema, table_name, metric) do update
+       set org_column = excluded.org_column, quantity_column = excluded.quantity_column, member_column = excluded.member_column, key_column = excluded.key_column,
+           mode = excluded.mode, owner = excluded.owner, relation = excluded.relation, place = excluded.place;
+end $$;
+
 create function billing.meter_table(relation regclass, metric text, org_column name, quantity_column name default null,
                                     member_column name default null, key_column name default null, mode text default 'charge') returns void
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
@@ -101,6 +125,7 @@ begin
         raise exception using errcode = '22023', message = 'invalid argument',
             detail = ('{"code": "invalid_argument"}'::jsonb || fault)::text;
     end if;
+    perform billing_internal.follow_metered_tables();
     perform billing.attach_meter(relation, metric, org_column, quantity_column, member_column, key_column, mode);
     insert into billing.metered_tables
     values (metered.nspname, metered.relname, meter_table.metric, meter_table.org_column, meter_table.quantity_column,
@@ -141,6 +166,7 @@ begin
             detail = jsonb_build_object('code', 'not_owner', 'table', format('%I.%I', metered.nspname, metered.relname), 'role', caller)::text,
             hint = 'Call it as a member of the role that owns the table.';
     end if;
+    perform billing_internal.follow_metered_tables();
     delete from billing.metered_tables m
      where (m.table_schema = metered.nspname and m.table_name = metered.relname or m.relation = unmeter_table.relation and m.place = billing_internal.place())
        and m.metric = unmeter_table.metric;

@@ -1,5 +1,5 @@
 -- settle(): a procedure that commits per batch of orgs, so that a crash loses nothing and one org's fault stops nobody. A
--- procedure that commits can be neither SECURITY DEFINER nor have a search_path of its own: it only calls functions that do.
+-- procedure that commits can be neither SECURITY DEFINER nor have a search_path of its own: it only calls gates, whose bodies have one.
 
 create function billing.make_partitions(as_of timestamptz) returns void
     language plpgsql volatile
@@ -118,10 +118,17 @@ begin
      where r.status = 'running' and r.shard = share and r.shards = begin_settlement.shards and not billing.settlement_is_running(r.run_id);
     -- Two that begin at the same instant take turns. Numbers come from the table: a sequence is everybody's who was given a right on it.
     perform billing_internal.take_turn('settlement');
-    insert into billing.settlement_runs as r (run_id, started_at, as_of, pid, shard, shards, phase)
-    select (select coalesce(max(n.run_id), 0) + 1 from billing.settlement_runs n), clock_timestamp(), begin_settlement.as_of, pg_backend_pid(), share,
-           begin_settlement.shards, 'preparing'
-    on conflict (shards, shard) where status = 'running' do nothing returning r.run_id into run;
+    for attempt in 0..20 loop
+        begin
+            insert into billing.settlement_runs as r (run_id, started_at, as_of, pid, shard, shards, phase)
+            select (select coalesce(max(n.run_id), 0) + 1 + attempt from billing.settlement_runs n), clock_timestamp(), begin_settlement.as_of, pg_backend_pid(), share,
+                   begin_settlement.shards, 'preparing'
+            on conflict (shards, shard) where status = 'running' do nothing returning r.run_id into run;
+            exit;
+        exception when unique_violation then
+            null; -- under one snapshot, another share's number is not seen
+        end;
+    end loop;
     if run is null then
         return null;
     end if;

@@ -36,16 +36,14 @@ begin
         select format('trigger %s on %s, of %s', t.trigger, t.relation, t.owner) as what from billing_internal.foreign_triggers() t
         union all
         select format('function %s, of %s', p.oid::regprocedure, o.rolname) from pg_proc p join pg_roles o on o.oid = p.proowner
-         where p.pronamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and not o.rolsuper
+         where p.pronamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and not o.rolsuper and p.proowner <> (select extowner from pg_extension where extname = 'pg_billing')
         union all
-        select format('foreign key %s of %s, of %s', f.conname, f.conrelid::regclass, o.rolname)
-          from pg_constraint f join pg_class r on r.oid = f.confrelid join pg_class c on c.oid = f.conrelid join pg_roles o on o.oid = c.relowner
-         where f.contype = 'f' and r.relnamespace = 'billing'::regnamespace and not o.rolsuper
+        select format('foreign key %s of %s, of %s', f.constraint_name, f.relation, f.owner) from billing_internal.foreign_keys() f
         union all
         select 'the event trigger pg_billing_guard is off' from pg_event_trigger where evtname = 'pg_billing_guard' and evtenabled = 'D') things;
     level := case when found is null then 'ok' else 'bad' end;
     value := coalesce(found, 'none on our tables and in our schemas');
-    advice := case when found is not null then 'They would run with our rights, or hold up our work; with triggers and functions, calls are refused until they are gone. Look at them and drop them; select billing.install(); drops the triggers.' end;
+    advice := case when found is not null then 'They would run with our rights, or hold up our work; with triggers and functions, calls are refused until they are gone. Look at them and drop them; select billing.install(); drops triggers and foreign keys.' end;
     return next;
 
     check_name := 'roles';
@@ -77,7 +75,11 @@ begin
     return next;
 
     check_name := 'settlement';
-    select * into run from billing.settlement_runs r where r.status <> 'running' order by r.run_id desc limit 1;
+    -- Of the newest of each share, the worst.
+    select * into run from (
+        select distinct on (r.shards, r.shard) r.* from billing.settlement_runs r where r.status <> 'running' order by r.shards, r.shard, r.run_id desc) newest
+     where newest.finished_at > (select max(finished_at) from billing.settlement_runs) - interval '1 day'
+     order by newest.status = 'interrupted' desc, newest.orgs_failed > 0 desc, newest.run_id desc limit 1;
     since := run.finished_at;
     level := case when run.run_id is null or run.status = 'interrupted' or run.orgs_failed > 0 or run.finished_at < clock_timestamp() - interval '1 day'
                   then 'warn' else 'ok' end;

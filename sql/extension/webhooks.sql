@@ -2,7 +2,9 @@
 -- request's headers.
 
 create function billing.stripe_webhook(json) returns json
-    language plpgsql volatile security definer
+    language c volatile as 'MODULE_PATHNAME', 'webhook_gate';
+create function billing_internal.stripe_webhook(json) returns json
+    language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 declare
     headers json := nullif(current_setting('request.headers', true), '');
@@ -11,7 +13,9 @@ begin
 end $$;
 
 create function billing.razorpay_webhook(json) returns json
-    language plpgsql volatile security definer
+    language c volatile as 'MODULE_PATHNAME', 'webhook_gate';
+create function billing_internal.razorpay_webhook(json) returns json
+    language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 declare
     headers json := nullif(current_setting('request.headers', true), '');

@@ -36,8 +36,8 @@ begin
           left join pg_catalog.pg_proc p on d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass and p.oid = d.objid
           left join pg_catalog.pg_roles o on o.oid = coalesce(c.relowner, p.proowner)
          where d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass and d.refobjid = ours
-           -- The extension that is being created.
-           and d.classid <> 'pg_catalog.pg_extension'::pg_catalog.regclass
+           -- But for the extension that is being created, and default privileges, which install() takes.
+           and d.classid not in ('pg_catalog.pg_extension'::pg_catalog.regclass, 'pg_catalog.pg_default_acl'::pg_catalog.regclass)
            and not coalesce(
                o.rolsuper
                -- Before the first install() there is nothing of ours.
@@ -48,7 +48,7 @@ begin
                        'entries', 'wallets', 'grants', 'operations', 'metrics', 'prices', 'org_prices', 'plans', 'caps', 'packs', 'surcharges',
                        'subscriptions', 'org_allowances', 'subscription_requests', 'metered_tables', 'usage_events', 'usage_event_keys', 'usage_uniques',
                        'unsettled_usage', 'unpaid_overage', 'period_usage', 'cap_usage', 'usage_days', 'credit_months', 'folded', 'usage_by_day',
-                       'usage_by_month', 'settlement_runs', 'settlement_faults', 'settlement_progress', 'alerts', 'gift_cards',
+                       'usage_by_month', 'settlement_runs', 'settlement_runs_run_id_seq', 'settlement_faults', 'settlement_progress', 'alerts', 'gift_cards',
                        'gift_card_redemptions', 'gift_card_attempts', 'gift_card_batches', 'payments', 'payment_refs', 'provider_customers',
                        'provider_subscriptions', 'auto_recharges', 'webhook_events', 'webhook_secrets', 'outbox', 'flags', 'freezes'))), false)
         union all
@@ -236,43 +236,51 @@ create function billing_internal.tables_of_prices() returns setof regclass
     select format('billing.%I', name)::regclass from unnest(array['metrics', 'prices', 'plans', 'caps', 'packs', 'surcharges']) name
 $$;
 
--- The roles that see every org, as far as they are here.
-create function billing_internal.staff() returns setof oid
+-- The roles that have one of these levels, as far as they are here.
+create function billing_internal.roles_with(levels text[]) returns setof oid
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
     select distinct r.oid from billing.access a join pg_roles r on r.oid = a.role_oid
-     where a.cluster = billing_internal.cluster() and a.level in ('service', 'auditor') order by 1
+     where a.cluster = billing_internal.cluster() and a.level = any (levels) order by 1
 $$;
 
--- What that policy asks. The server folds it away while it plans; but it goes with the extension, and the policy with it: then nobody sees
+-- What the policy of those asks who see every org. The server folds it away while it plans; but it goes with the extension, and the policy with it: then nobody sees
 -- anything, until there is somebody again to say who may.
 create function billing_internal.every_org() returns boolean
     language sql immutable leakproof parallel safe as $$ select true $$;
 
--- The policy for who sees every org, on each table, for the roles that do. A policy of its own, given to these roles alone: in one with
--- the members' it would keep the server from finding their rows by an index.
-create function billing_internal.let_staff_see() returns void
+-- A policy on each of some tables for some roles, or none where there are none.
+create function billing_internal.let_see(policy name, tables regclass[], roles oid[], condition text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 declare
-    staff constant oid[] := array(select billing_internal.staff());
-    names constant text := (select string_agg(quote_ident(rolname), ', ' order by oid) from pg_roles where oid = any (staff));
+    names constant text := (select string_agg(quote_ident(rolname), ', ' order by oid) from pg_roles where oid = any (roles));
     see record;
 begin
-    for see in select t as relation, p.oid is not null as is_there,
-                      array(select unnest(p.polroles) order by 1) is distinct from staff as is_other
-                 from (select billing_internal.tables_of_orgs() union all select billing_internal.tables_of_staff()) all_of_them (t)
-                 left join pg_policy p on p.polrelid = t and p.polname = 'every_org' loop
+    for see in select t as relation, p.oid is not null as is_there, array(select unnest(p.polroles) order by 1) is distinct from roles as is_other
+                 from unnest(tables) t left join pg_policy p on p.polrelid = t and p.polname = policy loop
         if names is null then
             if see.is_there then
-                execute format('drop policy every_org on %s', see.relation);
+                execute format('drop policy %I on %s', policy, see.relation);
             end if;
         elsif not see.is_there then
-            execute format('create policy every_org on %s for select to %s using (billing_internal.every_org())', see.relation, names);
+            execute format('create policy %I on %s for select to %s using (%s)', policy, see.relation, names, condition);
         elsif see.is_other then
-            execute format('alter policy every_org on %s to %s', see.relation, names);
+            execute format('alter policy %I on %s to %s', policy, see.relation, names);
         end if;
     end loop;
+end $$;
+
+-- Members see the rows of their own orgs, which stand in a sub-select so that they are computed once per statement; nothing else stands in that
+-- policy, so that the rows are found by an index. Who sees every org has a policy of its own: in one, it would keep the server from that.
+create function billing_internal.let_roles_see() returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    perform billing_internal.let_see('own_orgs', array(select billing_internal.tables_of_orgs()), array(select billing_internal.roles_with('{member}')),
+                                     'org_id = any ((select billing.my_orgs())::uuid[])');
+    perform billing_internal.let_see('every_org', array(select billing_internal.tables_of_orgs() union all select billing_internal.tables_of_staff()),
+                                     array(select billing_internal.roles_with('{service,auditor}')), 'billing_internal.every_org()');
 end $$;
 
 -- Every right in our schemas of roles other than the owners of things: by a grant, by default privileges that made one, or of PUBLIC.
@@ -478,7 +486,7 @@ begin
     insert into billing.access (role_name, level, role_oid, cluster) values (role, grant_access.level, known, billing_internal.cluster())
     on conflict on constraint access_pkey do update set role_oid = excluded.role_oid, cluster = excluded.cluster;
     perform billing_internal.give_rights(known);
-    perform billing_internal.let_staff_see();
+    perform billing_internal.let_roles_see();
     perform billing_internal.forget_levels();
 end $$;
 
@@ -525,7 +533,7 @@ begin
     if known is not null then
         perform billing_internal.give_rights(known);
     end if;
-    perform billing_internal.let_staff_see();
+    perform billing_internal.let_roles_see();
     perform billing_internal.forget_levels();
 end $$;
 
@@ -542,7 +550,20 @@ create function billing_internal.foreign_triggers() returns table (trigger text,
      order by 2, 1
 $$;
 
-create function billing_internal.drop_foreign_triggers() returns text
+-- Foreign keys to our tables of tables that are others': their checks run casts as the owner of ours, and their rows hold ours.
+create function billing_internal.foreign_keys() returns table (constraint_name text, relation regclass, owner text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select f.conname::text, f.conrelid::regclass, o.rolname::text
+      from pg_constraint f
+      join pg_class r on r.oid = f.confrelid
+      join pg_class c on c.oid = f.conrelid
+      join pg_roles o on o.oid = c.relowner
+     where f.contype = 'f' and f.conparentid = 0 and r.relnamespace = 'billing'::regnamespace and not o.rolsuper and c.relowner <> r.relowner
+     order by 2, 1
+$$;
+
+create function billing_internal.drop_foreign_things() returns text
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 declare
@@ -551,7 +572,11 @@ declare
 begin
     for found in select * from billing_internal.foreign_triggers() loop
         execute format('drop trigger %I on %s', found.trigger, found.relation);
-        said := said || format('%s on %s, of %s', found.trigger, found.relation, found.owner);
+        said := said || format('trigger %s on %s, function of %s', found.trigger, found.relation, found.owner);
+    end loop;
+    for found in select * from billing_internal.foreign_keys() loop
+        execute format('alter table %s drop constraint %I', found.relation, found.constraint_name);
+        said := said || format('foreign key %s of %s, of %s', found.constraint_name, found.relation, found.owner);
     end loop;
     return array_to_string(said, ', ');
 end $$;
@@ -576,8 +601,10 @@ begin
             or c.classid = 'pg_trigger'::regclass
                and exists (select from pg_trigger t join pg_class r on r.oid = t.tgrelid where t.oid = c.objid and r.relnamespace = to_regnamespace('billing'))
             or c.classid = 'pg_class'::regclass
+               -- One that was made now: numbers of this transaction are not below its own. Those of partitions follow their parents'.
                and exists (select from pg_constraint f join pg_class r on r.oid = f.confrelid
-                            where f.conrelid = c.objid and f.contype = 'f' and r.relnamespace = to_regnamespace('billing')))
+                            where f.conrelid = c.objid and f.contype = 'f' and r.relnamespace = to_regnamespace('billing') and f.conparentid = 0
+                              and f.xmin::text::bigint >= mod(pg_current_xact_id()::text::bigint, 4294967296)))
      limit 1;
     if found then
         raise exception using errcode = '42501', message = 'only the owner of pg_billing adds to its schemas and tables',
@@ -595,7 +622,7 @@ comment on event trigger pg_billing_guard is 'Lets nobody but the owner of pg_bi
 --   access
 
 -- settle(): a procedure that commits per batch of orgs, so that a crash loses nothing and one org's fault stops nobody. A
--- procedure that commits can be neither SECURITY DEFINER nor have a search_path of its own: it only calls functions that do.
+-- procedure that commits can be neither SECURITY DEFINER nor have a search_path of its own: it only calls gates, whose bodies have one.
 
 create function billing.make_partitions(as_of timestamptz) returns void
     language plpgsql volatile
@@ -714,10 +741,17 @@ begin
      where r.status = 'running' and r.shard = share and r.shards = begin_settlement.shards and not billing.settlement_is_running(r.run_id);
     -- Two that begin at the same instant take turns. Numbers come from the table: a sequence is everybody's who was given a right on it.
     perform billing_internal.take_turn('settlement');
-    insert into billing.settlement_runs as r (run_id, started_at, as_of, pid, shard, shards, phase)
-    select (select coalesce(max(n.run_id), 0) + 1 from billing.settlement_runs n), clock_timestamp(), begin_settlement.as_of, pg_backend_pid(), share,
-           begin_settlement.shards, 'preparing'
-    on conflict (shards, shard) where status = 'running' do nothing returning r.run_id into run;
+    for attempt in 0..20 loop
+        begin
+            insert into billing.settlement_runs as r (run_id, started_at, as_of, pid, shard, shards, phase)
+            select (select coalesce(max(n.run_id), 0) + 1 + attempt from billing.settlement_runs n), clock_timestamp(), begin_settlement.as_of, pg_backend_pid(), share,
+                   begin_settlement.shards, 'preparing'
+            on conflict (shards, shard) where status = 'running' do nothing returning r.run_id into run;
+            exit;
+        exception when unique_violation then
+            null; -- under one snapshot, another share's number is not seen
+        end;
+    end loop;
     if run is null then
         return null;
     end if;
@@ -924,6 +958,30 @@ begin
     end if;
 end $$;
 
+-- Brings the names of metered tables up to date with the tables themselves: a name may be another's by now.
+create function billing_internal.follow_metered_tables() returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    here constant text := billing_internal.place();
+    renamed billing.metered_tables[];
+begin
+    select array_agg(m) into renamed from billing.metered_tables m
+      join pg_class c on c.oid = m.relation join pg_namespace n on n.oid = c.relnamespace
+     where m.place = here and (n.nspname, c.relname) is distinct from (m.table_schema, m.table_name);
+    if renamed is null then
+        return;
+    end if;
+    delete from billing.metered_tables m using unnest(renamed) r
+     where m.table_schema = r.table_schema and m.table_name = r.table_name and m.metric = r.metric;
+    insert into billing.metered_tables
+    select n.nspname, c.relname, r.metric, r.org_column, r.quantity_column, r.member_column, r.key_column, r.mode, r.created_at, r.owner, r.relation, r.place
+      from unnest(renamed) r join pg_class c on c.oid = r.relation join pg_namespace n on n.oid = c.relnamespace
+    on conflict (table_schema, table_name, metric) do update
+       set org_column = excluded.org_column, quantity_column = excluded.quantity_column, member_column = excluded.member_column, key_column = excluded.key_column,
+           mode = excluded.mode, owner = excluded.owner, relation = excluded.relation, place = excluded.place;
+end $$;
+
 create function billing.meter_table(relation regclass, metric text, org_column name, quantity_column name default null,
                                     member_column name default null, key_column name default null, mode text default 'charge') returns void
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
@@ -974,6 +1032,7 @@ begin
         raise exception using errcode = '22023', message = 'invalid argument',
             detail = ('{"code": "invalid_argument"}'::jsonb || fault)::text;
     end if;
+    perform billing_internal.follow_metered_tables();
     perform billing.attach_meter(relation, metric, org_column, quantity_column, member_column, key_column, mode);
     insert into billing.metered_tables
     values (metered.nspname, metered.relname, meter_table.metric, meter_table.org_column, meter_table.quantity_column,
@@ -1014,6 +1073,7 @@ begin
             detail = jsonb_build_object('code', 'not_owner', 'table', format('%I.%I', metered.nspname, metered.relname), 'role', caller)::text,
             hint = 'Call it as a member of the role that owns the table.';
     end if;
+    perform billing_internal.follow_metered_tables();
     delete from billing.metered_tables m
      where (m.table_schema = metered.nspname and m.table_name = metered.relname or m.relation = unmeter_table.relation and m.place = billing_internal.place())
        and m.metric = unmeter_table.metric;
@@ -1628,7 +1688,9 @@ end $$;
 -- request's headers.
 
 create function billing.stripe_webhook(json) returns json
-    language plpgsql volatile security definer
+    language c volatile as 'MODULE_PATHNAME', 'webhook_gate';
+create function billing_internal.stripe_webhook(json) returns json
+    language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 declare
     headers json := nullif(current_setting('request.headers', true), '');
@@ -1637,7 +1699,9 @@ begin
 end $$;
 
 create function billing.razorpay_webhook(json) returns json
-    language plpgsql volatile security definer
+    language c volatile as 'MODULE_PATHNAME', 'webhook_gate';
+create function billing_internal.razorpay_webhook(json) returns json
+    language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 declare
     headers json := nullif(current_setting('request.headers', true), '');
@@ -1690,16 +1754,14 @@ begin
         select format('trigger %s on %s, of %s', t.trigger, t.relation, t.owner) as what from billing_internal.foreign_triggers() t
         union all
         select format('function %s, of %s', p.oid::regprocedure, o.rolname) from pg_proc p join pg_roles o on o.oid = p.proowner
-         where p.pronamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and not o.rolsuper
+         where p.pronamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and not o.rolsuper and p.proowner <> (select extowner from pg_extension where extname = 'pg_billing')
         union all
-        select format('foreign key %s of %s, of %s', f.conname, f.conrelid::regclass, o.rolname)
-          from pg_constraint f join pg_class r on r.oid = f.confrelid join pg_class c on c.oid = f.conrelid join pg_roles o on o.oid = c.relowner
-         where f.contype = 'f' and r.relnamespace = 'billing'::regnamespace and not o.rolsuper
+        select format('foreign key %s of %s, of %s', f.constraint_name, f.relation, f.owner) from billing_internal.foreign_keys() f
         union all
         select 'the event trigger pg_billing_guard is off' from pg_event_trigger where evtname = 'pg_billing_guard' and evtenabled = 'D') things;
     level := case when found is null then 'ok' else 'bad' end;
     value := coalesce(found, 'none on our tables and in our schemas');
-    advice := case when found is not null then 'They would run with our rights, or hold up our work; with triggers and functions, calls are refused until they are gone. Look at them and drop them; select billing.install(); drops the triggers.' end;
+    advice := case when found is not null then 'They would run with our rights, or hold up our work; with triggers and functions, calls are refused until they are gone. Look at them and drop them; select billing.install(); drops triggers and foreign keys.' end;
     return next;
 
     check_name := 'roles';
@@ -1731,7 +1793,11 @@ begin
     return next;
 
     check_name := 'settlement';
-    select * into run from billing.settlement_runs r where r.status <> 'running' order by r.run_id desc limit 1;
+    -- Of the newest of each share, the worst.
+    select * into run from (
+        select distinct on (r.shards, r.shard) r.* from billing.settlement_runs r where r.status <> 'running' order by r.shards, r.shard, r.run_id desc) newest
+     where newest.finished_at > (select max(finished_at) from billing.settlement_runs) - interval '1 day'
+     order by newest.status = 'interrupted' desc, newest.orgs_failed > 0 desc, newest.run_id desc limit 1;
     since := run.finished_at;
     level := case when run.run_id is null or run.status = 'interrupted' or run.orgs_failed > 0 or run.finished_at < clock_timestamp() - interval '1 day'
                   then 'warn' else 'ok' end;

@@ -32,8 +32,20 @@ update billing.metered_tables m set owner = pg_catalog.quote_ident(r.rolname), r
   join pg_catalog.pg_namespace n on n.oid = c.relnamespace
   join pg_catalog.pg_roles r on r.oid = c.relowner
  where n.nspname = m.table_schema and c.relname = m.table_name;
-delete from billing.metered_tables where owner is null;
+-- One that is not there by its name any more: status() names it.
+update billing.metered_tables set owner = '' where owner is null;
 alter table billing.metered_tables alter column owner set not null;
+
+-- The app's table of members, likewise.
+update billing.settings s
+   set value = pg_catalog.jsonb_build_object('schema', n.nspname, 'table', c.relname, 'owner', r.rolname, 'oid', c.oid::bigint,
+                   'database', (select d.oid::bigint from pg_catalog.pg_database d where d.datname = current_database()),
+                   'cluster', (select system_identifier::text from pg_catalog.pg_control_system()),
+                   'org_column', s.value ->> 'org_column', 'user_column', s.value ->> 'user_column')
+  from pg_catalog.pg_class c
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  join pg_catalog.pg_roles r on r.oid = c.relowner
+ where s.name = 'membership' and c.oid = pg_catalog.to_regclass(s.value ->> 'relation');
 
 -- A table that is published needs something by which a row is told.
 alter table billing.webhook_secrets add column secret_id uuid not null default pg_catalog.gen_random_uuid() primary key;

@@ -14,7 +14,7 @@ begin
     perform billing_internal.give_rights(role_oid)
        from (select distinct a.role_oid from billing.access a join pg_catalog.pg_roles r on r.oid = a.role_oid
               where a.cluster = billing_internal.cluster()) known;
-    perform billing_internal.let_staff_see();
+    perform billing_internal.let_roles_see();
     perform billing_internal.forget_levels();
 end $$;
 

@@ -78,6 +78,7 @@ unsafe extern "C-unwind" fn open(fcinfo: pg_sys::FunctionCallInfo, needed: Level
             let info = pg_sys::MemoryContextAllocZero((*outer).fn_mcxt, size_of::<pg_sys::FmgrInfo>());
             let info = info.cast::<pg_sys::FmgrInfo>();
             pg_sys::fmgr_info_cxt(body, info, (*outer).fn_mcxt);
+            assert!((*info).fn_addr.is_some(), "a function that was looked up");
             (*info).fn_expr = (*outer).fn_expr;
             (*outer).fn_extra = info.cast();
         }
@@ -136,6 +137,22 @@ pub extern "C" fn pg_finfo_service_gate() -> *const pg_sys::Pg_finfo_record {
 #[unsafe(no_mangle)]
 pub extern "C" fn pg_finfo_auditor_gate() -> *const pg_sys::Pg_finfo_record {
     &raw const FINFO
+}
+
+/// Tells the server how the gate is called.
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_webhook_gate() -> *const pg_sys::Pg_finfo_record {
+    &raw const FINFO
+}
+
+/// The gate of those who deliver reports of payment providers.
+///
+/// # Safety
+/// Called by the server.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn webhook_gate(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: as the server made it.
+    unsafe { pass_on(fcinfo, Levels::SERVICE | Levels::WEBHOOK, true) }
 }
 
 /// The gate of what only services may call.

@@ -81,6 +81,8 @@ statements! {
 thread_local! {
     /// The levels of roles as far as this backend asked; few enough to be looked through.
     static KNOWN: RefCell<Vec<(pg_sys::Oid, Levels)>> = const { RefCell::new(Vec::new()) };
+    /// Counts what was told of changes: one that comes while levels are being read must not be lost.
+    static CHANGES: Cell<u64> = const { Cell::new(0) };
     /// The table of levels, once it was read.
     static ACCESS: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::Oid::INVALID) };
     /// The role as which the function that runs just now was called.
@@ -107,6 +109,7 @@ pub fn watch_invalidations() {
 }
 
 fn forget() {
+    CHANGES.set(CHANGES.get().wrapping_add(1));
     // Borrows are short and take no invalidation inside.
     KNOWN.with(|known| known.try_borrow_mut().map(|mut known| known.clear()).ok());
 }
@@ -152,10 +155,15 @@ pub fn of(role: pg_sys::Oid) -> Result<Levels> {
     if let Some((_, levels)) = KNOWN.with_borrow(|known| known.iter().find(|(known, _)| *known == role).copied()) {
         return Ok(levels);
     }
-    // SAFETY: a cached look-up by oid.
-    let levels = if unsafe { pg_sys::superuser_arg(role) } { Levels::ALL } else { load(role)? };
-    KNOWN.with_borrow_mut(|known| known.push((role, levels)));
-    Ok(levels)
+    loop {
+        let before = CHANGES.get();
+        // SAFETY: a cached look-up by oid.
+        let levels = if unsafe { pg_sys::superuser_arg(role) } { Levels::ALL } else { load(role)? };
+        if CHANGES.get() == before {
+            KNOWN.with_borrow_mut(|known| known.push((role, levels)));
+            return Ok(levels);
+        }
+    }
 }
 
 fn load(role: pg_sys::Oid) -> Result<Levels> {
@@ -302,19 +310,17 @@ fn look_up_owner() -> pg_sys::Oid {
 fn with<T>(needed: Levels, work: impl FnOnce() -> Result<T>) -> Result<T> {
     require(needed)?;
     let _owner = AsOwner::begin();
-    tables::require_sound()?;
     work()
 }
 
-/// Does what everybody may, each for its own orgs: the work asks whose they are.
+/// Does what who has any of the levels may, each for its own orgs: the work asks whose they are.
 pub fn reader<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let _owner = AsOwner::begin();
-    work()
+    with(Levels::MEMBER | Levels::SERVICE | Levels::AUDITOR, work)
 }
 
 /// Does what only services may, with the rights of the extension's owner.
 pub fn service<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    with(Levels::SERVICE, work)
+    with(Levels::SERVICE, || tables::require_sound().and_then(|()| work()))
 }
 
 /// Does what services and auditors may.
@@ -324,7 +330,7 @@ pub fn auditor<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
 
 /// Does what a customer may for its own orgs, and services for all.
 pub fn customer<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    with(Levels::SERVICE | Levels::MEMBER, work)
+    with(Levels::SERVICE | Levels::MEMBER, || tables::require_sound().and_then(|()| work()))
 }
 
 /// Does what only the owner of the extension may.

@@ -13,7 +13,7 @@ use crate::{args, statements};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
 use uuid::Uuid;
@@ -102,12 +102,32 @@ struct Plan {
 
 thread_local! {
     static PLAN: RefCell<Option<Plan>> = const { RefCell::new(None) };
+    /// Whether the table is being read: what its owner put into it must not come back here, and change the plan that runs.
+    static READS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While it lives, the table is being read.
+struct Reading;
+
+impl Reading {
+    /// None while it is being read already.
+    fn begin() -> Option<Self> {
+        (!READS.replace(true)).then(|| Self)
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        READS.set(false);
+    }
 }
 
 impl Membership {
-    fn load(db: &Db) -> Option<Self> {
+    /// Reads the setting; None where there is none.
+    fn load(db: &Db) -> Option<std::result::Result<Self, Fault>> {
         let rows = db.read(&SETTING, args![]);
-        serde_json::from_str(&rows.first()?.get::<String>(0)).ok()
+        let setting = rows.first()?.get::<String>(0);
+        Some(serde_json::from_str(&setting).map_err(|_| "the setting cannot be read".to_owned()))
     }
 
     fn save(&self, db: &Db) {
@@ -208,7 +228,7 @@ impl Relation {
         let is_readable = unsafe {
             pg_sys::pg_class_aclcheck((*self.0).rd_id, form.relowner, ACL_SELECT) == pg_sys::AclResult::ACLCHECK_OK
         };
-        if !is_readable {
+        if !is_readable || !may_use_schema(form.relnamespace, form.relowner) {
             return Err("its owner may not read it".to_owned());
         }
         let text = format!(
@@ -233,6 +253,21 @@ impl Drop for Relation {
     }
 }
 
+#[cfg(feature = "pg15")]
+fn may_use_schema(schema: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    // SAFETY: a look-up in the system caches.
+    unsafe { pg_sys::pg_namespace_aclcheck(schema, role, pg_sys::ACL_USAGE) == pg_sys::AclResult::ACLCHECK_OK }
+}
+
+#[cfg(not(feature = "pg15"))]
+fn may_use_schema(schema: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    // SAFETY: a look-up in the system caches.
+    unsafe {
+        pg_sys::object_aclcheck(pg_sys::NamespaceRelationId, schema, role, pg_sys::ACL_USAGE.into())
+            == pg_sys::AclResult::ACLCHECK_OK
+    }
+}
+
 /// A name as it stands in a statement, always in quotes.
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
@@ -242,33 +277,29 @@ impl Members {
     /// The orgs of a user, read with the rights of the table's owner.
     fn orgs_of(&self, db: &Db, subject: &str) -> BTreeSet<Uuid> {
         let Some(user) = self.user_type.value(subject) else { return BTreeSet::new() };
+        let Some(_reading) = Reading::begin() else { return BTreeSet::new() };
         let _owner = AsOwner::restricted(self.owner);
+        // Kept again only after it went well.
         let plan = self.plan();
         let rows = db.read_plan(plan, &[Some(user)]);
         // A statement finds its relation by name: a schema that was renamed meanwhile would lead it elsewhere.
-        if !is_about(plan, self.oid) {
-            return BTreeSet::new();
-        }
-        rows.iter().filter_map(|row| row.opt(0)).collect()
+        let is_it = is_about(plan, self.oid);
+        PLAN.set(Some(Plan { members: (self.oid, self.owner, self.text.clone()), plan }));
+        if is_it { rows.iter().filter_map(|row| row.opt(0)).collect() } else { BTreeSet::new() }
     }
 
-    /// The statement that reads it, made with the rights of its owner.
+    /// The statement that reads it, made with the rights of its owner; the one that is kept is taken out while it runs.
     fn plan(&self) -> pg_sys::SPIPlanPtr {
-        PLAN.with_borrow_mut(|kept| {
-            let of = (self.oid, self.owner, self.text.clone());
-            if let Some(Plan { members, plan }) = kept.take() {
-                // SAFETY: a plan that was kept.
-                if members == of && unsafe { pg_sys::SPI_plan_is_valid(plan) } {
-                    *kept = Some(Plan { members, plan });
-                    return plan;
-                }
-                // SAFETY: as above.
-                unsafe { pg_sys::SPI_freeplan(plan) };
+        if let Some(Plan { members: (oid, owner, text), plan }) = PLAN.take() {
+            // SAFETY: a plan that was kept.
+            if (oid, owner) == (self.oid, self.owner) && text == self.text && unsafe { pg_sys::SPI_plan_is_valid(plan) }
+            {
+                return plan;
             }
-            let plan = sql::prepare(&self.text, &[self.user_type.oid()]);
-            *kept = Some(Plan { members: of, plan });
-            plan
-        })
+            // SAFETY: as above; it does not run.
+            unsafe { pg_sys::SPI_freeplan(plan) };
+        }
+        sql::prepare(&self.text, &[self.user_type.oid()])
     }
 }
 
@@ -288,18 +319,18 @@ fn is_about(plan: pg_sys::SPIPlanPtr, relation: pg_sys::Oid) -> bool {
 
 /// The orgs of a user by the table of the app, if there is one.
 pub fn orgs_of(db: &Db, subject: &str) -> BTreeSet<Uuid> {
-    let members = Membership::load(db).and_then(|membership| membership.open().ok());
+    let members = Membership::load(db).and_then(|membership| membership.and_then(|m| m.open()).ok());
     members.map(|members| members.orgs_of(db, subject)).unwrap_or_default()
 }
 
 /// What keeps the configured relation from being read, if something does.
 pub fn fault(db: &Db) -> Option<Fault> {
-    Membership::load(db).and_then(|membership| membership.open().err())
+    Membership::load(db).and_then(|membership| membership.and_then(|m| m.open()).err())
 }
 
 /// Finds the configured relation anew in a database that was restored, and keeps its oid.
 pub fn anchor(db: &Db) {
-    let Some(mut membership) = Membership::load(db) else { return };
+    let Some(Ok(mut membership)) = Membership::load(db) else { return };
     let Ok(members) = membership.open() else { return };
     membership.settle(&members);
     membership.save(db);

@@ -18,6 +18,7 @@ statements! {
         "select null::text, null::text, p.oid::regprocedure::text, o.rolname::text
            from pg_proc p join pg_roles o on o.oid = p.proowner
           where p.pronamespace in (to_regnamespace('billing'), to_regnamespace('billing_internal')) and not o.rolsuper
+            and p.proowner <> (select extowner from pg_extension where extname = 'pg_billing')
          union all
          select t.tgname::text, c.oid::regclass::text, p.oid::regprocedure::text, o.rolname::text
            from pg_class c
@@ -29,8 +30,10 @@ statements! {
 }
 
 thread_local! {
-    /// Whether the triggers of our tables were looked at since the last change of one.
+    /// Whether triggers and functions were looked at since the last change of one.
     static LOOKED: Cell<bool> = const { Cell::new(false) };
+    /// Counts the changes: one that comes while they are being looked at must not be lost.
+    static CHANGES: Cell<u64> = const { Cell::new(0) };
     /// The tables, as they were then.
     static TABLES: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
 }
@@ -53,35 +56,39 @@ pub fn watch_invalidations() {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn table_changed(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
-    if LOOKED.get() {
-        // Borrows are short and take no invalidation inside.
-        let is_ours = TABLES.with(|tables| tables.try_borrow().is_ok_and(|ours| ours.contains(&relation)));
-        if is_ours || relation == pg_sys::InvalidOid {
-            LOOKED.set(false);
-        }
+    // Borrows are short and take no invalidation inside. While they are being looked at, any change counts.
+    let is_ours = TABLES.with(|tables| tables.try_borrow().is_ok_and(|ours| ours.contains(&relation)));
+    if is_ours || relation == pg_sys::InvalidOid || !LOOKED.get() {
+        changed();
     }
+}
+
+fn changed() {
+    LOOKED.set(false);
+    CHANGES.set(CHANGES.get().wrapping_add(1));
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn catalog_changed(_arg: pg_sys::Datum, _cache: c_int, _hash: u32) {
-    LOOKED.set(false);
+    changed();
 }
 
-/// Refuses to go on where a trigger on one of our tables is somebody else's. Run as the owner.
+/// Refuses to go on where a trigger on one of our tables, or a function in our schemas, is somebody else's. Run as the owner.
 pub fn require_sound() -> Result<()> {
     if LOOKED.get() {
         return Ok(());
     }
     sql::connect(|db| {
         let oid = |number: i64| pg_sys::Oid::from(u32::try_from(number).unwrap_or(0));
-        let tables = db.scan(&OURS, args![]).iter().map(|row| oid(row.get(0))).collect();
-        TABLES.set(tables);
-        // What changes from here on is looked at again.
-        LOOKED.set(true);
+        let before = CHANGES.get();
         // On the newest snapshot: the change that was told may be newer than the caller's.
-        let foreign = sql::on_newest_snapshot(|| db.scan(&FOREIGN, args![]));
-        let Some(row) = foreign.first() else { return Ok(()) };
-        LOOKED.set(false);
+        let (tables, foreign) = sql::on_newest_snapshot(|| (db.scan(&OURS, args![]), db.scan(&FOREIGN, args![])));
+        let Some(row) = foreign.first() else {
+            TABLES.set(tables.iter().map(|row| oid(row.get(0))).collect());
+            // What was changed meanwhile is looked at by the next call.
+            LOOKED.set(CHANGES.get() == before);
+            return Ok(());
+        };
         let (function, owner): (String, String) = (row.get(2), row.get(3));
         Err(match row.opt::<String>(0).zip(row.opt::<String>(1)) {
             Some((trigger, table)) => Error::foreign_trigger(&trigger, &table, &function, &owner),

@@ -114,6 +114,7 @@ class Install(LiveTestCase):
                        create index holds_due on billing.holds (expires_at) where status = 'open';
                        drop function billing.refuse_truncate() cascade;
                        drop index billing.settlement_runs_running;
+                       alter table billing.settlement_runs alter column run_id add generated always as identity;
                        alter table billing.access drop constraint access_pkey, drop column role_oid, drop column cluster, add primary key (role_name);
                        alter table billing.metered_tables drop column owner, drop column relation, drop column place;
                        alter table billing.webhook_secrets drop column secret_id;

@@ -119,7 +119,7 @@ select is_empty(format('select name from function group by name having count(dis
 create temp view own_path as select unnest(array['consume_credits', 'reserve_credits', 'capture_credits', 'release_credits', 'get_total_credits', 'record_usage', 'check_limit', 'allows']) as name;
 select bag_eq('select distinct name from function where prosecdef',
               $$select unnest(array['my_orgs', 'version',
-                                    'metered_insert', 'stripe_webhook', 'razorpay_webhook'])$$, 'the definer functions are those that need not know who calls, the trigger, and those that look at a signature');
+                                    'metered_insert'])$$, 'the definer functions are those that need not know who calls, and the trigger');
 select is(proconfig, case when name not in (select name from own_path) then '{"search_path=pg_catalog, pg_temp"}'::text[] end, format('definer function with a pinned search_path: %s', signature))
     from function where prosecdef order by signature::text;
 -- Of the others, those in Rust and SQL pin it, too; a gate runs nothing itself.
