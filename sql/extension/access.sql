@@ -104,10 +104,11 @@ create function billing_internal.let_roles_see() returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 begin
-    perform billing_internal.let_see('own_orgs', array(select billing_internal.tables_of_orgs()), array(select billing_internal.roles_with('{member}')),
-                                     'org_id = any ((select billing.my_orgs())::uuid[])');
-    perform billing_internal.let_see('every_org', array(select billing_internal.tables_of_orgs() union all select billing_internal.tables_of_staff()),
-                                     array(select billing_internal.roles_with('{service,auditor}')), 'billing_internal.every_org()');
+    -- With the very types, as everywhere.
+    perform billing_internal.let_see('own_orgs'::name, array(select billing_internal.tables_of_orgs()), array(select billing_internal.roles_with('{member}'::text[])),
+                                     'org_id = any ((select billing.my_orgs())::uuid[])'::text);
+    perform billing_internal.let_see('every_org'::name, array(select billing_internal.tables_of_orgs() union all select billing_internal.tables_of_staff()),
+                                     array(select billing_internal.roles_with('{service,auditor}'::text[])), 'billing_internal.every_org()'::text);
 end $$;
 
 -- Every right in our schemas of roles other than the owners of things: by a grant, by default privileges that made one, or of PUBLIC.

@@ -153,6 +153,20 @@ class Members(MembersCase):
                 self.evil("set enable_seqscan = off")
                 self.assert_harmless()
 
+    def test_comes_back_while_it_is_read(self):
+        """security 1: what the owner put into an index changes the table while it is read, and asks for its orgs in the middle of that."""
+        rows(self.db, f"grant usage on schema billing to {self.owner}; grant execute on function billing.my_orgs() to {self.owner}")
+        for change in ("execute 'grant select on mine.members to public'; execute 'revoke select on mine.members from public'",
+                       "execute 'alter schema mine rename to his'; execute 'alter schema his rename to mine'", "execute 'analyze mine.members'"):
+            with self.subTest(change):
+                self.table()
+                self.evil(f"""create or replace function mine.inner() returns boolean language plpgsql as $$ begin
+                                  {change}; perform billing.my_orgs(); perform mine.note('inside'); return true; end $$;
+                              create or replace function mine.back(int) returns boolean language plpgsql immutable as $$ begin
+                                  return mine.inner(); exception when others then return true; end $$;
+                              create index on mine.members (org) where mine.back(1)""")
+                self.assert_harmless()
+
     def test_domains(self):
         """security 1: checks of a domain of the columns, there from the beginning or added later."""
         self.table("create domain mine.who as uuid check (mine.trap(value)); create domain mine.deep as mine.who check (mine.trap(value)); "
