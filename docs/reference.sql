@@ -24,7 +24,7 @@ select E'\n## Functions';
 with callers as (
     select routine, string_agg(level, ', ' order by ord) as levels
       from (values ('member', 1), ('auditor', 2), ('service', 3), ('webhook', 4)) l (level, ord),
-           lateral billing.routines_of(l.level) routine
+           lateral billing_internal.routines_of(l.level) routine
      group by routine)
 select E'\n### ' || p.proname || case
            when count(*) over (partition by p.proname) > 1
@@ -45,7 +45,7 @@ select E'\n### ' || p.proname || case
   join pg_depend d on d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e'
   join pg_extension e on d.refclassid = 'pg_extension'::regclass and e.oid = d.refobjid and e.extname = 'pg_billing'
   left join callers c on c.routine = p.oid::regprocedure
- where p.prorettype <> 'trigger'::regtype
+ where p.prorettype <> 'trigger'::regtype and p.pronamespace = 'billing'::regnamespace
  order by p.proname, p.pronargs;
 
 -- ---------------------------------------------------------------- columns of types, views and tables
@@ -84,9 +84,13 @@ select E'\n## Tables\n\nOrdinary tables of the database, made by `install()`. No
        || 'Tables without "Readable by" are for the owner of the database.';
 
 select E'\n### ' || c.relname || E'\n\n' || coalesce(obj_description(c.oid, 'pg_class'), 'No comment.')
-       || case when exists (select from pg_policy where polrelid = c.oid)
+       || case when exists (select from billing_internal.rights_of('{member}') r where r.object = format('table billing.%I', c.relname))
                then E'\n\nReadable by: member' || case when exists (select from pg_attribute where attrelid = c.oid and attname = 'org_id' and not attisdropped)
                                                        then ' (own orgs)' else '' end || ', auditor, service.'
+               when exists (select from billing_internal.rights_of('{auditor}') r where r.object = format('table billing.%I', c.relname))
+               then E'\n\nReadable by: auditor, service.'
+               when exists (select from billing_internal.rights_of('{auditor}') r where r.object like format('column %% of table billing.%I', c.relname))
+               then E'\n\nReadable by: auditor, service, in part.'
                else '' end
        || E'\n\nPrimary key: '
        || (select string_agg('`' || a.attname || '`', ', ' order by k.n)
