@@ -2308,8 +2308,7 @@ create function billing_internal.membership_fault() returns text
 -- src/access/mod.rs
 -- pg_billing::access::my_orgs
 CREATE  FUNCTION "my_orgs"() RETURNS uuid[] /* Vec < pgrx :: Uuid > */
-STRICT STABLE SECURITY DEFINER PARALLEL RESTRICTED
-SET search_path TO pg_catalog, pg_temp
+STRICT STABLE PARALLEL RESTRICTED
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'my_orgs_wrapper';
 /* </end connected objects> */

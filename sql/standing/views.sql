@@ -65,17 +65,15 @@ create or replace view billing.usage_by_day with (security_invoker = true) as
 select d.org_id, d.day, d.metric,
        case max(m.aggregation)
        when 'max' then max(d.quantity) filter (where d.quantity > 0 or d.level_at is not null)
-       when 'last' then (array_agg(d.quantity order by d.level_at desc nulls last))[1]
+       when 'last' then (array_agg(coalesce(d.level, d.quantity) order by d.level_at desc nulls last))[1]
        else least(sum(d.quantity), 9223372036854775807) end::bigint as quantity,
        sum(d.credits)::bigint as credits
-  from (select org_id, metric, day, consumed + recorded as quantity, credits, level_at from billing.usage_days
+  from (select org_id, metric, day, consumed + recorded as quantity, credits, level_at, null::bigint as level from billing.usage_days
         union all
-        select u.org_id, u.metric, (u.segment at time zone 'UTC')::date, coalesce(case m.aggregation when 'last' then u.level end, u.quantity),
-               0, u.level_at
-          from billing.unsettled_usage u join billing.metrics m using (metric)
+        select org_id, metric, (segment at time zone 'UTC')::date, quantity, 0, level_at, level from billing.unsettled_usage
         union all
         -- A function, which knows at once whether an org is the caller's: row security would look for it among the caller's orgs anew for each.
-        select o.org_id, u.metric, u.day, u.quantity, u.credits, null
+        select o.org_id, u.metric, u.day, u.quantity, u.credits, null, null
           from (select distinct org_id from billing.lanes) o cross join lateral billing.unfolded_usage(o.org_id) u) d
   join billing.metrics m using (metric)
  group by d.org_id, d.day, d.metric;

@@ -96,17 +96,22 @@ thread_local! {
     static MINE: RefCell<Option<Mine>> = const { RefCell::new(None) };
 }
 
-/// The orgs of the caller, by the claims of the request and the app's table of members.
-fn mine(db: &Db) -> Rc<BTreeSet<Uuid>> {
-    let Some(claims) = claims_of_request() else { return Rc::default() };
-    let moment = Moment::now();
-    let known = MINE.with_borrow(|known| {
+/// The orgs of the caller, where they were asked for at this moment already.
+fn remembered(moment: Option<Moment>) -> Option<Rc<BTreeSet<Uuid>>> {
+    let Some(claims) = claims_of_request() else { return Some(Rc::default()) };
+    MINE.with_borrow(|known| {
         let known = known.as_ref().filter(|k| Some(k.moment) == moment && k.claims.as_c_str() == claims);
         known.map(|k| Rc::clone(&k.orgs))
-    });
-    if let Some(orgs) = known {
+    })
+}
+
+/// The orgs of the caller, by the claims of the request and the app's table of members.
+fn mine(db: &Db) -> Rc<BTreeSet<Uuid>> {
+    let moment = Moment::now();
+    if let Some(orgs) = remembered(moment) {
         return orgs;
     }
+    let Some(claims) = claims_of_request() else { return Rc::default() };
     // What runs meanwhile may set it anew.
     let claims = claims.to_owned();
     let Claims { subject, mut orgs } = Claims::parse(&claims.to_string_lossy());
@@ -122,10 +127,13 @@ fn mine(db: &Db) -> Rc<BTreeSet<Uuid>> {
 
 /// The orgs of the caller: those that the claims of the request name (`org_id`, `app_metadata.org_id`, `app_metadata.org_ids`),
 /// and those of the user (`sub`) by the relation of `configure_membership`. For policies, in a sub-select.
-#[pg_extern(stable, security_definer, parallel_restricted)]
-#[search_path(pg_catalog, pg_temp)]
+#[pg_extern(stable, parallel_restricted)]
 fn my_orgs() -> Vec<pgrx::Uuid> {
-    let orgs = sql::connect(mine);
+    // A statement asks once for each table that it reads.
+    let orgs = remembered(Moment::now()).unwrap_or_else(|| {
+        let _owner = levels::AsOwner::begin();
+        sql::connect(mine)
+    });
     orgs.iter().map(|org| pgrx::Uuid::from_bytes(org.into_bytes())).collect()
 }
 
