@@ -67,7 +67,7 @@ select d.org_id, d.day, d.metric,
        when 'max' then max(d.quantity) filter (where d.quantity > 0 or d.level_at is not null)
        when 'last' then (array_agg(coalesce(d.level, d.quantity) order by d.level_at desc nulls last))[1]
        else least(sum(d.quantity), 9223372036854775807) end::bigint as quantity,
-       sum(d.credits)::bigint as credits
+       sum(d.credits)::bigint as credits, max(m.aggregation) as aggregation
   from (select org_id, metric, day, consumed + recorded as quantity, credits, level_at, null::bigint as level from billing.usage_days
         union all
         select org_id, metric, (segment at time zone 'UTC')::date, quantity, 0, level_at, level from billing.unsettled_usage
@@ -77,16 +77,16 @@ select d.org_id, d.day, d.metric,
           from (select distinct org_id from billing.lanes) o cross join lateral billing.unfolded_usage(o.org_id) u) d
   join billing.metrics m using (metric)
  group by d.org_id, d.day, d.metric;
-comment on view billing.usage_by_day is 'Usage per day (UTC) and metric, exact to this moment. credits is what was charged for it so far.';
+comment on view billing.usage_by_day is 'Usage per day (UTC) and metric, exact to this moment. credits is what was charged for it so far; aggregation says how quantities make one: sum, max, last or unique.';
 
 create or replace view billing.usage_by_month with (security_invoker = true) as
 select d.org_id, date_trunc('month', d.day)::date as month, d.metric,
-       case max(m.aggregation)
+       case max(d.aggregation)
        when 'max' then max(d.quantity)
        when 'last' then (array_agg(d.quantity order by d.day desc))[1]
        else least(sum(d.quantity), 9223372036854775807) end::bigint as quantity,
        sum(d.credits)::bigint as credits
-  from billing.usage_by_day d join billing.metrics m using (metric)
+  from billing.usage_by_day d
  group by d.org_id, date_trunc('month', d.day), d.metric;
 comment on view billing.usage_by_month is 'Usage per calendar month (UTC) and metric. For unique counts, values that were new in their billing period.';
 
