@@ -279,17 +279,6 @@ begin
     return array_to_string(said, ', ');
 end $$;
 
-create function billing_internal.require_administrator() returns void
-    language plpgsql stable
-    set search_path = pg_catalog, pg_temp as $$
-begin
-    if not pg_has_role(current_user, (select extowner from pg_extension where extname = 'pg_billing'), 'USAGE') then
-        raise exception using errcode = '42501', message = 'this function needs a level that the role was not given',
-            detail = jsonb_build_object('code', 'no_level', 'role', current_user, 'needs', '["owner"]'::jsonb)::text,
-            hint = 'Run it as the owner of the extension.';
-    end if;
-end $$;
-
 create function billing.grant_access(role name, level text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$

@@ -27,7 +27,7 @@ begin
       from (select billing_internal.role_name(f.grantee) as name, count(distinct f.object) as objects
               from billing_internal.foreign_rights() f group by f.grantee) whose;
     level := case when found is null then 'ok' else 'bad' end;
-    value := coalesce('objects on which roles without a level have rights: ' || found, 'only roles with a level have rights');
+    value := coalesce('objects on which roles have rights that no level of theirs allows: ' || found, 'every right follows from a level');
     advice := case when found is not null then 'Run: select billing.install(); it takes these rights. Give roles a level with billing.grant_access.' end;
     return next;
 
@@ -40,7 +40,8 @@ begin
         union all
         select format('foreign key %s of %s, of %s', f.constraint_name, f.relation, f.owner) from billing_internal.foreign_keys() f
         union all
-        select 'the event trigger pg_billing_guard is off' from pg_event_trigger where evtname = 'pg_billing_guard' and evtenabled = 'D') things;
+        select 'the event trigger pg_billing_guard is off'
+         where not exists (select from pg_event_trigger where evtname = 'pg_billing_guard' and evtenabled in ('O', 'A'))) things;
     level := case when found is null then 'ok' else 'bad' end;
     value := coalesce(found, 'none on our tables and in our schemas');
     advice := case when found is not null then 'They would run with our rights, or hold up our work; with triggers and functions, calls are refused until they are gone. Look at them and drop them; select billing.install(); drops triggers and foreign keys.' end;

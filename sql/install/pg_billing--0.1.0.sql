@@ -452,17 +452,6 @@ begin
     return array_to_string(said, ', ');
 end $$;
 
-create function billing_internal.require_administrator() returns void
-    language plpgsql stable
-    set search_path = pg_catalog, pg_temp as $$
-begin
-    if not pg_has_role(current_user, (select extowner from pg_extension where extname = 'pg_billing'), 'USAGE') then
-        raise exception using errcode = '42501', message = 'this function needs a level that the role was not given',
-            detail = jsonb_build_object('code', 'no_level', 'role', current_user, 'needs', '["owner"]'::jsonb)::text,
-            hint = 'Run it as the owner of the extension.';
-    end if;
-end $$;
-
 create function billing.grant_access(role name, level text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -1746,7 +1735,7 @@ begin
       from (select billing_internal.role_name(f.grantee) as name, count(distinct f.object) as objects
               from billing_internal.foreign_rights() f group by f.grantee) whose;
     level := case when found is null then 'ok' else 'bad' end;
-    value := coalesce('objects on which roles without a level have rights: ' || found, 'only roles with a level have rights');
+    value := coalesce('objects on which roles have rights that no level of theirs allows: ' || found, 'every right follows from a level');
     advice := case when found is not null then 'Run: select billing.install(); it takes these rights. Give roles a level with billing.grant_access.' end;
     return next;
 
@@ -1759,7 +1748,8 @@ begin
         union all
         select format('foreign key %s of %s, of %s', f.constraint_name, f.relation, f.owner) from billing_internal.foreign_keys() f
         union all
-        select 'the event trigger pg_billing_guard is off' from pg_event_trigger where evtname = 'pg_billing_guard' and evtenabled = 'D') things;
+        select 'the event trigger pg_billing_guard is off'
+         where not exists (select from pg_event_trigger where evtname = 'pg_billing_guard' and evtenabled in ('O', 'A'))) things;
     level := case when found is null then 'ok' else 'bad' end;
     value := coalesce(found, 'none on our tables and in our schemas');
     advice := case when found is not null then 'They would run with our rights, or hold up our work; with triggers and functions, calls are refused until they are gone. Look at them and drop them; select billing.install(); drops triggers and foreign keys.' end;
@@ -2427,6 +2417,15 @@ VOLATILE
 SET search_path TO pg_catalog, pg_temp
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'replay_webhook_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/access/mod.rs
+-- pg_billing::access::require_administrator
+
+create function billing_internal.require_administrator() returns void
+    language c stable
+    as 'MODULE_PATHNAME', 'require_administrator_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */

@@ -239,11 +239,11 @@ pub fn role_name(role: pg_sys::Oid) -> String {
 /// While it lives, the work is done with the rights of the extension's owner, as in a SECURITY DEFINER function. An error that
 /// unwinds past it ends with the (sub)transaction, which puts the user back by itself.
 pub struct AsOwner {
-    /// Who it was before.
+    /// The user before.
     pub user: pg_sys::Oid,
-    /// And in which kind of operation.
+    /// The kind of operation before.
     pub context: c_int,
-    /// And who had called then.
+    /// The role that had called before.
     pub caller: pg_sys::Oid,
 }
 

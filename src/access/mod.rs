@@ -180,6 +180,18 @@ fn cluster() -> String {
     levels::cluster()
 }
 
+/// Refuses a caller who does not own the extension; for functions in plpgsql that give and take levels.
+#[pg_extern(
+    stable,
+    sql = r#"
+create function billing_internal.require_administrator() returns void
+    language c stable
+    as 'MODULE_PATHNAME', 'require_administrator_wrapper';"#
+)]
+fn require_administrator() {
+    or_raise(levels::require_administrator());
+}
+
 /// The name of the role that called the function whose body asks: for bodies in plpgsql, which have become the owner.
 #[pg_extern(
     stable,
