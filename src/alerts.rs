@@ -4,8 +4,9 @@
 
 use crate::access;
 use crate::arguments::required;
+use crate::base::error::{Error, Result};
+use crate::base::time::Moment;
 use crate::catalog::cache;
-use crate::error::{Error, Result};
 use crate::heap::{Attempt, Is, Key, Snapshot, Table, Write, shapes};
 use crate::ledger::rows::{int, number};
 use crate::ledger::store as ledger;
@@ -16,7 +17,6 @@ use crate::payments::{outbox, recharge};
 use crate::plans::period::Timeline;
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db, Rows, ToSql};
-use crate::time::Moment;
 use crate::{args, statements};
 use pgrx::prelude::*;
 use uuid::Uuid;
@@ -301,7 +301,7 @@ pub fn settle(db: &Db, org_id: Uuid, (open, timeline): (&Open, Timeline), wallet
         let used = caps::used(db, org_id, cap, now)?;
         alerts.extend(crossed("cap", &cap.name, used, cap.quantity, &settings.shares));
     }
-    let soon = crate::time::add_days(now, settings.expiring_days);
+    let soon = crate::base::time::add_days(now, settings.expiring_days);
     // What other lanes than lane 0 hold, this one does not tell.
     let may_expire = wallets.iter().any(|wallet| wallet.is_split() || wallet.fresh_until <= soon);
     let expiring = may_expire.then(|| db.write(&EXPIRING, args![org_id, At(now), At(soon)]));

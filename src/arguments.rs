@@ -1,8 +1,8 @@
 //! Arguments as callers give them: a NULL where a value is needed is an error, never a silent NULL result.
 
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
+use crate::base::units;
 use crate::json::Jsonb;
-use crate::units;
 use uuid::Uuid;
 
 /// Longest idempotency key, in bytes.

@@ -1,8 +1,8 @@
 //! Billing time: the wall clock, or the test clock.
 
-use crate::error::Error;
+use crate::base::error::Error;
+use crate::base::time::Moment;
 use crate::raise::or_raise;
-use crate::time::Moment;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::prelude::*;

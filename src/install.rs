@@ -1,8 +1,8 @@
 //! `billing.install()`: creates or migrates the tables from the migrations that are compiled in.
 
 use crate::access;
+use crate::base::error::Error;
 use crate::catalog::cache;
-use crate::error::Error;
 use crate::heap;
 use crate::raise::or_raise;
 use crate::sql::{self, Rows, Statement};

@@ -9,9 +9,9 @@ mod access;
 mod alerts;
 mod arguments;
 mod autonomous;
+mod base;
 mod catalog;
 mod clock;
-mod error;
 mod gift_cards;
 mod heap;
 mod install;
@@ -26,11 +26,8 @@ mod search_path;
 mod secrets;
 mod settlement;
 mod sql;
-mod time;
 mod turn;
-mod units;
 mod usage;
-mod validity;
 
 // The extension's own SQL, in this order around the functions that the modules declare.
 pgrx::extension_sql_file!("../sql/extension/types.sql", name = "types", bootstrap);

@@ -1,6 +1,6 @@
 //! The boundary between rules that answer `Result` and the server that wants an error raised.
 
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::PgSqlErrorCode;

@@ -3,10 +3,10 @@
 //! Statements are prepared once per backend and kept. A backend has one thread, so thread-local statics are its globals.
 //! Errors of the server are never caught: they unwind to the function call and roll its statement back.
 
-use crate::error::Error;
+use crate::base::error::Error;
+use crate::base::time::Moment;
 use crate::raise::or_raise;
 use crate::search_path::{self, Pinned};
-use crate::time::Moment;
 use pgrx::datum::{FromDatum, IntoDatum};
 use pgrx::pg_sys;
 use std::cell::Cell;

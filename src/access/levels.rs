@@ -7,8 +7,8 @@
 //! extension in here, once the level is known.
 
 use super::tables;
+use crate::base::error::{Error, Result};
 use crate::catalog::cache;
-use crate::error::{Error, Result};
 use crate::sql;
 use crate::{args, statements};
 use pgrx::{pg_guard, pg_sys};

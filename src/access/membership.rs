@@ -6,7 +6,7 @@
 //! maintenance commands are: whatever runs then can do no more than its owner could.
 
 use super::levels::{AsOwner, cluster, role_name};
-use crate::error::Error;
+use crate::base::error::Error;
 use crate::raise::or_raise;
 use crate::sql::{self, Db, ToSql};
 use crate::{args, statements};

@@ -12,7 +12,7 @@ mod tables;
 pub use levels::{administrator, auditor, customer, reader, service};
 pub use tables::require_sound;
 
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 use crate::raise::or_raise;
 use crate::sql::{self, Db};
 use claims::Claims;

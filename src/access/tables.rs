@@ -5,7 +5,7 @@
 //! fits a call better than ours. The event trigger `pg_billing_guard` lets nobody make them; but it may be off, or come later. So they are
 //! looked for before anything is written, once for each change of one of our tables, or of a function, that the server tells.
 
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 use crate::sql;
 use crate::{args, statements};
 use pgrx::{pg_guard, pg_sys};

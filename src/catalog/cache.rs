@@ -4,13 +4,13 @@
 //! every backend (and standby) with the commit and drops what was known: so a transaction that starts after the commit
 //! sees the new prices.
 
+use crate::base::error::{Error, Result};
+use crate::base::time::Moment;
 use crate::catalog::pack::{Pack, Surcharge};
 use crate::catalog::plan::{Cap, Plan};
 use crate::catalog::price::Price;
-use crate::error::{Error, Result};
 use crate::install;
 use crate::sql::{self, Db};
-use crate::time::Moment;
 use crate::{args, statements};
 use pgrx::prelude::*;
 use std::cell::{Cell, RefCell};
@@ -383,7 +383,7 @@ pub fn price_since(db: &Db, metric: &Metric, org_id: Uuid, at: Moment) -> Moment
     } else {
         None
     };
-    list.into_iter().chain(own).max().unwrap_or(crate::time::NEVER_YET)
+    list.into_iter().chain(own).max().unwrap_or(crate::base::time::NEVER_YET)
 }
 
 /// The price in force for an org: its own, else the list price. None: free.

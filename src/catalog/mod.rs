@@ -8,17 +8,17 @@ pub mod price;
 
 use crate::access;
 use crate::arguments::{required, required_uuid};
+use crate::base::error::{Error, Result};
+use crate::base::time::Moment;
 use crate::catalog::document::{Change, Current, CurrentPlan, Document, MetricSpec};
 use crate::catalog::pack::Pack;
 use crate::catalog::plan::Cap;
 use crate::catalog::price::{Overflow, Price};
 use crate::clock;
-use crate::error::{Error, Result};
 use crate::json::Jsonb;
 use crate::limits::standing::Reader;
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db};
-use crate::time::Moment;
 use crate::{args, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
@@ -297,7 +297,7 @@ fn set_org_price(
 pub fn cost(db: &Db, metric: &str, quantity: i64, org_id: Option<Uuid>, now: Moment) -> Result<(String, i64)> {
     let metric = cache::metric(db, metric)?;
     let Some(price) = cache::price(db, &metric, org_id, now)? else {
-        return Ok((crate::units::CREDIT.to_owned(), 0));
+        return Ok((crate::base::units::CREDIT.to_owned(), 0));
     };
     let credits = match org_id {
         Some(org_id) if !metric.is_plain(Some(&price)) => {

@@ -4,10 +4,10 @@
 //! that it failed. What cannot be noted is refused as well: then nobody learns whether the code was right.
 
 use crate::autonomous;
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
+use crate::base::time::{self, Moment};
 use crate::secrets;
 use crate::sql::{self, At, Db};
-use crate::time::{self, Moment};
 use crate::{args, statements};
 use pgrx::prelude::*;
 use std::fmt;

@@ -1,10 +1,10 @@
 //! The statements of gift cards. A card's row is locked after the wallet, never before.
 
+use crate::base::time::Moment;
+use crate::base::validity::Validity;
 use crate::gift_cards::code::CodeHash;
 use crate::json::Jsonb;
 use crate::sql::{self, At, Db, Row};
-use crate::time::Moment;
-use crate::validity::Validity;
 use crate::{args, statements};
 use uuid::Uuid;
 

@@ -23,10 +23,10 @@ pub use known::watch_invalidations;
 pub use queue::queue;
 pub use setting::define_setting;
 
-use crate::error::Error;
+use crate::base::error::Error;
+use crate::base::time::Moment;
 use crate::raise::or_raise;
 use crate::sql;
-use crate::time::Moment;
 use check::Found;
 use finder::{Purpose, Seen};
 use index::Written;

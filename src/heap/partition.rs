@@ -4,7 +4,7 @@ use super::check::{Doubt, Verdict, columns, expect, is_of_this_server, is_unwatc
 use super::known;
 use super::known::Intent;
 use super::shapes::Shape;
-use crate::time::Moment;
+use crate::base::time::Moment;
 use pgrx::datum::FromDatum;
 use pgrx::pg_sys;
 use std::ffi::c_void;

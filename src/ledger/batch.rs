@@ -2,11 +2,13 @@
 
 use crate::access;
 use crate::arguments;
+use crate::base::error::{Error, Result};
+use crate::base::time::Moment;
+use crate::base::units;
 use crate::catalog;
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::price::Price;
 use crate::clock;
-use crate::error::{Error, Result};
 use crate::json::Jsonb;
 use crate::ledger::call::to_json;
 use crate::ledger::chain;
@@ -18,10 +20,9 @@ use crate::limits::caps::Caps;
 use crate::raise::or_raise;
 use crate::settlement;
 use crate::sql::{self, Db, Row};
-use crate::time::Moment;
 use crate::usage::counters::{self, Metered};
 use crate::usage::tally::Charge;
-use crate::{alerts, args, statements, units};
+use crate::{alerts, args, statements};
 use pgrx::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;

@@ -1,16 +1,16 @@
 //! What the mutating calls have in common: the key, the metadata, the moment, and the answer to a repeated call.
 
 use crate::arguments;
+use crate::base::error::{Error, Result};
+use crate::base::time::Moment;
 use crate::catalog::cache;
 use crate::clock;
-use crate::error::{Error, Result};
 use crate::json::Jsonb;
 use crate::ledger::chain::fingerprint;
 use crate::ledger::store;
 use crate::ledger::wallet::{Facts, Lane, Operation, Request, Wallet};
 use crate::settlement;
 use crate::sql::{self, Db};
-use crate::time::Moment;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;

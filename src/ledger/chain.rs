@@ -4,7 +4,7 @@
 //! big-endian, and 0 for no grant. `content` is the SHA-256 of all other columns ([`content`]). It is split like this
 //! because the content is known before the lane is locked, and the rest only then.
 
-use crate::time::Moment;
+use crate::base::time::Moment;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 

@@ -7,9 +7,11 @@
 
 use crate::access;
 use crate::arguments::{self, optional_uuid, positive, required, required_uuid};
+use crate::base::error::{Error, Result};
+use crate::base::time::{INFINITY, Moment};
+use crate::base::units;
 use crate::catalog::{self, cache};
 use crate::clock;
-use crate::error::{Error, Result};
 use crate::heap::{Attempt, Changed, Finder, Held, Snapshot, Table, shapes};
 use crate::json::Jsonb;
 use crate::ledger::batch::{self, Item};
@@ -22,10 +24,9 @@ use crate::ledger::store::{self, Replay};
 use crate::ledger::wallet::{MemberDelta, Wallet};
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db, ToSql};
-use crate::time::{INFINITY, Moment};
 use crate::usage::fold;
 use crate::usage::recent::{Entry, Recent};
-use crate::{alerts, args, receipt, statements, units};
+use crate::{alerts, args, receipt, statements};
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;

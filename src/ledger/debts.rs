@@ -1,9 +1,9 @@
 //! Unpaid overage: what settlement charged and the wallet could not pay. Whatever credit comes in next pays it first.
 
-use crate::error::Result;
+use crate::base::error::Result;
+use crate::base::time::{self, Moment};
 use crate::ledger::wallet::{Facts, Operation, Wallet};
 use crate::sql::{At, Db};
-use crate::time::{self, Moment};
 use crate::{args, statements};
 use std::collections::BTreeMap;
 use uuid::Uuid;

@@ -4,9 +4,9 @@
 
 use crate::access;
 use crate::arguments::required;
+use crate::base::error::{Error, Result};
 use crate::catalog::cache;
 use crate::clock;
-use crate::error::{Error, Result};
 use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
 use crate::ledger::{lanes, split};

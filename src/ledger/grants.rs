@@ -2,9 +2,11 @@
 
 use crate::access::{self, actor};
 use crate::arguments::{positive, reason, required, required_uuid, unit};
+use crate::base::error::{Error, Result};
+use crate::base::time::{INFINITY, Moment, NEVER_YET};
+use crate::base::units;
 use crate::catalog::cache;
 use crate::clock;
-use crate::error::{Error, Result};
 use crate::json::Jsonb;
 use crate::ledger::call::{Answer, Call};
 use crate::ledger::debts;
@@ -13,8 +15,7 @@ use crate::ledger::totals::{WalletStatus, wallet_status};
 use crate::ledger::wallet::{Facts, Lot, Part, Wallet};
 use crate::raise::or_raise;
 use crate::sql;
-use crate::time::{INFINITY, Moment, NEVER_YET};
-use crate::{args, receipt, statements, units};
+use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};

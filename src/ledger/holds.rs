@@ -2,10 +2,12 @@
 
 use crate::access;
 use crate::arguments::{optional_uuid, positive, reason, required, required_uuid, unit};
+use crate::base::error::{Error, Result};
+use crate::base::time::Moment;
+use crate::base::units;
 use crate::catalog;
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::price::Price;
-use crate::error::{Error, Result};
 use crate::json::Jsonb;
 use crate::ledger::call::{Answer, Call, Key};
 use crate::ledger::chain::{self, HoldTerms};
@@ -15,10 +17,9 @@ use crate::ledger::{rows, store};
 use crate::limits::caps::{self, Caps};
 use crate::raise::or_raise;
 use crate::sql::{At, Db, ToSql};
-use crate::time::Moment;
 use crate::usage::counters::{self, Metered};
 use crate::usage::tally::Charge;
-use crate::{alerts, args, receipt, statements, units};
+use crate::{alerts, args, receipt, statements};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};

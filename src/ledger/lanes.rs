@@ -10,7 +10,7 @@
 //!    that are held, waiting, since nobody who holds a lane waits for the wallet. Refused is only what all of that does not
 //!    cover.
 
-use crate::time::Moment;
+use crate::base::time::Moment;
 
 /// Most lanes of a wallet.
 pub const MOST: i16 = 64;

@@ -2,13 +2,13 @@
 
 use crate::access;
 use crate::arguments::{required, required_uuid, unit};
+use crate::base::error::Error;
+use crate::base::time::Period;
 use crate::catalog::cache;
 use crate::clock;
-use crate::error::Error;
 use crate::ledger::store;
 use crate::raise::or_raise;
 use crate::sql::{self, At};
-use crate::time::Period;
 use crate::{args, statements};
 use pgrx::prelude::*;
 

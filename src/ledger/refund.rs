@@ -2,14 +2,14 @@
 
 use crate::access;
 use crate::arguments::{positive, required, required_uuid};
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
+use crate::base::time::Period;
 use crate::json::Jsonb;
 use crate::ledger::call::{Answer, Call};
 use crate::ledger::store::{self, Past};
 use crate::ledger::wallet::{Facts, Part, split};
 use crate::raise::or_raise;
 use crate::sql::Db;
-use crate::time::Period;
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};

@@ -1,5 +1,7 @@
 //! Lanes and entries by the server's access methods (`heap`): what the shortest calls look at and write.
 
+use crate::base::time::Moment;
+use crate::base::units;
 use crate::heap::{self, Attempt, Changed, Finder, Held, Is, Key, Snapshot, Table, Value, Write, shapes};
 use crate::json::Jsonb;
 use crate::ledger::chain::{self, Position};
@@ -7,8 +9,6 @@ use crate::ledger::lanes::View;
 use crate::ledger::store::Replay;
 use crate::ledger::wallet::Lane;
 use crate::sql::{FromSql, ToSql};
-use crate::time::Moment;
-use crate::units;
 use crate::usage::recent::Recent;
 use pgrx::datum::FromDatum;
 use uuid::Uuid;

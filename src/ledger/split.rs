@@ -2,15 +2,15 @@
 
 use crate::access;
 use crate::arguments::{required, required_uuid, unit};
+use crate::base::error::{Error, Result};
+use crate::base::time::Moment;
 use crate::catalog::cache;
 use crate::clock;
-use crate::error::{Error, Result};
 use crate::ledger::lanes;
 use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db};
-use crate::time::Moment;
 use crate::{args, statements};
 use pgrx::prelude::*;
 use uuid::Uuid;

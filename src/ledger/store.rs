@@ -4,14 +4,14 @@
 //! members. A row is locked by the statement that reads it, and every writer of a wallet's grants and holds holds lane 0: so its
 //! row is the wallet's lock, under any isolation level. `lanes.rs` says how the other lanes go with it.
 
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
+use crate::base::time::{INFINITY, Moment, Period};
 use crate::heap::{Attempt, Table};
 use crate::ledger::rows::{self, EntryRow};
 use crate::ledger::wallet::{Away, Budget, Entry, Hold, Lane, Lot, MemberDelta, Part, Saved, Wallet};
 use crate::ledger::{chain, lanes};
 use crate::limits::caps;
 use crate::sql::{self, At, Db, Row};
-use crate::time::{INFINITY, Moment, Period};
 use crate::usage::fold;
 use crate::usage::recent::Recent;
 use crate::{alerts, args, statements};

@@ -2,9 +2,10 @@
 
 use crate::access;
 use crate::arguments::{positive, required, required_uuid, unit};
+use crate::base::error::{Error, Result};
+use crate::base::time::INFINITY;
 use crate::catalog::{self, cache};
 use crate::clock;
-use crate::error::{Error, Result};
 use crate::heap::{Snapshot, Table, shapes};
 use crate::ledger::rows;
 use crate::ledger::store;
@@ -12,7 +13,6 @@ use crate::ledger::wallet::Wallet;
 use crate::payments::store as payments;
 use crate::raise::or_raise;
 use crate::sql::{self, Db};
-use crate::time::INFINITY;
 use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;

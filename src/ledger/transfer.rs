@@ -2,9 +2,9 @@
 
 use crate::access;
 use crate::arguments::{self, positive, required_uuid, unit};
+use crate::base::error::{Error, Result};
 use crate::catalog::cache;
 use crate::clock;
-use crate::error::{Error, Result};
 use crate::json::Jsonb;
 use crate::ledger::call::{Answer, Call, to_json};
 use crate::ledger::debts;

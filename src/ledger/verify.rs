@@ -4,14 +4,14 @@
 
 use crate::access;
 use crate::arguments::optional_uuid;
+use crate::base::error::Result;
+use crate::base::time::INFINITY;
 use crate::catalog::cache;
 use crate::catalog::price::Price;
-use crate::error::Result;
 use crate::ledger::audit::{self, Stored, Violation, Walk};
 use crate::ledger::chain::{self, Hash, HoldTerms, Terms};
 use crate::raise::or_raise;
 use crate::sql::{self, Db, Row};
-use crate::time::INFINITY;
 use crate::{args, statements};
 use pgrx::prelude::*;
 use uuid::Uuid;

@@ -4,10 +4,10 @@
 //! others that are locked besides. Methods change it in memory and note entries; the store
 //! writes the outcome. Whatever a method refuses leaves the wallet as it was, so that a batch can go on with it.
 
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
+use crate::base::time::{INFINITY, Moment, NEVER_YET, Period};
 use crate::ledger::chain::{self, Content, Hash, Position, Terms};
 use crate::ledger::lanes;
-use crate::time::{INFINITY, Moment, NEVER_YET, Period};
 use crate::usage::recent::{self, Recent};
 use std::collections::BTreeMap;
 use std::rc::Rc;

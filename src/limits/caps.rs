@@ -3,11 +3,11 @@
 //! Consumptions and reservations count in `cap_usage` and are refused beyond; what is recorded counts by what the usage tables
 //! say. Rows are locked after the counters, in the order of (org, cap, member, period).
 
+use crate::base::error::{Error, Result};
+use crate::base::time::{Moment, Period};
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::plan::Cap;
-use crate::error::{Error, Result};
 use crate::sql::{At, Db};
-use crate::time::{Moment, Period};
 use crate::{args, statements};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -68,7 +68,7 @@ pub fn start(cap: &Cap, now: Moment) -> Moment {
 /// When a cap's current period ends.
 pub fn end(cap: &Cap, now: Moment) -> Moment {
     let start = start(cap, now);
-    if cap.per == "day" { crate::time::add_days(start, 1) } else { crate::time::add_months(start, 1) }
+    if cap.per == "day" { crate::base::time::add_days(start, 1) } else { crate::base::time::add_months(start, 1) }
 }
 
 fn period(cap: &Cap) -> Period {

@@ -2,17 +2,18 @@
 
 use crate::access;
 use crate::arguments::{positive, required, required_uuid};
+use crate::base::error::{Error, Result};
+use crate::base::units;
 use crate::catalog::cache;
 use crate::catalog::plan::Limit;
 use crate::clock;
-use crate::error::{Error, Result};
 use crate::heap::{Is, Key, Snapshot, Table, shapes};
 use crate::ledger::totals;
 use crate::limits::caps;
 use crate::limits::standing::Reader;
 use crate::raise::or_raise;
 use crate::sql::{self, Db, ToSql};
-use crate::{args, receipt, statements, units};
+use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 use uuid::Uuid;
 

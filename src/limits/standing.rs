@@ -1,15 +1,15 @@
 //! Where an org stands with a metric: what its plan includes, what is used, and what is owed for it. Only reads.
 
+use crate::base::error::Result;
+use crate::base::time::Moment;
+use crate::base::units;
 use crate::catalog;
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::price::Price;
-use crate::error::Result;
 use crate::limits::state::{Pending, State};
 use crate::plans::period::{Span, Terms, Timeline};
 use crate::plans::store as plans;
 use crate::sql::{At, Db};
-use crate::time::Moment;
-use crate::units;
 use crate::usage::counters::{self, Counter};
 use crate::usage::tail;
 use crate::usage::tally::{Charge, Tally};

@@ -1,8 +1,10 @@
 //! What a payment does to the wallet: credit comes when the money is there, and goes back with it.
 
 use crate::access::actor;
+use crate::base::error::{Error, Result};
+use crate::base::time::INFINITY;
+use crate::base::validity::Validity;
 use crate::clock;
-use crate::error::{Error, Result};
 use crate::ledger::debts;
 use crate::ledger::store as ledger;
 use crate::ledger::wallet::{Facts, Lane, Lot, Operation, Part, Wallet};
@@ -11,8 +13,6 @@ use crate::payments::state::Status;
 use crate::payments::store::{self, Payment};
 use crate::settlement;
 use crate::sql::{At, Db};
-use crate::time::INFINITY;
-use crate::validity::Validity;
 use crate::{args, statements};
 use serde_json::json;
 use uuid::Uuid;

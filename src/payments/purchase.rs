@@ -2,10 +2,11 @@
 
 use crate::access;
 use crate::arguments::{self, positive, required, required_uuid};
+use crate::base::error::{Error, Result};
+use crate::base::time::{self, Moment};
 use crate::catalog::cache;
 use crate::catalog::pack::{Pack, Quote};
 use crate::clock;
-use crate::error::{Error, Result};
 use crate::json::Jsonb;
 use crate::ledger::chain;
 use crate::ledger::store as ledger;
@@ -17,7 +18,6 @@ use crate::payments::store::{self, Payment};
 use crate::raise::or_raise;
 use crate::secrets;
 use crate::sql::{self, At, Db};
-use crate::time::{self, Moment};
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 use serde_json::json;

@@ -2,14 +2,14 @@
 
 use crate::access;
 use crate::arguments::{optional_uuid, positive, required};
+use crate::base::error::{Error, Result};
+use crate::base::time::INFINITY;
 use crate::catalog::cache;
 use crate::catalog::pack::{Pack, Quote, Unsold};
 use crate::clock;
-use crate::error::{Error, Result};
 use crate::raise::or_raise;
 use crate::receipt;
 use crate::sql::{self, Db};
-use crate::time::INFINITY;
 use pgrx::prelude::*;
 
 receipt! {

@@ -2,12 +2,12 @@
 
 use crate::access;
 use crate::arguments::required;
+use crate::base::error::{Error, Result};
+use crate::base::time::{Moment, NEVER_YET};
 use crate::catalog::cache;
 use crate::clock;
-use crate::error::{Error, Result};
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db};
-use crate::time::{Moment, NEVER_YET};
 use crate::{args, statements};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::prelude::*;

@@ -1,9 +1,9 @@
 //! The statements of payments. A payment's row is locked after the wallet that it pays into.
 
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
+use crate::base::time::Moment;
 use crate::payments::state::{Money, Status};
 use crate::sql::{At, Db, Row};
-use crate::time::Moment;
 use crate::{args, statements};
 use uuid::Uuid;
 

@@ -1,10 +1,12 @@
 //! Subscriptions that a provider collects for: periods begin when they are paid, whichever of its reports comes first.
 
+use crate::base::error::{Error, Result};
+use crate::base::time;
+use crate::base::units;
 use crate::catalog::cache;
 use crate::catalog::pack::Pack;
 use crate::catalog::plan::Plan;
 use crate::clock;
-use crate::error::{Error, Result};
 use crate::ledger::store as ledger;
 use crate::payments::event::{InvoiceFact, SubscriptionFact, SubscriptionState};
 use crate::payments::money;
@@ -17,8 +19,7 @@ use crate::payments::webhook::Done;
 use crate::plans::subscription;
 use crate::settlement;
 use crate::sql::{At, Db};
-use crate::time;
-use crate::{args, statements, units};
+use crate::{args, statements};
 use serde_json::json;
 use std::rc::Rc;
 use uuid::Uuid;

@@ -3,9 +3,10 @@
 
 use crate::access;
 use crate::arguments::required;
+use crate::base::error::{Error, Result};
+use crate::base::time::{self, Moment};
 use crate::catalog::cache;
 use crate::clock;
-use crate::error::{Error, Result};
 use crate::payments::event::{DisputeFact, DisputeState, Event, Fact, Outcome, PaymentFact, RefundFact};
 use crate::payments::money;
 use crate::payments::state::Status;
@@ -13,7 +14,6 @@ use crate::payments::store::{self, Payment};
 use crate::payments::{razorpay, secrets, signature, stripe, subscriptions};
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db};
-use crate::time::{self, Moment};
 use crate::turn;
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;

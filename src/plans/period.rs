@@ -3,8 +3,8 @@
 //! An org's plans follow each other in stretches. The periods of a subscription count from its anchor, so that the 31st stays
 //! the 31st: 31 January, 28 February, 31 March. Without a subscription, periods are calendar months (UTC).
 
+use crate::base::time::{INFINITY, Moment, Period};
 use crate::catalog::plan::{Cycle, Limit, Plan};
-use crate::time::{INFINITY, Moment, Period};
 use std::rc::Rc;
 
 /// From `start` up to, not including, `end`.
@@ -234,7 +234,7 @@ pub fn prorated(amount: i64, span: Span, from: Moment) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::parse;
+    use crate::base::time::parse;
     use std::collections::BTreeMap;
 
     fn at(text: &str) -> Moment {

@@ -2,17 +2,18 @@
 //!
 //! A period is begun once: its start stands in the row, is compared and set, under the wallet's lock.
 
+use crate::base::error::{Error, Result};
+use crate::base::time::{self, INFINITY, Moment};
+use crate::base::units;
 use crate::catalog::cache;
 use crate::catalog::plan::{Credits, Plan, Rollover};
-use crate::error::{Error, Result};
 use crate::ledger::debts;
 use crate::ledger::store as ledger;
 use crate::ledger::wallet::{Facts, Lot, Operation, Wallet};
 use crate::plans::period::{prorated, whole_period};
 use crate::plans::store::{self, Subscription};
 use crate::sql::{At, Db};
-use crate::time::{self, INFINITY, Moment};
-use crate::{args, statements, units};
+use crate::{args, statements};
 use std::rc::Rc;
 use uuid::Uuid;
 

@@ -1,13 +1,13 @@
 //! The statements of plans: an org's subscriptions and its own allowances.
 
+use crate::base::error::Result;
+use crate::base::time::{INFINITY, Moment};
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::plan::Limit;
-use crate::error::Result;
 use crate::heap::{self, Is, Key, Snapshot, Table, Value, shapes};
 use crate::ledger::rows::{flag, number, text};
 use crate::plans::period::{Override, Stretch, Timeline};
 use crate::sql::{At, Db, Row, ToSql};
-use crate::time::{INFINITY, Moment};
 use crate::{args, statements};
 use uuid::Uuid;
 

@@ -2,10 +2,12 @@
 
 use crate::access;
 use crate::arguments::{self, required, required_uuid};
+use crate::base::error::{Error, Result};
+use crate::base::time::{self, Moment};
+use crate::base::units;
 use crate::catalog::cache;
 use crate::catalog::plan::{Limit, Plan};
 use crate::clock;
-use crate::error::{Error, Result};
 use crate::json::Jsonb;
 use crate::ledger::call::{Answer, to_json};
 use crate::ledger::chain;
@@ -16,8 +18,7 @@ use crate::plans::store::{self, Collector, Subscription};
 use crate::raise::or_raise;
 use crate::settlement;
 use crate::sql::{self, Db};
-use crate::time::{self, Moment};
-use crate::{args, receipt, statements, units};
+use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};

@@ -1,15 +1,16 @@
 //! Deciding what recorded usage comes to: what the allowance covers, what is charged. The wallets must be locked.
 
+use crate::base::error::{Error, Result};
+use crate::base::time::Moment;
+use crate::base::units;
 use crate::catalog;
 use crate::catalog::cache::{self, Metric};
-use crate::error::{Error, Result};
 use crate::ledger::debts::Debt;
 use crate::plans::period::{Span, Timeline};
 use crate::plans::store as plans;
 use crate::sql::{At, Db, Row};
-use crate::time::Moment;
 use crate::usage::counters::{self, Counter};
-use crate::{args, statements, units};
+use crate::{args, statements};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use uuid::Uuid;

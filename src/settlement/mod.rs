@@ -8,8 +8,10 @@ mod charge;
 use crate::access;
 use crate::alerts::{self, Open};
 use crate::arguments::required_uuid;
+use crate::base::error::{Error, Result};
+use crate::base::time::{Moment, Period};
+use crate::base::units;
 use crate::catalog::cache;
-use crate::error::{Error, Result};
 use crate::ledger::debts::{self, Debt};
 use crate::ledger::split;
 use crate::ledger::store as ledger;
@@ -19,9 +21,8 @@ use crate::plans::renewal;
 use crate::plans::store::{self as plans, Subscription};
 use crate::raise::or_raise;
 use crate::sql::{self, Db};
-use crate::time::{Moment, Period};
 use crate::usage::fold;
-use crate::{args, clock, receipt, statements, units};
+use crate::{args, clock, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use uuid::Uuid;
@@ -175,7 +176,7 @@ fn moment(as_of: Option<TimestampWithTimeZone>) -> Result<Moment> {
     match as_of.map(Moment::from) {
         None => Ok(now),
         Some(at) if at > now => Err(Error::invalid("as_of", "must not be in the future")),
-        Some(crate::time::NEVER_YET) => Err(Error::invalid("as_of", "must be finite")),
+        Some(crate::base::time::NEVER_YET) => Err(Error::invalid("as_of", "must be finite")),
         Some(at) => Ok(at),
     }
 }

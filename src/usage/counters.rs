@@ -2,16 +2,16 @@
 //!
 //! Counters are locked after the lanes of their wallets, in the order of (org, metric, period).
 
+use crate::base::error::{Error, Result};
+use crate::base::time::Moment;
 use crate::catalog;
 use crate::catalog::cache::Metric;
 use crate::catalog::price::Price;
-use crate::error::{Error, Result};
 use crate::heap::{self, Attempt, Changed, Held, Is, Key, Snapshot, Table, Value, Write, shapes};
 use crate::ledger::rows::number;
 use crate::plans::period::{Span, Terms, Timeline};
 use crate::plans::store as plans;
 use crate::sql::{At, Db, Row, ToSql};
-use crate::time::Moment;
 use crate::usage::record::column as unsettled;
 use crate::usage::tally::{Charge, Tally};
 use crate::{args, statements};

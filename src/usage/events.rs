@@ -1,12 +1,12 @@
 //! Usage events as callers give them, checked and given their place in time.
 
 use crate::arguments;
+use crate::base::error::{Error, Result};
+use crate::base::time::{self, Moment, Period};
 use crate::catalog::cache::{self, Metric};
-use crate::error::{Error, Result};
 use crate::plans::period::{Span, Timeline};
 use crate::plans::store as plans;
 use crate::sql::{Db, Row};
-use crate::time::{self, Moment, Period};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::rc::Rc;

@@ -2,9 +2,9 @@
 
 use crate::access;
 use crate::arguments::{required, required_uuid};
+use crate::base::error::{Error, Result};
 use crate::catalog::cache;
 use crate::clock;
-use crate::error::{Error, Result};
 use crate::heap::Snapshot;
 use crate::raise::or_raise;
 use crate::sql::{self, At};
@@ -73,7 +73,7 @@ fn unfolded(org_id: Uuid) -> Option<Vec<Consumed>> {
     for tail in tail::tails(org_id, Snapshot::Callers)? {
         let recent = match tail.recent {
             Some(recent) => recent,
-            None => tail::read(org_id, &tail, Snapshot::Callers, crate::time::NEVER_YET)?,
+            None => tail::read(org_id, &tail, Snapshot::Callers, crate::base::time::NEVER_YET)?,
         };
         let consumed = recent.sums.into_iter().filter(Sum::is_consumed);
         all.extend(consumed.map(|sum| (sum.metric, sum.day, sum.quantity, sum.amount.saturating_neg())));

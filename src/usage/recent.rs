@@ -4,7 +4,7 @@
 //! It says of which entries it speaks. Whoever finds that it does not fit the lane or what is folded (something wrote without
 //! it, or it would have become too long to keep) reads the entries instead, and the next folding makes it fit again.
 
-use crate::time::{Moment, day};
+use crate::base::time::{Moment, day};
 
 /// Most sums that a lane keeps: its row is written with every charge.
 const MOST: usize = 16;
@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     fn entry(entry_id: i64, operation_id: i64, kind: &'static str, at: &str, amount: i64) -> Entry<'static> {
-        let created_at = crate::time::parse(at).unwrap();
+        let created_at = crate::base::time::parse(at).unwrap();
         let metric = Some("call");
         Entry { entry_id, operation_id, kind, metric, source: None, created_at, quantity: Some(3), amount }
     }
@@ -194,8 +194,10 @@ mod tests {
 
     #[test]
     fn a_consumption_counts_once_however_many_grants_paid_it() {
-        let (one, two) =
-            (day(crate::time::parse("2026-01-31").unwrap()), day(crate::time::parse("2026-02-01").unwrap()));
+        let (one, two) = (
+            day(crate::base::time::parse("2026-01-31").unwrap()),
+            day(crate::base::time::parse("2026-02-01").unwrap()),
+        );
         assert_eq!(
             told(&some()),
             [

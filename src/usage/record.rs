@@ -6,14 +6,14 @@
 
 use crate::access;
 use crate::arguments::{optional_uuid, required, required_uuid};
+use crate::base::error::{Error, Result};
+use crate::base::time::{self, Moment};
 use crate::catalog::cache;
 use crate::clock;
-use crate::error::{Error, Result};
 use crate::heap::{Attempt, Changed, Held, Is, Key, Table, Write, shapes};
 use crate::json::Jsonb;
 use crate::raise::or_raise;
 use crate::sql::{self, At, Db, FromSql, ToSql};
-use crate::time::{self, Moment};
 use crate::usage::events::{self, Event, Place, Placed, Placer};
 use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;

@@ -1,10 +1,10 @@
 //! What was consumed of a metric, to the last entry: the days that are folded, and what of the ledger is not yet. Without
 //! statements (`heap`), since the shortest answers ask for it.
 
+use crate::base::time::{Moment, day, start_of};
 use crate::heap::{Is, Key, Snapshot, Table, shapes};
 use crate::ledger::rows::{self, column, entry, int, number, text};
 use crate::sql::ToSql;
-use crate::time::{Moment, day, start_of};
 use crate::usage::recent::{Entry, Recent};
 use uuid::Uuid;
 

@@ -1,7 +1,7 @@
 //! How long credit can be spent once somebody has it: `30 days`, `2 weeks`, `6 months`, `1 year`, without a server.
 
-use crate::error::{Error, Result};
-use crate::time::{self, Moment};
+use crate::base::error::{Error, Result};
+use crate::base::time::{self, Moment};
 use std::fmt;
 
 /// Longest of all, in months of 30 days: a hundred years.

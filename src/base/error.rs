@@ -106,14 +106,15 @@ impl Error {
     }
 
     /// Too many codes were tried in vain.
-    pub fn too_many_attempts(retry_at: crate::time::Moment) -> Self {
-        Self::new(*b"PT429", "too_many_attempts", "too many attempts").with("retry_at", crate::time::display(retry_at))
+    pub fn too_many_attempts(retry_at: crate::base::time::Moment) -> Self {
+        Self::new(*b"PT429", "too_many_attempts", "too many attempts")
+            .with("retry_at", crate::base::time::display(retry_at))
     }
 
     /// A member has begun too many purchases.
-    pub fn too_many_purchases(retry_at: crate::time::Moment) -> Self {
+    pub fn too_many_purchases(retry_at: crate::base::time::Moment) -> Self {
         Self::new(*b"PT429", "too_many_purchases", "too many purchases")
-            .with("retry_at", crate::time::display(retry_at))
+            .with("retry_at", crate::base::time::display(retry_at))
             .hint("Finish or leave those that were begun; a service role may begin more.")
     }
 
@@ -159,7 +160,7 @@ impl Error {
         used: i64,
         required: i64,
         member_id: Option<uuid::Uuid>,
-        resets_at: crate::time::Moment,
+        resets_at: crate::base::time::Moment,
     ) -> Self {
         let mut error = Self::new(*b"PT429", "cap_exceeded", "cap exceeded")
             .with("cap", cap.name.clone())
@@ -167,7 +168,7 @@ impl Error {
             .with("limit", cap.quantity)
             .with("used", used)
             .with("required", required)
-            .with("resets_at", crate::time::display(resets_at));
+            .with("resets_at", crate::base::time::display(resets_at));
         for (name, value) in [("metric", &cap.metric), ("category", &cap.category)] {
             if let Some(value) = value {
                 error = error.with(name, value.clone());
