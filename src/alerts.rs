@@ -3,20 +3,20 @@
 //! Settlement looks at all of an org's; the consumption that crosses a threshold of a cap or of the balance raises it at once.
 
 use crate::access;
-use crate::arguments::required;
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
 use crate::catalog::cache;
-use crate::heap::{Attempt, Is, Key, Snapshot, Table, Write, shapes};
 use crate::ledger::rows::{int, number};
 use crate::ledger::store as ledger;
 use crate::ledger::wallet::Lane;
 use crate::limits::caps::{self, Caps};
 use crate::limits::standing::Reader;
 use crate::payments::{outbox, recharge};
+use crate::pg::arguments::required;
+use crate::pg::heap::{Attempt, Is, Key, Snapshot, Table, Write, shapes};
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, At, Db, Rows, ToSql};
 use crate::plans::period::Timeline;
-use crate::raise::or_raise;
-use crate::sql::{self, At, Db, Rows, ToSql};
 use crate::{args, statements};
 use pgrx::prelude::*;
 use uuid::Uuid;
@@ -338,10 +338,10 @@ fn configure_alerts(
         if !(0..=366).contains(&days) {
             return Err(Error::invalid("expiring_days", "must be 0 to 366"));
         }
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             let value = serde_json::json!({"shares": shares, "expiring_days": days, "deliver": deliver});
-            db.write(&CONFIGURE, args![crate::json::from_text(&value.to_string())]);
+            db.write(&CONFIGURE, args![crate::pg::jsonb::from_text(&value.to_string())]);
             cache::invalidate(db);
             Ok(())
         })

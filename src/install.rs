@@ -3,10 +3,11 @@
 use crate::access;
 use crate::base::error::Error;
 use crate::catalog::cache;
-use crate::heap;
-use crate::raise::or_raise;
-use crate::sql::{self, Rows, Statement};
-use crate::{args, receipt, statements, turn};
+use crate::pg::heap;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, Rows, Statement};
+use crate::pg::turn;
+use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 
 /// Numbered migrations, each applied once, in order.
@@ -80,7 +81,7 @@ fn applied(run: impl Fn(&'static std::thread::LocalKey<Statement>) -> Rows) -> i
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn install() -> String {
-    or_raise(sql::connect(|db| {
+    or_raise(spi::connect(|db| {
         // SAFETY: reads a global.
         if unsafe { pg_sys::GetDatabaseEncoding() } != pg_sys::pg_enc::PG_UTF8.cast_signed() {
             return Err(Error::encoding());
@@ -144,6 +145,6 @@ fn version() -> VersionStatus {
     VersionStatus {
         library: env!("CARGO_PKG_VERSION").to_owned(),
         tables_needed: LATEST,
-        tables_installed: sql::connect(|db| applied(|statement| db.read(statement, &[]))),
+        tables_installed: spi::connect(|db| applied(|statement| db.read(statement, &[]))),
     }
 }

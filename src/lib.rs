@@ -7,26 +7,17 @@ pgrx::pg_module_magic!();
 
 mod access;
 mod alerts;
-mod arguments;
-mod autonomous;
 mod base;
 mod catalog;
-mod clock;
 mod gift_cards;
-mod heap;
 mod install;
-mod json;
 mod ledger;
 mod limits;
 mod payments;
+mod pg;
 mod plans;
-mod raise;
-mod receipt;
-mod search_path;
 mod secrets;
 mod settlement;
-mod sql;
-mod turn;
 mod usage;
 
 // The extension's own SQL, in this order around the functions that the modules declare.
@@ -44,9 +35,9 @@ pgrx::extension_sql_file!("../sql/extension/comments.sql", name = "comments", fi
 /// Called by the server when it loads the library.
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
-    clock::define_setting();
+    pg::clock::define_setting();
     access::watch_invalidations();
     catalog::cache::watch_invalidations();
-    heap::watch_invalidations();
-    heap::define_setting();
+    pg::heap::watch_invalidations();
+    pg::heap::define_setting();
 }

@@ -1,7 +1,7 @@
 //! Random bytes, and the keys that the engine makes for itself and keeps in the table `secrets`.
 
-use crate::clock;
-use crate::sql::{At, Db};
+use crate::pg::clock;
+use crate::pg::spi::{At, Db};
 use crate::{args, statements};
 use pgrx::pg_sys;
 

@@ -8,7 +8,7 @@
 use super::levels::{self, AsOwner, Levels};
 use super::tables;
 use crate::base::error::Error;
-use crate::raise::or_raise;
+use crate::pg::raise::or_raise;
 use pgrx::{pg_guard, pg_sys};
 use std::ffi::{CStr, c_int};
 

@@ -7,8 +7,8 @@
 
 use super::levels::{AsOwner, cluster, role_name};
 use crate::base::error::Error;
-use crate::raise::or_raise;
-use crate::sql::{self, Db, ToSql};
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, Db, ToSql};
 use crate::{args, statements};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -299,7 +299,7 @@ impl Members {
             // SAFETY: as above; it does not run.
             unsafe { pg_sys::SPI_freeplan(plan) };
         }
-        sql::prepare(&self.text, &[self.user_type.oid()])
+        spi::prepare(&self.text, &[self.user_type.oid()])
     }
 }
 
@@ -364,7 +364,7 @@ create function billing.configure_membership(relation regclass, org_column name,
 )]
 fn configure_membership(relation: Option<pg_sys::Oid>, org_column: Option<&CStr>, user_column: Option<&CStr>) {
     or_raise(super::administrator(|| {
-        sql::connect(|db| {
+        spi::connect(|db| {
             crate::catalog::cache::require_installed(db)?;
             let (relation, org_column, user_column) = match (relation, org_column, user_column) {
                 (None, None, None) => {

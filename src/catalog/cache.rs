@@ -10,7 +10,7 @@ use crate::catalog::pack::{Pack, Surcharge};
 use crate::catalog::plan::{Cap, Plan};
 use crate::catalog::price::Price;
 use crate::install;
-use crate::sql::{self, Db};
+use crate::pg::spi::{self, Db};
 use crate::{args, statements};
 use pgrx::prelude::*;
 use std::cell::{Cell, RefCell};
@@ -175,7 +175,7 @@ fn known(db: &Db) -> Result<Rc<Known>> {
 fn load_newest(db: &Db) -> Result<Known> {
     // The newest snapshot, also in a repeatable-read transaction: what is kept must not be older than the invalidation
     // that asked for it.
-    sql::on_newest_snapshot(|| load(db))
+    spi::on_newest_snapshot(|| load(db))
 }
 
 fn load(db: &Db) -> Result<Known> {
@@ -263,7 +263,7 @@ fn load_plans(db: &Db) -> Result<(Plans, Option<Rc<Plan>>)> {
 }
 
 fn load_caps(db: &Db) -> Vec<Rc<Cap>> {
-    let cap = |row: sql::Row| Cap {
+    let cap = |row: spi::Row| Cap {
         name: row.get(0),
         metric: row.opt(1),
         category: row.opt(2),
@@ -378,7 +378,7 @@ pub fn all_metrics(db: &Db) -> Result<Vec<Rc<Metric>>> {
 pub fn price_since(db: &Db, metric: &Metric, org_id: Uuid, at: Moment) -> Moment {
     let list = metric.versions.iter().rev().map(|(from, _)| *from).find(|from| *from <= at);
     let own = if metric.own.price {
-        let rows = db.write(&ORG_PRICE_SINCE, args![org_id, &metric.name, sql::At(at)]);
+        let rows = db.write(&ORG_PRICE_SINCE, args![org_id, &metric.name, spi::At(at)]);
         rows.first().and_then(|row| row.opt::<Moment>(0))
     } else {
         None
@@ -390,7 +390,7 @@ pub fn price_since(db: &Db, metric: &Metric, org_id: Uuid, at: Moment) -> Moment
 pub fn price(db: &Db, metric: &Metric, org_id: Option<Uuid>, at: Moment) -> Result<Option<Rc<Price>>> {
     if metric.own.price
         && let Some(org_id) = org_id
-        && let Some(row) = db.read(&ORG_PRICE, args![org_id, &metric.name, sql::At(at)]).first()
+        && let Some(row) = db.read(&ORG_PRICE, args![org_id, &metric.name, spi::At(at)]).first()
         && let Some(text) = row.opt::<String>(0)
     {
         return stored_price(&text);

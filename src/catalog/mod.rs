@@ -7,18 +7,18 @@ pub mod plan;
 pub mod price;
 
 use crate::access;
-use crate::arguments::{required, required_uuid};
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
 use crate::catalog::document::{Change, Current, CurrentPlan, Document, MetricSpec};
 use crate::catalog::pack::Pack;
 use crate::catalog::plan::Cap;
 use crate::catalog::price::{Overflow, Price};
-use crate::clock;
-use crate::json::Jsonb;
 use crate::limits::standing::Reader;
-use crate::raise::or_raise;
-use crate::sql::{self, At, Db};
+use crate::pg::arguments::{required, required_uuid};
+use crate::pg::clock;
+use crate::pg::jsonb::Jsonb;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, At, Db};
 use crate::{args, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
@@ -87,7 +87,7 @@ fn current(db: &Db, now: Moment) -> Result<BTreeMap<String, Current>> {
 fn apply(catalog: &Value, dry_run: bool) -> Result<Vec<Change>> {
     let document = Document::parse(catalog).map_err(Error::invalid_catalog)?;
     let now = clock::now();
-    sql::connect(|db| {
+    spi::connect(|db| {
         cache::require_installed(db)?;
         if !dry_run {
             db.write(&LOCK_CATALOG, &[]);
@@ -160,21 +160,21 @@ fn store(db: &Db, change: &Change, document: &Document, now: Moment) {
         },
         "plan" => match document.plans.as_ref().and_then(|all| all.get(name)) {
             Some(plan) => {
-                let terms = crate::json::from_text(&plan.to_json().to_string());
+                let terms = crate::pg::jsonb::from_text(&plan.to_json().to_string());
                 db.write(&SAVE_PLAN, args![name, terms, At(now)]);
             }
             None => drop(db.write(&RETIRE_PLAN, args![name, At(now)])),
         },
         "pack" => match document.packs.as_ref().and_then(|all| all.get(name)) {
             Some(pack) => {
-                let terms = crate::json::from_text(&pack.to_json().to_string());
+                let terms = crate::pg::jsonb::from_text(&pack.to_json().to_string());
                 db.write(&SAVE_PACK, args![name, terms, At(now)]);
             }
             None => drop(db.write(&RETIRE_PACK, args![name, At(now)])),
         },
         "surcharge" => match document.surcharges.as_ref().and_then(|all| all.get(name)) {
             Some(surcharge) => {
-                let terms = crate::json::from_text(&surcharge.to_json().to_string());
+                let terms = crate::pg::jsonb::from_text(&surcharge.to_json().to_string());
                 db.write(&SAVE_SURCHARGE, args![name, terms]);
             }
             None => drop(db.write(&REMOVE_SURCHARGE, args![name])),
@@ -208,7 +208,7 @@ fn store_metric(db: &Db, change: &Change, spec: &MetricSpec, now: Moment) {
 }
 
 fn stored(price: Option<&Price>) -> Jsonb {
-    crate::json::from_text(&serde_json::to_string(&price).unwrap_or_else(|_| "null".to_owned()))
+    crate::pg::jsonb::from_text(&serde_json::to_string(&price).unwrap_or_else(|_| "null".to_owned()))
 }
 
 /// Makes the catalog what the document says and tells what that changes; with `dry_run`, only tells.
@@ -242,7 +242,7 @@ fn apply_catalog(
 #[search_path(pg_catalog, pg_temp)]
 fn export_catalog() -> pgrx::JsonB {
     let (metrics, plans, caps, packs, surcharges) = or_raise(access::auditor(|| {
-        sql::connect(|db| {
+        spi::connect(|db| {
             let (packs, surcharges) = (current_packs(db)?, cache::all_surcharges(db)?);
             Ok((current(db, clock::now())?, current_plans(db)?, current_caps(db)?, packs, surcharges))
         })
@@ -278,7 +278,7 @@ fn set_org_price(
             None => (None, None),
         };
         let given = effective_at.map(Moment::from).or(dated);
-        sql::connect(|db| {
+        spi::connect(|db| {
             let known = cache::metric(db, metric)?;
             let from = given.unwrap_or_else(clock::now);
             let value = price.as_ref().map(|p| stored(Some(p)));
@@ -327,7 +327,7 @@ fn calculate_cost(
 ) -> i64 {
     or_raise(access::reader(|| {
         let metric = required("metric", metric)?;
-        let quantity = crate::arguments::positive("quantity", quantity)?;
+        let quantity = crate::pg::arguments::positive("quantity", quantity)?;
         total_cost(org_id, &[(metric, quantity)])
     }))
 }
@@ -358,7 +358,7 @@ fn calculate_cost_of_items(items: Option<Jsonb>, org_id: default!(Option<pgrx::U
 fn total_cost(org_id: Option<pgrx::Uuid>, items: &[(&str, i64)]) -> Result<i64> {
     let org_id = org_id.map(|id| Uuid::from_bytes(*id.as_bytes()));
     let now = clock::now();
-    sql::connect(|db| {
+    spi::connect(|db| {
         cache::require_installed(db)?;
         if let Some(org_id) = org_id {
             access::authorize(db, org_id)?;

@@ -8,24 +8,25 @@ mod code;
 mod store;
 
 use crate::access::{self, actor, authorize};
-use crate::arguments::{positive, required, required_uuid, unit};
 use crate::base::error::{Error, Result};
 use crate::base::time::{INFINITY, Moment};
 use crate::base::validity::Validity;
 use crate::catalog::cache;
-use crate::clock;
 use crate::gift_cards::code::{Code, CodeHash};
 use crate::gift_cards::store::{Batch, Card};
-use crate::json::{self, Jsonb};
 use crate::ledger::call::{Answer, Call};
 use crate::ledger::debts;
 use crate::ledger::grants::scope;
 use crate::ledger::store as ledger;
 use crate::ledger::wallet::{Facts, Lot, Operation, Wallet};
-use crate::raise::or_raise;
+use crate::pg::arguments;
+use crate::pg::arguments::{positive, required, required_uuid, unit};
+use crate::pg::clock;
+use crate::pg::jsonb::{self, Jsonb};
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, Db};
+use crate::receipt;
 use crate::secrets;
-use crate::sql::{self, Db};
-use crate::{arguments, receipt};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -109,8 +110,8 @@ fn create_gift_cards(
         let validity = Validity::argument("validity", validity)?;
         let source = self::source(required("source", source)?);
         let source = source.ok_or_else(|| Error::invalid("source", "must be gift_card or voucher"))?;
-        let metadata = arguments::metadata(metadata)?.unwrap_or_else(|| json::from_text("{}"));
-        sql::connect(|db| {
+        let metadata = arguments::metadata(metadata)?.unwrap_or_else(|| jsonb::from_text("{}"));
+        spi::connect(|db| {
             cache::require_installed(db)?;
             for metric in metrics.iter().flatten() {
                 cache::metric(db, metric)?;
@@ -206,7 +207,7 @@ fn redeem_gift_card(
     or_raise(access::customer(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let typed = required("code", code)?;
-        let hash = sql::connect(|db| hash(db, org_id, typed))?;
+        let hash = spi::connect(|db| hash(db, org_id, typed))?;
         // Half of the hash suffices to tell codes apart.
         let half = Uuid::from_slice(&hash[..16]).unwrap_or_default().to_string();
         let call = Call::new(org_id, "redeem_gift_card", &[Some(&half)], idempotency_key, metadata)?;
@@ -221,7 +222,7 @@ fn redeem_gift_card(
         );
         match answer {
             Err(error) if error == Error::unknown_code() => {
-                Err(sql::connect(|db| attempts::note(db, org_id, clock::now())))
+                Err(spi::connect(|db| attempts::note(db, org_id, clock::now())))
             }
             answer => answer,
         }
@@ -236,7 +237,7 @@ fn redeem_gift_card(
 fn void_gift_cards(name: Option<&str>) -> i64 {
     or_raise(access::service(|| {
         let name = batch_name(name)?;
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             // Whoever mistypes the name of a batch that leaked should know.
             if !store::is_there(db, name) {

@@ -3,8 +3,8 @@
 use crate::base::time::Moment;
 use crate::base::validity::Validity;
 use crate::gift_cards::code::CodeHash;
-use crate::json::Jsonb;
-use crate::sql::{self, At, Db, Row};
+use crate::pg::jsonb::Jsonb;
+use crate::pg::spi::{self, At, Db, Row};
 use crate::{args, statements};
 use uuid::Uuid;
 
@@ -112,7 +112,7 @@ pub fn unit(db: &Db, org_id: Uuid, hash: &CodeHash, now: Moment) -> Option<Strin
 pub fn take(db: &Db, org_id: Uuid, hash: &CodeHash, now: Moment) -> Option<Card> {
     let mut taken = None;
     // Undone, so that whoever waited in vain does not hold up the others until he has been refused.
-    sql::unless_in_vain(|| {
+    spi::unless_in_vain(|| {
         taken = db.write(&TAKE, args![hash.as_slice(), org_id, At(now)]).first().as_ref().map(card);
         taken.is_some()
     });

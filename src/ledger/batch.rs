@@ -1,15 +1,12 @@
 //! Many consumptions at once, each with its own outcome; also the way of the single consumption that is not the common one.
 
 use crate::access;
-use crate::arguments;
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
 use crate::base::units;
 use crate::catalog;
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::price::Price;
-use crate::clock;
-use crate::json::Jsonb;
 use crate::ledger::call::to_json;
 use crate::ledger::chain;
 use crate::ledger::consume::{self, Consumption};
@@ -17,9 +14,12 @@ use crate::ledger::store::{self, Replay};
 use crate::ledger::wallet::{Facts, Operation, Request, Wallet};
 use crate::ledger::{rows, split};
 use crate::limits::caps::Caps;
-use crate::raise::or_raise;
+use crate::pg::arguments;
+use crate::pg::clock;
+use crate::pg::jsonb::Jsonb;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, Db, Row};
 use crate::settlement;
-use crate::sql::{self, Db, Row};
 use crate::usage::counters::{self, Metered};
 use crate::usage::tally::Charge;
 use crate::{alerts, args, statements};
@@ -422,7 +422,7 @@ fn consume_credits_batch(
 > {
     let outcomes = or_raise(access::service(|| {
         let items = arguments::required("items", items)?;
-        sql::connect(|db| {
+        spi::connect(|db| {
             let items = parse(db, items)?;
             consume_all(db, &items, None)
         })

@@ -1,16 +1,16 @@
 //! What the mutating calls have in common: the key, the metadata, the moment, and the answer to a repeated call.
 
-use crate::arguments;
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
 use crate::catalog::cache;
-use crate::clock;
-use crate::json::Jsonb;
 use crate::ledger::chain::fingerprint;
 use crate::ledger::store;
 use crate::ledger::wallet::{Facts, Lane, Operation, Request, Wallet};
+use crate::pg::arguments;
+use crate::pg::clock;
+use crate::pg::jsonb::Jsonb;
+use crate::pg::spi::{self, Db};
 use crate::settlement;
-use crate::sql::{self, Db};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
@@ -86,7 +86,7 @@ impl Call {
         R: Serialize + DeserializeOwned + Answer,
         L: FnOnce(&Db, &Wallet) -> Result<()>,
     {
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             // What the period before is to pay is charged before anything of it expires.
             settlement::begin_due(db, vec![self.org_id])?;

@@ -6,14 +6,10 @@
 //! rules, as a batch of one.
 
 use crate::access;
-use crate::arguments::{self, optional_uuid, positive, required, required_uuid};
 use crate::base::error::{Error, Result};
 use crate::base::time::{INFINITY, Moment};
 use crate::base::units;
 use crate::catalog::{self, cache};
-use crate::clock;
-use crate::heap::{Attempt, Changed, Finder, Held, Snapshot, Table, shapes};
-use crate::json::Jsonb;
 use crate::ledger::batch::{self, Item};
 use crate::ledger::call::Answer;
 use crate::ledger::chain::{self, Content, Hash, Position};
@@ -22,8 +18,12 @@ use crate::ledger::rows::{self, EntryRow, column, number};
 use crate::ledger::split;
 use crate::ledger::store::{self, Replay};
 use crate::ledger::wallet::{MemberDelta, Wallet};
-use crate::raise::or_raise;
-use crate::sql::{self, At, Db, ToSql};
+use crate::pg::arguments::{self, optional_uuid, positive, required, required_uuid};
+use crate::pg::clock;
+use crate::pg::heap::{Attempt, Changed, Finder, Held, Snapshot, Table, shapes};
+use crate::pg::jsonb::Jsonb;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, At, Db, ToSql};
 use crate::usage::fold;
 use crate::usage::recent::{Entry, Recent};
 use crate::{alerts, args, receipt, statements};
@@ -236,7 +236,7 @@ struct Plan {
 }
 
 fn consume(asked: &Asked<'_>) -> Result<Consumption> {
-    sql::connect(|db| match plan(db, asked) {
+    spi::connect(|db| match plan(db, asked) {
         Ok(Some(plan)) => charge(db, asked, &plan),
         Ok(None) => batch::consume_one(db, asked.item(), None),
         // Whatever would be refused now: a call that was made before has its answer.

@@ -3,7 +3,7 @@
 use crate::base::error::Result;
 use crate::base::time::{self, Moment};
 use crate::ledger::wallet::{Facts, Operation, Wallet};
-use crate::sql::{At, Db};
+use crate::pg::spi::{At, Db};
 use crate::{args, statements};
 use std::collections::BTreeMap;
 use uuid::Uuid;

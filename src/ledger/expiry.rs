@@ -3,16 +3,16 @@
 //! Nothing depends on it: every read and every burn compares with the clock. It keeps the ledger and the reports current.
 
 use crate::access;
-use crate::arguments::required;
 use crate::base::error::{Error, Result};
 use crate::catalog::cache;
-use crate::clock;
 use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
 use crate::ledger::{lanes, split};
+use crate::pg::arguments::required;
+use crate::pg::clock;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, At};
 use crate::plans::store as plans;
-use crate::raise::or_raise;
-use crate::sql::{self, At};
 use crate::{args, statements};
 use pgrx::prelude::*;
 use uuid::Uuid;
@@ -45,7 +45,7 @@ fn book_expiries(max_wallets: default!(Option<i32>, 500)) -> i64 {
         if !(1..=MOST_WALLETS).contains(&most) {
             return Err(Error::invalid("max_wallets", "must be 1 to 100000"));
         }
-        let due: Vec<(Uuid, String)> = sql::connect(|db| {
+        let due: Vec<(Uuid, String)> = spi::connect(|db| {
             cache::require_installed(db)?;
             let now = clock::now();
             let rows = db.write(&DUE, args![At(now), most, At(lanes::idle_since(now))]);
@@ -54,7 +54,7 @@ fn book_expiries(max_wallets: default!(Option<i32>, 500)) -> i64 {
         let mut done = 0;
         // A connection per wallet, so that its memory is free before the next.
         for (org_id, unit) in &due {
-            done += sql::connect(|db| -> Result<i64> {
+            done += spi::connect(|db| -> Result<i64> {
                 if !plans::due(db, vec![*org_id], clock::now())?.is_empty() {
                     // Settlement charges the usage of the old period first.
                     return Ok(0);

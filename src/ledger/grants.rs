@@ -1,20 +1,20 @@
 //! Credit that comes in, is voided, or is corrected.
 
 use crate::access::{self, actor};
-use crate::arguments::{positive, reason, required, required_uuid, unit};
 use crate::base::error::{Error, Result};
 use crate::base::time::{INFINITY, Moment, NEVER_YET};
 use crate::base::units;
 use crate::catalog::cache;
-use crate::clock;
-use crate::json::Jsonb;
 use crate::ledger::call::{Answer, Call};
 use crate::ledger::debts;
 use crate::ledger::store;
 use crate::ledger::totals::{WalletStatus, wallet_status};
 use crate::ledger::wallet::{Facts, Lot, Part, Wallet};
-use crate::raise::or_raise;
-use crate::sql;
+use crate::pg::arguments::{positive, reason, required, required_uuid, unit};
+use crate::pg::clock;
+use crate::pg::jsonb::Jsonb;
+use crate::pg::raise::or_raise;
+use crate::pg::spi;
 use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
@@ -78,7 +78,7 @@ fn create_wallet(
         if low_balance_threshold.is_some_and(|t| t < 0) {
             return Err(Error::invalid("low_balance_threshold", "must not be negative"));
         }
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             store::lock_or_create(db, org_id, unit, clock::now())?;
             db.write(&SAVE_SETTINGS, args![org_id, unit, owner_type, low_balance_threshold]);

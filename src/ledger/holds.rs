@@ -1,22 +1,22 @@
 //! Two-phase spending (reserve, then capture or release) and payout holds.
 
 use crate::access;
-use crate::arguments::{optional_uuid, positive, reason, required, required_uuid, unit};
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
 use crate::base::units;
 use crate::catalog;
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::price::Price;
-use crate::json::Jsonb;
 use crate::ledger::call::{Answer, Call, Key};
 use crate::ledger::chain::{self, HoldTerms};
 use crate::ledger::consume::Consumption;
 use crate::ledger::wallet::{Facts, Hold, Operation, Part, Wallet, split};
 use crate::ledger::{rows, store};
 use crate::limits::caps::{self, Caps};
-use crate::raise::or_raise;
-use crate::sql::{At, Db, ToSql};
+use crate::pg::arguments::{optional_uuid, positive, reason, required, required_uuid, unit};
+use crate::pg::jsonb::Jsonb;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{At, Db, ToSql};
 use crate::usage::counters::{self, Metered};
 use crate::usage::tally::Charge;
 use crate::{alerts, args, receipt, statements};
@@ -199,7 +199,7 @@ fn make_row(wallet: &Wallet, hold_id: i64, terms: &HoldTerms<'_>, grant_id: Opti
         "open".to_sql(),
         terms.metric.to_sql(),
         reason.to_sql(),
-        terms.price.map(crate::json::from_known_text).to_sql(),
+        terms.price.map(crate::pg::jsonb::from_known_text).to_sql(),
         grant_id.to_sql(),
     ];
     rows::make_hold(org_id, hold_id, &row)

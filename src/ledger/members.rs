@@ -1,14 +1,14 @@
 //! Budgets of the members of a wallet.
 
 use crate::access;
-use crate::arguments::{required, required_uuid, unit};
 use crate::base::error::Error;
 use crate::base::time::Period;
 use crate::catalog::cache;
-use crate::clock;
 use crate::ledger::store;
-use crate::raise::or_raise;
-use crate::sql::{self, At};
+use crate::pg::arguments::{required, required_uuid, unit};
+use crate::pg::clock;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, At};
 use crate::{args, statements};
 use pgrx::prelude::*;
 
@@ -62,7 +62,7 @@ fn set_member_budget(
         if credits.is_some_and(|c| c < 0) {
             return Err(Error::invalid("credits", "must not be negative"));
         }
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             store::lock(db, org_id, unit).ok_or_else(|| Error::unknown("unknown_org", org_id.to_string()))?;
             if credits.is_some() {

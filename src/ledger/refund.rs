@@ -1,15 +1,15 @@
 //! Refunds: credit goes back to the very grants that it was burned from.
 
 use crate::access;
-use crate::arguments::{positive, required, required_uuid};
 use crate::base::error::{Error, Result};
 use crate::base::time::Period;
-use crate::json::Jsonb;
 use crate::ledger::call::{Answer, Call};
 use crate::ledger::store::{self, Past};
 use crate::ledger::wallet::{Facts, Part, split};
-use crate::raise::or_raise;
-use crate::sql::Db;
+use crate::pg::arguments::{positive, required, required_uuid};
+use crate::pg::jsonb::Jsonb;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::Db;
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -76,7 +76,7 @@ fn refund_credits(
         let org_id = required_uuid("org_id", org_id)?;
         let operation_id = required("operation_id", operation_id)?;
         let credits = credits.map(|c| positive("credits", Some(c))).transpose()?;
-        let reason = reason.map(|r| crate::arguments::reason(Some(r))).transpose()?;
+        let reason = reason.map(|r| crate::pg::arguments::reason(Some(r))).transpose()?;
         let arguments = [operation_id.to_string(), format!("{credits:?}"), format!("{reason:?}")];
         let arguments: Vec<_> = arguments.iter().map(|a| Some(a.as_str())).collect();
         let call = Call::new(org_id, "refund_credits", &arguments, idempotency_key, metadata)?;

@@ -2,13 +2,13 @@
 
 use crate::base::time::Moment;
 use crate::base::units;
-use crate::heap::{self, Attempt, Changed, Finder, Held, Is, Key, Snapshot, Table, Value, Write, shapes};
-use crate::json::Jsonb;
 use crate::ledger::chain::{self, Position};
 use crate::ledger::lanes::View;
 use crate::ledger::store::Replay;
 use crate::ledger::wallet::Lane;
-use crate::sql::{FromSql, ToSql};
+use crate::pg::heap::{self, Attempt, Changed, Finder, Held, Is, Key, Snapshot, Table, Value, Write, shapes};
+use crate::pg::jsonb::Jsonb;
+use crate::pg::spi::{FromSql, ToSql};
 use crate::usage::recent::Recent;
 use pgrx::datum::FromDatum;
 use uuid::Uuid;
@@ -494,7 +494,7 @@ pub fn glance(lanes: &mut Finder<'_>, org_id: Uuid, unit: &str, now: Moment) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::heap::shapes;
+    use crate::pg::heap::shapes;
 
     #[test]
     fn columns_are_counted_as_they_stand() {

@@ -1,16 +1,16 @@
 //! `set_wallet_lanes()`: splitting a wallet into lanes and joining them again, by hand or as contention comes and goes.
 
 use crate::access;
-use crate::arguments::{required, required_uuid, unit};
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
 use crate::catalog::cache;
-use crate::clock;
 use crate::ledger::lanes;
 use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
-use crate::raise::or_raise;
-use crate::sql::{self, At, Db};
+use crate::pg::arguments::{required, required_uuid, unit};
+use crate::pg::clock;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, At, Db};
 use crate::{args, statements};
 use pgrx::prelude::*;
 use uuid::Uuid;
@@ -110,7 +110,7 @@ fn set_wallet_lanes(org_id: Option<pgrx::Uuid>, lanes: Option<i32>, unit: defaul
         let lanes = i16::try_from(required("lanes", lanes)?).ok().filter(|n| (0..=lanes::MOST).contains(n));
         let lanes = lanes.ok_or(Error::invalid("lanes", "must be 0 to 64"))?;
         let unit = self::unit(unit)?;
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             let lane = store::lock(db, org_id, unit);
             let lane = lane.ok_or_else(|| Error::unknown("unknown_org", org_id.to_string()).with("unit", unit))?;

@@ -6,12 +6,12 @@
 
 use crate::base::error::{Error, Result};
 use crate::base::time::{INFINITY, Moment, Period};
-use crate::heap::{Attempt, Table};
 use crate::ledger::rows::{self, EntryRow};
 use crate::ledger::wallet::{Away, Budget, Entry, Hold, Lane, Lot, MemberDelta, Part, Saved, Wallet};
 use crate::ledger::{chain, lanes};
 use crate::limits::caps;
-use crate::sql::{self, At, Db, Row};
+use crate::pg::heap::{Attempt, Table};
+use crate::pg::spi::{self, At, Db, Row};
 use crate::usage::fold;
 use crate::usage::recent::Recent;
 use crate::{alerts, args, statements};
@@ -613,7 +613,7 @@ pub fn save_new(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Re
         .iter()
         .any(|w| (w.lane.is_split() || !w.lanes.is_empty()) && w.entries.iter().any(|e| e.request().is_some()));
     let is_new = if may_be_taken {
-        sql::unless_in_vain(|| insert_entries(db, &all) == Inserted::All)
+        spi::unless_in_vain(|| insert_entries(db, &all) == Inserted::All)
     } else {
         match insert_entries(db, &all) {
             Inserted::All => true,
@@ -685,7 +685,7 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()>
                     if lot.paid { "paid" } else { "promotional" },
                     lot.currency.as_deref(),
                     lot.metrics.clone(),
-                    crate::json::from_text(metadata_of_grants),
+                    crate::pg::jsonb::from_text(metadata_of_grants),
                     saved.written_off,
                     saved.voided,
                 ],
@@ -754,7 +754,7 @@ fn insert_rows(all: &[(&Wallet, &Entry)]) -> bool {
     // Those with a key are the first: so nothing is written where the one key is taken.
     let in_order: Vec<_> = keyed.iter().chain(&others).copied().collect();
     let insert = |attempt| rows::open_entries().is_some_and(|entries| insert_each(&entries, &in_order, attempt));
-    if keyed.len() < 2 { insert(attempt) } else { sql::unless_in_vain(|| insert(Attempt::Untold)) }
+    if keyed.len() < 2 { insert(attempt) } else { spi::unless_in_vain(|| insert(Attempt::Untold)) }
 }
 
 /// False at the first whose key is taken, or may be.
@@ -778,7 +778,7 @@ fn insert_each(entries: &Table, all: &[(&Wallet, &Entry)], attempt: Attempt) -> 
             key: request.map(|r| r.key.as_str()),
             reason: facts.reason.as_deref(),
             actor: facts.actor.as_deref(),
-            metadata: rows::stored_metadata(&facts.metadata).map(crate::json::from_text),
+            metadata: rows::stored_metadata(&facts.metadata).map(crate::pg::jsonb::from_text),
             result: entry.result.as_deref(),
             hash: &entry.hash,
         };

@@ -1,18 +1,18 @@
 //! What an org has: totals, the wallet, and a dry run of a consumption.
 
 use crate::access;
-use crate::arguments::{positive, required, required_uuid, unit};
 use crate::base::error::{Error, Result};
 use crate::base::time::INFINITY;
 use crate::catalog::{self, cache};
-use crate::clock;
-use crate::heap::{Snapshot, Table, shapes};
 use crate::ledger::rows;
 use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
 use crate::payments::store as payments;
-use crate::raise::or_raise;
-use crate::sql::{self, Db};
+use crate::pg::arguments::{positive, required, required_uuid, unit};
+use crate::pg::clock;
+use crate::pg::heap::{Snapshot, Table, shapes};
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, Db};
 use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
@@ -119,7 +119,7 @@ fn get_total_credits(
     or_raise(access::reader(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let unit = self::unit(unit)?;
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             access::authorize(db, org_id)?;
             if let Some(metric) = metric {
@@ -140,7 +140,7 @@ fn get_wallet(org_id: Option<pgrx::Uuid>, unit: default!(Option<&str>, "'credit'
     or_raise(access::reader(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let unit = self::unit(unit)?;
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             access::authorize(db, org_id)?;
             wallet_status(db, org_id, unit, false)
@@ -173,7 +173,7 @@ fn explain_consumption(
         let org_id = required_uuid("org_id", org_id)?;
         let metric = required("metric", metric)?;
         let quantity = positive("quantity", quantity)?;
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             access::authorize(db, org_id)?;
             let (unit, credits) = catalog::cost(db, metric, quantity, Some(org_id), clock::now())?;

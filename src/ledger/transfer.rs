@@ -1,19 +1,19 @@
 //! Credit that moves from one org's wallet to another's.
 
 use crate::access;
-use crate::arguments::{self, positive, required_uuid, unit};
 use crate::base::error::{Error, Result};
 use crate::catalog::cache;
-use crate::clock;
-use crate::json::Jsonb;
 use crate::ledger::call::{Answer, Call, to_json};
 use crate::ledger::debts;
 use crate::ledger::store;
 use crate::ledger::wallet::{Facts, Lot, Operation, Part, Wallet};
-use crate::raise::or_raise;
+use crate::pg::arguments::{self, positive, required_uuid, unit};
+use crate::pg::clock;
+use crate::pg::jsonb::Jsonb;
+use crate::pg::raise::or_raise;
+use crate::pg::spi;
 use crate::receipt;
 use crate::settlement;
-use crate::sql;
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -57,7 +57,7 @@ fn received(lot: &Lot, part: Part, now: i64) -> Lot {
 
 fn transfer(call: &Call, to_org: Uuid, amount: i64, unit: &str) -> Result<TransferReceipt> {
     let from_org = call.org_id;
-    sql::connect(|db| {
+    spi::connect(|db| {
         cache::require_installed(db)?;
         if !store::org_exists(db, from_org) {
             return Err(Error::unknown("unknown_org", from_org.to_string()));

@@ -3,15 +3,15 @@
 //! The chains are read in order of the primary key, in portions whose memory is given back; the sums are the server's.
 
 use crate::access;
-use crate::arguments::optional_uuid;
 use crate::base::error::Result;
 use crate::base::time::INFINITY;
 use crate::catalog::cache;
 use crate::catalog::price::Price;
 use crate::ledger::audit::{self, Stored, Violation, Walk};
 use crate::ledger::chain::{self, Hash, HoldTerms, Terms};
-use crate::raise::or_raise;
-use crate::sql::{self, Db, Row};
+use crate::pg::arguments::optional_uuid;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, Db, Row};
 use crate::{args, statements};
 use pgrx::prelude::*;
 use uuid::Uuid;
@@ -278,7 +278,7 @@ fn chains(first: Uuid, last: Uuid, out: &mut Vec<Violation>) {
     let mut walk: Option<(Walk, Option<audit::Row>)> = None;
     loop {
         // A connection per portion: its memory is free before the next.
-        let count = sql::connect(|db| {
+        let count = spi::connect(|db| {
             let rows = db.read(&PORTION, args![at.0, at.1, last]);
             for row in rows.iter() {
                 let mut entry = stored(&row);
@@ -359,9 +359,9 @@ fn verify_ledger(
     let found = or_raise(access::auditor(|| -> Result<Vec<Violation>> {
         let (first, last) = optional_uuid(org_id).map_or((Uuid::nil(), Uuid::max()), |org| (org, org));
         let mut out = Vec::new();
-        sql::connect(cache::require_installed)?;
+        spi::connect(cache::require_installed)?;
         chains(first, last, &mut out);
-        sql::connect(|db| sums(db, first, last, &mut out));
+        spi::connect(|db| sums(db, first, last, &mut out));
         Ok(out)
     }));
     TableIterator::new(found.into_iter().map(|v| {

@@ -7,7 +7,7 @@ use crate::base::error::{Error, Result};
 use crate::base::time::{Moment, Period};
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::plan::Cap;
-use crate::sql::{At, Db};
+use crate::pg::spi::{At, Db};
 use crate::{args, statements};
 use std::collections::BTreeMap;
 use std::rc::Rc;

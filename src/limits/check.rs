@@ -1,18 +1,18 @@
 //! `check_limit`: may an org use so much more of a metric, and if not, what stops it.
 
 use crate::access;
-use crate::arguments::{positive, required, required_uuid};
 use crate::base::error::{Error, Result};
 use crate::base::units;
 use crate::catalog::cache;
 use crate::catalog::plan::Limit;
-use crate::clock;
-use crate::heap::{Is, Key, Snapshot, Table, shapes};
 use crate::ledger::totals;
 use crate::limits::caps;
 use crate::limits::standing::Reader;
-use crate::raise::or_raise;
-use crate::sql::{self, Db, ToSql};
+use crate::pg::arguments::{positive, required, required_uuid};
+use crate::pg::clock;
+use crate::pg::heap::{Is, Key, Snapshot, Table, shapes};
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, Db, ToSql};
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 use uuid::Uuid;
@@ -150,7 +150,7 @@ fn check_limit(org_id: Option<pgrx::Uuid>, metric: Option<&str>, quantity: defau
         let org_id = required_uuid("org_id", org_id)?;
         let metric = required("metric", metric)?;
         let quantity = positive("quantity", quantity)?;
-        sql::connect(|db| {
+        spi::connect(|db| {
             access::authorize(db, org_id)?;
             check(db, org_id, metric, quantity)
         })
@@ -167,7 +167,7 @@ fn allows(org_id: Option<pgrx::Uuid>, metric: Option<&str>, quantity: default!(O
         let quantity = positive("quantity", quantity)?;
         // A row that belongs to nobody is nobody's to insert.
         let Some(org_id) = org_id.map(|id| Uuid::from_bytes(*id.as_bytes())) else { return Ok(false) };
-        sql::connect(|db| match access::authorize(db, org_id) {
+        spi::connect(|db| match access::authorize(db, org_id) {
             Ok(()) => check(db, org_id, metric, quantity).map(|status| status.allowed),
             Err(Error { sqlstate: [b'4', b'2', ..], .. }) => Ok(false),
             Err(error) => Err(error),

@@ -1,10 +1,10 @@
 //! What is recorded of an org and not settled, what it has not paid, and its counters: what every look at where it stands begins with.
 
 use crate::base::time::Moment;
-use crate::heap::{self, Is, Key, Snapshot, Table, Value, shapes};
 use crate::ledger::rows::{number, text};
+use crate::pg::heap::{self, Is, Key, Snapshot, Table, Value, shapes};
+use crate::pg::spi::{At, Db, ToSql};
 use crate::plans::period::Span;
-use crate::sql::{At, Db, ToSql};
 use crate::usage::counters::{self, Counter};
 use crate::usage::record::column as unsettled;
 use crate::usage::tally::Tally;

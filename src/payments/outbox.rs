@@ -1,6 +1,6 @@
 //! Work for the world outside (sql/extension/outbox.sql).
 
-use crate::sql::Db;
+use crate::pg::spi::Db;
 use crate::{args, statements};
 use serde_json::Value;
 use uuid::Uuid;
@@ -11,5 +11,5 @@ statements! {
 
 /// Puts work there; whoever waits for it is told at the commit.
 pub fn emit(db: &Db, org_id: Uuid, topic: &str, payload: &Value) {
-    db.write(&EMIT, args![org_id, topic, crate::json::from_text(&payload.to_string())]);
+    db.write(&EMIT, args![org_id, topic, crate::pg::jsonb::from_text(&payload.to_string())]);
 }

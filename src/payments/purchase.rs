@@ -1,13 +1,10 @@
 //! Starting payments, and what people say of them where no provider does.
 
 use crate::access;
-use crate::arguments::{self, positive, required, required_uuid};
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, Moment};
 use crate::catalog::cache;
 use crate::catalog::pack::{Pack, Quote};
-use crate::clock;
-use crate::json::Jsonb;
 use crate::ledger::chain;
 use crate::ledger::store as ledger;
 use crate::payments::money;
@@ -15,9 +12,12 @@ use crate::payments::outbox;
 use crate::payments::quote::quote;
 use crate::payments::state::{Money, Status};
 use crate::payments::store::{self, Payment};
-use crate::raise::or_raise;
+use crate::pg::arguments::{self, positive, required, required_uuid};
+use crate::pg::clock;
+use crate::pg::jsonb::Jsonb;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, At, Db};
 use crate::secrets;
-use crate::sql::{self, At, Db};
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 use serde_json::json;
@@ -178,7 +178,7 @@ fn start_purchase(
                 Some(&metadata),
             ],
         );
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             access::authorize(db, org_id)?;
             let pack = cache::pack(db, name)?;
@@ -279,7 +279,7 @@ fn set_payment_status(
         let status = Status::parse(required("status", status)?)
             .ok_or(Error::invalid("status", "must be idle, processing, pending, succeeded, failed or refunded"))?;
         let reason = reason.map(|text| text.chars().take(500).collect::<String>());
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             let payment =
                 money::change(db, org_id, payment_id, |payment| move_to(payment, status, reason, clock::now()))?;
@@ -321,7 +321,7 @@ fn link_payment(org_id: Option<pgrx::Uuid>, payment_id: Option<pgrx::Uuid>, prov
         let org_id = required_uuid("org_id", org_id)?;
         let payment_id = required_uuid("payment_id", payment_id)?;
         let known = required("provider_ref", short("provider_ref", provider_ref)?)?;
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             let payment = money::change(db, org_id, payment_id, |_| Ok(()))?;
             store::add_refs(db, &payment, &[known]);
@@ -340,7 +340,7 @@ fn link_customer(org_id: Option<pgrx::Uuid>, provider: Option<&str>, customer: O
         let org_id = required_uuid("org_id", org_id)?;
         let provider = self::provider(provider)?;
         let customer = required("customer", short("customer", customer)?)?;
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             match store::org_of_customer(db, provider, &customer) {
                 Some(known) if known != org_id => {

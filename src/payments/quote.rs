@@ -1,15 +1,15 @@
 //! What a pack costs an org, before it pays.
 
 use crate::access;
-use crate::arguments::{optional_uuid, positive, required};
 use crate::base::error::{Error, Result};
 use crate::base::time::INFINITY;
 use crate::catalog::cache;
 use crate::catalog::pack::{Pack, Quote, Unsold};
-use crate::clock;
-use crate::raise::or_raise;
+use crate::pg::arguments::{optional_uuid, positive, required};
+use crate::pg::clock;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, Db};
 use crate::receipt;
-use crate::sql::{self, Db};
 use pgrx::prelude::*;
 
 receipt! {
@@ -56,7 +56,7 @@ fn quote_pack(
         let pack = required("pack", pack)?;
         let currency = required("currency", currency)?;
         let amount = amount.map(|amount| positive("amount", Some(amount))).transpose()?;
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             if let Some(org_id) = optional_uuid(org_id) {
                 access::authorize(db, org_id)?;

@@ -3,19 +3,19 @@
 
 use crate::access;
 use crate::alerts;
-use crate::arguments::{positive, required, required_uuid};
 use crate::base::error::{Error, Result};
 use crate::base::time::{Moment, Period};
 use crate::catalog::cache;
-use crate::clock;
 use crate::ledger::store as ledger;
 use crate::payments::outbox;
 use crate::payments::purchase;
 use crate::payments::quote::quote;
 use crate::payments::state::Status;
 use crate::payments::store::{self, Payment};
-use crate::raise::or_raise;
-use crate::sql::{self, At, Db};
+use crate::pg::arguments::{positive, required, required_uuid};
+use crate::pg::clock;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, At, Db};
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 use serde_json::json;
@@ -233,7 +233,7 @@ fn configure_auto_recharge(
         let customer = purchase::short("customer", customer)?;
         let payment_method = purchase::short("payment_method", payment_method)?;
         let enabled = required("enabled", enabled)?;
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             access::authorize(db, org_id)?;
             purchase::check_customer(db, org_id, provider, customer.as_deref())?;

@@ -1,13 +1,13 @@
 //! What providers sign with.
 
 use crate::access;
-use crate::arguments::required;
 use crate::base::error::{Error, Result};
 use crate::base::time::{Moment, NEVER_YET};
 use crate::catalog::cache;
-use crate::clock;
-use crate::raise::or_raise;
-use crate::sql::{self, At, Db};
+use crate::pg::arguments::required;
+use crate::pg::clock;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, At, Db};
 use crate::{args, statements};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::prelude::*;
@@ -66,7 +66,7 @@ fn set_webhook_secret(
         if secret.trim() != secret || !(8..=500).contains(&secret.len()) {
             return Err(Error::invalid("secret", "must have 8 to 500 bytes and no blanks around it"));
         }
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             let now = clock::now();
             let until = later(now, &keep_old)?;

@@ -3,7 +3,7 @@
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
 use crate::payments::state::{Money, Status};
-use crate::sql::{At, Db, Row};
+use crate::pg::spi::{At, Db, Row};
 use crate::{args, statements};
 use uuid::Uuid;
 
@@ -181,7 +181,7 @@ pub fn insert(db: &Db, new: &Payment, key: Option<&str>, metadata: &str, now: Mo
             new.customer.as_deref(),
             new.payment_method.as_deref(),
             key,
-            crate::json::from_text(metadata),
+            crate::pg::jsonb::from_text(metadata),
             new.request_hash,
             new.metrics.clone(),
             new.priority,
@@ -237,7 +237,7 @@ pub fn look_for_signals(db: &Db, org_id: Uuid, fingerprint: Option<&str>) {
 
 /// Raises a flag.
 pub fn note_signal(db: &Db, org_id: Uuid, kind: &str, score: i32, reason: &str, detail: &serde_json::Value) {
-    db.write(&NOTE_SIGNAL, args![org_id, kind, score, reason, crate::json::from_text(&detail.to_string())]);
+    db.write(&NOTE_SIGNAL, args![org_id, kind, score, reason, crate::pg::jsonb::from_text(&detail.to_string())]);
 }
 
 /// Notes which org a provider's customer is, unless it is known.

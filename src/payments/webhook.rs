@@ -2,19 +2,19 @@
 //! know is kept for a person.
 
 use crate::access;
-use crate::arguments::required;
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, Moment};
 use crate::catalog::cache;
-use crate::clock;
 use crate::payments::event::{DisputeFact, DisputeState, Event, Fact, Outcome, PaymentFact, RefundFact};
 use crate::payments::money;
 use crate::payments::state::Status;
 use crate::payments::store::{self, Payment};
 use crate::payments::{razorpay, secrets, signature, stripe, subscriptions};
-use crate::raise::or_raise;
-use crate::sql::{self, At, Db};
-use crate::turn;
+use crate::pg::arguments::required;
+use crate::pg::clock;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, At, Db};
+use crate::pg::turn;
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 use serde_json::json;
@@ -135,7 +135,7 @@ fn take(db: &Db, provider: &str, event: &Event, now: Moment) -> WebhookReceipt {
 /// Does the work of an event, or notes why that cannot be; nothing is half done.
 fn take_one(db: &Db, provider: &str, event: &Event, now: Moment) -> WebhookReceipt {
     let mut outcome = Ok(Done::Ignored);
-    sql::unless_in_vain(|| {
+    spi::unless_in_vain(|| {
         outcome = process(db, provider, event);
         !matches!(outcome, Err(_) | Ok(Done::Review(..)))
     });
@@ -321,7 +321,7 @@ fn handle_webhook(
         if event_id.is_some_and(|id| id.is_empty() || id.len() > 200) {
             return Err(Error::invalid("event_id", "must have 1 to 200 bytes"));
         }
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             let now = clock::now();
             verify(db, provider, payload, signature.unwrap_or(""), now)?;
@@ -379,7 +379,7 @@ fn replay_webhook(provider: Option<&str>, event_id: Option<&str>) -> WebhookRece
     or_raise(access::service(|| {
         let provider = secrets::provider(provider)?;
         let id = required("event_id", event_id)?;
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             let rows = db.write(&STORED, args![provider, id]);
             let row = rows.first().ok_or_else(|| Error::unknown("unknown_event", id))?;

@@ -4,10 +4,10 @@ use crate::base::error::Result;
 use crate::base::time::{INFINITY, Moment};
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::plan::Limit;
-use crate::heap::{self, Is, Key, Snapshot, Table, Value, shapes};
 use crate::ledger::rows::{flag, number, text};
+use crate::pg::heap::{self, Is, Key, Snapshot, Table, Value, shapes};
+use crate::pg::spi::{At, Db, Row, ToSql};
 use crate::plans::period::{Override, Stretch, Timeline};
-use crate::sql::{At, Db, Row, ToSql};
 use crate::{args, statements};
 use uuid::Uuid;
 
@@ -307,7 +307,7 @@ pub fn subscriptions(db: &Db, org_id: Uuid) -> Vec<Subscription> {
 /// Begins a stretch. Its first period is to be begun at `next_period_at`.
 pub fn begin(db: &Db, org_id: Uuid, new: &Subscription, now: Moment, metadata: &str) {
     let origin = if new.by_default { "default" } else { "subscribed" };
-    let metadata = crate::json::from_text(metadata);
+    let metadata = crate::pg::jsonb::from_text(metadata);
     db.write(
         &BEGIN_STRETCH,
         args![
@@ -370,7 +370,7 @@ pub fn set_own_terms(db: &Db, org_id: Uuid, metric: &str, own: Override) {
 #[cfg(test)]
 mod tests {
     use super::column;
-    use crate::heap::shapes;
+    use crate::pg::heap::shapes;
 
     #[test]
     fn columns_are_counted_as_they_stand() {

@@ -1,23 +1,23 @@
 //! Subscribing, changing the plan, cancelling, and allowances of single orgs.
 
 use crate::access;
-use crate::arguments::{self, required, required_uuid};
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, Moment};
 use crate::base::units;
 use crate::catalog::cache;
 use crate::catalog::plan::{Limit, Plan};
-use crate::clock;
-use crate::json::Jsonb;
 use crate::ledger::call::{Answer, to_json};
 use crate::ledger::chain;
 use crate::ledger::store as ledger;
+use crate::pg::arguments::{self, required, required_uuid};
+use crate::pg::clock;
+use crate::pg::jsonb::Jsonb;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, Db};
 use crate::plans::period::{Override, prorated, whole_period};
 use crate::plans::renewal;
 use crate::plans::store::{self, Collector, Subscription};
-use crate::raise::or_raise;
 use crate::settlement;
-use crate::sql::{self, Db};
 use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
@@ -84,7 +84,7 @@ impl<'a> Call<'a> {
         makes_wallet: bool,
         work: impl FnOnce(&Db, &[Subscription], Moment) -> Result<SubscriptionStatus>,
     ) -> Result<SubscriptionStatus> {
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             // All wallets, in their order: what is to be paid before may be in any of them.
             let units = if makes_wallet { vec![units::CREDIT.to_owned()] } else { Vec::new() };
@@ -551,7 +551,7 @@ fn set_org_allowance(
         let limit = limit_kind
             .map(|name| Limit::parse(name).ok_or(Error::invalid("limit_kind", "must be hard, soft or unlimited")))
             .transpose()?;
-        sql::connect(|db| {
+        spi::connect(|db| {
             let known = cache::metric(db, metric)?;
             store::set_own_terms(db, org_id, metric, Override { allowance, limit });
             // The first such terms of a metric make every backend look for them from then on.

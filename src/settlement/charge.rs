@@ -6,9 +6,9 @@ use crate::base::units;
 use crate::catalog;
 use crate::catalog::cache::{self, Metric};
 use crate::ledger::debts::Debt;
+use crate::pg::spi::{At, Db, Row};
 use crate::plans::period::{Span, Timeline};
 use crate::plans::store as plans;
-use crate::sql::{At, Db, Row};
 use crate::usage::counters::{self, Counter};
 use crate::{args, statements};
 use std::collections::{BTreeMap, BTreeSet};
@@ -97,7 +97,7 @@ struct Day {
 
 /// The units in which an org will have to pay.
 pub fn units(db: &Db, org_id: Uuid) -> Result<Vec<String>> {
-    let now = crate::clock::now();
+    let now = crate::pg::clock::now();
     let mut units = BTreeSet::new();
     for row in db.write(&OPEN, args![org_id]).iter() {
         let Some(metric) = row.opt::<String>(0) else {

@@ -7,7 +7,6 @@ mod charge;
 
 use crate::access;
 use crate::alerts::{self, Open};
-use crate::arguments::required_uuid;
 use crate::base::error::{Error, Result};
 use crate::base::time::{Moment, Period};
 use crate::base::units;
@@ -16,13 +15,15 @@ use crate::ledger::debts::{self, Debt};
 use crate::ledger::split;
 use crate::ledger::store as ledger;
 use crate::ledger::wallet::Wallet;
+use crate::pg::arguments::required_uuid;
+use crate::pg::clock;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, Db};
 use crate::plans::period::whole_period;
 use crate::plans::renewal;
 use crate::plans::store::{self as plans, Subscription};
-use crate::raise::or_raise;
-use crate::sql::{self, Db};
 use crate::usage::fold;
-use crate::{args, clock, receipt, statements};
+use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use uuid::Uuid;
@@ -190,7 +191,7 @@ fn moment(as_of: Option<TimestampWithTimeZone>) -> Result<Moment> {
 fn begin_periods(org_id: Option<pgrx::Uuid>) -> i64 {
     or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             ledger::lock_org(db, org_id, &[units::CREDIT.to_owned()], clock::now())?;
             let now = clock::now();
@@ -210,7 +211,7 @@ fn settle_org(org_id: Option<pgrx::Uuid>, as_of: default!(Option<TimestampWithTi
     or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let as_of = moment(as_of)?;
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             settle(db, org_id, as_of)
         })

@@ -7,11 +7,11 @@ use crate::base::time::Moment;
 use crate::catalog;
 use crate::catalog::cache::Metric;
 use crate::catalog::price::Price;
-use crate::heap::{self, Attempt, Changed, Held, Is, Key, Snapshot, Table, Value, Write, shapes};
 use crate::ledger::rows::number;
+use crate::pg::heap::{self, Attempt, Changed, Held, Is, Key, Snapshot, Table, Value, Write, shapes};
+use crate::pg::spi::{At, Db, Row, ToSql};
 use crate::plans::period::{Span, Terms, Timeline};
 use crate::plans::store as plans;
-use crate::sql::{At, Db, Row, ToSql};
 use crate::usage::record::column as unsettled;
 use crate::usage::tally::{Charge, Tally};
 use crate::{args, statements};
@@ -369,7 +369,7 @@ fn unsettled_rows(names: &[(Uuid, String, Span)]) -> Option<BTreeMap<(Uuid, Stri
 #[cfg(test)]
 mod tests {
     use super::column;
-    use crate::heap::shapes;
+    use crate::pg::heap::shapes;
 
     #[test]
     fn columns_are_counted_as_they_stand() {

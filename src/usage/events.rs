@@ -1,12 +1,12 @@
 //! Usage events as callers give them, checked and given their place in time.
 
-use crate::arguments;
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, Moment, Period};
 use crate::catalog::cache::{self, Metric};
+use crate::pg::arguments;
+use crate::pg::spi::{Db, Row};
 use crate::plans::period::{Span, Timeline};
 use crate::plans::store as plans;
-use crate::sql::{Db, Row};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::rc::Rc;

@@ -1,13 +1,13 @@
 //! Credit month by month: what came in, what it was used for, what expired, what was refunded, and the balance at the end.
 
 use crate::access;
-use crate::arguments::{required, required_uuid};
 use crate::base::error::{Error, Result};
 use crate::catalog::cache;
-use crate::clock;
-use crate::heap::Snapshot;
-use crate::raise::or_raise;
-use crate::sql::{self, At};
+use crate::pg::arguments::{required, required_uuid};
+use crate::pg::clock;
+use crate::pg::heap::Snapshot;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, At};
 use crate::usage::recent::Sum;
 use crate::usage::tail;
 use crate::{args, statements};
@@ -94,7 +94,7 @@ fn unfolded_usage(
 > {
     let rows = or_raise(access::reader(|| {
         let org_id = required_uuid("org_id", org_id)?;
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             access::authorize(db, org_id)?;
             Ok(unfolded(org_id).unwrap_or_else(|| {
@@ -141,7 +141,7 @@ fn credit_history(
         if !(1..=MOST_MONTHS).contains(&months) {
             return Err(Error::invalid("months", "must be 1 to 1200"));
         }
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             access::authorize(db, org_id)?;
             let rows = db.read(&HISTORY, args![org_id, At(clock::now()), months]);

@@ -5,15 +5,15 @@
 //! new value of a metric that counts distinct ones, at the same instant.
 
 use crate::access;
-use crate::arguments::{optional_uuid, required, required_uuid};
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, Moment};
 use crate::catalog::cache;
-use crate::clock;
-use crate::heap::{Attempt, Changed, Held, Is, Key, Table, Write, shapes};
-use crate::json::Jsonb;
-use crate::raise::or_raise;
-use crate::sql::{self, At, Db, FromSql, ToSql};
+use crate::pg::arguments::{optional_uuid, required, required_uuid};
+use crate::pg::clock;
+use crate::pg::heap::{Attempt, Changed, Held, Is, Key, Table, Write, shapes};
+use crate::pg::jsonb::Jsonb;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, At, Db, FromSql, ToSql};
 use crate::usage::events::{self, Event, Place, Placed, Placer};
 use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
@@ -132,7 +132,7 @@ fn keep(db: &Db, placed: &Placed, now: Moment) {
             event.member_id.to_sql(),
             event.metric.as_str().to_sql(),
             event.event_id.as_deref().to_sql(),
-            crate::json::from_text(&event.properties).to_sql(),
+            crate::pg::jsonb::from_text(&event.properties).to_sql(),
         ]);
         return;
     }
@@ -327,7 +327,7 @@ fn record_usage(
             member_id: optional_uuid(member_id),
             properties: properties.map_or_else(|| "{}".to_owned(), Jsonb::text),
         };
-        sql::connect(|db| record(db, event))
+        spi::connect(|db| record(db, event))
     }))
 }
 
@@ -344,7 +344,7 @@ fn record_usage_batch(events: Option<Jsonb>) -> UsageReceipt {
         if !events.is_array() {
             return Err(Error::invalid("events", "must be an array"));
         }
-        sql::connect(|db| {
+        spi::connect(|db| {
             cache::require_installed(db)?;
             let rows = db.read(&PARSE, args![events]);
             if rows.count() > MOST_EVENTS {
@@ -361,7 +361,7 @@ fn record_usage_batch(events: Option<Jsonb>) -> UsageReceipt {
 #[cfg(test)]
 mod tests {
     use super::column;
-    use crate::heap::shapes;
+    use crate::pg::heap::shapes;
 
     #[test]
     fn columns_are_counted_as_they_stand() {

@@ -2,9 +2,9 @@
 //! statements (`heap`), since the shortest answers ask for it.
 
 use crate::base::time::{Moment, day, start_of};
-use crate::heap::{Is, Key, Snapshot, Table, shapes};
 use crate::ledger::rows::{self, column, entry, int, number, text};
-use crate::sql::ToSql;
+use crate::pg::heap::{Is, Key, Snapshot, Table, shapes};
+use crate::pg::spi::ToSql;
 use crate::usage::recent::{Entry, Recent};
 use uuid::Uuid;
 

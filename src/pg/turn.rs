@@ -3,7 +3,7 @@
 //! Not advisory locks: those may be taken by any role of the database, who could so stop whatever waits for them.
 
 use crate::access;
-use crate::raise::or_raise;
+use crate::pg::raise::or_raise;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::hash::{DefaultHasher, Hash, Hasher};

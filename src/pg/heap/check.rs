@@ -5,7 +5,7 @@ use super::known::Intent;
 use super::partition::{self, Bounds};
 use super::shapes::{Column, Index, MOST_INDEXES, Shape};
 use super::{HEAP, Table};
-use crate::sql;
+use crate::pg::spi;
 use pgrx::datum::FromDatum;
 use pgrx::pg_sys;
 use std::ffi::CStr;
@@ -129,7 +129,7 @@ pub(super) unsafe fn columns(relation: pg_sys::Relation, shape: &Shape) -> Verdi
         let descriptor = (*relation).rd_att;
         expect(usize::try_from((*descriptor).natts) == Ok(shape.columns.len()), "its number of columns")?;
         for (number, column) in shape.columns.iter().enumerate() {
-            let found = sql::attribute(descriptor, number);
+            let found = spi::attribute(descriptor, number);
             if !is_as_declared(found, column) {
                 return Err(Doubt::of(format!("the column {}", column.name)));
             }

@@ -4,7 +4,7 @@
 //! how many there may be. It runs as the owner of a table of ours and may do no more than a maintenance command, so that what
 //! that owner hangs on his tables does not get the rights of the worker.
 
-use crate::sql::{self, Db};
+use crate::pg::spi::{self, Db};
 use crate::{args, statements};
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, SignalWakeFlags};
 use pgrx::pg_sys;
@@ -83,7 +83,7 @@ pub fn begin(database: pg_sys::Oid) {
 /// gone, or nobody has committed it.
 pub fn transaction(table: &str, work: impl FnOnce(&Db) + UnwindSafe + RefUnwindSafe) {
     BackgroundWorker::transaction(|| {
-        sql::connect(|db| {
+        spi::connect(|db| {
             if let Some((_, owner)) = find(db, table) {
                 as_user(owner, || work(db));
             }

@@ -2,7 +2,7 @@
 
 use crate::base::error::Error;
 use crate::base::time::Moment;
-use crate::raise::or_raise;
+use crate::pg::raise::or_raise;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::prelude::*;

@@ -25,8 +25,8 @@ pub use setting::define_setting;
 
 use crate::base::error::Error;
 use crate::base::time::Moment;
-use crate::raise::or_raise;
-use crate::sql;
+use crate::pg::raise::or_raise;
+use crate::pg::spi;
 use check::Found;
 use finder::{Purpose, Seen};
 use index::Written;
@@ -147,7 +147,7 @@ pub fn look<R>(fresh: bool, look: impl FnOnce() -> Option<R>) -> Option<R> {
         true if has_one_snapshot() => None,
         true => {
             next_command();
-            sql::on_newest_snapshot(look)
+            spi::on_newest_snapshot(look)
         }
     }
 }

@@ -14,10 +14,10 @@ macro_rules! receipt {
         // SAFETY: the type of that name has these columns (sql/types.sql); regression tests read every one of them.
         unsafe impl pgrx::callconv::BoxRet for $name {
             unsafe fn box_into<'fcx>(self, fcinfo: &mut pgrx::callconv::FcInfo<'fcx>) -> pgrx::datum::Datum<'fcx> {
-                let columns = [$($crate::sql::ToSql::to_sql(self.$field)),*];
+                let columns = [$($crate::pg::spi::ToSql::to_sql(self.$field)),*];
                 // SAFETY: called for the function that declares this composite as its result.
                 unsafe {
-                    let datum = $crate::receipt::form(fcinfo, &columns);
+                    let datum = $crate::pg::receipt::form(fcinfo, &columns);
                     fcinfo.return_raw_datum(datum)
                 }
             }

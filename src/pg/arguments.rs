@@ -2,7 +2,7 @@
 
 use crate::base::error::{Error, Result};
 use crate::base::units;
-use crate::json::Jsonb;
+use crate::pg::jsonb::Jsonb;
 use uuid::Uuid;
 
 /// Longest idempotency key, in bytes.

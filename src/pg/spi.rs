@@ -5,8 +5,8 @@
 
 use crate::base::error::Error;
 use crate::base::time::Moment;
-use crate::raise::or_raise;
-use crate::search_path::{self, Pinned};
+use crate::pg::raise::or_raise;
+use crate::pg::search_path::{self, Pinned};
 use pgrx::datum::{FromDatum, IntoDatum};
 use pgrx::pg_sys;
 use std::cell::Cell;
@@ -82,7 +82,7 @@ impl ToSql for Vec<Vec<u8>> {
         self.into_datum()
     }
 }
-impl ToSql for crate::json::Jsonb {
+impl ToSql for crate::pg::jsonb::Jsonb {
     fn to_sql(self) -> Option<pg_sys::Datum> {
         self.into_datum()
     }
@@ -166,8 +166,8 @@ macro_rules! statements {
     ($($(#[$doc:meta])* $name:ident($($type:ident),* $(,)?) = $text:expr;)*) => { $(
         thread_local! {
             $(#[$doc])*
-            static $name: $crate::sql::Statement =
-                const { $crate::sql::Statement::new($text, &[$($crate::sql::types::$type),*]) };
+            static $name: $crate::pg::spi::Statement =
+                const { $crate::pg::spi::Statement::new($text, &[$($crate::pg::spi::types::$type),*]) };
         }
     )* };
 }
@@ -200,7 +200,7 @@ pub mod types {
 /// Parameters of a statement.
 #[macro_export]
 macro_rules! args {
-    ($($value:expr),* $(,)?) => { &[$($crate::sql::ToSql::to_sql($value)),*] };
+    ($($value:expr),* $(,)?) => { &[$($crate::pg::spi::ToSql::to_sql($value)),*] };
 }
 
 /// While it lives, plans go by keys, row by row: statistics of a table that was empty when it was analyzed would make the plan
