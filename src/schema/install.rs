@@ -12,31 +12,31 @@ use pgrx::prelude::*;
 
 /// Numbered migrations, each applied once, in order.
 const MIGRATIONS: [(i64, &str, &str); 16] = [
-    (1, "ledger", include_str!("../sql/migrations/0001_ledger.sql")),
-    (2, "catalog", include_str!("../sql/migrations/0002_catalog.sql")),
-    (3, "guards", include_str!("../sql/migrations/0003_guards.sql")),
-    (4, "plans", include_str!("../sql/migrations/0004_plans.sql")),
-    (5, "metering", include_str!("../sql/migrations/0005_metering.sql")),
-    (6, "usage", include_str!("../sql/migrations/0006_usage.sql")),
-    (7, "settlement", include_str!("../sql/migrations/0007_settlement.sql")),
-    (8, "lanes", include_str!("../sql/migrations/0008_lanes.sql")),
-    (9, "hot_wallets", include_str!("../sql/migrations/0009_hot_wallets.sql")),
-    (10, "fewer_checks", include_str!("../sql/migrations/0010_fewer_checks.sql")),
-    (11, "gift_cards", include_str!("../sql/migrations/0011_gift_cards.sql")),
-    (12, "payments", include_str!("../sql/migrations/0012_payments.sql")),
-    (13, "slim_ledger", include_str!("../sql/migrations/0013_slim_ledger.sql")),
-    (14, "recent", include_str!("../sql/migrations/0014_recent.sql")),
-    (15, "holds", include_str!("../sql/migrations/0015_holds.sql")),
-    (16, "security", include_str!("../sql/migrations/0016_security.sql")),
+    (1, "ledger", include_str!("../../sql/migrations/0001_ledger.sql")),
+    (2, "catalog", include_str!("../../sql/migrations/0002_catalog.sql")),
+    (3, "guards", include_str!("../../sql/migrations/0003_guards.sql")),
+    (4, "plans", include_str!("../../sql/migrations/0004_plans.sql")),
+    (5, "metering", include_str!("../../sql/migrations/0005_metering.sql")),
+    (6, "usage", include_str!("../../sql/migrations/0006_usage.sql")),
+    (7, "settlement", include_str!("../../sql/migrations/0007_settlement.sql")),
+    (8, "lanes", include_str!("../../sql/migrations/0008_lanes.sql")),
+    (9, "hot_wallets", include_str!("../../sql/migrations/0009_hot_wallets.sql")),
+    (10, "fewer_checks", include_str!("../../sql/migrations/0010_fewer_checks.sql")),
+    (11, "gift_cards", include_str!("../../sql/migrations/0011_gift_cards.sql")),
+    (12, "payments", include_str!("../../sql/migrations/0012_payments.sql")),
+    (13, "slim_ledger", include_str!("../../sql/migrations/0013_slim_ledger.sql")),
+    (14, "recent", include_str!("../../sql/migrations/0014_recent.sql")),
+    (15, "holds", include_str!("../../sql/migrations/0015_holds.sql")),
+    (16, "security", include_str!("../../sql/migrations/0016_security.sql")),
 ];
 
 /// What refers to functions of the extension, and so may have gone with DROP EXTENSION … CASCADE: put back on every
 /// install(). The scripts change nothing where all is in place.
 const STANDING: [&str; 4] = [
-    include_str!("../sql/standing/views.sql"),
-    include_str!("../sql/standing/policies.sql"),
-    include_str!("../sql/standing/rights.sql"),
-    include_str!("../sql/standing/metering.sql"),
+    include_str!("../../sql/standing/views.sql"),
+    include_str!("../../sql/standing/policies.sql"),
+    include_str!("../../sql/standing/rights.sql"),
+    include_str!("../../sql/standing/metering.sql"),
 ];
 
 /// The version of the tables that this library works with.

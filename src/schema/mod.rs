@@ -1,0 +1,3 @@
+//! The tables: their declarations, their version, and `install()`.
+
+pub mod install;
