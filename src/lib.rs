@@ -12,6 +12,7 @@ mod catalog;
 mod gift_cards;
 mod ledger;
 mod limits;
+mod outbox;
 mod payments;
 mod pg;
 mod plans;

@@ -2,7 +2,6 @@
 
 pub mod event;
 pub mod money;
-pub mod outbox;
 pub mod purchase;
 pub mod quote;
 pub mod razorpay;

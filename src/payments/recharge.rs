@@ -7,7 +7,7 @@ use crate::base::error::{Error, Result};
 use crate::base::time::{Moment, Period};
 use crate::catalog::cache;
 use crate::ledger::store as ledger;
-use crate::payments::outbox;
+use crate::outbox;
 use crate::payments::purchase;
 use crate::payments::quote::quote;
 use crate::payments::state::Status;
