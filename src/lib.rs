@@ -16,6 +16,7 @@ mod outbox;
 mod payments;
 mod pg;
 mod plans;
+mod reports;
 mod schema;
 mod secrets;
 mod settlement;

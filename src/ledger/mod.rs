@@ -11,6 +11,7 @@ pub mod grants;
 pub mod holds;
 pub mod lanes;
 pub mod members;
+pub mod recent;
 pub mod refund;
 pub mod rows;
 pub mod split;

@@ -6,14 +6,14 @@
 
 use crate::base::error::{Error, Result};
 use crate::base::time::{INFINITY, Moment, Period};
+use crate::ledger::recent::Recent;
 use crate::ledger::rows::{self, EntryRow};
 use crate::ledger::wallet::{Away, Budget, Entry, Hold, Lane, Lot, MemberDelta, Part, Saved, Wallet};
 use crate::ledger::{chain, lanes};
 use crate::limits::caps;
 use crate::pg::heap::{Attempt, Table};
 use crate::pg::spi::{self, At, Db, Row};
-use crate::usage::fold;
-use crate::usage::recent::Recent;
+use crate::reports::fold;
 use crate::{alerts, args, statements};
 use uuid::Uuid;
 

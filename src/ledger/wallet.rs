@@ -8,7 +8,7 @@ use crate::base::error::{Error, Result};
 use crate::base::time::{INFINITY, Moment, NEVER_YET, Period};
 use crate::ledger::chain::{self, Content, Hash, Position, Terms};
 use crate::ledger::lanes;
-use crate::usage::recent::{self, Recent};
+use crate::ledger::recent::{self, Recent};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use uuid::Uuid;

@@ -22,7 +22,7 @@ use crate::pg::spi::{self, Db};
 use crate::plans::period::whole_period;
 use crate::plans::renewal;
 use crate::plans::store::{self as plans, Subscription};
-use crate::usage::fold;
+use crate::reports::fold;
 use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;

@@ -3,13 +3,13 @@
 use crate::access;
 use crate::base::error::{Error, Result};
 use crate::catalog::cache;
+use crate::ledger::recent::Sum;
 use crate::pg::arguments::{required, required_uuid};
 use crate::pg::clock;
 use crate::pg::heap::Snapshot;
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, At};
-use crate::usage::recent::Sum;
-use crate::usage::tail;
+use crate::reports::tail;
 use crate::{args, statements};
 use pgrx::prelude::*;
 use uuid::Uuid;

@@ -5,12 +5,12 @@
 //! Done without statements where that can be (`heap`), because calls that wait for an answer do it.
 
 use crate::base::time::{Moment, NEVER_YET, Period, day, start_of};
+use crate::ledger::recent::{Entry, Recent, Sum};
 use crate::ledger::rows::{self, number};
 use crate::pg::heap::shapes::{self, Index, Shape};
 use crate::pg::heap::{Change, Changed, Held, Is, Key, Snapshot, Table, Value, Write};
 use crate::pg::spi::{At, Db, Row, ToSql};
-use crate::usage::recent::{Entry, Recent, Sum};
-use crate::usage::tail::{self, Tail};
+use crate::reports::tail::{self, Tail};
 use crate::{args, statements};
 use std::collections::BTreeMap;
 use uuid::Uuid;

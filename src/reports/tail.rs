@@ -2,10 +2,10 @@
 //! statements (`heap`), since the shortest answers ask for it.
 
 use crate::base::time::{Moment, day, start_of};
+use crate::ledger::recent::{Entry, Recent};
 use crate::ledger::rows::{self, column, entry, int, number, text};
 use crate::pg::heap::{Is, Key, Snapshot, Table, shapes};
 use crate::pg::spi::ToSql;
-use crate::usage::recent::{Entry, Recent};
 use uuid::Uuid;
 
 /// The sum of what was consumed from one moment to another, by whole days where it is folded. None where that takes a statement.
