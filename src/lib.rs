@@ -16,6 +16,8 @@ mod outbox;
 mod payments;
 mod pg;
 mod plans;
+mod purchases;
+mod recharge;
 mod reports;
 mod schema;
 mod secrets;

@@ -1,10 +1,7 @@
 //! Money for credit: what a purchase costs, payments and what becomes of them, what providers report.
 
-pub mod money;
 pub mod providers;
-pub mod purchase;
 pub mod quote;
-pub mod recharge;
 pub mod secrets;
 pub mod state;
 pub mod store;
