@@ -23,6 +23,7 @@ mod schema;
 mod secrets;
 mod settlement;
 mod usage;
+mod webhooks;
 
 // The extension's own SQL, in this order around the functions that the modules declare.
 pgrx::extension_sql_file!("../sql/extension/types.sql", name = "types", bootstrap);

@@ -6,4 +6,3 @@ pub mod secrets;
 pub mod state;
 pub mod store;
 pub mod subscriptions;
-pub mod webhook;

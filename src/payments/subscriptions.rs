@@ -12,13 +12,13 @@ use crate::payments::providers::event::{InvoiceFact, SubscriptionFact, Subscript
 use crate::payments::quote::quote;
 use crate::payments::state::Money;
 use crate::payments::store::{self, Payment};
-use crate::payments::webhook::Done;
 use crate::pg::clock;
 use crate::pg::spi::{At, Db};
 use crate::plans::subscription;
 use crate::purchases::money;
 use crate::purchases::purchase;
 use crate::settlement;
+use crate::webhooks::Done;
 use crate::{args, statements};
 use serde_json::json;
 use std::rc::Rc;
