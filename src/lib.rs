@@ -22,6 +22,7 @@ mod reports;
 mod schema;
 mod secrets;
 mod settlement;
+mod subscriptions;
 mod usage;
 mod webhooks;
 

@@ -5,4 +5,3 @@ pub mod quote;
 pub mod secrets;
 pub mod state;
 pub mod store;
-pub mod subscriptions;

@@ -4,6 +4,7 @@
 //! settlement had run at the end of each. What is charged is decided by the counters, so running it again charges nothing.
 
 mod charge;
+pub mod renewal;
 
 use crate::access;
 use crate::alerts::{self, Open};
@@ -20,7 +21,6 @@ use crate::pg::clock;
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, Db};
 use crate::plans::period::whole_period;
-use crate::plans::renewal;
 use crate::plans::store::{self as plans, Subscription};
 use crate::reports::fold;
 use crate::{args, receipt, statements};

@@ -7,15 +7,16 @@ use crate::base::time::{self, Moment};
 use crate::catalog::cache;
 use crate::payments::providers::event::{DisputeFact, DisputeState, Event, Fact, Outcome, PaymentFact, RefundFact};
 use crate::payments::providers::{razorpay, signature, stripe};
+use crate::payments::secrets;
 use crate::payments::state::Status;
 use crate::payments::store::{self, Payment};
-use crate::payments::{secrets, subscriptions};
 use crate::pg::arguments::required;
 use crate::pg::clock;
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, At, Db};
 use crate::pg::turn;
 use crate::purchases::money;
+use crate::subscriptions::collected;
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 use serde_json::json;
@@ -158,8 +159,8 @@ fn process(db: &Db, provider: &str, event: &Event) -> Result<Done> {
         Some(Fact::Payment(fact)) => pay(db, provider, event, fact),
         Some(Fact::Refund(fact)) => refund(db, provider, fact),
         Some(Fact::Dispute(fact)) => dispute(db, provider, fact),
-        Some(Fact::Invoice(fact)) => subscriptions::invoice(db, provider, fact, event.created),
-        Some(Fact::Subscription(fact)) => subscriptions::subscription(db, provider, fact, event.created),
+        Some(Fact::Invoice(fact)) => collected::invoice(db, provider, fact, event.created),
+        Some(Fact::Subscription(fact)) => collected::subscription(db, provider, fact, event.created),
     }
 }
 

@@ -14,10 +14,10 @@ use crate::payments::state::Money;
 use crate::payments::store::{self, Payment};
 use crate::pg::clock;
 use crate::pg::spi::{At, Db};
-use crate::plans::subscription;
 use crate::purchases::money;
 use crate::purchases::purchase;
 use crate::settlement;
+use crate::subscriptions::subscribe;
 use crate::webhooks::Done;
 use crate::{args, statements};
 use serde_json::json;
@@ -175,7 +175,7 @@ fn collect(
     }
     let (is_money, collector) = (fact.amount > 0, (provider.to_owned(), id.clone()));
     let is_beside = db.write(&BESIDE, args![org_id, provider, id.as_str(), At(now)]).count() > 0;
-    let grants = subscription::collect(db, org_id, plan, (start, until, is_money), &collector, now, || {
+    let grants = subscribe::collect(db, org_id, plan, (start, until, is_money), &collector, now, || {
         db.write(&COLLECT, args![org_id, provider, id.as_str(), &plan.name, At(until), created]);
     })?;
     // Paid, and nothing came of it: a second subscription of the same plan, say.
@@ -237,19 +237,19 @@ pub fn subscription(db: &Db, provider: &str, fact: &SubscriptionFact, created: i
         db.write(&REPORT, args![org_id, provider, fact.id.as_str(), state, name, fact.cancel_at_period_end, created]);
     // There is newer news; or nothing of it was paid, or another subscription pays for what runs now.
     let Some(state) = rows.first().map(|row| row.get::<String>(0)) else { return Ok(Done::Processed(Some(org_id))) };
-    let is_ours = subscription::is_collector(db, org_id, &(provider.to_owned(), fact.id.clone()), now);
+    let is_ours = subscribe::is_collector(db, org_id, &(provider.to_owned(), fact.id.clone()), now);
     if is_ours {
         match fact.state {
-            SubscriptionState::Canceled => subscription::end_now(db, org_id, now)?,
+            SubscriptionState::Canceled => subscribe::end_now(db, org_id, now)?,
             SubscriptionState::PastDue if state != "past_due" => {}
             SubscriptionState::PastDue => {
                 outbox::emit(db, org_id, "subscription.past_due", &json!({"subscription": fact.id}));
             }
             SubscriptionState::Active | SubscriptionState::Incomplete => {
                 if let Some(plan) = &plan {
-                    subscription::switch(db, org_id, plan, now);
+                    subscribe::switch(db, org_id, plan, now);
                 }
-                subscription::end_with_period(db, org_id, fact.cancel_at_period_end, now);
+                subscribe::end_with_period(db, org_id, fact.cancel_at_period_end, now);
             }
         }
     }
