@@ -1,18 +1,13 @@
 //! The one door: all movement of credit goes through here.
 
 pub mod audit;
-pub mod batch;
-pub mod call;
 pub mod chain;
-pub mod consume;
 pub mod debts;
 pub mod expiry;
 pub mod grants;
-pub mod holds;
 pub mod lanes;
 pub mod members;
 pub mod recent;
-pub mod refund;
 pub mod rows;
 pub mod split;
 pub mod store;

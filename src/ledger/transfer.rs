@@ -2,8 +2,8 @@
 
 use crate::access;
 use crate::base::error::{Error, Result};
+use crate::call::{Answer, Call, to_json};
 use crate::catalog::cache;
-use crate::ledger::call::{Answer, Call, to_json};
 use crate::ledger::debts;
 use crate::ledger::store;
 use crate::ledger::wallet::{Facts, Lot, Operation, Part, Wallet};

@@ -3,7 +3,7 @@
 use crate::access;
 use crate::base::error::{Error, Result};
 use crate::base::time::Period;
-use crate::ledger::call::{Answer, Call};
+use crate::call::{Answer, Call};
 use crate::ledger::store::{self, Past};
 use crate::ledger::wallet::{Facts, Part, split};
 use crate::pg::arguments::{positive, required, required_uuid};

@@ -1,0 +1,6 @@
+//! Spending credit: consumption, batches, reservations and refunds.
+
+pub mod batch;
+pub mod consume;
+pub mod holds;
+pub mod refund;
