@@ -26,6 +26,7 @@ mod settlement;
 mod spending;
 mod subscriptions;
 mod usage;
+mod wallets;
 mod webhooks;
 
 // The extension's own SQL, in this order around the functions that the modules declare.

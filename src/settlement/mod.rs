@@ -13,7 +13,6 @@ use crate::base::time::{Moment, Period};
 use crate::base::units;
 use crate::catalog::cache;
 use crate::ledger::debts::{self, Debt};
-use crate::ledger::split;
 use crate::ledger::store as ledger;
 use crate::ledger::wallet::Wallet;
 use crate::pg::arguments::required_uuid;
@@ -23,6 +22,7 @@ use crate::pg::spi::{self, Db};
 use crate::plans::period::whole_period;
 use crate::plans::store::{self as plans, Subscription};
 use crate::reports::fold;
+use crate::wallets::lane_count;
 use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
@@ -85,7 +85,7 @@ fn pay(db: &Db, org_id: Uuid, now: Moment, mut debts: Vec<Debt>) -> Result<(i64,
         if !wallet.is_fresh() || wallet.lane.is_split() {
             ledger::load(db, &mut wallet, &[])?;
         }
-        split::relax(db, &mut wallet)?;
+        lane_count::relax(db, &mut wallet)?;
         let (mine, others) = debts.into_iter().partition(|debt: &Debt| debt.unit == wallet.lane.unit);
         debts = others;
         let (more, left) = debts::pay(db, &mut wallet, &mine)?;

@@ -9,9 +9,9 @@ use crate::catalog;
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::price::Price;
 use crate::ledger::chain;
+use crate::ledger::rows;
 use crate::ledger::store::{self, Replay};
 use crate::ledger::wallet::{Facts, Operation, Request, Wallet};
-use crate::ledger::{rows, split};
 use crate::limits::caps::Caps;
 use crate::pg::arguments;
 use crate::pg::clock;
@@ -22,6 +22,7 @@ use crate::settlement;
 use crate::spending::consume::{self, Consumption};
 use crate::usage::counters::{self, Metered};
 use crate::usage::tally::Charge;
+use crate::wallets::lane_count;
 use crate::{alerts, args, statements};
 use pgrx::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -152,7 +153,7 @@ fn try_all(db: &Db, items: &[Result<Item>], lane: Option<i16>) -> Result<Option<
         .collect();
     if let Some(lane) = lane {
         for wallet in locked.wallets.values_mut() {
-            split::relax(db, wallet)?;
+            lane_count::relax(db, wallet)?;
             let credits = items.iter().flatten().map(|item| charge_plain(item.price(), item.item.quantity)).next();
             store::refill(db, wallet, lane, credits.and_then(Result::ok).unwrap_or(0))?;
         }

@@ -15,7 +15,6 @@ use crate::ledger::chain::{self, Content, Hash, Position};
 use crate::ledger::lanes::{self, Step, Waits};
 use crate::ledger::recent::{Entry, Recent};
 use crate::ledger::rows::{self, EntryRow, column, number};
-use crate::ledger::split;
 use crate::ledger::store::{self, Replay};
 use crate::ledger::wallet::{MemberDelta, Wallet};
 use crate::pg::arguments::{self, optional_uuid, positive, required, required_uuid};
@@ -26,6 +25,7 @@ use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, At, Db, ToSql};
 use crate::reports::fold;
 use crate::spending::batch::{self, Item};
+use crate::wallets::lane_count;
 use crate::{alerts, args, receipt, statements};
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -128,7 +128,7 @@ impl Hot {
         let now = clock::now();
         if self.waits.are_many() && self.next_look <= now {
             (self.waits, self.next_look) = (Waits::NONE, now.saturating_add(SECOND));
-            self.lanes = split::tense(db, asked.org_id, unit, self.lanes)?;
+            self.lanes = lane_count::tense(db, asked.org_id, unit, self.lanes)?;
         }
         self.keep(asked, unit);
         Ok(())
