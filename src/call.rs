@@ -1,9 +1,9 @@
 //! What the mutating calls have in common: the key, the metadata, the moment, and the answer to a repeated call.
 
 use crate::base::error::{Error, Result};
+use crate::base::hash::fingerprint;
 use crate::base::time::Moment;
 use crate::catalog::cache;
-use crate::ledger::chain::fingerprint;
 use crate::ledger::store;
 use crate::ledger::wallet::{Facts, Lane, Operation, Request, Wallet};
 use crate::pg::arguments;

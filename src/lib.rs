@@ -11,6 +11,7 @@ mod base;
 mod call;
 mod catalog;
 mod gift_cards;
+mod install;
 mod ledger;
 mod limits;
 mod outbox;

@@ -8,8 +8,8 @@
 
 use super::tables;
 use crate::base::error::{Error, Result};
-use crate::catalog::cache;
 use crate::pg::spi;
+use crate::schema::version;
 use crate::{args, statements};
 use pgrx::{pg_guard, pg_sys};
 use std::cell::{Cell, RefCell};
@@ -170,7 +170,7 @@ fn load(role: pg_sys::Oid) -> Result<Levels> {
     let _owner = AsOwner::begin();
     let cluster = cluster();
     spi::connect(|db| {
-        cache::require_installed(db)?;
+        version::require(db)?;
         if let Some(table) = db.read(&TABLE, &[]).first().and_then(|row| row.opt::<i64>(0)) {
             ACCESS.set(oid(table));
         }

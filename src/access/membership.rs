@@ -9,6 +9,7 @@ use super::levels::{AsOwner, cluster, role_name};
 use crate::base::error::Error;
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, Db, ToSql};
+use crate::schema::version;
 use crate::{args, statements};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -365,7 +366,7 @@ create function billing.configure_membership(relation regclass, org_column name,
 fn configure_membership(relation: Option<pg_sys::Oid>, org_column: Option<&CStr>, user_column: Option<&CStr>) {
     or_raise(super::administrator(|| {
         spi::connect(|db| {
-            crate::catalog::cache::require_installed(db)?;
+            version::require(db)?;
             let (relation, org_column, user_column) = match (relation, org_column, user_column) {
                 (None, None, None) => {
                     db.write(&UNSET, args![]);

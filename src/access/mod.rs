@@ -8,6 +8,7 @@ mod gate;
 mod levels;
 mod membership;
 mod tables;
+mod turn;
 
 pub use levels::{administrator, auditor, customer, reader, service};
 pub use tables::require_sound;

@@ -155,26 +155,20 @@ impl Error {
     }
 
     /// A cap of the catalog does not allow it.
-    pub fn cap_reached(
-        cap: &crate::catalog::plan::Cap,
-        used: i64,
-        required: i64,
-        member_id: Option<uuid::Uuid>,
-        resets_at: crate::base::time::Moment,
-    ) -> Self {
+    pub fn cap_reached(cap: &CapReached<'_>) -> Self {
         let mut error = Self::new(*b"PT429", "cap_exceeded", "cap exceeded")
-            .with("cap", cap.name.clone())
-            .with("per", cap.per.clone())
-            .with("limit", cap.quantity)
-            .with("used", used)
-            .with("required", required)
-            .with("resets_at", crate::base::time::display(resets_at));
-        for (name, value) in [("metric", &cap.metric), ("category", &cap.category)] {
+            .with("cap", cap.name)
+            .with("per", cap.per)
+            .with("limit", cap.limit)
+            .with("used", cap.used)
+            .with("required", cap.required)
+            .with("resets_at", crate::base::time::display(cap.resets_at));
+        for (name, value) in [("metric", cap.metric), ("category", cap.category)] {
             if let Some(value) = value {
-                error = error.with(name, value.clone());
+                error = error.with(name, value);
             }
         }
-        match member_id {
+        match cap.member_id {
             Some(member_id) => error.with("member_id", member_id.to_string()),
             None => error,
         }
@@ -280,6 +274,22 @@ impl Error {
             .with("found", found)
             .hint("Put the column back as it was: docs/REFERENCE.md names the types.")
     }
+}
+
+/// A cap that does not allow what was asked for, as its error tells it.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct CapReached<'a> {
+    pub name: &'a str,
+    pub metric: Option<&'a str>,
+    pub category: Option<&'a str>,
+    pub per: &'a str,
+    pub limit: i64,
+    pub used: i64,
+    pub required: i64,
+    /// The member whose usage is capped, where it is not that of the whole org.
+    pub member_id: Option<uuid::Uuid>,
+    pub resets_at: crate::base::time::Moment,
 }
 
 #[cfg(test)]

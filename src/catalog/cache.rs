@@ -10,7 +10,7 @@ use crate::catalog::pack::{Pack, Surcharge};
 use crate::catalog::plan::{Cap, Plan};
 use crate::catalog::price::Price;
 use crate::pg::spi::{self, Db};
-use crate::schema::install;
+use crate::schema::version;
 use crate::{args, statements};
 use pgrx::prelude::*;
 use std::cell::{Cell, RefCell};
@@ -102,8 +102,7 @@ thread_local! {
 }
 
 statements! {
-    TABLES() = "select to_regclass('billing.metrics')::oid::int8, to_regclass('billing.migrations')::oid::int8";
-    VERSION() = "select coalesce(max(version), 0)::int8 from billing.migrations";
+    TABLE() = "select to_regclass('billing.metrics')::oid::int8";
     METRICS() =
         "select m.metric, m.unit, m.aggregation, m.category, m.tier, m.retired_at is not null,
                 exists (select from billing.org_prices o where o.metric = m.metric),
@@ -151,7 +150,7 @@ unsafe extern "C-unwind" fn forget(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
 
 /// Tells every backend, with the commit, that the catalog or the tables changed.
 pub fn invalidate(db: &Db) {
-    if let Some(oid) = db.read(&TABLES, &[]).first().and_then(|row| row.opt::<i64>(0)) {
+    if let Some(oid) = db.read(&TABLE, &[]).first().and_then(|row| row.opt::<i64>(0)) {
         let oid = pg_sys::Oid::from(u32::try_from(oid).unwrap_or(0));
         // SAFETY: the relation exists.
         unsafe { pg_sys::CacheInvalidateRelcacheByRelid(oid) };
@@ -179,15 +178,9 @@ fn load_newest(db: &Db) -> Result<Known> {
 }
 
 fn load(db: &Db) -> Result<Known> {
-    let tables = db.read(&TABLES, &[]);
-    let row = tables.first().ok_or(Error::not_installed(0, install::LATEST))?;
-    let (Some(metrics), Some(_)) = (row.opt::<i64>(0), row.opt::<i64>(1)) else {
-        return Err(Error::not_installed(0, install::LATEST));
-    };
-    let version = db.scan(&VERSION, &[]).first().map_or(0, |row| row.get::<i64>(0));
-    if version != install::LATEST {
-        return Err(Error::not_installed(version, install::LATEST));
-    }
+    version::require(db)?;
+    let table = db.read(&TABLE, &[]);
+    let metrics = table.first().and_then(|row| row.opt::<i64>(0)).unwrap_or(0);
     RELATION.set(pg_sys::Oid::from(u32::try_from(metrics).unwrap_or(0)));
     let mut versions: HashMap<String, Versions> = HashMap::new();
     for row in db.scan(&PRICES, &[]).iter() {

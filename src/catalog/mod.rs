@@ -12,9 +12,8 @@ use crate::base::time::Moment;
 use crate::catalog::document::{Change, Current, CurrentPlan, Document, MetricSpec};
 use crate::catalog::pack::Pack;
 use crate::catalog::plan::Cap;
-use crate::catalog::price::{Overflow, Price};
-use crate::limits::standing::Reader;
-use crate::pg::arguments::{required, required_uuid};
+use crate::catalog::price::Price;
+use crate::pg::arguments::{self, required, required_uuid};
 use crate::pg::clock;
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
@@ -24,7 +23,6 @@ use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use uuid::Uuid;
 
 statements! {
     SAVE_METRIC(text, text, text, text, text, timestamptz, text) =
@@ -146,11 +144,6 @@ fn current_caps(db: &Db) -> Result<BTreeMap<String, Cap>> {
     Ok(cache::all_caps(db)?.into_iter().map(|cap| (cap.name.clone(), (*cap).clone())).collect())
 }
 
-/// A document of ours, parsed.
-fn readable(argument: &str, value: Jsonb) -> Result<Value> {
-    value.value().ok_or_else(|| Error::invalid(argument, "holds a number or a depth that is out of range"))
-}
-
 fn store(db: &Db, change: &Change, document: &Document, now: Moment) {
     let name = &change.name;
     match change.kind {
@@ -230,7 +223,7 @@ fn apply_catalog(
 {
     let changes = or_raise(access::service(|| {
         let (catalog, dry_run) = (required("catalog", catalog)?, required("dry_run", dry_run)?);
-        apply(&readable("catalog", catalog)?, dry_run)
+        apply(&arguments::document("catalog", catalog)?, dry_run)
     }));
     TableIterator::new(
         changes.into_iter().map(|c| (c.action.to_owned(), c.kind.to_owned(), c.name, pgrx::JsonB(c.detail))),
@@ -274,7 +267,9 @@ fn set_org_price(
         let org_id = required_uuid("org_id", org_id)?;
         let metric = required("metric", metric)?;
         let (price, dated) = match price {
-            Some(value) => document::parse_price(&readable("price", value)?).map_err(Error::invalid_catalog)?,
+            Some(value) => {
+                document::parse_price(&arguments::document("price", value)?).map_err(Error::invalid_catalog)?
+            }
             None => (None, None),
         };
         let given = effective_at.map(Moment::from).or(dated);
@@ -290,88 +285,4 @@ fn set_org_price(
             Ok(())
         })
     }));
-}
-
-/// What `quantity` of a metric costs an org now, after what it used in this period and beyond what its plan includes, in the
-/// unit of the price. For functions that only read.
-pub fn cost(db: &Db, metric: &str, quantity: i64, org_id: Option<Uuid>, now: Moment) -> Result<(String, i64)> {
-    let metric = cache::metric(db, metric)?;
-    let Some(price) = cache::price(db, &metric, org_id, now)? else {
-        return Ok((crate::base::units::CREDIT.to_owned(), 0));
-    };
-    let credits = match org_id {
-        Some(org_id) if !metric.is_plain(Some(&price)) => {
-            let standing = Reader::new(db, org_id, now)?.standing(&metric)?;
-            standing.charge(quantity, Some(&price))?.credits
-        }
-        _ => price.charge(0, quantity).map_err(too_large)?,
-    };
-    Ok((price.unit.clone(), credits))
-}
-
-/// The error of a price whose result does not fit.
-pub fn too_large(_: Overflow) -> Error {
-    Error::invalid("quantity", "the quantity of the period or its price would not fit 63 bits")
-}
-
-/// What `quantity` units of a metric cost, in the unit of its price (credits by default).
-///
-/// With `org_id`: at the org's own price, after what it used in this period, less what its plan still includes. Errors: PT404 `unknown_metric`;
-/// 22023 for a quantity below 1, or a price beyond 63 bits.
-#[pg_extern(stable)]
-#[search_path(pg_catalog, pg_temp)]
-fn calculate_cost(
-    metric: Option<&str>,
-    quantity: default!(Option<i64>, 1),
-    org_id: default!(Option<pgrx::Uuid>, "NULL"),
-) -> i64 {
-    or_raise(access::reader(|| {
-        let metric = required("metric", metric)?;
-        let quantity = crate::pg::arguments::positive("quantity", quantity)?;
-        total_cost(org_id, &[(metric, quantity)])
-    }))
-}
-
-/// What a request made of several metrics costs: `{"query": 1, "tool": 2}`.
-///
-/// Errors: as for one metric; 22023 also when the prices are in different units.
-#[pg_extern(stable, name = "calculate_cost")]
-#[search_path(pg_catalog, pg_temp)]
-fn calculate_cost_of_items(items: Option<Jsonb>, org_id: default!(Option<pgrx::Uuid>, "NULL")) -> i64 {
-    or_raise(access::reader(|| {
-        let items = readable("items", required("items", items)?)?;
-        let items = items.as_object().ok_or(Error::invalid("items", "must be an object of metrics and quantities"))?;
-        let items = items
-            .iter()
-            .map(|(metric, quantity)| {
-                quantity
-                    .as_i64()
-                    .filter(|q| *q > 0)
-                    .map(|q| (metric.as_str(), q))
-                    .ok_or_else(|| Error::invalid("items", "a quantity must be a whole number from 1"))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        total_cost(org_id, &items)
-    }))
-}
-
-fn total_cost(org_id: Option<pgrx::Uuid>, items: &[(&str, i64)]) -> Result<i64> {
-    let org_id = org_id.map(|id| Uuid::from_bytes(*id.as_bytes()));
-    let now = clock::now();
-    spi::connect(|db| {
-        cache::require_installed(db)?;
-        if let Some(org_id) = org_id {
-            access::authorize(db, org_id)?;
-        }
-        let mut unit: Option<String> = None;
-        let mut total: i64 = 0;
-        for (metric, quantity) in items {
-            let (its_unit, credits) = cost(db, metric, *quantity, org_id, now)?;
-            if credits > 0 && unit.replace(its_unit.clone()).is_some_and(|known| known != its_unit) {
-                return Err(Error::invalid("items", "the prices are in different units"));
-            }
-            total = total.checked_add(credits).ok_or(too_large(Overflow))?;
-        }
-        Ok(total)
-    })
 }

@@ -5,8 +5,9 @@
 //! writes the outcome. Whatever a method refuses leaves the wallet as it was, so that a batch can go on with it.
 
 use crate::base::error::{Error, Result};
+use crate::base::hash::Hash;
 use crate::base::time::{INFINITY, Moment, NEVER_YET, Period};
-use crate::ledger::chain::{self, Content, Hash, Position, Terms};
+use crate::ledger::chain::{self, Content, Position, Terms};
 use crate::ledger::lanes;
 use crate::ledger::recent::{self, Recent};
 use std::collections::BTreeMap;

@@ -3,7 +3,7 @@
 //! Consumptions and reservations count in `cap_usage` and are refused beyond; what is recorded counts by what the usage tables
 //! say. Rows are locked after the counters, in the order of (org, cap, member, period).
 
-use crate::base::error::{Error, Result};
+use crate::base::error::{CapReached, Error, Result};
 use crate::base::time::{Moment, Period};
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::plan::Cap;
@@ -151,7 +151,17 @@ impl Caps {
             let used = self.rows.get(&name).map_or(0, |row| row.quantity.saturating_add(row.recorded));
             if used.saturating_add(quantity) > cap.quantity {
                 let member = member_id.filter(|_| cap.subject == "member");
-                return Err(Error::cap_reached(cap, used, quantity, member, end(cap, self.now)));
+                return Err(Error::cap_reached(&CapReached {
+                    name: &cap.name,
+                    metric: cap.metric.as_deref(),
+                    category: cap.category.as_deref(),
+                    per: &cap.per,
+                    limit: cap.quantity,
+                    used,
+                    required: quantity,
+                    member_id: member,
+                    resets_at: end(cap, self.now),
+                }));
             }
         }
         Ok(())

@@ -3,9 +3,8 @@
 use crate::base::error::Result;
 use crate::base::time::Moment;
 use crate::base::units;
-use crate::catalog;
 use crate::catalog::cache::{self, Metric};
-use crate::catalog::price::Price;
+use crate::catalog::price::{self, Price};
 use crate::limits::state::{Pending, State};
 use crate::pg::spi::{At, Db};
 use crate::plans::period::{Span, Terms, Timeline};
@@ -70,7 +69,7 @@ impl Standing {
 
     /// What so much more would come to.
     pub fn charge(&self, quantity: i64, price: Option<&Price>) -> Result<Charge> {
-        self.tally.charge(quantity, self.terms.allowance, self.unsettled, price).map_err(catalog::too_large)
+        self.tally.charge(quantity, self.terms.allowance, self.unsettled, price).map_err(price::too_large)
     }
 }
 

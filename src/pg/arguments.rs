@@ -3,6 +3,7 @@
 use crate::base::error::{Error, Result};
 use crate::base::units;
 use crate::pg::jsonb::Jsonb;
+use serde_json::Value;
 use uuid::Uuid;
 
 /// Longest idempotency key, in bytes.
@@ -75,4 +76,9 @@ pub fn too_long_metadata() -> Error {
 /// Its text, as the server prints it.
 pub fn metadata_text(value: Option<Jsonb>) -> Result<String> {
     Ok(metadata(value)?.map_or_else(|| "{}".to_owned(), Jsonb::text))
+}
+
+/// A JSON document as a value.
+pub fn document(argument: &str, value: Jsonb) -> Result<Value> {
+    value.value().ok_or_else(|| Error::invalid(argument, "holds a number or a depth that is out of range"))
 }

@@ -2,10 +2,7 @@
 //!
 //! Not advisory locks: those may be taken by any role of the database, who could so stop whatever waits for them.
 
-use crate::access;
-use crate::pg::raise::or_raise;
 use pgrx::pg_sys;
-use pgrx::prelude::*;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Waits until nobody else has the turn of that name, and keeps it to the end of the transaction. Two names that share a number by
@@ -26,19 +23,4 @@ pub fn take(name: impl Hash) {
         };
         pg_sys::LockAcquire(&raw const tag, pg_sys::ExclusiveLock.cast_signed(), false, false);
     }
-}
-
-/// Waits for a turn, for bodies in plpgsql; nobody else can take one.
-#[pg_extern(
-    volatile,
-    sql = r#"
-create function billing_internal.take_turn(name text) returns void
-    language c volatile
-    as 'MODULE_PATHNAME', 'take_turn_wrapper';"#
-)]
-fn take_turn(name: Option<&str>) {
-    or_raise(access::administrator(|| {
-        take(name);
-        Ok(())
-    }));
 }

@@ -2,10 +2,10 @@
 
 use crate::access;
 use crate::base::error::{Error, Result};
+use crate::base::hash;
 use crate::base::time::{self, Moment};
 use crate::catalog::cache;
 use crate::catalog::pack::{Pack, Quote};
-use crate::ledger::chain;
 use crate::ledger::store as ledger;
 use crate::outbox;
 use crate::payments::quote::quote;
@@ -166,7 +166,7 @@ fn start_purchase(
         let key = arguments::key(idempotency_key)?;
         let metadata = arguments::metadata_text(metadata)?;
         let text = amount.map(|amount| amount.to_string());
-        let hash = chain::fingerprint(
+        let hash = hash::fingerprint(
             "start_purchase",
             &[
                 Some(name),

@@ -1,3 +1,3 @@
-//! The tables: their declarations, their version, and `install()`.
+//! The tables: their version here, and what each of them consists of.
 
-pub mod install;
+pub mod version;

@@ -3,8 +3,8 @@
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
 use crate::base::units;
-use crate::catalog;
 use crate::catalog::cache::{self, Metric};
+use crate::catalog::price;
 use crate::ledger::debts::Debt;
 use crate::pg::spi::{At, Db, Row};
 use crate::plans::period::{Span, Timeline};
@@ -219,7 +219,7 @@ impl Work<'_> {
         let price = price.as_deref();
         let today = cache::price(self.db, metric, Some(self.org_id), self.now)?;
         let superseded = price != today.as_deref();
-        let charge = counter.tally.settle(quantity, terms.allowance, price, superseded).map_err(catalog::too_large)?;
+        let charge = counter.tally.settle(quantity, terms.allowance, price, superseded).map_err(price::too_large)?;
         if charge.credits > 0 {
             self.debts.push(Debt {
                 unit: price.map_or_else(|| units::CREDIT.to_owned(), |p| p.unit.clone()),

@@ -5,9 +5,8 @@ use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
 use crate::base::units;
 use crate::call::to_json;
-use crate::catalog;
 use crate::catalog::cache::{self, Metric};
-use crate::catalog::price::Price;
+use crate::catalog::price::{self, Price};
 use crate::ledger::chain;
 use crate::ledger::rows;
 use crate::ledger::store::{self, Replay};
@@ -336,7 +335,7 @@ fn consume(db: &Db, locked: &mut Locked, priced: &Priced) -> Result<Consumption>
 }
 
 fn charge_plain(price: Option<&Price>, quantity: i64) -> Result<i64> {
-    price.map_or(Ok(0), |price| price.charge(0, quantity).map_err(catalog::too_large))
+    price.map_or(Ok(0), |price| price.charge(0, quantity).map_err(price::too_large))
 }
 
 /// False where a key was taken meanwhile: nothing was written.

@@ -7,11 +7,13 @@
 
 use crate::access;
 use crate::base::error::{Error, Result};
+use crate::base::hash::Hash;
 use crate::base::time::{INFINITY, Moment};
 use crate::base::units;
 use crate::call::Answer;
-use crate::catalog::{self, cache};
-use crate::ledger::chain::{self, Content, Hash, Position};
+use crate::catalog::cache;
+use crate::catalog::price;
+use crate::ledger::chain::{self, Content, Position};
 use crate::ledger::lanes::{self, Step, Waits};
 use crate::ledger::recent::{Entry, Recent};
 use crate::ledger::rows::{self, EntryRow, column, number};
@@ -255,7 +257,7 @@ fn plan(db: &Db, asked: &Asked<'_>) -> Result<Option<Plan>> {
     let Some(price) = price else {
         return Ok(Some(Plan { now, unit: units::CREDIT.to_owned(), credits: 0 }));
     };
-    let credits = price.charge(0, asked.quantity).map_err(catalog::too_large)?;
+    let credits = price.charge(0, asked.quantity).map_err(price::too_large)?;
     Ok(Some(Plan { now, unit: price.unit.clone(), credits }))
 }
 

@@ -5,9 +5,8 @@ use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
 use crate::base::units;
 use crate::call::{Answer, Call, Key};
-use crate::catalog;
 use crate::catalog::cache::{self, Metric};
-use crate::catalog::price::Price;
+use crate::catalog::price::{self, Price};
 use crate::ledger::chain::{self, HoldTerms};
 use crate::ledger::wallet::{Facts, Hold, Operation, Part, Wallet, split};
 use crate::ledger::{rows, store};
@@ -266,8 +265,7 @@ fn reserve_credits(
                 let unit = found.as_ref().map_or(units::CREDIT, |p| p.unit.as_str());
                 let is_plain = known.is_plain(found.as_deref());
                 let lane = if is_plain {
-                    let credits =
-                        found.as_ref().map_or(Ok(0), |p| p.charge(0, quantity).map_err(catalog::too_large))?;
+                    let credits = found.as_ref().map_or(Ok(0), |p| p.charge(0, quantity).map_err(price::too_large))?;
                     store::lock_known(db, org_id, unit, credits, now)
                 } else {
                     // It may cost nothing: that is for the counters to say.
@@ -354,7 +352,7 @@ fn charge(metered: Option<&Metered>, metric: &Metric, quantity: i64, price: Opti
         (Some(metered), price) => metered.charge(metric, quantity, price),
         (None, None) => Ok(Charge::default()),
         (None, Some(price)) => {
-            let credits = price.charge(0, quantity).map_err(catalog::too_large)?;
+            let credits = price.charge(0, quantity).map_err(price::too_large)?;
             Ok(Charge { credits, ..Charge::default() })
         }
     }

@@ -2,12 +2,13 @@
 
 use crate::access;
 use crate::base::error::{Error, Result};
+use crate::base::hash;
 use crate::base::time::{self, Moment};
 use crate::base::units;
 use crate::call::{Answer, to_json};
 use crate::catalog::cache;
 use crate::catalog::plan::{Limit, Plan};
-use crate::ledger::chain;
+
 use crate::ledger::store as ledger;
 use crate::pg::arguments::{self, required, required_uuid};
 use crate::pg::clock;
@@ -75,7 +76,7 @@ impl<'a> Call<'a> {
         let metadata = arguments::metadata_text(metadata)?;
         let mut all = arguments.to_vec();
         all.push(Some(&metadata));
-        Ok(Self { org_id, key: arguments::key(key)?, hash: chain::fingerprint(function, &all), metadata })
+        Ok(Self { org_id, key: arguments::key(key)?, hash: hash::fingerprint(function, &all), metadata })
     }
 
     /// Does the work under the wallet's lock, and gives a repeated call its first answer.

@@ -4,9 +4,8 @@
 
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
-use crate::catalog;
 use crate::catalog::cache::Metric;
-use crate::catalog::price::Price;
+use crate::catalog::price::{self, Price};
 use crate::ledger::rows::number;
 use crate::pg::heap::{self, Attempt, Changed, Held, Is, Key, Snapshot, Table, Value, Write, shapes};
 use crate::pg::spi::{At, Db, Row, ToSql};
@@ -288,7 +287,7 @@ impl Metered {
     /// What a consumption of so much comes to; refused where the allowance is used up and there is no price.
     pub fn charge(&self, metric: &Metric, quantity: i64, price: Option<&Price>) -> Result<Charge> {
         let tally = &self.counter.tally;
-        let charge = tally.charge(quantity, self.terms.allowance, self.unsettled, price).map_err(catalog::too_large)?;
+        let charge = tally.charge(quantity, self.terms.allowance, self.unsettled, price).map_err(price::too_large)?;
         if charge.overage > 0 && price.is_none() && self.terms.ends_at_allowance(metric.tier.as_deref()) {
             let remaining = tally.remaining(self.terms.allowance, self.unsettled).unwrap_or(0);
             return Err(Error::plan_limit(&metric.name, self.terms.allowance.unwrap_or(0), remaining, quantity));
@@ -299,7 +298,7 @@ impl Metered {
     /// Notes that it was made.
     pub fn take(&mut self, charge: Charge, price: Option<&Price>) -> Result<()> {
         self.changed = true;
-        self.counter.tally.add(charge, price).map_err(catalog::too_large)
+        self.counter.tally.add(charge, price).map_err(price::too_large)
     }
 }
 

@@ -3,10 +3,11 @@
 use crate::access;
 use crate::base::error::{Error, Result};
 use crate::base::time::INFINITY;
-use crate::catalog::{self, cache};
+use crate::catalog::cache;
 use crate::ledger::rows;
 use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
+use crate::limits::cost;
 use crate::payments::store as payments;
 use crate::pg::arguments::{positive, required, required_uuid, unit};
 use crate::pg::clock;
@@ -176,7 +177,7 @@ fn explain_consumption(
         spi::connect(|db| {
             cache::require_installed(db)?;
             access::authorize(db, org_id)?;
-            let (unit, credits) = catalog::cost(db, metric, quantity, Some(org_id), clock::now())?;
+            let (unit, credits) = cost::cost(db, metric, quantity, Some(org_id), clock::now())?;
             let Some(mut wallet) = current(db, org_id, &unit, true)? else {
                 if !store::org_was_known(db, org_id) {
                     return Err(Error::unknown("unknown_org", org_id.to_string()));

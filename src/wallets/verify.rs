@@ -4,11 +4,12 @@
 
 use crate::access;
 use crate::base::error::Result;
+use crate::base::hash::Hash;
 use crate::base::time::INFINITY;
 use crate::catalog::cache;
 use crate::catalog::price::Price;
 use crate::ledger::audit::{self, Stored, Violation, Walk};
-use crate::ledger::chain::{self, Hash, HoldTerms, Terms};
+use crate::ledger::chain::{self, HoldTerms, Terms};
 use crate::pg::arguments::optional_uuid;
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, Db, Row};

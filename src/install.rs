@@ -5,42 +5,42 @@ use crate::base::error::Error;
 use crate::catalog::cache;
 use crate::pg::heap;
 use crate::pg::raise::or_raise;
-use crate::pg::spi::{self, Rows, Statement};
+use crate::pg::spi;
 use crate::pg::turn;
+use crate::schema::version::{self, LATEST};
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 
 /// Numbered migrations, each applied once, in order.
 const MIGRATIONS: [(i64, &str, &str); 16] = [
-    (1, "ledger", include_str!("../../sql/migrations/0001_ledger.sql")),
-    (2, "catalog", include_str!("../../sql/migrations/0002_catalog.sql")),
-    (3, "guards", include_str!("../../sql/migrations/0003_guards.sql")),
-    (4, "plans", include_str!("../../sql/migrations/0004_plans.sql")),
-    (5, "metering", include_str!("../../sql/migrations/0005_metering.sql")),
-    (6, "usage", include_str!("../../sql/migrations/0006_usage.sql")),
-    (7, "settlement", include_str!("../../sql/migrations/0007_settlement.sql")),
-    (8, "lanes", include_str!("../../sql/migrations/0008_lanes.sql")),
-    (9, "hot_wallets", include_str!("../../sql/migrations/0009_hot_wallets.sql")),
-    (10, "fewer_checks", include_str!("../../sql/migrations/0010_fewer_checks.sql")),
-    (11, "gift_cards", include_str!("../../sql/migrations/0011_gift_cards.sql")),
-    (12, "payments", include_str!("../../sql/migrations/0012_payments.sql")),
-    (13, "slim_ledger", include_str!("../../sql/migrations/0013_slim_ledger.sql")),
-    (14, "recent", include_str!("../../sql/migrations/0014_recent.sql")),
-    (15, "holds", include_str!("../../sql/migrations/0015_holds.sql")),
-    (16, "security", include_str!("../../sql/migrations/0016_security.sql")),
+    (1, "ledger", include_str!("../sql/migrations/0001_ledger.sql")),
+    (2, "catalog", include_str!("../sql/migrations/0002_catalog.sql")),
+    (3, "guards", include_str!("../sql/migrations/0003_guards.sql")),
+    (4, "plans", include_str!("../sql/migrations/0004_plans.sql")),
+    (5, "metering", include_str!("../sql/migrations/0005_metering.sql")),
+    (6, "usage", include_str!("../sql/migrations/0006_usage.sql")),
+    (7, "settlement", include_str!("../sql/migrations/0007_settlement.sql")),
+    (8, "lanes", include_str!("../sql/migrations/0008_lanes.sql")),
+    (9, "hot_wallets", include_str!("../sql/migrations/0009_hot_wallets.sql")),
+    (10, "fewer_checks", include_str!("../sql/migrations/0010_fewer_checks.sql")),
+    (11, "gift_cards", include_str!("../sql/migrations/0011_gift_cards.sql")),
+    (12, "payments", include_str!("../sql/migrations/0012_payments.sql")),
+    (13, "slim_ledger", include_str!("../sql/migrations/0013_slim_ledger.sql")),
+    (14, "recent", include_str!("../sql/migrations/0014_recent.sql")),
+    (15, "holds", include_str!("../sql/migrations/0015_holds.sql")),
+    (16, "security", include_str!("../sql/migrations/0016_security.sql")),
 ];
 
 /// What refers to functions of the extension, and so may have gone with DROP EXTENSION … CASCADE: put back on every
 /// install(). The scripts change nothing where all is in place.
 const STANDING: [&str; 4] = [
-    include_str!("../../sql/standing/views.sql"),
-    include_str!("../../sql/standing/policies.sql"),
-    include_str!("../../sql/standing/rights.sql"),
-    include_str!("../../sql/standing/metering.sql"),
+    include_str!("../sql/standing/views.sql"),
+    include_str!("../sql/standing/policies.sql"),
+    include_str!("../sql/standing/rights.sql"),
+    include_str!("../sql/standing/metering.sql"),
 ];
 
-/// The version of the tables that this library works with.
-pub const LATEST: i64 = MIGRATIONS[MIGRATIONS.len() - 1].0;
+const _: () = assert!(MIGRATIONS[MIGRATIONS.len() - 1].0 == LATEST, "the last migration makes the latest version");
 
 const BOOKKEEPING: &str = "
 create table if not exists billing.migrations (
@@ -55,22 +55,15 @@ comment on column billing.migrations.applied_at is 'When install() applied it.';
 comment on schema billing is 'Billing by the extension pg_billing: wallets, grants, ledger, catalog.';";
 
 statements! {
-    APPLIED() = "select coalesce(max(version), 0)::int8 from billing.migrations";
     RECORD(int8, text) = "insert into billing.migrations (version, name) values ($1, $2)";
     DROP_FOREIGN_THINGS() = "select billing_internal.drop_foreign_things()";
     FIND_ROLES() = "select billing_internal.find_roles()";
     TAKE_FOREIGN_RIGHTS() = "select billing_internal.take_foreign_rights()";
-    TABLES_THERE() = "select to_regclass('billing.migrations') is not null";
 }
 
 receipt! {
     /// What is installed.
     VersionStatus as "version_status" { library: String, tables_needed: i64, tables_installed: i64 }
-}
-
-fn applied(run: impl Fn(&'static std::thread::LocalKey<Statement>) -> Rows) -> i64 {
-    let there = run(&TABLES_THERE).first().is_some_and(|row| row.get(0));
-    if there { run(&APPLIED).first().map_or(0, |row| row.get(0)) } else { 0 }
 }
 
 /// Creates the tables of pg_billing, or migrates them after ALTER EXTENSION … UPDATE; says what it did.
@@ -92,7 +85,7 @@ fn install() -> String {
         let dropped = db.write(&DROP_FOREIGN_THINGS, &[]).first().and_then(|row| row.opt::<String>(0));
         access::require_sound()?;
         // On a snapshot of its own: another install may have committed while this one waited for its turn.
-        let before = applied(|statement| db.write(statement, &[]));
+        let before = version::installed(|statement| db.write(statement, &[]));
         if before > LATEST {
             return Err(Error::not_installed(before, LATEST));
         }
@@ -145,6 +138,6 @@ fn version() -> VersionStatus {
     VersionStatus {
         library: env!("CARGO_PKG_VERSION").to_owned(),
         tables_needed: LATEST,
-        tables_installed: spi::connect(|db| applied(|statement| db.read(statement, &[]))),
+        tables_installed: spi::connect(|db| version::installed(|statement| db.read(statement, &[]))),
     }
 }
