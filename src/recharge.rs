@@ -9,13 +9,13 @@ use crate::catalog::cache;
 use crate::ledger::store as ledger;
 use crate::outbox;
 use crate::payments::quote::quote;
+use crate::payments::request;
 use crate::payments::state::Status;
 use crate::payments::store::{self, Payment};
 use crate::pg::arguments::{positive, required, required_uuid};
 use crate::pg::clock;
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, At, Db};
-use crate::purchases::purchase;
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 use serde_json::json;
@@ -152,11 +152,11 @@ pub fn consider(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) {
         }
         Verdict::Due => {
             let provider: String = row.get(3);
-            let mut payment = purchase::of_pack(org_id, &pack, &currency, quote, ("auto_recharge", &provider));
+            let mut payment = request::of_pack(org_id, &pack, &currency, quote, ("auto_recharge", &provider));
             let customer: Option<String> = row.opt(4);
             payment.customer = customer.or_else(|| store::customer_of(db, org_id, &provider));
             payment.payment_method = row.opt(5);
-            purchase::request(db, &mut payment, 1);
+            request::request(db, &mut payment, 1);
             store::insert(db, &payment, None, "{}", now);
             alerts::resolve(db, org_id, "recharge_ceiling", unit, now);
         }
@@ -229,14 +229,14 @@ fn configure_auto_recharge(
         let name = required("pack", pack)?;
         let currency = required("currency", currency)?;
         let ceiling = monthly_ceiling.map(|ceiling| positive("monthly_ceiling", Some(ceiling))).transpose()?;
-        let provider = purchase::provider(provider)?;
-        let customer = purchase::short("customer", customer)?;
-        let payment_method = purchase::short("payment_method", payment_method)?;
+        let provider = request::provider(provider)?;
+        let customer = request::provider_id("customer", customer)?;
+        let payment_method = request::provider_id("payment_method", payment_method)?;
         let enabled = required("enabled", enabled)?;
         spi::connect(|db| {
             cache::require_installed(db)?;
             access::authorize(db, org_id)?;
-            purchase::check_customer(db, org_id, provider, customer.as_deref())?;
+            request::check_customer(db, org_id, provider, customer.as_deref())?;
             let pack = cache::pack(db, name)?;
             let quote = quote(db, &pack, currency, None)?;
             if ceiling.is_some_and(|ceiling| ceiling < quote.total) {

@@ -6,8 +6,8 @@
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, Moment};
 use crate::pg::background;
+use crate::pg::random;
 use crate::pg::spi::{self, At, Db};
-use crate::secrets;
 use crate::{args, statements};
 use pgrx::prelude::*;
 use std::fmt;
@@ -90,7 +90,7 @@ pub fn check(db: &Db, org_id: Uuid, now: Moment) -> Result<()> {
 pub fn note(db: &Db, org_id: Uuid, now: Moment) -> Error {
     // SAFETY: reads a global.
     let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
-    let id = uuid::Builder::from_random_bytes(secrets::random()).into_uuid();
+    let id = uuid::Builder::from_random_bytes(random::bytes()).into_uuid();
     let attempt = Attempt { database, org_id, at: now, id };
     let was_run = background::run(WORKER, &attempt.to_string());
     let is_noted = spi::on_newest_snapshot(|| db.read(&IS_NOTED, args![org_id, At(now), id]).count() > 0);

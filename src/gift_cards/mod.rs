@@ -23,6 +23,7 @@ use crate::pg::arguments::{positive, required, required_uuid, unit};
 use crate::pg::clock;
 use crate::pg::jsonb::{self, Jsonb};
 use crate::pg::raise::or_raise;
+use crate::pg::random;
 use crate::pg::spi::{self, Db};
 use crate::receipt;
 use crate::secrets;
@@ -121,7 +122,7 @@ fn create_gift_cards(
                 return Err(Error::invalid("expires_at", "must be in the future"));
             }
             let key = secrets::secret(db, SECRET);
-            let codes: Vec<Code> = (0..count).map(|_| Code::new(secrets::random())).collect();
+            let codes: Vec<Code> = (0..count).map(|_| Code::new(random::bytes())).collect();
             let hashes: Vec<CodeHash> = codes.iter().map(|code| code.hash(&key)).collect();
             let batch = Batch { name, unit, credits, metrics, max_redemptions, expires_at, validity, source, metadata };
             store::create(db, &hashes, batch, now);

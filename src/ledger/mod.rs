@@ -6,5 +6,6 @@ pub mod debts;
 pub mod lanes;
 pub mod recent;
 pub mod rows;
+pub mod spendable;
 pub mod store;
 pub mod wallet;

@@ -5,6 +5,7 @@ use crate::base::error::{Error, Result};
 use crate::base::units;
 use crate::catalog::cache;
 use crate::catalog::plan::Limit;
+use crate::ledger::spendable::spendable;
 use crate::limits::caps;
 use crate::limits::standing::Reader;
 use crate::pg::arguments::{positive, required, required_uuid};
@@ -12,7 +13,6 @@ use crate::pg::clock;
 use crate::pg::heap::{Is, Key, Snapshot, Table, shapes};
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, Db, ToSql};
-use crate::wallets::balance;
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 use uuid::Uuid;
@@ -100,7 +100,7 @@ fn check(db: &Db, org_id: Uuid, metric: &str, quantity: i64) -> Result<LimitStat
     let reader = Reader::new(db, org_id, now)?;
     let standing = reader.standing(&metric)?;
     let charge = standing.charge(quantity, price.as_deref())?;
-    let mut spendable = balance::spendable(db, org_id, unit, Some(&metric.name))?;
+    let mut spendable = spendable(db, org_id, unit, Some(&metric.name))?;
     if unit == units::CREDIT {
         spendable = spendable.saturating_add(reader.credits_due());
     }

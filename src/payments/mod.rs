@@ -2,6 +2,7 @@
 
 pub mod providers;
 pub mod quote;
+pub mod request;
 pub mod secrets;
 pub mod state;
 pub mod store;

@@ -6,6 +6,7 @@ pub mod clock;
 pub mod heap;
 pub mod jsonb;
 pub mod raise;
+pub mod random;
 pub mod receipt;
 pub mod search_path;
 pub mod spi;

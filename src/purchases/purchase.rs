@@ -5,11 +5,11 @@ use crate::base::error::{Error, Result};
 use crate::base::hash;
 use crate::base::time::{self, Moment};
 use crate::catalog::cache;
-use crate::catalog::pack::{Pack, Quote};
+use crate::catalog::pack::Pack;
 use crate::ledger::store as ledger;
-use crate::outbox;
 use crate::payments::quote::quote;
-use crate::payments::state::{Money, Status};
+use crate::payments::request;
+use crate::payments::state::Status;
 use crate::payments::store::{self, Payment};
 use crate::pg::arguments::{self, positive, required, required_uuid};
 use crate::pg::clock;
@@ -17,10 +17,8 @@ use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, At, Db};
 use crate::purchases::money;
-use crate::secrets;
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
-use serde_json::json;
 use uuid::Uuid;
 
 statements! {
@@ -73,67 +71,6 @@ impl From<Payment> for PaymentStatus {
     }
 }
 
-/// A time-ordered id (RFC 9562, version 7) that nobody can guess.
-pub fn new_id() -> Uuid {
-    let random = secrets::random::<10>();
-    // SAFETY: reads the clock.
-    let now = unsafe { pg_sys::GetCurrentTimestamp() };
-    // Milliseconds of the Unix epoch.
-    let millis = u64::try_from(now / 1000 + 946_684_800_000).unwrap_or_default();
-    uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
-}
-
-/// A payment for a pack that has not begun.
-pub fn of_pack(org_id: Uuid, pack: &Pack, currency: &str, quote: Quote, (source, provider): (&str, &str)) -> Payment {
-    Payment {
-        org_id,
-        payment_id: new_id(),
-        money: Money { total: quote.total, ..Money::default() },
-        source: source.to_owned(),
-        provider: provider.to_owned(),
-        pack: Some(pack.name.clone()),
-        unit: pack.unit.clone(),
-        currency: currency.to_owned(),
-        validity: pack.validity.map(|validity| validity.to_string()),
-        credits: quote.credits,
-        bonus: quote.bonus,
-        metrics: pack.metrics.clone(),
-        priority: pack.priority,
-        price: quote.price,
-        tax: quote.tax,
-        fee: quote.fee,
-        ..Payment::default()
-    }
-}
-
-/// Asks a worker to charge it.
-pub fn request(db: &Db, payment: &mut Payment, attempt: i64) {
-    payment.money.status = Status::Processing;
-    outbox::emit(
-        db,
-        payment.org_id,
-        "payment.requested",
-        &json!({
-            "payment_id": payment.payment_id.to_string(),
-            "provider": payment.provider,
-            "amount_minor": payment.money.total,
-            "currency": payment.currency,
-            "customer": payment.customer,
-            "payment_method": payment.payment_method,
-            "description": payment.pack,
-            // Whoever is asked twice charges once.
-            "idempotency_key": format!("pg_billing-{}-{attempt}", payment.payment_id),
-        }),
-    );
-}
-
-/// The names of providers are short and plain.
-pub fn provider(name: Option<&str>) -> Result<&str> {
-    let name = required("provider", name)?;
-    let is_plain = (1..=40).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
-    if is_plain { Ok(name) } else { Err(Error::invalid("provider", "must be 1 to 40 letters a-z or _")) }
-}
-
 /// Starts the purchase of a pack: notes what is to be paid and what it will bring. Nothing is granted before the provider reports
 /// the money.
 ///
@@ -159,10 +96,10 @@ fn start_purchase(
     or_raise(access::customer(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let name = required("pack", pack)?;
-        let provider = self::provider(provider)?;
+        let provider = request::provider(provider)?;
         let amount = amount.map(|amount| positive("amount", Some(amount))).transpose()?;
-        let customer = short("customer", customer)?;
-        let payment_method = short("payment_method", payment_method)?;
+        let customer = request::provider_id("customer", customer)?;
+        let payment_method = request::provider_id("payment_method", payment_method)?;
         let key = arguments::key(idempotency_key)?;
         let metadata = arguments::metadata_text(metadata)?;
         let text = amount.map(|amount| amount.to_string());
@@ -195,13 +132,13 @@ fn start_purchase(
             bound(db, org_id)?;
             let currency = currency_of(&pack, currency)?;
             let quote = quote(db, &pack, currency, amount)?;
-            let mut payment = of_pack(org_id, &pack, currency, quote, ("purchase", provider));
+            let mut payment = request::of_pack(org_id, &pack, currency, quote, ("purchase", provider));
             payment.request_hash = Some(hash);
             let asks = customer.is_some();
-            check_customer(db, org_id, provider, customer.as_deref())?;
+            request::check_customer(db, org_id, provider, customer.as_deref())?;
             (payment.customer, payment.payment_method) = (customer, payment_method);
             if asks {
-                request(db, &mut payment, 1);
+                request::request(db, &mut payment, 1);
             }
             store::insert(db, &payment, key, &metadata, clock::now());
             store::look_for_signals(db, org_id, None);
@@ -238,25 +175,6 @@ fn currency_of<'a>(pack: &'a Pack, named: Option<&'a str>) -> Result<&'a str> {
             Err(Error::invalid("currency", "must be named: the pack has prices in several")
                 .with("pack", pack.name.clone()))
         }
-    }
-}
-
-/// Nobody charges another's card: a customer that is another org's is refused, and members name only one that is known to be
-/// theirs.
-pub fn check_customer(db: &Db, org_id: Uuid, provider: &str, customer: Option<&str>) -> Result<()> {
-    let Some(customer) = customer else { return Ok(()) };
-    match store::org_of_customer(db, provider, customer) {
-        Some(owner) if owner == org_id => Ok(()),
-        None if access::sees_every_org()? => Ok(()),
-        _ => Err(Error::invalid("customer", "is not known to be a customer of this org")),
-    }
-}
-
-/// An id of a provider.
-pub fn short(name: &str, value: Option<&str>) -> Result<Option<String>> {
-    match value {
-        Some(text) if text.is_empty() || text.len() > 200 => Err(Error::invalid(name, "must have 1 to 200 bytes")),
-        value => Ok(value.map(str::to_owned)),
     }
 }
 
@@ -320,7 +238,7 @@ fn link_payment(org_id: Option<pgrx::Uuid>, payment_id: Option<pgrx::Uuid>, prov
     or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let payment_id = required_uuid("payment_id", payment_id)?;
-        let known = required("provider_ref", short("provider_ref", provider_ref)?)?;
+        let known = required("provider_ref", request::provider_id("provider_ref", provider_ref)?)?;
         spi::connect(|db| {
             cache::require_installed(db)?;
             let payment = money::change(db, org_id, payment_id, |_| Ok(()))?;
@@ -338,8 +256,8 @@ fn link_payment(org_id: Option<pgrx::Uuid>, payment_id: Option<pgrx::Uuid>, prov
 fn link_customer(org_id: Option<pgrx::Uuid>, provider: Option<&str>, customer: Option<&str>) {
     or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
-        let provider = self::provider(provider)?;
-        let customer = required("customer", short("customer", customer)?)?;
+        let provider = request::provider(provider)?;
+        let customer = required("customer", request::provider_id("customer", customer)?)?;
         spi::connect(|db| {
             cache::require_installed(db)?;
             match store::org_of_customer(db, provider, &customer) {

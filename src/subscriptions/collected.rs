@@ -10,12 +10,12 @@ use crate::ledger::store as ledger;
 use crate::outbox;
 use crate::payments::providers::event::{InvoiceFact, SubscriptionFact, SubscriptionState};
 use crate::payments::quote::quote;
+use crate::payments::request;
 use crate::payments::state::Money;
 use crate::payments::store::{self, Payment};
 use crate::pg::clock;
 use crate::pg::spi::{At, Db};
 use crate::purchases::money;
-use crate::purchases::purchase;
 use crate::settlement;
 use crate::subscriptions::subscribe;
 use crate::webhooks::Done;
@@ -129,7 +129,7 @@ pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Res
             if fact.amount >= quote.price.saturating_mul(2) || fact.prices.len() > 1 {
                 return Ok(Done::Review("several_items", Some(org_id)));
             }
-            let mut new = purchase::of_pack(org_id, &pack, &fact.currency, quote, ("subscription", provider));
+            let mut new = request::of_pack(org_id, &pack, &fact.currency, quote, ("subscription", provider));
             new.money.total = fact.amount;
             store::insert(db, &new, None, "{}", clock::now());
             money::change(db, org_id, new.payment_id, |payment| {
@@ -184,7 +184,7 @@ fn collect(
     }
     let mut payment = Payment {
         org_id,
-        payment_id: purchase::new_id(),
+        payment_id: request::new_id(),
         money: Money { total: fact.amount, paid: true, ..Money::default() },
         paid_at: Some(now),
         source: "subscription".to_owned(),

@@ -4,14 +4,13 @@ use crate::access;
 use crate::base::error::{Error, Result};
 use crate::base::time::INFINITY;
 use crate::catalog::cache;
-use crate::ledger::rows;
+use crate::ledger::spendable::{current, spendable};
 use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
 use crate::limits::cost;
 use crate::payments::store as payments;
 use crate::pg::arguments::{positive, required, required_uuid, unit};
 use crate::pg::clock;
-use crate::pg::heap::{Snapshot, Table, shapes};
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, Db};
 use crate::{args, receipt, statements};
@@ -43,16 +42,6 @@ statements! {
         "select sum(consumed)::int8 from billing.lanes where org_id = $1 and unit = $2";
     SETTINGS(uuid, text) =
         "select owner_type, low_balance_threshold, created_at from billing.wallet_settings where org_id = $1 and unit = $2";
-}
-
-/// The wallet as it is at this moment, for reading; None when there is none.
-fn current(db: &Db, org_id: Uuid, unit: &str, with_lots: bool) -> Result<Option<Wallet>> {
-    let Some(lane) = store::peek(db, org_id, unit) else { return Ok(None) };
-    let mut wallet = Wallet::new(lane, clock::now());
-    if with_lots || !wallet.is_fresh() || wallet.lane.is_split() {
-        store::load_read_only(db, &mut wallet)?;
-    }
-    Ok(Some(wallet))
 }
 
 /// See [`get_wallet`]; `locked` when the caller has just written.
@@ -93,18 +82,6 @@ pub fn wallet_status(db: &Db, org_id: Uuid, unit: &str, locked: bool) -> Result<
         future,
         created_at: settings.get(2),
     })
-}
-
-/// What the org can spend now, on a metric where one is named.
-pub fn spendable(db: &Db, org_id: Uuid, unit: &str, metric: Option<&str>) -> Result<i64> {
-    if let Some(lanes) = Table::open_to_read(&shapes::LANES) {
-        let now = clock::now();
-        match rows::glance(&mut lanes.finder(&shapes::LANES_KEY, Snapshot::Callers), org_id, unit, now) {
-            Some(seen) if now < seen.fast_until => return Ok(seen.total),
-            _ => {}
-        }
-    }
-    Ok(current(db, org_id, unit, true)?.map_or(0, |wallet| wallet.spendable(metric)))
 }
 
 /// What the org can spend now; with `metric`, on that metric, credit scoped to it included.
