@@ -10,6 +10,7 @@ use crate::pg::arguments;
 use crate::pg::clock;
 use crate::pg::jsonb::Jsonb;
 use crate::pg::spi::{self, Db};
+use crate::posting;
 use crate::settlement;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -111,8 +112,8 @@ impl Call {
             let wallets = std::slice::from_mut(&mut wallet);
             if !looks_later {
                 // What the work has written goes with the error.
-                store::save(db, wallets, &self.metadata)?;
-            } else if !store::save_new(db, wallets, &self.metadata)? {
+                posting::save(db, wallets, &self.metadata)?;
+            } else if !posting::save_new(db, wallets, &self.metadata)? {
                 return self.replay(db)?.ok_or_else(Error::contended);
             }
             then(db, &wallet)?;

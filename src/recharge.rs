@@ -2,7 +2,7 @@
 //! last not at all. The payment itself is asked for through the outbox.
 
 use crate::access;
-use crate::alerts;
+use crate::alerts::{self, BalanceChange, Open};
 use crate::base::error::{Error, Result};
 use crate::base::time::{Moment, Period};
 use crate::catalog::cache;
@@ -125,7 +125,7 @@ fn verdict(facts: &Facts) -> Verdict {
 }
 
 /// Buys what is set where a wallet, which is locked, has less than its threshold.
-pub fn consider(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) {
+fn consider(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) {
     let lately = At(now.saturating_sub(60 * MINUTE));
     let rows = db.write(&READ, args![org_id, unit, At(Period::Month.start(now)), lately]);
     let Some(row) = rows.first() else { return };
@@ -163,6 +163,22 @@ pub fn consider(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) {
     }
 }
 
+/// Looks at a wallet, which is locked, as it stands: for alerts, and for whether a purchase is due.
+fn look(db: &Db, org_id: Uuid, unit: &str, now: Moment) -> Result<()> {
+    let lane = ledger::lock(db, org_id, unit).ok_or(Error::corrupt("a wallet that was locked is gone"))?;
+    let (balance, base, threshold) = (ledger::balance(db, &lane), lane.alert_base, lane.alert_below);
+    let change = BalanceChange { unit, balance, base, threshold };
+    on_balance_change(db, org_id, &Open::of(db, org_id), change, now)
+}
+
+/// Raises the alerts of a balance that has changed, and starts the purchase that it makes due. The wallet must be locked.
+pub fn on_balance_change(db: &Db, org_id: Uuid, open: &Open, change: BalanceChange<'_>, now: Moment) -> Result<()> {
+    if alerts::balance(db, org_id, open, change, now)? {
+        consider(db, org_id, change.unit, change.balance, now);
+    }
+    Ok(())
+}
+
 /// A payment of it came to an end.
 pub fn ended(db: &Db, payment: &Payment, now: Moment) -> Result<()> {
     let (org_id, unit) = (payment.org_id, payment.unit.as_str());
@@ -170,7 +186,7 @@ pub fn ended(db: &Db, payment: &Payment, now: Moment) -> Result<()> {
         db.write(&SUCCEEDED, args![org_id, unit]);
         alerts::resolve(db, org_id, "recharge_stopped", unit, now);
         // One pack may not be enough, and the threshold may have been crossed since.
-        return alerts::look(db, org_id, unit, now);
+        return look(db, org_id, unit, now);
     }
     let failures = db.write(&FAILURES, args![org_id, unit]).first().map_or(0, |row| row.get::<i32>(0));
     let next = now.saturating_add(pause(failures));
@@ -268,7 +284,7 @@ fn configure_auto_recharge(
                 alerts::resolve(db, org_id, kind, &pack.unit, now);
             }
             // The consumption that crosses the threshold is to look; and it may be crossed already.
-            alerts::look(db, org_id, &pack.unit, now)?;
+            look(db, org_id, &pack.unit, now)?;
             Ok(RechargeStatus {
                 org_id,
                 unit: pack.unit.clone(),

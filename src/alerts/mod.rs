@@ -7,7 +7,6 @@ use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
 use crate::catalog::cache;
 use crate::ledger::rows::{int, number};
-use crate::ledger::store as ledger;
 use crate::ledger::wallet::Lane;
 use crate::limits::caps::{self, Caps};
 use crate::limits::standing::Reader;
@@ -17,7 +16,6 @@ use crate::pg::heap::{Attempt, Is, Key, Snapshot, Table, Write, shapes};
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, At, Db, Rows, ToSql};
 use crate::plans::period::Timeline;
-use crate::recharge;
 use crate::{args, statements};
 use pgrx::prelude::*;
 use uuid::Uuid;
@@ -219,34 +217,32 @@ fn raise_row(org_id: Uuid, alert: &Alert, now: Moment) -> bool {
     table.insert_new(&shapes::ALERTS_OPEN, &row, Attempt::Told)
 }
 
-/// Looks at the balance of a wallet, which is locked, which had `base` after its last grant, and is `known` to be looked at below
-/// some balance.
-pub fn balance(
-    db: &Db,
-    org_id: Uuid,
-    open: &Open,
-    (unit, balance, base, known): (&str, i64, i64, i64),
-    now: Moment,
-) -> Result<()> {
+/// The balance of a wallet that has changed.
+#[derive(Debug, Clone, Copy)]
+pub struct BalanceChange<'a> {
+    /// The unit of the wallet.
+    pub unit: &'a str,
+    /// What it has now.
+    pub balance: i64,
+    /// What it had after its last grant, of which alerts are shares.
+    pub base: i64,
+    /// The balance below which somebody wants to know, as the wallet has noted it.
+    pub threshold: i64,
+}
+
+/// Raises and resolves the alerts of a balance; gives whether it is below the threshold of automatic recharging. The wallet must
+/// be locked.
+pub fn balance(db: &Db, org_id: Uuid, open: &Open, change: BalanceChange<'_>, now: Moment) -> Result<bool> {
+    let BalanceChange { unit, balance, base, threshold } = change;
     let low = open.low.iter().find(|(of, _)| of == unit).map(|(_, below)| *below);
     let shares = cache::alert_settings(db)?.shares;
     let recharge = open.recharge.iter().find(|(of, _)| of == unit).map_or(0, |(_, below)| *below);
     let (alerts, below) = crossed_balance(unit, balance, base, (low.unwrap_or(0), recharge), &shares);
     bring_up_to_date(db, org_id, (open, &["balance", "low_balance"], Some(unit)), &alerts, now);
-    if below != known {
+    if below != threshold {
         db.write(&ALERT_BELOW, args![org_id, unit, below]);
     }
-    if balance < recharge {
-        recharge::consider(db, org_id, unit, balance, now);
-    }
-    Ok(())
-}
-
-/// Looks at a wallet, which is locked, as it stands.
-pub fn look(db: &Db, org_id: Uuid, unit: &str, now: Moment) -> Result<()> {
-    let lane = ledger::lock(db, org_id, unit).ok_or(Error::corrupt("a wallet that was locked is gone"))?;
-    let about = (unit, ledger::balance(db, &lane), lane.alert_base, lane.alert_below);
-    balance(db, org_id, &Open::of(db, org_id), about, now)
+    Ok(balance < recharge)
 }
 
 /// Raises one that no settlement finds by itself, unless it is raised; the wallet is locked.

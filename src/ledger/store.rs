@@ -6,15 +6,12 @@
 
 use crate::base::error::{Error, Result};
 use crate::base::time::{INFINITY, Moment, Period};
-use crate::ledger::recent::Recent;
 use crate::ledger::rows::{self, EntryRow};
 use crate::ledger::wallet::{Away, Budget, Entry, Hold, Lane, Lot, MemberDelta, Part, Saved, Wallet};
 use crate::ledger::{chain, lanes};
-use crate::limits::caps;
 use crate::pg::heap::{Attempt, Table};
 use crate::pg::spi::{self, At, Db, Row};
-use crate::reports::fold;
-use crate::{alerts, args, statements};
+use crate::{args, statements};
 use uuid::Uuid;
 
 macro_rules! lane_columns {
@@ -586,20 +583,16 @@ pub fn find_replay(db: &Db, org_id: Uuid, key: &str) -> Result<Option<Replay>> {
     }
 }
 
-/// Writes what the rules decided.
-pub fn save(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Result<()> {
-    // Whoever has the key was not here when we looked: so it is another request.
-    if save_new(db, wallets, metadata_of_grants)? { Ok(()) } else { Err(key_is_taken(wallets)) }
-}
-
-fn key_is_taken(wallets: &[Wallet]) -> Error {
+/// The error of a call whose key somebody else has taken.
+pub fn key_is_taken(wallets: &[Wallet]) -> Error {
     let entries = || wallets.iter().flat_map(|wallet| &wallet.entries);
     let key = entries().find_map(|entry| entry.request().map(|r| r.key.clone())).unwrap_or_default();
     Error::idempotency_conflict(&key)
 }
 
-/// The same; false, and nothing is written, where a call that was under way elsewhere has taken a key.
-pub fn save_new(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Result<bool> {
+/// Closes the wallets for writing, and writes their entries; false, and nothing is written, where a call that was under way
+/// elsewhere has taken a key.
+pub fn write_entries(db: &Db, wallets: &mut [Wallet]) -> Result<bool> {
     for wallet in wallets.iter_mut() {
         // Credit that goes before what lanes hold goes before it from now on, but for lanes that are held just now.
         for number in wallet.later_lanes() {
@@ -612,34 +605,23 @@ pub fn save_new(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Re
     let may_be_taken = wallets
         .iter()
         .any(|w| (w.lane.is_split() || !w.lanes.is_empty()) && w.entries.iter().any(|e| e.request().is_some()));
-    let is_new = if may_be_taken {
-        spi::unless_in_vain(|| insert_entries(db, &all) == Inserted::All)
-    } else {
-        match insert_entries(db, &all) {
-            Inserted::All => true,
-            Inserted::Nothing => false,
-            // It goes with the error.
-            Inserted::Some => return Err(key_is_taken(wallets)),
-        }
-    };
-    if is_new {
-        for wallet in all {
-            save_wallet(db, wallet, metadata_of_grants)?;
-        }
+    if may_be_taken {
+        return Ok(spi::unless_in_vain(|| insert_entries(db, &all) == Inserted::All));
     }
-    Ok(is_new)
+    match insert_entries(db, &all) {
+        Inserted::All => Ok(true),
+        Inserted::Nothing => Ok(false),
+        // It goes with the error.
+        Inserted::Some => Err(key_is_taken(wallets)),
+    }
 }
 
-fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()> {
+/// Writes the rows of a wallet: its lane, its grants, and its holds that timed out. `kept`: what the lane is to know of its entries.
+pub fn save_wallet(db: &Db, wallet: &Wallet, kept: Option<&[u8]>, metadata_of_grants: &str) {
     let lane = &wallet.lane;
     let now = At(wallet.now());
     let is_changed = !wallet.entries.is_empty() || wallet.lots.is_some() || lane.lane > 0;
-    // The calls on other lanes than lane 0 fold only where nobody is in the way.
-    let is_due = |first: &Entry| lane.lane > 0 || fold::is_due(first.position.entry_id - 1, lane.last_entry_id);
-    let is_folded = wallet.entries.first().is_some_and(is_due);
-    let recent = wallet.recent();
-    let kept = Recent::to_keep(recent.as_ref(), lane.last_entry_id, is_folded);
-    if is_changed && !rows::save(lane, kept.as_deref()) {
+    if is_changed && !rows::save(lane, kept) {
         db.write(
             &SAVE_LANE,
             args![
@@ -662,7 +644,7 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()>
                 lane.lane,
                 lane.alert_base,
                 lane.lanes,
-                kept.as_deref(),
+                kept,
             ],
         );
     }
@@ -700,27 +682,13 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()>
     for (hold_id, operation_id) in &wallet.expired_holds {
         close_hold(db, lane.org_id, *hold_id, "expired", wallet.now(), *operation_id);
     }
-    caps::give_back(db, lane.org_id, wallet.expired_holds.iter().map(|(hold_id, _)| *hold_id).collect(), None)?;
+}
+
+/// Adds to the figures of the members for whom a wallet was changed; the rules have checked their budgets, with the rows locked.
+pub fn save_members(db: &Db, wallet: &Wallet) {
     for (member_id, delta) in &wallet.members {
-        // The rules have checked the budget, with the row locked.
-        save_member(db, lane.org_id, &lane.unit, *member_id, delta, wallet.now(), false);
+        save_member(db, wallet.lane.org_id, &wallet.lane.unit, *member_id, delta, wallet.now(), false);
     }
-    if is_folded {
-        fold::fold(db, lane.org_id, &lane.unit, lane.last_entry_id, recent);
-    }
-    let came_in = wallet.lots.iter().flatten().any(|lot| lot.saved.is_none());
-    let balance = wallet.balance();
-    if came_in || balance < lane.alert_below {
-        let open = alerts::Open::of(db, lane.org_id);
-        alerts::balance(
-            db,
-            lane.org_id,
-            &open,
-            (&lane.unit, balance, lane.alert_base, lane.alert_below),
-            wallet.now(),
-        )?;
-    }
-    Ok(())
 }
 
 /// Adds to a member's figures; false when his budget is to be kept and does not suffice.

@@ -11,6 +11,7 @@ use crate::payments::state::Status;
 use crate::payments::store::{self, Payment};
 use crate::pg::clock;
 use crate::pg::spi::{At, Db};
+use crate::posting;
 use crate::recharge;
 use crate::settlement;
 use crate::{args, statements};
@@ -99,7 +100,7 @@ fn settle(db: &Db, lane: Lane, payment: &mut Payment) -> Result<()> {
     }
     take_back(db, &mut wallet, payment)?;
     let metadata = json!({"payment_id": payment.payment_id.to_string()}).to_string();
-    ledger::save(db, std::slice::from_mut(&mut wallet), &metadata)
+    posting::save(db, std::slice::from_mut(&mut wallet), &metadata)
 }
 
 fn grant(wallet: &mut Wallet, payment: &mut Payment) -> Result<()> {

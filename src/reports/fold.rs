@@ -15,9 +15,6 @@ use crate::{args, statements};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// A lane is folded by the call that writes its entry of such a number: often enough that reading the rest costs reports little.
-const EVERY: i64 = 128;
-
 statements! {
     BEHIND(uuid) =
         "select coalesce(f.entry_id, l.slot::int8 << 40), l.last_entry_id, l.unit, l.lane
@@ -89,11 +86,6 @@ pub fn fold_all(db: &Db, org_id: Uuid) {
             }
         }
     }
-}
-
-/// Whether one of the entries after `from` up to `to` has a number at which its lane is folded.
-pub fn is_due(from: i64, to: i64) -> bool {
-    from / EVERY != to / EVERY
 }
 
 /// Folds the entries of a lane up to its newest one, which come to `recent` where that is known. The wallet must be locked.

@@ -7,11 +7,12 @@ mod charge;
 pub mod renewal;
 
 use crate::access;
-use crate::alerts::{self, Open};
+use crate::alerts::{self, BalanceChange, Open};
 use crate::base::error::{Error, Result};
 use crate::base::time::{Moment, Period};
 use crate::base::units;
 use crate::catalog::cache;
+use crate::contention;
 use crate::ledger::debts::{self, Debt};
 use crate::ledger::store as ledger;
 use crate::ledger::wallet::Wallet;
@@ -21,8 +22,9 @@ use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, Db};
 use crate::plans::period::whole_period;
 use crate::plans::store::{self as plans, Subscription};
+use crate::posting;
+use crate::recharge;
 use crate::reports::fold;
-use crate::wallets::lane_count;
 use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
@@ -85,13 +87,13 @@ fn pay(db: &Db, org_id: Uuid, now: Moment, mut debts: Vec<Debt>) -> Result<(i64,
         if !wallet.is_fresh() || wallet.lane.is_split() {
             ledger::load(db, &mut wallet, &[])?;
         }
-        lane_count::relax(db, &mut wallet)?;
+        contention::relax(db, &mut wallet)?;
         let (mine, others) = debts.into_iter().partition(|debt: &Debt| debt.unit == wallet.lane.unit);
         debts = others;
         let (more, left) = debts::pay(db, &mut wallet, &mine)?;
         paid = paid.saturating_add(more);
         unpaid = unpaid.saturating_add(left);
-        ledger::save(db, std::slice::from_mut(&mut wallet), "{}")?;
+        posting::save(db, std::slice::from_mut(&mut wallet), "{}")?;
     }
     // In a unit of which there is no wallet.
     unpaid = debts.iter().fold(unpaid, |sum, debt| sum.saturating_add(debt.credits));
@@ -157,13 +159,9 @@ fn settle(db: &Db, org_id: Uuid, as_of: Moment) -> Result<SettlementReceipt> {
     let lanes = ledger::lock_org(db, org_id, &[], as_of)?;
     let open = Open::of(db, org_id);
     for lane in &lanes {
-        alerts::balance(
-            db,
-            org_id,
-            &open,
-            (&lane.unit, ledger::balance(db, lane), lane.alert_base, lane.alert_below),
-            as_of,
-        )?;
+        let (balance, base, threshold) = (ledger::balance(db, lane), lane.alert_base, lane.alert_below);
+        let change = BalanceChange { unit: &lane.unit, balance, base, threshold };
+        recharge::on_balance_change(db, org_id, &open, change, as_of)?;
     }
     fold::fold_all(db, org_id);
     alerts::settle(db, org_id, (&open, charged.timeline), &lanes, as_of)?;

@@ -13,6 +13,7 @@ use crate::ledger::wallet::{Facts, Lot, Operation, Wallet};
 use crate::pg::spi::{At, Db};
 use crate::plans::period::{prorated, whole_period};
 use crate::plans::store::{self, Subscription};
+use crate::posting;
 use crate::{args, statements};
 use std::rc::Rc;
 use uuid::Uuid;
@@ -117,7 +118,7 @@ fn grant(
             let mut wallet = Wallet::new(lane, start);
             ledger::load(db, &mut wallet, &last.grants)?;
             ledger::gather_all(db, &mut wallet, |away| last.grants.contains(&away.slice.grant_id))?;
-            ledger::save(db, std::slice::from_mut(&mut wallet), UNUSED)?;
+            posting::save(db, std::slice::from_mut(&mut wallet), UNUSED)?;
         }
         let rows = db.write(&EXPIRED, args![org_id, last.grants.clone(), At(start)]);
         let expired = rows.first().map_or(0, |row| row.get::<i64>(0)) - last.taken_back;
@@ -177,7 +178,7 @@ pub fn grant_amounts(
         grants.push(wallet.grant(&mut operation, "plan", lot)?);
     }
     debts::pay(db, &mut wallet, &[])?;
-    ledger::save(db, std::slice::from_mut(&mut wallet), UNUSED)?;
+    posting::save(db, std::slice::from_mut(&mut wallet), UNUSED)?;
     Ok(grants)
 }
 
@@ -204,6 +205,6 @@ pub fn take_back(db: &Db, org_id: Uuid, grants: &[i64], credits: i64, now: Momen
             missing -= credits;
         }
     }
-    ledger::save(db, std::slice::from_mut(&mut wallet), UNUSED)?;
+    posting::save(db, std::slice::from_mut(&mut wallet), UNUSED)?;
     Ok(credits - missing)
 }

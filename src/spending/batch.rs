@@ -7,6 +7,7 @@ use crate::base::units;
 use crate::call::to_json;
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::price::{self, Price};
+use crate::contention;
 use crate::ledger::chain;
 use crate::ledger::rows;
 use crate::ledger::store::{self, Replay};
@@ -17,11 +18,11 @@ use crate::pg::clock;
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, Db, Row};
+use crate::posting;
 use crate::settlement;
 use crate::spending::consume::{self, Consumption};
 use crate::usage::counters::{self, Metered};
 use crate::usage::tally::Charge;
-use crate::wallets::lane_count;
 use crate::{alerts, args, statements};
 use pgrx::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -152,7 +153,7 @@ fn try_all(db: &Db, items: &[Result<Item>], lane: Option<i16>) -> Result<Option<
         .collect();
     if let Some(lane) = lane {
         for wallet in locked.wallets.values_mut() {
-            lane_count::relax(db, wallet)?;
+            contention::relax(db, wallet)?;
             let credits = items.iter().flatten().map(|item| charge_plain(item.price(), item.item.quantity)).next();
             store::refill(db, wallet, lane, credits.and_then(Result::ok).unwrap_or(0))?;
         }
@@ -195,7 +196,7 @@ fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Result<Locked> {
         for lane in lanes.iter().filter(|l| l.holds_due <= now) {
             let mut wallet = Wallet::new(lane.clone(), now);
             store::load(db, &mut wallet, &[])?;
-            store::save(db, std::slice::from_mut(&mut wallet), "{}")?;
+            posting::save(db, std::slice::from_mut(&mut wallet), "{}")?;
         }
         lanes = store::lock_all_or_create(db, &names, now)?;
     }
@@ -341,7 +342,7 @@ fn charge_plain(price: Option<&Price>, quantity: i64) -> Result<i64> {
 /// False where a key was taken meanwhile: nothing was written.
 fn save(db: &Db, locked: Locked) -> Result<bool> {
     let mut wallets: Vec<Wallet> = locked.wallets.into_values().collect();
-    if !wallets.is_empty() && !store::save_new(db, &mut wallets, "{}")? {
+    if !wallets.is_empty() && !posting::save_new(db, &mut wallets, "{}")? {
         return Ok(false);
     }
     let changed: Vec<_> = locked.metered.values().filter(|m| m.changed).map(|m| &m.counter).collect();

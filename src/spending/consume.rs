@@ -6,6 +6,7 @@
 //! rules, as a batch of one.
 
 use crate::access;
+use crate::alerts::{BalanceChange, Open};
 use crate::base::error::{Error, Result};
 use crate::base::hash::Hash;
 use crate::base::time::{INFINITY, Moment};
@@ -13,9 +14,10 @@ use crate::base::units;
 use crate::call::Answer;
 use crate::catalog::cache;
 use crate::catalog::price;
+use crate::contention;
 use crate::ledger::chain::{self, Content, Position};
 use crate::ledger::lanes::{self, Step, Waits};
-use crate::ledger::recent::{Entry, Recent};
+use crate::ledger::recent::{Entry, Recent, is_fold_due};
 use crate::ledger::rows::{self, EntryRow, column, number};
 use crate::ledger::store::{self, Replay};
 use crate::ledger::wallet::{MemberDelta, Wallet};
@@ -25,10 +27,10 @@ use crate::pg::heap::{Attempt, Changed, Finder, Held, Snapshot, Table, shapes};
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, At, Db, ToSql};
+use crate::recharge;
 use crate::reports::fold;
 use crate::spending::batch::{self, Item};
-use crate::wallets::lane_count;
-use crate::{alerts, args, receipt, statements};
+use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -130,7 +132,7 @@ impl Hot {
         let now = clock::now();
         if self.waits.are_many() && self.next_look <= now {
             (self.waits, self.next_look) = (Waits::NONE, now.saturating_add(SECOND));
-            self.lanes = lane_count::tense(db, asked.org_id, unit, self.lanes)?;
+            self.lanes = contention::tense(db, asked.org_id, unit, self.lanes)?;
         }
         self.keep(asked, unit);
         Ok(())
@@ -305,8 +307,9 @@ fn afterwards(db: &Db, asked: &Asked<'_>, unit: &str, now: Moment, burned: Burne
         fold::fold(db, asked.org_id, unit, burned.entry_id, burned.recent);
     }
     if is_low {
-        let open = alerts::Open::of(db, asked.org_id);
-        alerts::balance(db, asked.org_id, &open, (unit, burned.total, burned.alert_base, burned.alert_below), now)?;
+        let open = Open::of(db, asked.org_id);
+        let (balance, base, threshold) = (burned.total, burned.alert_base, burned.alert_below);
+        recharge::on_balance_change(db, asked.org_id, &open, BalanceChange { unit, balance, base, threshold }, now)?;
     }
     Ok(())
 }
@@ -451,7 +454,7 @@ fn burn_lane<'a>(
         let (before, slice_grant) = (number(row, column::BALANCE)?, number(row, column::SLICE_GRANT)?);
         let (balance, last_entry_id) = (before - credits, number(row, column::LAST_ENTRY_ID)?);
         let entry_id = last_entry_id + 1;
-        let is_due = fold::is_due(last_entry_id, entry_id);
+        let is_due = is_fold_due(last_entry_id, entry_id);
         let recent = rows::recent(row, last_entry_id).map(|mut recent| {
             recent.add(entry(asked, entry_id, credits, now));
             recent

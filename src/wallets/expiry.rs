@@ -5,6 +5,7 @@
 use crate::access;
 use crate::base::error::{Error, Result};
 use crate::catalog::cache;
+use crate::contention;
 use crate::ledger::lanes;
 use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
@@ -13,7 +14,7 @@ use crate::pg::clock;
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, At};
 use crate::plans::store as plans;
-use crate::wallets::lane_count;
+use crate::posting;
 use crate::{args, statements};
 use pgrx::prelude::*;
 use uuid::Uuid;
@@ -64,8 +65,8 @@ fn book_expiries(max_wallets: default!(Option<i32>, 500)) -> i64 {
                 let Some(lane) = store::lock_if_free(db, *org_id, unit) else { return Ok(0) };
                 let mut wallet = Wallet::new(lane, clock::now());
                 store::load(db, &mut wallet, &[])?;
-                lane_count::relax(db, &mut wallet)?;
-                store::save(db, std::slice::from_mut(&mut wallet), "{}")?;
+                contention::relax(db, &mut wallet)?;
+                posting::save(db, std::slice::from_mut(&mut wallet), "{}")?;
                 Ok(1)
             })?;
         }

@@ -12,6 +12,7 @@ use crate::pg::clock;
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
 use crate::pg::spi;
+use crate::posting;
 use crate::receipt;
 use crate::settlement;
 use pgrx::prelude::*;
@@ -101,7 +102,7 @@ fn transfer(call: &Call, to_org: Uuid, amount: i64, unit: &str) -> Result<Transf
             replayed: false,
         };
         wallets[from].keep_result(&leaving, to_json(&answer)?);
-        store::save(db, &mut wallets, &call.metadata)?;
+        posting::save(db, &mut wallets, &call.metadata)?;
         Ok(answer)
     })
 }
