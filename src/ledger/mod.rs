@@ -5,6 +5,7 @@ pub mod chain;
 pub mod debts;
 pub mod lanes;
 pub mod recent;
+pub mod replay;
 pub mod rows;
 pub mod spendable;
 pub mod store;

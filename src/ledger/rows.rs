@@ -5,7 +5,7 @@ use crate::base::units;
 use crate::ledger::chain::{self, Position};
 use crate::ledger::lanes::View;
 use crate::ledger::recent::Recent;
-use crate::ledger::store::Replay;
+use crate::ledger::replay::Replay;
 use crate::ledger::wallet::Lane;
 use crate::pg::heap::{self, Attempt, Changed, Finder, Held, Is, Key, Snapshot, Table, Value, Write, shapes};
 use crate::pg::jsonb::Jsonb;

@@ -6,6 +6,7 @@
 
 use crate::base::error::{Error, Result};
 use crate::base::time::{INFINITY, Moment, Period};
+use crate::ledger::replay::Replay;
 use crate::ledger::rows::{self, EntryRow};
 use crate::ledger::wallet::{Away, Budget, Entry, Hold, Lane, Lot, MemberDelta, Part, Saved, Wallet};
 use crate::ledger::{chain, lanes};
@@ -536,47 +537,12 @@ fn past(row: &Row) -> Past {
     }
 }
 
-/// The first entry of the operation that took a key.
-#[derive(Debug, Clone)]
-#[allow(missing_docs)]
-pub struct Replay {
-    pub operation_id: i64,
-    pub request_hash: Option<i64>,
-    pub result: Option<String>,
-    pub kind: String,
-    pub metric: Option<String>,
-    pub quantity: Option<i64>,
-    pub amount: i64,
-    pub balance_before: i64,
-    pub balance_after: i64,
-    pub member_id: Option<Uuid>,
-    pub metadata: String,
-    pub key: Option<String>,
-}
-
-/// Reads a replay from a row whose columns, from `at` on, are those of FIND_REQUEST.
-pub fn replay(row: &Row, at: usize) -> Replay {
-    Replay {
-        operation_id: row.get(at),
-        request_hash: row.opt(at + 1),
-        result: row.opt(at + 2),
-        kind: row.get(at + 3),
-        metric: row.opt(at + 4),
-        quantity: row.opt(at + 5),
-        amount: row.get(at + 6),
-        balance_before: row.get(at + 7),
-        balance_after: row.get(at + 8),
-        member_id: row.opt(at + 9),
-        metadata: row.get(at + 10),
-        key: row.opt(at + 11),
-    }
-}
-
 /// Looks a key up.
 pub fn find_replay(db: &Db, org_id: Uuid, key: &str) -> Result<Option<Replay>> {
     let request_id = chain::request_id(key);
-    let found = rows::find_request(org_id, request_id)
-        .unwrap_or_else(|_| db.write(&FIND_REQUEST, args![org_id, request_id]).first().map(|row| replay(&row, 0)));
+    let found = rows::find_request(org_id, request_id).unwrap_or_else(|_| {
+        db.write(&FIND_REQUEST, args![org_id, request_id]).first().map(|row| Replay::of_row(&row, 0))
+    });
     match found {
         Some(found) if found.key.as_deref() != Some(key) => Err(Error::idempotency_conflict(key)),
         found => Ok(found),

@@ -9,8 +9,9 @@ use crate::catalog::cache::{self, Metric};
 use crate::catalog::price::{self, Price};
 use crate::contention;
 use crate::ledger::chain;
+use crate::ledger::replay::Replay;
 use crate::ledger::rows;
-use crate::ledger::store::{self, Replay};
+use crate::ledger::store;
 use crate::ledger::wallet::{Facts, Operation, Request, Wallet};
 use crate::limits::caps::Caps;
 use crate::pg::arguments;
@@ -20,7 +21,7 @@ use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, Db, Row};
 use crate::posting;
 use crate::settlement;
-use crate::spending::consume::{self, Consumption};
+use crate::spending::consumption::{self, Consumption, Item};
 use crate::usage::counters::{self, Metered};
 use crate::usage::tally::Charge;
 use crate::{alerts, args, statements};
@@ -51,19 +52,6 @@ statements! {
                 e.balance_before, e.balance_after, e.member_id, e.metadata::text, e.idempotency_key
            from unnest($1, $2) k (org_id, request_id)
            join billing.entries e on e.org_id = k.org_id and e.request_id = k.request_id";
-}
-
-/// A consumption to be made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct Item {
-    pub org_id: Uuid,
-    pub metric: String,
-    pub quantity: i64,
-    pub key: Option<String>,
-    pub member_id: Option<Uuid>,
-    /// As the server prints it.
-    pub metadata: String,
 }
 
 /// What an item is of: its metric, and the price of that (None: free).
@@ -134,7 +122,7 @@ fn try_all(db: &Db, items: &[Result<Item>], lane: Option<i16>) -> Result<Option<
             let name = item.key.as_ref().map(|key| (item.org_id, key.as_str()));
             if let Some(name) = name {
                 if let Some(replay) = locked.replays.get(&(name.0, chain::request_id(name.1))) {
-                    return consume::replayed(replay, item);
+                    return consumption::replayed(replay, item);
                 }
                 if let Some((earlier, answer)) = done.get(&name) {
                     return if *earlier == item {
@@ -238,7 +226,7 @@ fn replays(db: &Db, requests: &[(Uuid, i64)]) -> HashMap<(Uuid, i64), Replay> {
     }
     let (orgs, requests): (Vec<Uuid>, Vec<i64>) = requests.iter().copied().unzip();
     let found = db.write(&FIND_REQUESTS, args![orgs, requests]);
-    found.iter().map(|row| ((row.get(0), row.get(1)), store::replay(&row, 2))).collect()
+    found.iter().map(|row| ((row.get(0), row.get(1)), Replay::of_row(&row, 2))).collect()
 }
 
 /// Gathers what split wallets need for all items, as long as nobody who holds a lane can wait for us.

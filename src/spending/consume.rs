@@ -11,7 +11,6 @@ use crate::base::error::{Error, Result};
 use crate::base::hash::Hash;
 use crate::base::time::{INFINITY, Moment};
 use crate::base::units;
-use crate::call::Answer;
 use crate::catalog::cache;
 use crate::catalog::price;
 use crate::contention;
@@ -19,7 +18,7 @@ use crate::ledger::chain::{self, Content, Position};
 use crate::ledger::lanes::{self, Step, Waits};
 use crate::ledger::recent::{Entry, Recent, is_fold_due};
 use crate::ledger::rows::{self, EntryRow, column, number};
-use crate::ledger::store::{self, Replay};
+use crate::ledger::store;
 use crate::ledger::wallet::{MemberDelta, Wallet};
 use crate::pg::arguments::{self, optional_uuid, positive, required, required_uuid};
 use crate::pg::clock;
@@ -29,36 +28,13 @@ use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, At, Db, ToSql};
 use crate::recharge;
 use crate::reports::fold;
-use crate::spending::batch::{self, Item};
-use crate::{args, receipt, statements};
+use crate::spending::batch;
+use crate::spending::consumption::{Consumption, Item, StoredAnswer, replayed};
+use crate::{args, statements};
 use pgrx::prelude::*;
-use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use uuid::Uuid;
-
-receipt! {
-    /// Of a consumption.
-    #[derive(Serialize, Deserialize)]
-    Consumption as "consumption" {
-        operation_id: i64,
-        metric: String,
-        quantity: i64,
-        included: i64,
-        credits: i64,
-        balance_before: i64,
-        balance_after: i64,
-        replayed: bool,
-    }
-}
-impl Answer for Consumption {
-    fn set_replayed(&mut self) {
-        self.replayed = true;
-    }
-    fn set_operation(&mut self, operation_id: i64) {
-        self.operation_id = operation_id;
-    }
-}
 
 statements! {
     UNBURN(uuid, text, int8, int2) =
@@ -164,45 +140,6 @@ impl Asked<'_> {
     }
 }
 
-/// The answer that a repeated consumption gets; an error when the key was used for another request.
-pub fn replayed(found: &Replay, item: &Item) -> Result<Consumption> {
-    // A consumption leaves no fingerprint: its entry has all its arguments.
-    let same = found.key == item.key
-        && found.request_hash.is_none()
-        && found.kind == "usage"
-        && found.metric.as_deref() == Some(item.metric.as_str())
-        && found.quantity == Some(item.quantity)
-        && found.member_id == item.member_id
-        && found.metadata == item.metadata;
-    if !same {
-        return Err(Error::idempotency_conflict(item.key.as_deref().unwrap_or_default()));
-    }
-    let stored = found.result.as_deref().and_then(|text| serde_json::from_str::<Kept>(text).ok()).unwrap_or_default();
-    Ok(Consumption {
-        operation_id: stored.operation_id.unwrap_or(found.operation_id),
-        metric: item.metric.clone(),
-        quantity: item.quantity,
-        included: stored.included.unwrap_or(0),
-        credits: stored.credits.unwrap_or(-found.amount),
-        balance_before: stored.balance_before.unwrap_or(found.balance_before),
-        balance_after: stored.balance_after.unwrap_or(found.balance_after),
-        replayed: true,
-    })
-}
-
-/// What is kept of an answer where its entry alone does not tell it.
-#[derive(Default, Serialize, Deserialize)]
-struct Kept {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    operation_id: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    included: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    credits: Option<i64>,
-    balance_before: Option<i64>,
-    balance_after: Option<i64>,
-}
-
 /// What the update of a lane gave.
 struct Burned {
     lane: i16,
@@ -216,7 +153,7 @@ struct Burned {
     total: i64,
     alert_below: i64,
     alert_base: i64,
-    /// Kept with the entry, for a repeated call.
+    /// StoredAnswer with the entry, for a repeated call.
     result: Option<String>,
     waited: bool,
     /// The lane is to be folded.
@@ -394,9 +331,9 @@ fn burn_split(table: &Table, asked: &Asked<'_>, (unit, credits, now): (&str, i64
         // A repeated call is told the wallet's figures again, not the lane's.
         let total = seen.total - credits;
         let (balance_before, balance_after) = (Some(seen.total), Some(total));
-        let result = asked
-            .key
-            .and_then(|_| serde_json::to_string(&Kept { balance_before, balance_after, ..Kept::default() }).ok());
+        let result = asked.key.and_then(|_| {
+            serde_json::to_string(&StoredAnswer { balance_before, balance_after, ..StoredAnswer::default() }).ok()
+        });
         let content = content(asked, (unit, credits, now), result.as_deref());
         // A look at all lanes costs more than an attempt at one: as long as they are only held, it serves.
         loop {

@@ -15,7 +15,7 @@ use crate::pg::arguments::{optional_uuid, positive, reason, required, required_u
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{At, Db, ToSql};
-use crate::spending::consume::Consumption;
+use crate::spending::consumption::Consumption;
 use crate::usage::counters::{self, Metered};
 use crate::usage::tally::Charge;
 use crate::{alerts, args, receipt, statements};

@@ -2,5 +2,6 @@
 
 pub mod batch;
 pub mod consume;
+pub mod consumption;
 pub mod holds;
 pub mod refund;

@@ -8,7 +8,7 @@ use crate::catalog::pack::Pack;
 use crate::catalog::plan::Plan;
 use crate::ledger::store as ledger;
 use crate::outbox;
-use crate::payments::providers::event::{InvoiceFact, SubscriptionFact, SubscriptionState};
+use crate::payments::providers::event::{Handled, InvoiceFact, SubscriptionFact, SubscriptionState};
 use crate::payments::quote::quote;
 use crate::payments::request;
 use crate::payments::state::Money;
@@ -18,7 +18,6 @@ use crate::pg::spi::{At, Db};
 use crate::purchases::money;
 use crate::settlement;
 use crate::subscriptions::subscribe;
-use crate::webhooks::Done;
 use crate::{args, statements};
 use serde_json::json;
 use std::rc::Rc;
@@ -87,11 +86,11 @@ fn known(db: &Db, provider: &str, id: &str) -> Option<(Uuid, Option<String>)> {
 }
 
 /// An invoice was paid, or could not be.
-pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Result<Done> {
+pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Result<Handled> {
     let before = fact.subscription.as_deref().and_then(|id| known(db, provider, id));
     let of_customer = || fact.customer.as_deref().and_then(|id| store::org_of_customer(db, provider, id));
     let Some(org_id) = fact.org_id.or(before.as_ref().map(|(org_id, _)| *org_id)).or_else(of_customer) else {
-        return Ok(Done::Review("unknown_org", None));
+        return Ok(Handled::Review("unknown_org", None));
     };
     if !fact.paid {
         if let Some(id) = &fact.subscription {
@@ -100,7 +99,7 @@ pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Res
                 outbox::emit(db, org_id, "subscription.past_due", &json!({"subscription": id, "invoice": fact.id}));
             }
         }
-        return Ok(Done::Processed(Some(org_id)));
+        return Ok(Handled::Processed(Some(org_id)));
     }
     let mut item = item(db, provider, &fact.prices)?;
     if item.is_none()
@@ -109,14 +108,14 @@ pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Res
     {
         item = cache::plan(db, plan).ok().map(Item::Plan);
     }
-    let Some(item) = item else { return Ok(Done::Review("unknown_price", Some(org_id))) };
+    let Some(item) = item else { return Ok(Handled::Review("unknown_price", Some(org_id))) };
     ledger::lock_org(db, org_id, &[units::CREDIT.to_owned()], clock::now())?;
     let refs: Vec<String> = fact.refs.iter().cloned().chain(std::iter::once(fact.id.clone())).collect();
     if let Some((owner, payment_id)) = store::by_refs(db, provider, &refs) {
         // Known as a purchase of ours: its own report pays it.
         let payment = money::change(db, owner, payment_id, |_| Ok(()))?;
         store::add_refs(db, &payment, &refs);
-        return Ok(Done::Processed(Some(owner)));
+        return Ok(Handled::Processed(Some(owner)));
     }
     let payment = match item {
         Item::Pack(pack) => {
@@ -127,7 +126,7 @@ pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Res
             }
             // Several of it, or something else beside it.
             if fact.amount >= quote.price.saturating_mul(2) || fact.prices.len() > 1 {
-                return Ok(Done::Review("several_items", Some(org_id)));
+                return Ok(Handled::Review("several_items", Some(org_id)));
             }
             let mut new = request::of_pack(org_id, &pack, &fact.currency, quote, ("subscription", provider));
             new.money.total = fact.amount;
@@ -139,18 +138,18 @@ pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Res
         }
         // Of what was paid, nothing says which part was for which.
         Item::Plan(_) if names_pack(db, provider, &fact.prices)? => {
-            return Ok(Done::Review("several_items", Some(org_id)));
+            return Ok(Handled::Review("several_items", Some(org_id)));
         }
         Item::Plan(plan) => match collect(db, org_id, provider, (fact, created), &plan)? {
             Ok(payment) => payment,
-            Err(reason) => return Ok(Done::Review(reason, Some(org_id))),
+            Err(reason) => return Ok(Handled::Review(reason, Some(org_id))),
         },
     };
     store::add_refs(db, &payment, &refs);
     if let Some(customer) = &fact.customer {
         store::link(db, org_id, provider, customer);
     }
-    Ok(Done::Processed(Some(org_id)))
+    Ok(Handled::Processed(Some(org_id)))
 }
 
 /// A period of a plan was paid.
@@ -205,11 +204,11 @@ fn collect(
 }
 
 /// A subscription was made, changed or ended.
-pub fn subscription(db: &Db, provider: &str, fact: &SubscriptionFact, created: i64) -> Result<Done> {
+pub fn subscription(db: &Db, provider: &str, fact: &SubscriptionFact, created: i64) -> Result<Handled> {
     let before = known(db, provider, &fact.id);
     let of_customer = || fact.customer.as_deref().and_then(|id| store::org_of_customer(db, provider, id));
     let Some(org_id) = fact.org_id.or(before.as_ref().map(|(org_id, _)| *org_id)).or_else(of_customer) else {
-        return Ok(Done::Review("unknown_org", None));
+        return Ok(Handled::Review("unknown_org", None));
     };
     let goes_on = matches!(fact.state, SubscriptionState::Active | SubscriptionState::Incomplete);
     let plan = match item(db, provider, &fact.prices)? {
@@ -217,7 +216,7 @@ pub fn subscription(db: &Db, provider: &str, fact: &SubscriptionFact, created: i
         Some(Item::Pack(_)) => None,
         // What ends, ends at whatever price.
         None if fact.prices.is_empty() || !goes_on => None,
-        None => return Ok(Done::Review("unknown_price", Some(org_id))),
+        None => return Ok(Handled::Review("unknown_price", Some(org_id))),
     };
     let state = match fact.state {
         SubscriptionState::Incomplete => "incomplete",
@@ -236,7 +235,7 @@ pub fn subscription(db: &Db, provider: &str, fact: &SubscriptionFact, created: i
     let rows =
         db.write(&REPORT, args![org_id, provider, fact.id.as_str(), state, name, fact.cancel_at_period_end, created]);
     // There is newer news; or nothing of it was paid, or another subscription pays for what runs now.
-    let Some(state) = rows.first().map(|row| row.get::<String>(0)) else { return Ok(Done::Processed(Some(org_id))) };
+    let Some(state) = rows.first().map(|row| row.get::<String>(0)) else { return Ok(Handled::Processed(Some(org_id))) };
     let is_ours = subscribe::is_collector(db, org_id, &(provider.to_owned(), fact.id.clone()), now);
     if is_ours {
         match fact.state {
@@ -253,5 +252,5 @@ pub fn subscription(db: &Db, provider: &str, fact: &SubscriptionFact, created: i
             }
         }
     }
-    Ok(Done::Processed(Some(org_id)))
+    Ok(Handled::Processed(Some(org_id)))
 }

@@ -5,7 +5,9 @@ use crate::access;
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, Moment};
 use crate::catalog::cache;
-use crate::payments::providers::event::{DisputeFact, DisputeState, Event, Fact, Outcome, PaymentFact, RefundFact};
+use crate::payments::providers::event::{
+    DisputeFact, DisputeState, Event, Fact, Handled, Outcome, PaymentFact, RefundFact,
+};
 use crate::payments::providers::{razorpay, signature, stripe};
 use crate::payments::secrets;
 use crate::payments::state::Status;
@@ -61,16 +63,6 @@ const TOLERANCE: i64 = 300;
 
 /// Longest payload, in bytes.
 const LONGEST: usize = 1 << 20;
-
-/// What became of a report.
-pub enum Done {
-    /// Its work is done, for that org.
-    Processed(Option<Uuid>),
-    /// There is nothing to do for it.
-    Ignored,
-    /// It waits for a person.
-    Review(&'static str, Option<Uuid>),
-}
 
 fn parse(provider: &str, payload: &str) -> std::result::Result<Event, String> {
     let parsed = if provider == "stripe" { stripe::parse(payload) } else { razorpay::parse(payload) };
@@ -136,15 +128,15 @@ fn take(db: &Db, provider: &str, event: &Event, now: Moment) -> WebhookReceipt {
 
 /// Does the work of an event, or notes why that cannot be; nothing is half done.
 fn take_one(db: &Db, provider: &str, event: &Event, now: Moment) -> WebhookReceipt {
-    let mut outcome = Ok(Done::Ignored);
+    let mut outcome = Ok(Handled::Ignored);
     spi::unless_in_vain(|| {
         outcome = process(db, provider, event);
-        !matches!(outcome, Err(_) | Ok(Done::Review(..)))
+        !matches!(outcome, Err(_) | Ok(Handled::Review(..)))
     });
     let (status, reason, org_id) = match outcome {
-        Ok(Done::Processed(org_id)) => ("processed", None, org_id),
-        Ok(Done::Ignored) => ("ignored", None, None),
-        Ok(Done::Review(reason, org_id)) => ("review", Some(reason.to_owned()), org_id),
+        Ok(Handled::Processed(org_id)) => ("processed", None, org_id),
+        Ok(Handled::Ignored) => ("ignored", None, None),
+        Ok(Handled::Review(reason, org_id)) => ("review", Some(reason.to_owned()), org_id),
         Err(error) => ("review", Some(error.detail_json().to_string()), None),
     };
     let id = event.id.as_str();
@@ -153,9 +145,9 @@ fn take_one(db: &Db, provider: &str, event: &Event, now: Moment) -> WebhookRecei
     WebhookReceipt { event_id, event_type, status: status.to_owned(), reason, org_id }
 }
 
-fn process(db: &Db, provider: &str, event: &Event) -> Result<Done> {
+fn process(db: &Db, provider: &str, event: &Event) -> Result<Handled> {
     match &event.fact {
-        None => Ok(Done::Ignored),
+        None => Ok(Handled::Ignored),
         Some(Fact::Payment(fact)) => pay(db, provider, event, fact),
         Some(Fact::Refund(fact)) => refund(db, provider, fact),
         Some(Fact::Dispute(fact)) => dispute(db, provider, fact),
@@ -201,23 +193,23 @@ fn vouched_customer<'a>(provider: &str, fact: &'a PaymentFact) -> Option<&'a Str
     fact.customer.as_ref().filter(|_| provider != "razorpay")
 }
 
-fn pay(db: &Db, provider: &str, event: &Event, fact: &PaymentFact) -> Result<Done> {
+fn pay(db: &Db, provider: &str, event: &Event, fact: &PaymentFact) -> Result<Handled> {
     let located = locate(db, provider, &fact.refs, (fact.org_id, fact.payment_id));
     let Some((org_id, payment_id)) = located else {
         // The invoice tells what of a subscription was paid.
         if !fact.of_subscription {
-            return Ok(Done::Review("unknown_payment", fact.org_id));
+            return Ok(Handled::Review("unknown_payment", fact.org_id));
         }
         if let (Some(org_id), Some(customer), Outcome::Paid) =
             (fact.org_id, vouched_customer(provider, fact), fact.outcome)
         {
             store::link(db, org_id, provider, customer);
         }
-        return Ok(Done::Processed(fact.org_id));
+        return Ok(Handled::Processed(fact.org_id));
     };
     // The same money twice, once as a payment of ours and once as an invoice of a subscription.
     if store::by_refs(db, provider, &fact.refs).is_some_and(|(_, known)| known != payment_id) {
-        return Ok(Done::Review("paid_otherwise", Some(org_id)));
+        return Ok(Handled::Review("paid_otherwise", Some(org_id)));
     }
     let payment = money::change(db, org_id, payment_id, |payment| {
         // A card that was declined is none to charge again; whose it is may still tell something.
@@ -255,12 +247,12 @@ fn pay(db: &Db, provider: &str, event: &Event, fact: &PaymentFact) -> Result<Don
     if let (Some(customer), Outcome::Paid) = (vouched_customer(provider, fact), fact.outcome) {
         store::link(db, org_id, provider, customer);
     }
-    Ok(Done::Processed(Some(org_id)))
+    Ok(Handled::Processed(Some(org_id)))
 }
 
-fn refund(db: &Db, provider: &str, fact: &RefundFact) -> Result<Done> {
+fn refund(db: &Db, provider: &str, fact: &RefundFact) -> Result<Handled> {
     let Some((org_id, payment_id)) = locate(db, provider, &fact.refs, (fact.org_id, fact.payment_id)) else {
-        return Ok(Done::Review("unknown_payment", fact.org_id));
+        return Ok(Handled::Review("unknown_payment", fact.org_id));
     };
     let payment = money::change(db, org_id, payment_id, |payment| {
         check(payment, provider, None, Some(&fact.currency))?;
@@ -268,12 +260,12 @@ fn refund(db: &Db, provider: &str, fact: &RefundFact) -> Result<Done> {
         Ok(())
     })?;
     store::add_refs(db, &payment, &fact.refs);
-    Ok(Done::Processed(Some(org_id)))
+    Ok(Handled::Processed(Some(org_id)))
 }
 
-fn dispute(db: &Db, provider: &str, fact: &DisputeFact) -> Result<Done> {
+fn dispute(db: &Db, provider: &str, fact: &DisputeFact) -> Result<Handled> {
     let Some((org_id, payment_id)) = locate(db, provider, &fact.refs, (fact.org_id, fact.payment_id)) else {
-        return Ok(Done::Review("unknown_payment", fact.org_id));
+        return Ok(Handled::Review("unknown_payment", fact.org_id));
     };
     let payment = money::change(db, org_id, payment_id, |payment| {
         check(payment, provider, None, Some(&fact.currency))?;
@@ -294,10 +286,10 @@ fn dispute(db: &Db, provider: &str, fact: &DisputeFact) -> Result<Done> {
     let (score, reason) = match fact.state {
         DisputeState::Open => (40, "a payment is disputed"),
         DisputeState::Lost => (60, "a dispute was lost"),
-        DisputeState::Won => return Ok(Done::Processed(Some(org_id))),
+        DisputeState::Won => return Ok(Handled::Processed(Some(org_id))),
     };
     store::note_signal(db, org_id, "dispute", score, reason, &json!({"dispute": fact.id, "amount": fact.amount}));
-    Ok(Done::Processed(Some(org_id)))
+    Ok(Handled::Processed(Some(org_id)))
 }
 
 /// Takes what a payment provider reports: verifies the signature, and does the work of the event once, in this transaction.
