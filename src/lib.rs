@@ -13,6 +13,8 @@ mod catalog;
 mod contention;
 mod gift_cards;
 mod install;
+#[cfg(test)]
+mod layers;
 mod ledger;
 mod limits;
 mod outbox;
@@ -20,6 +22,7 @@ mod payments;
 mod pg;
 mod plans;
 mod posting;
+mod providers;
 mod purchases;
 mod recharge;
 mod reports;

@@ -5,8 +5,8 @@
 //! gate: it asks for the level of the caller, as functions in Rust do, becomes the owner of the extension, and passes the call on
 //! as it came.
 
-use super::levels::{self, AsOwner, Levels};
-use super::tables;
+use crate::access::levels::{self, AsOwner, Levels};
+use crate::access::tables;
 use crate::base::error::Error;
 use crate::pg::raise::or_raise;
 use pgrx::{pg_guard, pg_sys};

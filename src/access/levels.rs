@@ -6,7 +6,7 @@
 //! function's owner: so these functions are not SECURITY DEFINER themselves, which would hide it, but become the owner of the
 //! extension in here, once the level is known.
 
-use super::tables;
+use crate::access::tables;
 use crate::base::error::{Error, Result};
 use crate::pg::spi;
 use crate::schema::version;

@@ -5,7 +5,7 @@
 //! columns of built-in types, and is read with the rights of its own owner, in an operation that is restricted as the server's
 //! maintenance commands are: whatever runs then can do no more than its owner could.
 
-use super::levels::{AsOwner, cluster, role_name};
+use crate::access::levels::{AsOwner, cluster, role_name};
 use crate::base::error::Error;
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, Db, ToSql};
@@ -364,7 +364,7 @@ create function billing.configure_membership(relation regclass, org_column name,
     as 'MODULE_PATHNAME', 'configure_membership_wrapper';"#
 )]
 fn configure_membership(relation: Option<pg_sys::Oid>, org_column: Option<&CStr>, user_column: Option<&CStr>) {
-    or_raise(super::administrator(|| {
+    or_raise(crate::access::administrator(|| {
         spi::connect(|db| {
             version::require(db)?;
             let (relation, org_column, user_column) = match (relation, org_column, user_column) {

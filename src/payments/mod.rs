@@ -1,7 +1,7 @@
 //! Money for credit: what a purchase costs, payments and what becomes of them, what providers report.
 
-pub mod providers;
 pub mod quote;
+pub mod report;
 pub mod request;
 pub mod secrets;
 pub mod state;

@@ -1,4 +1,4 @@
-//! What providers sign with.
+//! The secrets with which providers sign their reports.
 
 use crate::access;
 use crate::base::error::{Error, Result};
@@ -8,12 +8,13 @@ use crate::pg::arguments::required;
 use crate::pg::clock;
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, At, Db};
+use crate::providers::{self, Provider};
 use crate::{args, statements};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::prelude::*;
 
 statements! {
-    GOOD(text, timestamptz) =
+    VALID(text, timestamptz) =
         "select secret from billing.webhook_secrets where provider = $1 and (expires_at is null or expires_at > $2)";
     RETIRE(text, timestamptz) =
         "update billing.webhook_secrets set expires_at = $2 where provider = $1 and (expires_at is null or expires_at > $2)";
@@ -22,19 +23,16 @@ statements! {
         "insert into billing.webhook_secrets (provider, created_at, secret) values ($1, $2, $3)";
 }
 
-/// The providers whose signatures are known.
-pub const PROVIDERS: [&str; 2] = ["stripe", "razorpay"];
-
-/// One of those.
-pub fn provider(name: Option<&str>) -> Result<&'static str> {
+/// The provider of that name, as an argument.
+pub fn provider(name: Option<&str>) -> Result<&'static dyn Provider> {
     let name = required("provider", name)?;
-    let known = PROVIDERS.into_iter().find(|known| *known == name);
-    known.ok_or_else(|| Error::invalid("provider", "must be stripe or razorpay"))
+    let names = || format!("must be {}", providers::names().join(" or "));
+    providers::find(name).ok_or_else(|| Error::invalid("provider", &names()))
 }
 
-/// Those that are good at a moment.
-pub fn good(db: &Db, provider: &str, now: Moment) -> Vec<Vec<u8>> {
-    db.write(&GOOD, args![provider, At(now)]).iter().map(|row| row.get(0)).collect()
+/// The secrets of a provider that are valid at a moment.
+pub fn valid_secrets(db: &Db, provider: &str, now: Moment) -> Vec<Vec<u8>> {
+    db.write(&VALID, args![provider, At(now)]).iter().map(|row| row.get(0)).collect()
 }
 
 /// At most ten years, and far from where adding would overflow.
@@ -70,9 +68,9 @@ fn set_webhook_secret(
             cache::require_installed(db)?;
             let now = clock::now();
             let until = later(now, &keep_old)?;
-            db.write(&RETIRE, args![provider, At(until)]);
-            db.write(&FORGET, args![provider, At(now)]);
-            db.write(&SET, args![provider, At(now), secret.as_bytes()]);
+            db.write(&RETIRE, args![provider.name(), At(until)]);
+            db.write(&FORGET, args![provider.name(), At(now)]);
+            db.write(&SET, args![provider.name(), At(now), secret.as_bytes()]);
             Ok(())
         })
     }));

@@ -5,10 +5,7 @@ use crate::access;
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, Moment};
 use crate::catalog::cache;
-use crate::payments::providers::event::{
-    DisputeFact, DisputeState, Event, Fact, Handled, Outcome, PaymentFact, RefundFact,
-};
-use crate::payments::providers::{razorpay, signature, stripe};
+use crate::payments::report::Handled;
 use crate::payments::secrets;
 use crate::payments::state::Status;
 use crate::payments::store::{self, Payment};
@@ -17,6 +14,8 @@ use crate::pg::clock;
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, At, Db};
 use crate::pg::turn;
+use crate::providers::Provider;
+use crate::providers::event::{DisputeFact, DisputeState, Event, Fact, Outcome, PaymentFact, RefundFact};
 use crate::purchases::money;
 use crate::subscriptions::collected;
 use crate::{args, receipt, statements};
@@ -58,27 +57,15 @@ statements! {
     BY_ID(uuid) = "select org_id from billing.payments where payment_id = $1 limit 2";
 }
 
-/// How far a signature's time may be from ours, in seconds: as Stripe's own libraries have it.
-const TOLERANCE: i64 = 300;
-
 /// Longest payload, in bytes.
 const LONGEST: usize = 1 << 20;
 
-fn parse(provider: &str, payload: &str) -> std::result::Result<Event, String> {
-    let parsed = if provider == "stripe" { stripe::parse(payload) } else { razorpay::parse(payload) };
-    parsed.map_err(|unreadable| unreadable.message())
-}
-
-fn verify(db: &Db, provider: &str, payload: &str, signature: &str, now: Moment) -> Result<()> {
-    let secrets = secrets::good(db, provider, now);
+fn verify(db: &Db, provider: &dyn Provider, payload: &str, signature: &str, now: Moment) -> Result<()> {
+    let secrets = secrets::valid_secrets(db, provider.name(), now);
     if secrets.is_empty() {
         return Err(Error::bad_signature("no_secret").hint("Set it: select billing.set_webhook_secret(…);"));
     }
-    let verified = if provider == "stripe" {
-        signature::stripe(payload.as_bytes(), signature, &secrets, time::to_unix(now), TOLERANCE)
-    } else {
-        signature::razorpay(payload.as_bytes(), signature, &secrets)
-    };
+    let verified = provider.verify(payload.as_bytes(), signature, &secrets, time::to_unix(now));
     verified.map_err(|fault| Error::bad_signature(fault.name()))
 }
 
@@ -101,21 +88,21 @@ fn refs(event: &Event) -> Vec<String> {
 }
 
 /// Does the work of an event, and of those that waited for what it tells.
-fn take(db: &Db, provider: &str, event: &Event, now: Moment) -> WebhookReceipt {
+fn take(db: &Db, provider: &dyn Provider, event: &Event, now: Moment) -> WebhookReceipt {
     // One that tells what another waits for, and that other, do not pass each other: always in one order, before all else.
     for known in refs(event) {
-        turn::take(("webhook", provider, known));
+        turn::take(("webhook", provider.name(), known));
     }
     let receipt = take_one(db, provider, event, now);
     let mut told = if receipt.status == "processed" { refs(event) } else { Vec::new() };
     while !told.is_empty() {
         let waiting: Vec<(String, String)> = db
-            .write(&WAITING, args![provider, std::mem::take(&mut told)])
+            .write(&WAITING, args![provider.name(), std::mem::take(&mut told)])
             .iter()
             .map(|row| (row.get(0), row.get(1)))
             .collect();
         for (event_id, payload) in waiting {
-            if let Ok(mut earlier) = parse(provider, &payload) {
+            if let Ok(mut earlier) = provider.parse(&payload) {
                 earlier.id = event_id;
                 if take_one(db, provider, &earlier, now).status == "processed" {
                     told.extend(refs(&earlier));
@@ -127,7 +114,7 @@ fn take(db: &Db, provider: &str, event: &Event, now: Moment) -> WebhookReceipt {
 }
 
 /// Does the work of an event, or notes why that cannot be; nothing is half done.
-fn take_one(db: &Db, provider: &str, event: &Event, now: Moment) -> WebhookReceipt {
+fn take_one(db: &Db, provider: &dyn Provider, event: &Event, now: Moment) -> WebhookReceipt {
     let mut outcome = Ok(Handled::Ignored);
     spi::unless_in_vain(|| {
         outcome = process(db, provider, event);
@@ -140,19 +127,19 @@ fn take_one(db: &Db, provider: &str, event: &Event, now: Moment) -> WebhookRecei
         Err(error) => ("review", Some(error.detail_json().to_string()), None),
     };
     let id = event.id.as_str();
-    db.write(&CLOSE, args![provider, id, status, reason.as_deref(), At(now), org_id, refs(event)]);
+    db.write(&CLOSE, args![provider.name(), id, status, reason.as_deref(), At(now), org_id, refs(event)]);
     let (event_id, event_type) = (event.id.clone(), event.kind.clone());
     WebhookReceipt { event_id, event_type, status: status.to_owned(), reason, org_id }
 }
 
-fn process(db: &Db, provider: &str, event: &Event) -> Result<Handled> {
+fn process(db: &Db, provider: &dyn Provider, event: &Event) -> Result<Handled> {
     match &event.fact {
         None => Ok(Handled::Ignored),
         Some(Fact::Payment(fact)) => pay(db, provider, event, fact),
-        Some(Fact::Refund(fact)) => refund(db, provider, fact),
-        Some(Fact::Dispute(fact)) => dispute(db, provider, fact),
-        Some(Fact::Invoice(fact)) => collected::invoice(db, provider, fact, event.created),
-        Some(Fact::Subscription(fact)) => collected::subscription(db, provider, fact, event.created),
+        Some(Fact::Refund(fact)) => refund(db, provider.name(), fact),
+        Some(Fact::Dispute(fact)) => dispute(db, provider.name(), fact),
+        Some(Fact::Invoice(fact)) => collected::invoice(db, provider.name(), fact, event.created),
+        Some(Fact::Subscription(fact)) => collected::subscription(db, provider.name(), fact, event.created),
     }
 }
 
@@ -187,14 +174,13 @@ fn check(payment: &Payment, provider: &str, amount: Option<i64>, currency: Optio
     Ok(())
 }
 
-/// The customer of a payment, where it was named by who has the provider's secret key. In Razorpay's checkout, notes and customer are
-/// what the page in the payer's browser says: who pays with a card of his own could name another's customer.
-fn vouched_customer<'a>(provider: &str, fact: &'a PaymentFact) -> Option<&'a String> {
-    fact.customer.as_ref().filter(|_| provider != "razorpay")
+/// The customer of a payment, where the provider vouches for who named it.
+fn vouched_customer<'a>(provider: &dyn Provider, fact: &'a PaymentFact) -> Option<&'a String> {
+    fact.customer.as_ref().filter(|_| provider.vouches_for_customer())
 }
 
-fn pay(db: &Db, provider: &str, event: &Event, fact: &PaymentFact) -> Result<Handled> {
-    let located = locate(db, provider, &fact.refs, (fact.org_id, fact.payment_id));
+fn pay(db: &Db, provider: &dyn Provider, event: &Event, fact: &PaymentFact) -> Result<Handled> {
+    let located = locate(db, provider.name(), &fact.refs, (fact.org_id, fact.payment_id));
     let Some((org_id, payment_id)) = located else {
         // The invoice tells what of a subscription was paid.
         if !fact.of_subscription {
@@ -203,12 +189,12 @@ fn pay(db: &Db, provider: &str, event: &Event, fact: &PaymentFact) -> Result<Han
         if let (Some(org_id), Some(customer), Outcome::Paid) =
             (fact.org_id, vouched_customer(provider, fact), fact.outcome)
         {
-            store::link(db, org_id, provider, customer);
+            store::link(db, org_id, provider.name(), customer);
         }
         return Ok(Handled::Processed(fact.org_id));
     };
     // The same money twice, once as a payment of ours and once as an invoice of a subscription.
-    if store::by_refs(db, provider, &fact.refs).is_some_and(|(_, known)| known != payment_id) {
+    if store::by_refs(db, provider.name(), &fact.refs).is_some_and(|(_, known)| known != payment_id) {
         return Ok(Handled::Review("paid_otherwise", Some(org_id)));
     }
     let payment = money::change(db, org_id, payment_id, |payment| {
@@ -225,15 +211,15 @@ fn pay(db: &Db, provider: &str, event: &Event, fact: &PaymentFact) -> Result<Han
         }
         match fact.outcome {
             Outcome::Paid => {
-                check(payment, provider, fact.amount, fact.currency.as_deref())?;
+                check(payment, provider.name(), fact.amount, fact.currency.as_deref())?;
                 payment.money.pay();
             }
             Outcome::Pending => {
-                check(payment, provider, fact.amount, fact.currency.as_deref())?;
+                check(payment, provider.name(), fact.amount, fact.currency.as_deref())?;
                 payment.money.report(Status::Pending, event.created);
             }
             Outcome::Failed => {
-                check(payment, provider, None, None)?;
+                check(payment, provider.name(), None, None)?;
                 payment.money.report(Status::Failed, event.created);
                 if payment.money.status() == Status::Failed {
                     payment.failure.clone_from(&fact.failure);
@@ -245,7 +231,7 @@ fn pay(db: &Db, provider: &str, event: &Event, fact: &PaymentFact) -> Result<Han
     store::add_refs(db, &payment, &fact.refs);
     // Who could not pay may have named anybody.
     if let (Some(customer), Outcome::Paid) = (vouched_customer(provider, fact), fact.outcome) {
-        store::link(db, org_id, provider, customer);
+        store::link(db, org_id, provider.name(), customer);
     }
     Ok(Handled::Processed(Some(org_id)))
 }
@@ -319,17 +305,18 @@ fn handle_webhook(
             cache::require_installed(db)?;
             let now = clock::now();
             verify(db, provider, payload, signature.unwrap_or(""), now)?;
-            let parsed = parse(provider, payload);
+            let parsed = provider.parse(payload).map_err(|unreadable| unreadable.message());
             let id = match (&parsed, event_id) {
-                (_, Some(id)) if provider == "razorpay" => id.to_owned(),
+                (_, Some(id)) if provider.has_event_id_in_header() => id.to_owned(),
                 (Ok(event), _) => event.id.clone(),
                 // Signed by the provider, so it is kept: under a name that the same bytes get again.
                 (Err(_), _) => format!("sha256:{:x}", Sha256::digest(payload)),
             };
             let kind = parsed.as_ref().map_or_else(|_| "unreadable".to_owned(), |event| event.kind.clone());
-            let is_new = db.write(&RECEIVE, args![provider, id.as_str(), kind.as_str(), At(now), payload]).count() > 0;
+            let is_new =
+                db.write(&RECEIVE, args![provider.name(), id.as_str(), kind.as_str(), At(now), payload]).count() > 0;
             if !is_new {
-                let rows = db.write(&AGAIN, args![provider, id.as_str()]);
+                let rows = db.write(&AGAIN, args![provider.name(), id.as_str()]);
                 let row = rows.first().ok_or_else(Error::contended)?;
                 let status: String = row.get(1);
                 // What waits may find now what it did not find then.
@@ -349,7 +336,10 @@ fn handle_webhook(
                 Err(fault) => {
                     let none: Option<Uuid> = None;
                     let refs: Vec<String> = Vec::new();
-                    db.write(&CLOSE, args![provider, id.as_str(), "review", fault.as_str(), At(now), none, refs]);
+                    db.write(
+                        &CLOSE,
+                        args![provider.name(), id.as_str(), "review", fault.as_str(), At(now), none, refs],
+                    );
                     Ok(WebhookReceipt {
                         event_id: id,
                         event_type: kind,
@@ -375,7 +365,7 @@ fn replay_webhook(provider: Option<&str>, event_id: Option<&str>) -> WebhookRece
         let id = required("event_id", event_id)?;
         spi::connect(|db| {
             cache::require_installed(db)?;
-            let rows = db.write(&STORED, args![provider, id]);
+            let rows = db.write(&STORED, args![provider.name(), id]);
             let row = rows.first().ok_or_else(|| Error::unknown("unknown_event", id))?;
             let (payload, status): (String, String) = (row.get(0), row.get(1));
             let (event_id, event_type) = (id.to_owned(), row.get(2));
@@ -383,10 +373,10 @@ fn replay_webhook(provider: Option<&str>, event_id: Option<&str>) -> WebhookRece
                 let (status, org_id) = ("duplicate".to_owned(), row.opt(3));
                 return Ok(WebhookReceipt { event_id, event_type, status, reason: None, org_id });
             }
-            match parse(provider, &payload) {
+            match provider.parse(&payload) {
                 Ok(event) => Ok(take(db, provider, &Event { id: event_id, ..event }, clock::now())),
-                Err(fault) => {
-                    let (status, reason) = ("review".to_owned(), Some(fault));
+                Err(unreadable) => {
+                    let (status, reason) = ("review".to_owned(), Some(unreadable.message()));
                     Ok(WebhookReceipt { event_id, event_type, status, reason, org_id: None })
                 }
             }

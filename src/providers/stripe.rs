@@ -4,15 +4,45 @@
 //! charges lost their `invoice`. What is read here is looked up in the new place and in the old one. Events
 //! have ids where an object may be expanded; a whole object is taken all the same.
 
-use super::event::{
+use crate::providers::Provider;
+use crate::providers::event::{
     DisputeFact, DisputeState, Event, Fact, InvoiceFact, Object, Outcome, PaymentFact, RefundFact, SubscriptionFact,
     SubscriptionState, Unreadable, distinct, document, needed, object,
 };
+use crate::providers::signature::{self, Fault};
 use std::cmp::Reverse;
 use uuid::Uuid;
 
-/// What a payload says.
-pub fn parse(payload: &str) -> Result<Event, Unreadable> {
+/// The seconds by which a signature's time may differ from ours: Stripe's own libraries have the same.
+const TOLERANCE: i64 = 300;
+
+/// Stripe.
+pub(super) struct Stripe;
+
+impl Provider for Stripe {
+    fn name(&self) -> &'static str {
+        "stripe"
+    }
+
+    fn verify(&self, payload: &[u8], signature: &str, secrets: &[Vec<u8>], now: i64) -> Result<(), Fault> {
+        signature::stripe(payload, signature, secrets, now, TOLERANCE)
+    }
+
+    fn parse(&self, payload: &str) -> Result<Event, Unreadable> {
+        parse(payload)
+    }
+
+    fn has_event_id_in_header(&self) -> bool {
+        false
+    }
+
+    fn vouches_for_customer(&self) -> bool {
+        true
+    }
+}
+
+/// Reads the event that a payload tells of.
+fn parse(payload: &str) -> Result<Event, Unreadable> {
     let document = document(payload)?;
     let event = object(&document)?;
     let id = needed(event.text("id")?, "id")?;

@@ -1,13 +1,42 @@
 //! Events of Razorpay. Its metadata is called notes.
 
-use super::event::{
+use crate::providers::Provider;
+use crate::providers::event::{
     DisputeFact, DisputeState, Event, Fact, InvoiceFact, Object, Outcome, PaymentFact, RefundFact, SubscriptionFact,
     SubscriptionState, Unreadable, distinct, document, needed, object,
 };
+use crate::providers::signature::{self, Fault};
 use sha2::{Digest, Sha256};
 
-/// What a payload says. Its id is in no payload but in a header: whoever knows that one replaces ours.
-pub fn parse(payload: &str) -> Result<Event, Unreadable> {
+/// Razorpay.
+pub(super) struct Razorpay;
+
+impl Provider for Razorpay {
+    fn name(&self) -> &'static str {
+        "razorpay"
+    }
+
+    fn verify(&self, payload: &[u8], signature: &str, secrets: &[Vec<u8>], _now: i64) -> Result<(), Fault> {
+        signature::razorpay(payload, signature, secrets)
+    }
+
+    fn parse(&self, payload: &str) -> Result<Event, Unreadable> {
+        parse(payload)
+    }
+
+    fn has_event_id_in_header(&self) -> bool {
+        true
+    }
+
+    /// In its checkout, notes and customer are what the page in the payer's browser says: who pays with a card of his own could
+    /// name another's customer.
+    fn vouches_for_customer(&self) -> bool {
+        false
+    }
+}
+
+/// Reads the event that a payload tells of. The payload has no id: whoever knows the one in the header replaces ours.
+fn parse(payload: &str) -> Result<Event, Unreadable> {
     let document = document(payload)?;
     let event = object(&document)?;
     let kind = needed(event.text("event")?, "event")?;

@@ -349,16 +349,6 @@ pub(super) fn distinct<'a>(ids: impl IntoIterator<Item = Option<&'a str>>) -> Ve
     distinct
 }
 
-/// What became of a report.
-pub enum Handled {
-    /// Its work is done, for that org.
-    Processed(Option<Uuid>),
-    /// There is nothing to do for it.
-    Ignored,
-    /// It waits for a person.
-    Review(&'static str, Option<Uuid>),
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

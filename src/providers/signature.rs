@@ -35,7 +35,7 @@ type Digest = [u8; 32];
 /// `Stripe-Signature: t=…,v1=…`: each `v1` is HMAC-SHA256 over `{t}.{payload}`; while a secret is rolled there are several.
 ///
 /// Times are seconds. The time is judged last, so that only who can sign learns whether it would do.
-pub fn stripe(payload: &[u8], header: &str, secrets: &[Vec<u8>], now: i64, tolerance: i64) -> Result<(), Fault> {
+pub(super) fn stripe(payload: &[u8], header: &str, secrets: &[Vec<u8>], now: i64, tolerance: i64) -> Result<(), Fault> {
     if header.trim().is_empty() {
         return Err(Fault::Missing);
     }
@@ -66,7 +66,7 @@ pub fn stripe(payload: &[u8], header: &str, secrets: &[Vec<u8>], now: i64, toler
 }
 
 /// `X-Razorpay-Signature`: HMAC-SHA256 over the payload. There is no time in it: only the event's id stops a replay.
-pub fn razorpay(payload: &[u8], header: &str, secrets: &[Vec<u8>]) -> Result<(), Fault> {
+pub(super) fn razorpay(payload: &[u8], header: &str, secrets: &[Vec<u8>]) -> Result<(), Fault> {
     let header = header.trim();
     if header.is_empty() {
         return Err(Fault::Missing);
