@@ -5,7 +5,7 @@ use crate::base::hash::fingerprint;
 use crate::base::time::Moment;
 use crate::catalog::cache;
 use crate::ledger::store;
-use crate::ledger::wallet::{Facts, Lane, Operation, Request, Wallet};
+use crate::ledger::wallet::{EntryContext, Lane, Operation, Request, Wallet};
 use crate::pg::arguments;
 use crate::pg::clock;
 use crate::pg::jsonb::Jsonb;
@@ -54,8 +54,8 @@ impl Call {
     }
 
     /// An operation with this call's key and metadata.
-    pub fn operation(&self, facts: Facts) -> Operation {
-        Operation::new(Facts { metadata: self.metadata.clone(), request: self.request.clone(), ..facts })
+    pub fn operation(&self, context: EntryContext) -> Operation {
+        Operation::new(EntryContext { metadata: self.metadata.clone(), request: self.request.clone(), ..context })
     }
 
     /// Runs the call on the wallet that `lock` locks: gives a repeated call its first answer, else does the `work` on the

@@ -6,7 +6,7 @@ use crate::ledger::lanes;
 use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
 use crate::pg::clock;
-use crate::pg::spi::{At, Db};
+use crate::pg::spi::{Db, Timestamptz};
 use crate::posting;
 use crate::{args, statements};
 use uuid::Uuid;
@@ -24,7 +24,7 @@ statements! {
         "update billing.wallet_settings set contended_at = $3
           where (org_id, unit) in (select org_id, unit from billing.wallet_settings
                                     where org_id = $1 and unit = $2 and lanes = 0 for no key update skip locked)";
-    CALM(uuid, text) =
+    CLEAR_CONTENTION(uuid, text) =
         "update billing.wallet_settings set contended_at = null where org_id = $1 and unit = $2 and contended_at is not null";
     NUMBERS(uuid, text) = "select lane from billing.lanes where org_id = $1 and unit = $2";
 }
@@ -39,7 +39,7 @@ fn mode(db: &Db, wallet: &Wallet) -> Option<(i16, Option<Moment>)> {
 /// back, whoever holds them. The wallet must be loaded.
 pub fn split(db: &Db, wallet: &mut Wallet, count: i16) -> Result<()> {
     let last = if count > 1 { count } else { 0 };
-    store::gather_all(db, wallet, |away| away.lane > last)?;
+    store::reclaim_lanes(db, wallet, |away| away.lane > last)?;
     let rows = db.write(&NUMBERS, args![wallet.lane.org_id, &wallet.lane.unit]);
     let known: Vec<i16> = rows.iter().map(|row| row.get(0)).collect();
     for number in (1..=last).filter(|number| !known.contains(number)) {
@@ -51,15 +51,15 @@ pub fn split(db: &Db, wallet: &mut Wallet, count: i16) -> Result<()> {
 
 /// Joins the lanes of a wallet that manages them by itself, once nobody has waited for a while. Lanes that are held just now
 /// leave it for the next time. The wallet must be loaded.
-pub fn relax(db: &Db, wallet: &mut Wallet) -> Result<()> {
-    if !wallet.lane.is_split() || wallet.lots.is_none() {
+pub fn merge_idle_lanes(db: &Db, wallet: &mut Wallet) -> Result<()> {
+    if !wallet.lane.is_split() || wallet.grants.is_none() {
         return Ok(());
     }
     match mode(db, wallet) {
         Some((AUTOMATIC, contended_at)) if lanes::is_idle(contended_at, wallet.now()) => {
-            if store::gather_free(db, wallet)? {
+            if store::reclaim_free_lanes(db, wallet)? {
                 split(db, wallet, 1)?;
-                db.write(&CALM, args![wallet.lane.org_id, &wallet.lane.unit]);
+                db.write(&CLEAR_CONTENTION, args![wallet.lane.org_id, &wallet.lane.unit]);
             }
             Ok(())
         }
@@ -69,7 +69,7 @@ pub fn relax(db: &Db, wallet: &mut Wallet) -> Result<()> {
 
 /// Gives a wallet more lanes for whose consumers it takes too long, where it manages them by itself and nobody has its lock but
 /// us. A backend's note is of so many lanes; gives how many there are now.
-pub fn tense(db: &Db, org_id: Uuid, unit: &str, noted: i16) -> Result<i16> {
+pub fn add_lanes_if_contended(db: &Db, org_id: Uuid, unit: &str, noted: i16) -> Result<i16> {
     let Some(lane) = store::lock_if_free(db, org_id, unit) else { return Ok(noted) };
     let mut wallet = Wallet::new(lane, clock::now());
     let Some((AUTOMATIC, contended_at)) = mode(db, &wallet) else { return Ok(wallet.lane.lanes) };
@@ -79,7 +79,7 @@ pub fn tense(db: &Db, org_id: Uuid, unit: &str, noted: i16) -> Result<i16> {
         return Ok(wallet.lane.lanes);
     }
     if contended_at.is_none_or(|at| now - at > MINUTE) {
-        db.write(&CONTENDED, args![org_id, unit, At(now)]);
+        db.write(&CONTENDED, args![org_id, unit, Timestamptz(now)]);
     }
     let wanted = lanes::more(noted);
     if wallet.lane.lanes == noted && wanted > noted {
@@ -92,5 +92,5 @@ pub fn tense(db: &Db, org_id: Uuid, unit: &str, noted: i16) -> Result<i16> {
 
 /// Notes that somebody had to wait for a wallet, so that its lanes stay for a while.
 pub fn note_wait(db: &Db, org_id: Uuid, unit: &str, now: Moment) {
-    db.write(&CONTENDED, args![org_id, unit, At(now)]);
+    db.write(&CONTENDED, args![org_id, unit, Timestamptz(now)]);
 }

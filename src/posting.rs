@@ -2,9 +2,9 @@
 //!
 //! The order is that of the locks: entries, the wallet's rows, caps that timed-out holds give back to, members, reports, alerts.
 
-use crate::alerts::{BalanceChange, Open};
+use crate::alerts::{ActiveAlerts, BalanceChange};
 use crate::base::error::Result;
-use crate::ledger::recent::{Recent, is_fold_due};
+use crate::ledger::recent::{LaneSummary, is_fold_due};
 use crate::ledger::store;
 use crate::ledger::wallet::{Entry, Wallet};
 use crate::limits::caps;
@@ -36,7 +36,7 @@ fn post(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()> {
     let is_due = |first: &Entry| lane.lane > 0 || is_fold_due(first.position.entry_id - 1, lane.last_entry_id);
     let is_folded = wallet.entries.first().is_some_and(is_due);
     let recent = wallet.recent();
-    let kept = Recent::to_keep(recent.as_ref(), lane.last_entry_id, is_folded);
+    let kept = LaneSummary::to_keep(recent.as_ref(), lane.last_entry_id, is_folded);
     store::save_wallet(db, wallet, kept.as_deref(), metadata_of_grants);
     let expired = wallet.expired_holds.iter().map(|(hold_id, _)| *hold_id).collect();
     caps::give_back(db, lane.org_id, expired, None)?;
@@ -44,10 +44,10 @@ fn post(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()> {
     if is_folded {
         fold::fold(db, lane.org_id, &lane.unit, lane.last_entry_id, recent);
     }
-    let came_in = wallet.lots.iter().flatten().any(|lot| lot.saved.is_none());
+    let came_in = wallet.grants.iter().flatten().any(|grant| grant.saved.is_none());
     let balance = wallet.balance();
     if came_in || balance < lane.alert_below {
-        let open = Open::of(db, lane.org_id);
+        let open = ActiveAlerts::of(db, lane.org_id);
         let change = BalanceChange { unit: &lane.unit, balance, base: lane.alert_base, threshold: lane.alert_below };
         recharge::on_balance_change(db, lane.org_id, &open, change, wallet.now())?;
     }

@@ -2,7 +2,7 @@
 //! last not at all. The payment itself is asked for through the outbox.
 
 use crate::access;
-use crate::alerts::{self, BalanceChange, Open};
+use crate::alerts::{self, ActiveAlerts, BalanceChange};
 use crate::base::error::{Error, Result};
 use crate::base::time::{Moment, Period};
 use crate::catalog::cache;
@@ -15,7 +15,7 @@ use crate::payments::store::{self, Payment};
 use crate::pg::arguments::{positive, required, required_uuid};
 use crate::pg::clock;
 use crate::pg::raise::or_raise;
-use crate::pg::spi::{self, At, Db};
+use crate::pg::spi::{self, Db, Timestamptz};
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 use serde_json::json;
@@ -95,7 +95,7 @@ enum Verdict {
 
 /// What decides.
 #[derive(Debug, Clone, Copy)]
-struct Facts {
+struct RechargeSettings {
     threshold: i64,
     /// Spendable and pending together.
     credit: i64,
@@ -109,15 +109,15 @@ struct Facts {
     total: i64,
 }
 
-fn verdict(facts: &Facts) -> Verdict {
-    if facts.credit >= facts.threshold {
+fn verdict(settings: &RechargeSettings) -> Verdict {
+    if settings.credit >= settings.threshold {
         Verdict::Enough
-    } else if facts.is_under_way
-        || facts.lately >= MOST_AN_HOUR
-        || facts.next_attempt_at.is_some_and(|at| at > facts.now)
+    } else if settings.is_under_way
+        || settings.lately >= MOST_AN_HOUR
+        || settings.next_attempt_at.is_some_and(|at| at > settings.now)
     {
         Verdict::Later
-    } else if facts.ceiling.is_some_and(|ceiling| facts.this_month.saturating_add(facts.total) > ceiling) {
+    } else if settings.ceiling.is_some_and(|ceiling| settings.this_month.saturating_add(settings.total) > ceiling) {
         Verdict::Ceiling
     } else {
         Verdict::Due
@@ -125,15 +125,15 @@ fn verdict(facts: &Facts) -> Verdict {
 }
 
 /// Buys what is set where a wallet, which is locked, has less than its threshold.
-fn consider(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) {
-    let lately = At(now.saturating_sub(60 * MINUTE));
-    let rows = db.write(&READ, args![org_id, unit, At(Period::Month.start(now)), lately]);
+fn start_if_below(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) {
+    let lately = Timestamptz(now.saturating_sub(60 * MINUTE));
+    let rows = db.write(&READ, args![org_id, unit, Timestamptz(Period::Month.start(now)), lately]);
     let Some(row) = rows.first() else { return };
     // A pack that was retired, or a price that went, is for people to see; the consumption goes on.
     let (name, currency): (String, String) = (row.get(1), row.get(2));
     let Ok(pack) = cache::pack(db, &name) else { return };
     let Ok(quote) = quote(db, &pack, &currency, None) else { return };
-    let facts = Facts {
+    let settings = RechargeSettings {
         threshold: row.get(0),
         credit: balance.saturating_add(store::pending(db, org_id, unit, true)),
         is_under_way: row.get(9),
@@ -144,11 +144,11 @@ fn consider(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) {
         lately: row.get(11),
         total: quote.total,
     };
-    match verdict(&facts) {
+    match verdict(&settings) {
         Verdict::Enough | Verdict::Later => {}
         Verdict::Ceiling => {
-            let ceiling = facts.ceiling.unwrap_or_default();
-            alerts::raise(db, org_id, ("recharge_ceiling", unit), (facts.this_month, ceiling), now);
+            let ceiling = settings.ceiling.unwrap_or_default();
+            alerts::raise(db, org_id, ("recharge_ceiling", unit), (settings.this_month, ceiling), now);
         }
         Verdict::Due => {
             let provider: String = row.get(3);
@@ -168,19 +168,25 @@ fn look(db: &Db, org_id: Uuid, unit: &str, now: Moment) -> Result<()> {
     let lane = ledger::lock(db, org_id, unit).ok_or(Error::corrupt("a wallet that was locked is gone"))?;
     let (balance, base, threshold) = (ledger::balance(db, &lane), lane.alert_base, lane.alert_below);
     let change = BalanceChange { unit, balance, base, threshold };
-    on_balance_change(db, org_id, &Open::of(db, org_id), change, now)
+    on_balance_change(db, org_id, &ActiveAlerts::of(db, org_id), change, now)
 }
 
 /// Raises the alerts of a balance that has changed, and starts the purchase that it makes due. The wallet must be locked.
-pub fn on_balance_change(db: &Db, org_id: Uuid, open: &Open, change: BalanceChange<'_>, now: Moment) -> Result<()> {
+pub fn on_balance_change(
+    db: &Db,
+    org_id: Uuid,
+    open: &ActiveAlerts,
+    change: BalanceChange<'_>,
+    now: Moment,
+) -> Result<()> {
     if alerts::balance(db, org_id, open, change, now)? {
-        consider(db, org_id, change.unit, change.balance, now);
+        start_if_below(db, org_id, change.unit, change.balance, now);
     }
     Ok(())
 }
 
 /// A payment of it came to an end.
-pub fn ended(db: &Db, payment: &Payment, now: Moment) -> Result<()> {
+pub fn on_payment_finished(db: &Db, payment: &Payment, now: Moment) -> Result<()> {
     let (org_id, unit) = (payment.org_id, payment.unit.as_str());
     if payment.money.status() == Status::Succeeded {
         db.write(&SUCCEEDED, args![org_id, unit]);
@@ -190,7 +196,7 @@ pub fn ended(db: &Db, payment: &Payment, now: Moment) -> Result<()> {
     }
     let failures = db.write(&FAILURES, args![org_id, unit]).first().map_or(0, |row| row.get::<i32>(0));
     let next = now.saturating_add(pause(failures));
-    let rows = db.write(&FAILED, args![org_id, unit, At(now), At(next), MOST_FAILURES]);
+    let rows = db.write(&FAILED, args![org_id, unit, Timestamptz(now), Timestamptz(next), MOST_FAILURES]);
     if let Some(row) = rows.first()
         && row.get::<bool>(1)
     {
@@ -306,7 +312,7 @@ mod tests {
 
     #[test]
     fn it_buys_when_there_is_too_little_and_nothing_under_way() {
-        let facts = Facts {
+        let settings = RechargeSettings {
             threshold: 100,
             credit: 99,
             is_under_way: false,
@@ -317,14 +323,14 @@ mod tests {
             lately: 2,
             total: 500,
         };
-        assert_eq!(verdict(&facts), Verdict::Due);
-        assert_eq!(verdict(&Facts { credit: 100, ..facts }), Verdict::Enough);
-        assert_eq!(verdict(&Facts { is_under_way: true, ..facts }), Verdict::Later);
-        assert_eq!(verdict(&Facts { lately: 3, ..facts }), Verdict::Later);
-        assert_eq!(verdict(&Facts { next_attempt_at: Some(11), ..facts }), Verdict::Later);
-        assert_eq!(verdict(&Facts { next_attempt_at: Some(10), ..facts }), Verdict::Due);
-        assert_eq!(verdict(&Facts { total: 501, ..facts }), Verdict::Ceiling);
-        assert_eq!(verdict(&Facts { total: i64::MAX, ceiling: None, ..facts }), Verdict::Due);
+        assert_eq!(verdict(&settings), Verdict::Due);
+        assert_eq!(verdict(&RechargeSettings { credit: 100, ..settings }), Verdict::Enough);
+        assert_eq!(verdict(&RechargeSettings { is_under_way: true, ..settings }), Verdict::Later);
+        assert_eq!(verdict(&RechargeSettings { lately: 3, ..settings }), Verdict::Later);
+        assert_eq!(verdict(&RechargeSettings { next_attempt_at: Some(11), ..settings }), Verdict::Later);
+        assert_eq!(verdict(&RechargeSettings { next_attempt_at: Some(10), ..settings }), Verdict::Due);
+        assert_eq!(verdict(&RechargeSettings { total: 501, ..settings }), Verdict::Ceiling);
+        assert_eq!(verdict(&RechargeSettings { total: i64::MAX, ceiling: None, ..settings }), Verdict::Due);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::pg::clock;
 use crate::pg::random;
-use crate::pg::spi::{At, Db};
+use crate::pg::spi::{Db, Timestamptz};
 use crate::{args, statements};
 
 statements! {
@@ -18,6 +18,6 @@ pub fn secret(db: &Db, name: &str) -> Vec<u8> {
             return row.get(0);
         }
         // Who loses the race takes what the winner made, or fails with 40001 where that is after its snapshot.
-        db.write(&KEEP, args![name, random::bytes::<32>().as_slice(), At(clock::now())]);
+        db.write(&KEEP, args![name, random::bytes::<32>().as_slice(), Timestamptz(clock::now())]);
     }
 }

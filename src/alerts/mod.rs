@@ -14,7 +14,7 @@ use crate::outbox;
 use crate::pg::arguments::required;
 use crate::pg::heap::{Attempt, Is, Key, Snapshot, Table, Write, shapes};
 use crate::pg::raise::or_raise;
-use crate::pg::spi::{self, At, Db, Rows, ToSql};
+use crate::pg::spi::{self, Db, Rows, Timestamptz, ToSql};
 use crate::plans::period::Timeline;
 use crate::{args, statements};
 use pgrx::prelude::*;
@@ -101,13 +101,13 @@ fn crossed_balance(
 }
 
 /// What is raised of an org and not resolved, and the balances of its wallets below which somebody wants to know.
-pub struct Open {
+pub struct ActiveAlerts {
     raised: Vec<(String, String, i64)>,
     low: Vec<(String, i64)>,
     recharge: Vec<(String, i64)>,
 }
 
-impl Open {
+impl ActiveAlerts {
     /// As it stands.
     pub fn of(db: &Db, org_id: Uuid) -> Self {
         let mut open = Self { raised: Vec::new(), low: Vec::new(), recharge: Vec::new() };
@@ -129,10 +129,10 @@ impl Open {
 }
 
 /// Raises those that are not raised yet, and resolves what is raised of the kinds (and the subject) but is not among them.
-fn bring_up_to_date(
+fn sync(
     db: &Db,
     org_id: Uuid,
-    (open, kinds, subject): (&Open, &[&str], Option<&str>),
+    (open, kinds, subject): (&ActiveAlerts, &[&str], Option<&str>),
     alerts: &[Alert],
     now: Moment,
 ) {
@@ -150,7 +150,7 @@ fn bring_up_to_date(
                 gone.iter().map(|g| g.0.clone()).collect::<Vec<_>>(),
                 gone.iter().map(|g| g.1.clone()).collect::<Vec<_>>(),
                 gone.iter().map(|g| g.2).collect::<Vec<_>>(),
-                At(now),
+                Timestamptz(now),
             ],
         );
     }
@@ -182,7 +182,7 @@ fn bring_up_to_date(
                 new.iter().map(|a| a.share).collect::<Vec<_>>(),
                 new.iter().map(|a| a.value).collect::<Vec<_>>(),
                 new.iter().map(|a| a.threshold).collect::<Vec<_>>(),
-                At(now),
+                Timestamptz(now),
             ],
         );
     }
@@ -232,13 +232,13 @@ pub struct BalanceChange<'a> {
 
 /// Raises and resolves the alerts of a balance; gives whether it is below the threshold of automatic recharging. The wallet must
 /// be locked.
-pub fn balance(db: &Db, org_id: Uuid, open: &Open, change: BalanceChange<'_>, now: Moment) -> Result<bool> {
+pub fn balance(db: &Db, org_id: Uuid, open: &ActiveAlerts, change: BalanceChange<'_>, now: Moment) -> Result<bool> {
     let BalanceChange { unit, balance, base, threshold } = change;
     let low = open.low.iter().find(|(of, _)| of == unit).map(|(_, below)| *below);
     let shares = cache::alert_settings(db)?.shares;
     let recharge = open.recharge.iter().find(|(of, _)| of == unit).map_or(0, |(_, below)| *below);
     let (alerts, below) = crossed_balance(unit, balance, base, (low.unwrap_or(0), recharge), &shares);
-    bring_up_to_date(db, org_id, (open, &["balance", "low_balance"], Some(unit)), &alerts, now);
+    sync(db, org_id, (open, &["balance", "low_balance"], Some(unit)), &alerts, now);
     if below != threshold {
         db.write(&ALERT_BELOW, args![org_id, unit, below]);
     }
@@ -254,12 +254,12 @@ pub fn raise(
     now: Moment,
 ) {
     let alert = Alert { kind, subject: subject.to_owned(), share: 0, value, threshold };
-    bring_up_to_date(db, org_id, (&Open::of(db, org_id), &[kind], Some(subject)), &[alert], now);
+    sync(db, org_id, (&ActiveAlerts::of(db, org_id), &[kind], Some(subject)), &[alert], now);
 }
 
 /// Resolves one of those.
 pub fn resolve(db: &Db, org_id: Uuid, kind: &str, subject: &str, now: Moment) {
-    bring_up_to_date(db, org_id, (&Open::of(db, org_id), &[kind], Some(subject)), &[], now);
+    sync(db, org_id, (&ActiveAlerts::of(db, org_id), &[kind], Some(subject)), &[], now);
 }
 
 /// Looks at the caps of which consumptions just used something.
@@ -269,11 +269,11 @@ pub fn caps(db: &Db, caps: &Caps) -> Result<()> {
         let alerts = crossed("cap", &cap.name, after, cap.quantity, &shares);
         if alerts.iter().any(|alert| before < alert.threshold) {
             // What is raised may be of an earlier day or month.
-            let open = Open::of(db, org_id);
+            let open = ActiveAlerts::of(db, org_id);
             let mut known = crossed("cap", &cap.name, before, cap.quantity, &shares);
             known.retain(|alert| open.has(alert));
-            bring_up_to_date(db, org_id, (&open, &["cap"], Some(&cap.name)), &known, caps.now());
-            bring_up_to_date(db, org_id, (&Open::of(db, org_id), &["cap"], Some(&cap.name)), &alerts, caps.now());
+            sync(db, org_id, (&open, &["cap"], Some(&cap.name)), &known, caps.now());
+            sync(db, org_id, (&ActiveAlerts::of(db, org_id), &["cap"], Some(&cap.name)), &alerts, caps.now());
         }
     }
     Ok(())
@@ -282,7 +282,13 @@ pub fn caps(db: &Db, caps: &Caps) -> Result<()> {
 /// Looks at everything of an org but its balances: for settlement.
 ///
 /// `wallets`: all of it, locked.
-pub fn settle(db: &Db, org_id: Uuid, (open, timeline): (&Open, Timeline), wallets: &[Lane], now: Moment) -> Result<()> {
+pub fn settle(
+    db: &Db,
+    org_id: Uuid,
+    (open, timeline): (&ActiveAlerts, Timeline),
+    wallets: &[Lane],
+    now: Moment,
+) -> Result<()> {
     let settings = cache::alert_settings(db)?;
     let mut alerts = Vec::new();
     let mut metrics = cache::all_metrics(db)?;
@@ -301,7 +307,7 @@ pub fn settle(db: &Db, org_id: Uuid, (open, timeline): (&Open, Timeline), wallet
     let soon = crate::base::time::add_days(now, settings.expiring_days);
     // What other lanes than lane 0 hold, this one does not tell.
     let may_expire = wallets.iter().any(|wallet| wallet.is_split() || wallet.fresh_until <= soon);
-    let expiring = may_expire.then(|| db.write(&EXPIRING, args![org_id, At(now), At(soon)]));
+    let expiring = may_expire.then(|| db.write(&EXPIRING, args![org_id, Timestamptz(now), Timestamptz(soon)]));
     for row in expiring.iter().flat_map(Rows::iter) {
         let (grant, amount, rest): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
         if rest > 0 {
@@ -309,7 +315,7 @@ pub fn settle(db: &Db, org_id: Uuid, (open, timeline): (&Open, Timeline), wallet
             alerts.push(Alert { kind: "expiring", subject, share: 0, value: rest, threshold: amount });
         }
     }
-    bring_up_to_date(db, org_id, (open, &["allowance", "cap", "expiring"], None), &alerts, now);
+    sync(db, org_id, (open, &["allowance", "cap", "expiring"], None), &alerts, now);
     Ok(())
 }
 

@@ -9,7 +9,7 @@ pub type Moment = i64;
 /// `'infinity'::timestamptz`
 pub const INFINITY: Moment = i64::MAX;
 /// `'-infinity'::timestamptz`
-pub const NEVER_YET: Moment = i64::MIN;
+pub const NEG_INFINITY: Moment = i64::MIN;
 
 /// Microseconds from the Unix epoch to PostgreSQL's.
 const EPOCH: i64 = 946_684_800_000_000;
@@ -63,11 +63,11 @@ impl Period {
 
     /// When the period that contains `at` began.
     pub fn start(self, at: Moment) -> Moment {
-        let Some(date) = date_of(at) else { return NEVER_YET };
+        let Some(date) = date_of(at) else { return NEG_INFINITY };
         match self {
             Self::Day => midnight(date),
             Self::Month => midnight(date.with_day(1).unwrap_or(date)),
-            Self::Total => NEVER_YET,
+            Self::Total => NEG_INFINITY,
         }
     }
 }
@@ -96,7 +96,7 @@ pub fn from_unix(seconds: i64) -> Moment {
 
 /// So many days later, or earlier; without end where the calendar ends.
 pub fn add_days(at: Moment, days: i64) -> Moment {
-    days.checked_mul(DAY).and_then(|d| at.checked_add(d)).unwrap_or(if days < 0 { NEVER_YET } else { INFINITY })
+    days.checked_mul(DAY).and_then(|d| at.checked_add(d)).unwrap_or(if days < 0 { NEG_INFINITY } else { INFINITY })
 }
 
 /// So many months later, or earlier, at the same time of day; the last day of a month that is shorter.
@@ -105,7 +105,7 @@ pub fn add_months(at: Moment, months: i64) -> Moment {
         let count = Months::new(u32::try_from(months.unsigned_abs()).ok()?);
         if months < 0 { t.checked_sub_months(count) } else { t.checked_add_months(count) }
     });
-    moved.map_or(if months < 0 { NEVER_YET } else { INFINITY }, |t| t.timestamp_micros() - EPOCH)
+    moved.map_or(if months < 0 { NEG_INFINITY } else { INFINITY }, |t| t.timestamp_micros() - EPOCH)
 }
 
 /// Calendar months from one moment to another, days not regarded.
@@ -158,6 +158,6 @@ mod tests {
 
     #[test]
     fn total_has_no_ends() {
-        assert_eq!(Period::Total.start(0), NEVER_YET);
+        assert_eq!(Period::Total.start(0), NEG_INFINITY);
     }
 }

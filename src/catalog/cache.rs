@@ -371,19 +371,19 @@ pub fn all_metrics(db: &Db) -> Result<Vec<Rc<Metric>>> {
 pub fn price_since(db: &Db, metric: &Metric, org_id: Uuid, at: Moment) -> Moment {
     let list = metric.versions.iter().rev().map(|(from, _)| *from).find(|from| *from <= at);
     let own = if metric.own.price {
-        let rows = db.write(&ORG_PRICE_SINCE, args![org_id, &metric.name, spi::At(at)]);
+        let rows = db.write(&ORG_PRICE_SINCE, args![org_id, &metric.name, spi::Timestamptz(at)]);
         rows.first().and_then(|row| row.opt::<Moment>(0))
     } else {
         None
     };
-    list.into_iter().chain(own).max().unwrap_or(crate::base::time::NEVER_YET)
+    list.into_iter().chain(own).max().unwrap_or(crate::base::time::NEG_INFINITY)
 }
 
 /// The price in force for an org: its own, else the list price. None: free.
 pub fn price(db: &Db, metric: &Metric, org_id: Option<Uuid>, at: Moment) -> Result<Option<Rc<Price>>> {
     if metric.own.price
         && let Some(org_id) = org_id
-        && let Some(row) = db.read(&ORG_PRICE, args![org_id, &metric.name, spi::At(at)]).first()
+        && let Some(row) = db.read(&ORG_PRICE, args![org_id, &metric.name, spi::Timestamptz(at)]).first()
         && let Some(text) = row.opt::<String>(0)
     {
         return stored_price(&text);

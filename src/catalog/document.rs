@@ -1,6 +1,6 @@
 //! The catalog document: parsing with every fault listed, and what applying it would change.
 
-use crate::base::time::{Moment, NEVER_YET};
+use crate::base::time::{Moment, NEG_INFINITY};
 use crate::base::units;
 use crate::catalog::pack::{Pack, Surcharge};
 use crate::catalog::plan::{Cap, Plan};
@@ -401,7 +401,7 @@ pub struct Current {
 fn new_price(spec: &MetricSpec, known: Option<&Current>, now: Moment) -> Option<Moment> {
     let Some(known) = known else {
         // The first version of a price holds from the beginning of time.
-        return Some(spec.effective_at.unwrap_or(NEVER_YET));
+        return Some(spec.effective_at.unwrap_or(NEG_INFINITY));
     };
     let in_force = known.versions.iter().rev().find(|(from, _)| *from <= now);
     match spec.effective_at {

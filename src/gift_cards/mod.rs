@@ -17,7 +17,7 @@ use crate::gift_cards::code::{Code, CodeHash};
 use crate::gift_cards::store::{Batch, Card};
 use crate::ledger::debts;
 use crate::ledger::store as ledger;
-use crate::ledger::wallet::{Facts, Lot, Operation, Wallet};
+use crate::ledger::wallet::{EntryContext, Grant, Operation, Wallet};
 use crate::pg::arguments;
 use crate::pg::arguments::{positive, required, required_uuid, unit};
 use crate::pg::clock;
@@ -157,7 +157,7 @@ fn grant(db: &Db, call: &Call, wallet: &mut Wallet, hash: &CodeHash) -> Result<(
     let kind = self::source(&source).ok_or(Error::corrupt("the source of a gift card"))?;
     let expires_at = validity.map_or(INFINITY, |validity| validity.after(now));
     ledger::load(db, wallet, &[])?;
-    let lot = Lot {
+    let grant = Grant {
         grant_id: 0,
         amount: credits,
         remaining: 0,
@@ -173,9 +173,9 @@ fn grant(db: &Db, call: &Call, wallet: &mut Wallet, hash: &CodeHash) -> Result<(
         metrics: metrics.clone(),
         saved: None,
     };
-    let facts = Facts { actor: Some(actor()), ..Facts::from_source(kind, Some(name.clone())) };
-    let mut operation = call.operation(facts);
-    let grant_id = wallet.grant(&mut operation, kind, lot)?;
+    let context = EntryContext { actor: Some(actor()), ..EntryContext::from_source(kind, Some(name.clone())) };
+    let mut operation = call.operation(context);
+    let grant_id = wallet.grant(&mut operation, kind, grant)?;
     store::redeemed(db, call.org_id, hash, grant_id, now, &name);
     debts::pay(db, wallet, &[])?;
     let scope = metrics.as_ref().and_then(|m| m.first()).map(String::as_str);

@@ -54,7 +54,7 @@ impl Sum {
 
 /// The sums of the entries after one, up to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Recent {
+pub struct LaneSummary {
     /// The last entry that is not in it.
     pub after: i64,
     /// The last that is.
@@ -65,7 +65,7 @@ pub struct Recent {
     counted: Option<i64>,
 }
 
-impl Recent {
+impl LaneSummary {
     /// Nothing yet after an entry.
     pub fn after(entry_id: i64) -> Self {
         Self { after: entry_id, last: entry_id, sums: Vec::new(), counted: None }
@@ -180,7 +180,7 @@ mod tests {
         Entry { entry_id, operation_id, kind, metric, source: None, created_at, quantity: Some(3), amount }
     }
 
-    fn told(recent: &Recent) -> Vec<(i32, &str, bool, &str, i64, i64)> {
+    fn told(recent: &LaneSummary) -> Vec<(i32, &str, bool, &str, i64, i64)> {
         recent
             .sums
             .iter()
@@ -188,9 +188,9 @@ mod tests {
             .collect()
     }
 
-    fn some() -> Recent {
+    fn some() -> LaneSummary {
         let (one, two) = ("2026-01-31T23:59:59Z", "2026-02-01T00:00:00Z");
-        let mut recent = Recent::after(9);
+        let mut recent = LaneSummary::after(9);
         recent.add(entry(10, 10, "bonus", one, 100));
         recent.add(entry(11, 11, "usage", one, -10));
         recent.add(entry(12, 11, "usage", one, -5));
@@ -221,26 +221,26 @@ mod tests {
     fn a_lane_keeps_it_whole() {
         let recent = some();
         let kept = recent.encode().unwrap();
-        let again = Recent::of_lane(Some(&kept), 15).unwrap();
+        let again = LaneSummary::of_lane(Some(&kept), 15).unwrap();
         assert_eq!((again.after, again.last, &again.sums), (9, 15, &recent.sums));
-        assert_eq!(Recent::of_lane(Some(&kept), 16), None, "an entry that it does not know");
-        assert_eq!(Recent::of_lane(None, 15), None);
+        assert_eq!(LaneSummary::of_lane(Some(&kept), 16), None, "an entry that it does not know");
+        assert_eq!(LaneSummary::of_lane(None, 15), None);
         // Anything shorter is no such thing, or tells less.
         for length in 0..kept.len() {
-            assert_ne!(Recent::of_lane(Some(&kept[..length]), 15).as_ref(), Some(&again));
+            assert_ne!(LaneSummary::of_lane(Some(&kept[..length]), 15).as_ref(), Some(&again));
         }
     }
 
     #[test]
     fn it_does_not_grow_without_end() {
-        let mut recent = Recent::after(0);
+        let mut recent = LaneSummary::after(0);
         let names: Vec<String> = (0..=MOST).map(|n| format!("metric_{n}")).collect();
         for (name, number) in names.iter().zip(1..) {
             assert!(recent.encode().is_some());
             recent.add(Entry { metric: Some(name), ..entry(number, number, "usage", "2026-01-31", -1) });
         }
         assert_eq!(recent.encode(), None);
-        let mut recent = Recent::after(0);
+        let mut recent = LaneSummary::after(0);
         let long = "x".repeat(256);
         recent.add(Entry { metric: Some(&long), ..entry(1, 1, "usage", "2026-01-31", -1) });
         assert_eq!(recent.encode(), None);

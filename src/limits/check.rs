@@ -51,7 +51,7 @@ fn is_frozen(db: &Db, org_id: Uuid) -> bool {
 }
 
 /// All that decides.
-struct Facts<'a> {
+struct LimitInputs<'a> {
     capped: bool,
     limit: Option<Limit>,
     /// Plan or org include some of it.
@@ -64,28 +64,28 @@ struct Facts<'a> {
 }
 
 /// Allowed or not, and why. Hard limits of a plan close also a core metric.
-fn verdict(facts: &Facts<'_>) -> (bool, &'static str) {
-    if facts.capped {
+fn verdict(inputs: &LimitInputs<'_>) -> (bool, &'static str) {
+    if inputs.capped {
         return (false, "cap");
     }
-    if facts.overage == 0 {
+    if inputs.overage == 0 {
         return (true, "included");
     }
-    let hard = facts.limit == Some(Limit::Hard);
-    if facts.limit == Some(Limit::Soft) {
+    let hard = inputs.limit == Some(Limit::Hard);
+    if inputs.limit == Some(Limit::Soft) {
         return (true, "soft_limit");
     }
-    if facts.priced && facts.required <= facts.available {
+    if inputs.priced && inputs.required <= inputs.available {
         return (true, "credits");
     }
-    if !facts.priced && !facts.included && !hard {
+    if !inputs.priced && !inputs.included && !hard {
         // Free, and in no plan.
         return (true, "included");
     }
-    if facts.tier == Some("core") && !hard {
+    if inputs.tier == Some("core") && !hard {
         return (true, "core");
     }
-    if !facts.priced || ((facts.included || hard) && facts.available == 0) {
+    if !inputs.priced || ((inputs.included || hard) && inputs.available == 0) {
         return (false, "plan_limit");
     }
     (false, "insufficient_credits")
@@ -114,7 +114,7 @@ fn check(db: &Db, org_id: Uuid, metric: &str, quantity: i64) -> Result<LimitStat
             capped = true;
         }
     }
-    let facts = Facts {
+    let inputs = LimitInputs {
         capped,
         limit: standing.terms.limit,
         included: standing.terms.included,
@@ -124,7 +124,7 @@ fn check(db: &Db, org_id: Uuid, metric: &str, quantity: i64) -> Result<LimitStat
         required: charge.credits,
         available,
     };
-    let (allowed, reason) = if is_frozen(db, org_id) { (false, "frozen") } else { verdict(&facts) };
+    let (allowed, reason) = if is_frozen(db, org_id) { (false, "frozen") } else { verdict(&inputs) };
     Ok(LimitStatus {
         allowed,
         reason: reason.to_owned(),
@@ -179,8 +179,8 @@ fn allows(org_id: Option<pgrx::Uuid>, metric: Option<&str>, quantity: default!(O
 mod tests {
     use super::*;
 
-    fn facts() -> Facts<'static> {
-        Facts {
+    fn inputs() -> LimitInputs<'static> {
+        LimitInputs {
             capped: false,
             limit: None,
             included: true,
@@ -194,27 +194,30 @@ mod tests {
 
     #[test]
     fn what_is_left_of_the_plan_comes_first() {
-        assert_eq!(verdict(&Facts { overage: 0, ..facts() }), (true, "included"));
-        assert_eq!(verdict(&Facts { overage: 0, capped: true, ..facts() }), (false, "cap"));
+        assert_eq!(verdict(&LimitInputs { overage: 0, ..inputs() }), (true, "included"));
+        assert_eq!(verdict(&LimitInputs { overage: 0, capped: true, ..inputs() }), (false, "cap"));
     }
 
     #[test]
     fn beyond_the_plan_credits_decide() {
-        assert_eq!(verdict(&facts()), (false, "plan_limit"));
-        assert_eq!(verdict(&Facts { available: 4, ..facts() }), (false, "insufficient_credits"));
-        assert_eq!(verdict(&Facts { available: 5, ..facts() }), (true, "credits"));
-        assert_eq!(verdict(&Facts { included: false, ..facts() }), (false, "insufficient_credits"));
-        assert_eq!(verdict(&Facts { priced: false, required: 0, ..facts() }), (false, "plan_limit"));
-        assert_eq!(verdict(&Facts { priced: false, included: false, required: 0, ..facts() }), (true, "included"));
+        assert_eq!(verdict(&inputs()), (false, "plan_limit"));
+        assert_eq!(verdict(&LimitInputs { available: 4, ..inputs() }), (false, "insufficient_credits"));
+        assert_eq!(verdict(&LimitInputs { available: 5, ..inputs() }), (true, "credits"));
+        assert_eq!(verdict(&LimitInputs { included: false, ..inputs() }), (false, "insufficient_credits"));
+        assert_eq!(verdict(&LimitInputs { priced: false, required: 0, ..inputs() }), (false, "plan_limit"));
+        assert_eq!(
+            verdict(&LimitInputs { priced: false, included: false, required: 0, ..inputs() }),
+            (true, "included")
+        );
     }
 
     #[test]
     fn soft_limits_and_core_metrics_stay_open_and_hard_ones_do_not() {
         let soft = Some(Limit::Soft);
         let hard = Some(Limit::Hard);
-        assert_eq!(verdict(&Facts { limit: soft, ..facts() }), (true, "soft_limit"));
-        assert_eq!(verdict(&Facts { tier: Some("core"), ..facts() }), (true, "core"));
-        assert_eq!(verdict(&Facts { tier: Some("premium"), ..facts() }), (false, "plan_limit"));
-        assert_eq!(verdict(&Facts { tier: Some("core"), limit: hard, ..facts() }), (false, "plan_limit"));
+        assert_eq!(verdict(&LimitInputs { limit: soft, ..inputs() }), (true, "soft_limit"));
+        assert_eq!(verdict(&LimitInputs { tier: Some("core"), ..inputs() }), (true, "core"));
+        assert_eq!(verdict(&LimitInputs { tier: Some("premium"), ..inputs() }), (false, "plan_limit"));
+        assert_eq!(verdict(&LimitInputs { tier: Some("core"), limit: hard, ..inputs() }), (false, "plan_limit"));
     }
 }

@@ -2,12 +2,12 @@
 
 use crate::access;
 use crate::base::error::{Error, Result};
-use crate::base::time::{Moment, NEVER_YET};
+use crate::base::time::{Moment, NEG_INFINITY};
 use crate::catalog::cache;
 use crate::pg::arguments::required;
 use crate::pg::clock;
 use crate::pg::raise::or_raise;
-use crate::pg::spi::{self, At, Db};
+use crate::pg::spi::{self, Db, Timestamptz};
 use crate::providers::{self, Provider};
 use crate::{args, statements};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
@@ -32,7 +32,7 @@ pub fn provider(name: Option<&str>) -> Result<&'static dyn Provider> {
 
 /// The secrets of a provider that are valid at a moment.
 pub fn valid_secrets(db: &Db, provider: &str, now: Moment) -> Vec<Vec<u8>> {
-    db.write(&VALID, args![provider, At(now)]).iter().map(|row| row.get(0)).collect()
+    db.write(&VALID, args![provider, Timestamptz(now)]).iter().map(|row| row.get(0)).collect()
 }
 
 /// At most ten years, and far from where adding would overflow.
@@ -42,7 +42,7 @@ fn later(now: Moment, interval: &Interval) -> Result<Moment> {
         || interval.days().unsigned_abs() > 3660
         || interval.micros().unsigned_abs() > 3660 * 86_400_000_000;
     let start = TimestampWithTimeZone::try_from(now).map_err(|_| bad())?;
-    let end = if is_long { NEVER_YET } else { Moment::from(start + *interval) };
+    let end = if is_long { NEG_INFINITY } else { Moment::from(start + *interval) };
     if end < now { Err(bad()) } else { Ok(end) }
 }
 
@@ -68,9 +68,9 @@ fn set_webhook_secret(
             cache::require_installed(db)?;
             let now = clock::now();
             let until = later(now, &keep_old)?;
-            db.write(&RETIRE, args![provider.name(), At(until)]);
-            db.write(&FORGET, args![provider.name(), At(now)]);
-            db.write(&SET, args![provider.name(), At(now), secret.as_bytes()]);
+            db.write(&RETIRE, args![provider.name(), Timestamptz(until)]);
+            db.write(&FORGET, args![provider.name(), Timestamptz(now)]);
+            db.write(&SET, args![provider.name(), Timestamptz(now), secret.as_bytes()]);
             Ok(())
         })
     }));

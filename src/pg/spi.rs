@@ -115,13 +115,13 @@ impl ToSql for Vec<Option<Uuid>> {
 }
 /// A moment as `timestamptz`: the same 64 bits that an `i64` would be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct At(pub Moment);
-impl ToSql for At {
+pub struct Timestamptz(pub Moment);
+impl ToSql for Timestamptz {
     fn to_sql(self) -> Option<pg_sys::Datum> {
         self.0.into_datum()
     }
 }
-impl ToSql for Vec<At> {
+impl ToSql for Vec<Timestamptz> {
     fn to_sql(self) -> Option<pg_sys::Datum> {
         // What is in no range of the calendar is one of the infinities.
         let infinite = pgrx::datum::TimestampWithTimeZone::positive_infinity;
@@ -255,7 +255,7 @@ pub fn connect<R>(work: impl FnOnce(&Db) -> R) -> R {
 
 /// Does `work` in a subtransaction, and undoes it where it says that it was in vain. So it does on an error, which goes on: who
 /// catches it outside must find the transaction as it was.
-pub fn unless_in_vain(work: impl FnOnce() -> bool) -> bool {
+pub fn in_subtransaction(work: impl FnOnce() -> bool) -> bool {
     // The path of a statement in it would end with it.
     let _pinned = Pinned::begin();
     // SAFETY: connected, as the procedural languages do it.

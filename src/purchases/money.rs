@@ -6,11 +6,11 @@ use crate::base::time::INFINITY;
 use crate::base::validity::Validity;
 use crate::ledger::debts;
 use crate::ledger::store as ledger;
-use crate::ledger::wallet::{Facts, Lane, Lot, Operation, Part, Wallet};
+use crate::ledger::wallet::{EntryContext, Grant, Lane, Operation, Part, Wallet};
 use crate::payments::state::Status;
 use crate::payments::store::{self, Payment};
 use crate::pg::clock;
-use crate::pg::spi::{At, Db};
+use crate::pg::spi::{Db, Timestamptz};
 use crate::posting;
 use crate::recharge;
 use crate::settlement;
@@ -28,7 +28,7 @@ statements! {
                              where p.org_id = $1 and p.payment_id <> $4 and l.grant_id = any (p.grants))
           order by grant_id";
     // They are not paid any more.
-    UNPAY(uuid, text, text, timestamptz, timestamptz) =
+    REVERSE_PAYMENT(uuid, text, text, timestamptz, timestamptz) =
         "update billing.provider_subscriptions set paid_until = $4
           where org_id = $1 and provider = $2 and subscription = $3 and paid_until = $5";
 }
@@ -36,7 +36,9 @@ statements! {
 /// A payment for a subscription brings what its plan grants in the periods that it paid: also what it granted since.
 fn note_plan_grants(db: &Db, payment: &mut Payment) {
     let Some((start, end)) = payment.period else { return };
-    for row in db.write(&PLAN_GRANTS, args![payment.org_id, At(start), At(end), payment.payment_id]).iter() {
+    for row in
+        db.write(&PLAN_GRANTS, args![payment.org_id, Timestamptz(start), Timestamptz(end), payment.payment_id]).iter()
+    {
         let grant_id: i64 = row.get(0);
         if !payment.grants.iter().any(|(known, _)| *known == grant_id) {
             payment.grants.push((grant_id, 0));
@@ -46,7 +48,10 @@ fn note_plan_grants(db: &Db, payment: &mut Payment) {
         && let Some(subscription) = &payment.subscription
     {
         let (org_id, provider) = (payment.org_id, payment.provider.as_str());
-        db.write(&UNPAY, args![org_id, provider, subscription.as_str(), At(start), At(end)]);
+        db.write(
+            &REVERSE_PAYMENT,
+            args![org_id, provider, subscription.as_str(), Timestamptz(start), Timestamptz(end)],
+        );
     }
 }
 
@@ -71,7 +76,7 @@ pub fn change(
     if after != before && matches!(after, Status::Succeeded | Status::Failed) {
         store::look_for_signals(db, org_id, payment.fingerprint.as_deref());
         if payment.source == "auto_recharge" {
-            recharge::ended(db, &payment, clock::now())?;
+            recharge::on_payment_finished(db, &payment, clock::now())?;
         }
     }
     Ok(payment)
@@ -111,7 +116,7 @@ fn grant(wallet: &mut Wallet, payment: &mut Payment) -> Result<()> {
         if credits == 0 {
             continue;
         }
-        let lot = Lot {
+        let grant = Grant {
             grant_id: 0,
             amount: credits,
             remaining: 0,
@@ -128,8 +133,8 @@ fn grant(wallet: &mut Wallet, payment: &mut Payment) -> Result<()> {
             metrics: payment.metrics.clone(),
             saved: None,
         };
-        let mut operation = Operation::new(Facts::from_source(kind, Some(id.clone())));
-        payment.grants.push((wallet.grant(&mut operation, kind, lot)?, 0));
+        let mut operation = Operation::new(EntryContext::from_source(kind, Some(id.clone())));
+        payment.grants.push((wallet.grant(&mut operation, kind, grant)?, 0));
     }
     Ok(())
 }
@@ -139,26 +144,26 @@ fn take_back(db: &Db, wallet: &mut Wallet, payment: &mut Payment) -> Result<()> 
     let is_all = payment.money.status() == Status::Refunded;
     let mut missing = 0;
     for (grant_id, taken) in &mut payment.grants {
-        ledger::gather_all(db, wallet, |away| away.slice.grant_id == *grant_id)?;
-        let lot = wallet.lot(*grant_id)?;
-        let due = payment.money.taken_of(lot.amount) - *taken;
-        if due <= 0 || lot.voided {
+        ledger::reclaim_lanes(db, wallet, |away| away.slice.grant_id == *grant_id)?;
+        let grant = wallet.find_grant(*grant_id)?;
+        let due = payment.money.taken_of(grant.amount) - *taken;
+        if due <= 0 || grant.voided {
             continue;
         }
-        let credits = due.min(lot.remaining);
-        let spent = lot.amount - lot.remaining - lot.written_off;
+        let credits = due.min(grant.remaining);
+        let spent = grant.amount - grant.remaining - grant.written_off;
         // Nothing of it comes back later, from a hold or a refund.
-        lot.voided |= is_all;
+        grant.voided |= is_all;
         let id = payment.payment_id.to_string();
         // A grant that is dead has an entry that says so, though it may be empty.
         let (source, source_id) = if is_all { ("grant", grant_id.to_string()) } else { ("payment", id.clone()) };
         if is_all || credits > 0 {
-            let facts = Facts {
+            let context = EntryContext {
                 reason: Some(format!("payment {id} went back")),
                 actor: Some(actor()),
-                ..Facts::from_source(source, Some(source_id))
+                ..EntryContext::from_source(source, Some(source_id))
             };
-            let mut operation = Operation::new(facts);
+            let mut operation = Operation::new(context);
             wallet.write_off(&mut operation, "void", Part { grant_id: *grant_id, credits })?;
         }
         *taken += due;

@@ -15,7 +15,7 @@ use crate::pg::arguments::{self, positive, required, required_uuid};
 use crate::pg::clock;
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
-use crate::pg::spi::{self, At, Db};
+use crate::pg::spi::{self, Db, Timestamptz};
 use crate::purchases::money;
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
@@ -158,7 +158,7 @@ fn bound(db: &Db, org_id: Uuid) -> Result<()> {
     let now = clock::now();
     let since = now.saturating_sub(HOUR);
     let most = i64::try_from(MOST_AN_HOUR).unwrap_or(i64::MAX);
-    let begun = db.write(&BEGUN, args![org_id, At(since), most]);
+    let begun = db.write(&BEGUN, args![org_id, Timestamptz(since), most]);
     match begun.iter().nth(MOST_AN_HOUR - 1) {
         Some(first) => Err(Error::too_many_purchases(first.get::<Moment>(0).saturating_add(HOUR))),
         None => Ok(()),

@@ -4,13 +4,13 @@
 //!
 //! Done without statements where that can be (`heap`), because calls that wait for an answer do it.
 
-use crate::base::time::{Moment, NEVER_YET, Period, day, start_of};
-use crate::ledger::recent::{Entry, Recent, Sum};
+use crate::base::time::{Moment, NEG_INFINITY, Period, day, start_of};
+use crate::ledger::recent::{Entry, LaneSummary, Sum};
 use crate::ledger::rows::{self, number};
 use crate::pg::heap::shapes::{self, Index, Shape};
 use crate::pg::heap::{Change, Changed, Held, Is, Key, Snapshot, Table, Value, Write};
-use crate::pg::spi::{At, Db, Row, ToSql};
-use crate::reports::tail::{self, Tail};
+use crate::pg::spi::{Db, Row, Timestamptz, ToSql};
+use crate::reports::tail::{self, UnfoldedEntries};
 use crate::{args, statements};
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -73,8 +73,13 @@ impl Reports {
 /// Folds all lanes of an org, whose wallets are locked.
 pub fn fold_all(db: &Db, org_id: Uuid) {
     let tails = tail::tails(org_id, Snapshot::Latest).unwrap_or_else(|| {
-        let tail =
-            |row: Row| Tail { from: row.get(0), last: row.get(1), unit: row.get(2), lane: row.get(3), recent: None };
+        let tail = |row: Row| UnfoldedEntries {
+            from: row.get(0),
+            last: row.get(1),
+            unit: row.get(2),
+            lane: row.get(3),
+            recent: None,
+        };
         db.write(&BEHIND, args![org_id]).iter().map(tail).collect()
     });
     for tail in &tails {
@@ -82,25 +87,25 @@ pub fn fold_all(db: &Db, org_id: Uuid) {
             fold_tail(db, org_id, tail);
             // Nobody else writes lane 0.
             if tail.lane == 0 {
-                rows::keep_recent(org_id, &tail.unit, &Recent::after(tail.last));
+                rows::keep_recent(org_id, &tail.unit, &LaneSummary::after(tail.last));
             }
         }
     }
 }
 
 /// Folds the entries of a lane up to its newest one, which come to `recent` where that is known. The wallet must be locked.
-pub fn fold(db: &Db, org_id: Uuid, unit: &str, last: i64, recent: Option<Recent>) {
+pub fn fold(db: &Db, org_id: Uuid, unit: &str, last: i64, recent: Option<LaneSummary>) {
     match tail::folded_until(org_id, last, Snapshot::Latest) {
         Some(from) if from < last => {
             let recent = recent.filter(|recent| recent.after == from && recent.last == last);
-            fold_tail(db, org_id, &Tail { unit: unit.to_owned(), lane: 0, from, last, recent });
+            fold_tail(db, org_id, &UnfoldedEntries { unit: unit.to_owned(), lane: 0, from, last, recent });
         }
         Some(_) => {}
         None => fold_all(db, org_id),
     }
 }
 
-fn fold_tail(db: &Db, org_id: Uuid, tail: &Tail) {
+fn fold_tail(db: &Db, org_id: Uuid, tail: &UnfoldedEntries) {
     let reports = match &tail.recent {
         Some(recent) => Reports::of(&recent.sums),
         None => Reports::of(&read(db, org_id, tail).sums),
@@ -114,9 +119,9 @@ fn fold_tail(db: &Db, org_id: Uuid, tail: &Tail) {
 }
 
 /// What the entries come to, from the ledger.
-fn read(db: &Db, org_id: Uuid, tail: &Tail) -> Recent {
-    tail::read(org_id, tail, Snapshot::Latest, NEVER_YET).unwrap_or_else(|| {
-        let mut recent = Recent::after(tail.from);
+fn read(db: &Db, org_id: Uuid, tail: &UnfoldedEntries) -> LaneSummary {
+    tail::read(org_id, tail, Snapshot::Latest, NEG_INFINITY).unwrap_or_else(|| {
+        let mut recent = LaneSummary::after(tail.from);
         for row in db.write(&ENTRIES, args![org_id, tail.from, tail.last]).iter() {
             recent.add(Entry {
                 entry_id: row.get(7),
@@ -157,7 +162,7 @@ fn add_days(db: &Db, org_id: Uuid, mut days: BTreeMap<DayOf, (i64, i64)>) {
             args![
                 org_id,
                 days.keys().map(|k| k.0.clone()).collect::<Vec<_>>(),
-                days.keys().map(|k| At(start_of(k.1))).collect::<Vec<_>>(),
+                days.keys().map(|k| Timestamptz(start_of(k.1))).collect::<Vec<_>>(),
                 days.values().map(|v| v.0).collect::<Vec<_>>(),
                 days.values().map(|v| v.1).collect::<Vec<_>>(),
             ],
@@ -182,7 +187,7 @@ fn add_months(db: &Db, org_id: Uuid, unit: &str, mut months: BTreeMap<MonthOf, i
             args![
                 org_id,
                 unit,
-                months.keys().map(|k| At(k.0)).collect::<Vec<_>>(),
+                months.keys().map(|k| Timestamptz(k.0)).collect::<Vec<_>>(),
                 months.keys().map(|k| k.1.clone()).collect::<Vec<_>>(),
                 months.keys().map(|k| k.2.clone()).collect::<Vec<_>>(),
                 months.values().copied().collect::<Vec<_>>(),

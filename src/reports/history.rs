@@ -8,7 +8,7 @@ use crate::pg::arguments::{required, required_uuid};
 use crate::pg::clock;
 use crate::pg::heap::Snapshot;
 use crate::pg::raise::or_raise;
-use crate::pg::spi::{self, At};
+use crate::pg::spi::{self, Timestamptz};
 use crate::reports::tail;
 use crate::{args, statements};
 use pgrx::prelude::*;
@@ -73,7 +73,7 @@ fn unfolded(org_id: Uuid) -> Option<Vec<Consumed>> {
     for tail in tail::tails(org_id, Snapshot::Callers)? {
         let recent = match tail.recent {
             Some(recent) => recent,
-            None => tail::read(org_id, &tail, Snapshot::Callers, crate::base::time::NEVER_YET)?,
+            None => tail::read(org_id, &tail, Snapshot::Callers, crate::base::time::NEG_INFINITY)?,
         };
         let consumed = recent.sums.into_iter().filter(Sum::is_consumed);
         all.extend(consumed.map(|sum| (sum.metric, sum.day, sum.quantity, sum.amount.saturating_neg())));
@@ -144,7 +144,7 @@ fn credit_history(
         spi::connect(|db| {
             cache::require_installed(db)?;
             access::authorize(db, org_id)?;
-            let rows = db.read(&HISTORY, args![org_id, At(clock::now()), months]);
+            let rows = db.read(&HISTORY, args![org_id, Timestamptz(clock::now()), months]);
             rows.iter()
                 .map(|row| {
                     let month = pgrx::datum::TimestampWithTimeZone::try_from(row.get::<i64>(0))

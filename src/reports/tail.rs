@@ -2,7 +2,7 @@
 //! statements (`heap`), since the shortest answers ask for it.
 
 use crate::base::time::{Moment, day, start_of};
-use crate::ledger::recent::{Entry, Recent};
+use crate::ledger::recent::{Entry, LaneSummary};
 use crate::ledger::rows::{self, column, entry, int, number, text};
 use crate::pg::heap::{Is, Key, Snapshot, Table, shapes};
 use crate::pg::spi::ToSql;
@@ -30,7 +30,7 @@ fn folded(org_id: Uuid, metric: &str, from: Moment, to: Moment) -> Option<i64> {
 }
 
 /// The entries of a lane that are not folded: what comes after one, up to another.
-pub struct Tail {
+pub struct UnfoldedEntries {
     /// Of the wallet.
     pub unit: String,
     /// Number of the lane.
@@ -40,10 +40,10 @@ pub struct Tail {
     /// The newest.
     pub last: i64,
     /// What they come to, where the lane knows.
-    pub recent: Option<Recent>,
+    pub recent: Option<LaneSummary>,
 }
 
-impl Tail {
+impl UnfoldedEntries {
     /// See `lanes.slot`.
     pub fn slot(&self) -> i16 {
         slot(self.last)
@@ -64,7 +64,7 @@ pub fn folded_until(org_id: Uuid, entry_id: i64, snapshot: Snapshot) -> Option<i
 }
 
 /// Of each lane of an org; None where that takes a statement.
-pub fn tails(org_id: Uuid, snapshot: Snapshot) -> Option<Vec<Tail>> {
+pub fn tails(org_id: Uuid, snapshot: Snapshot) -> Option<Vec<UnfoldedEntries>> {
     let lanes = Table::open_to_read(&shapes::LANES)?;
     let mut found = Vec::new();
     let of_org = [Key(1, Is::Uuid, org_id.to_sql())];
@@ -75,16 +75,16 @@ pub fn tails(org_id: Uuid, snapshot: Snapshot) -> Option<Vec<Tail>> {
         };
         found.extend(known());
     });
-    let tail = |(unit, lane, last, recent): (String, i16, i64, Option<Recent>)| {
+    let tail = |(unit, lane, last, recent): (String, i16, i64, Option<LaneSummary>)| {
         let from = folded_until(org_id, last, snapshot)?;
-        Some(Tail { unit, lane, from, last, recent: recent.filter(|recent| recent.after == from) })
+        Some(UnfoldedEntries { unit, lane, from, last, recent: recent.filter(|recent| recent.after == from) })
     };
     found.into_iter().map(tail).collect()
 }
 
 /// What the entries of a tail come to, those that were made since a moment; None where that takes a statement.
-pub fn read(org_id: Uuid, tail: &Tail, snapshot: Snapshot, since: Moment) -> Option<Recent> {
-    let mut recent = Recent::after(tail.from);
+pub fn read(org_id: Uuid, tail: &UnfoldedEntries, snapshot: Snapshot, since: Moment) -> Option<LaneSummary> {
+    let mut recent = LaneSummary::after(tail.from);
     if tail.from >= tail.last {
         return Some(recent);
     }
@@ -113,7 +113,7 @@ pub fn read(org_id: Uuid, tail: &Tail, snapshot: Snapshot, since: Moment) -> Opt
 }
 
 /// What was consumed since a moment; None where a day has to be divided.
-fn consumed_since(recent: &Recent, metric: &str, from: Moment) -> Option<i64> {
+fn consumed_since(recent: &LaneSummary, metric: &str, from: Moment) -> Option<i64> {
     recent.consumed(metric).try_fold(0_i64, |total, sum| match () {
         () if start_of(sum.day) >= from => Some(total.saturating_add(sum.quantity)),
         () if sum.day < day(from) => Some(total),

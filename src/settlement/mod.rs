@@ -7,7 +7,7 @@ mod charge;
 pub mod renewal;
 
 use crate::access;
-use crate::alerts::{self, BalanceChange, Open};
+use crate::alerts::{self, ActiveAlerts, BalanceChange};
 use crate::base::error::{Error, Result};
 use crate::base::time::{Moment, Period};
 use crate::base::units;
@@ -87,7 +87,7 @@ fn pay(db: &Db, org_id: Uuid, now: Moment, mut debts: Vec<Debt>) -> Result<(i64,
         if !wallet.is_fresh() || wallet.lane.is_split() {
             ledger::load(db, &mut wallet, &[])?;
         }
-        contention::relax(db, &mut wallet)?;
+        contention::merge_idle_lanes(db, &mut wallet)?;
         let (mine, others) = debts.into_iter().partition(|debt: &Debt| debt.unit == wallet.lane.unit);
         debts = others;
         let (more, left) = debts::pay(db, &mut wallet, &mine)?;
@@ -125,8 +125,8 @@ fn enroll(db: &Db, org_id: Uuid, now: Moment) -> Result<bool> {
         grants: Vec::new(),
         granted: 0,
         taken_back: 0,
-        waits_for_money: false,
-        collector: None,
+        awaiting_payment: false,
+        billing_provider: None,
     };
     plans::begin(db, org_id, &new, now, "{}");
     Ok(true)
@@ -157,7 +157,7 @@ fn settle(db: &Db, org_id: Uuid, as_of: Moment) -> Result<SettlementReceipt> {
     events += charged.events;
     let (_, unpaid) = pay(db, org_id, as_of, charged.debts)?;
     let lanes = ledger::lock_org(db, org_id, &[], as_of)?;
-    let open = Open::of(db, org_id);
+    let open = ActiveAlerts::of(db, org_id);
     for lane in &lanes {
         let (balance, base, threshold) = (ledger::balance(db, lane), lane.alert_base, lane.alert_below);
         let change = BalanceChange { unit: &lane.unit, balance, base, threshold };
@@ -175,7 +175,7 @@ fn moment(as_of: Option<TimestampWithTimeZone>) -> Result<Moment> {
     match as_of.map(Moment::from) {
         None => Ok(now),
         Some(at) if at > now => Err(Error::invalid("as_of", "must not be in the future")),
-        Some(crate::base::time::NEVER_YET) => Err(Error::invalid("as_of", "must be finite")),
+        Some(crate::base::time::NEG_INFINITY) => Err(Error::invalid("as_of", "must be finite")),
         Some(at) => Ok(at),
     }
 }

@@ -9,8 +9,8 @@ use crate::catalog::cache;
 use crate::catalog::plan::{Credits, Plan, Rollover};
 use crate::ledger::debts;
 use crate::ledger::store as ledger;
-use crate::ledger::wallet::{Facts, Lot, Operation, Wallet};
-use crate::pg::spi::{At, Db};
+use crate::ledger::wallet::{EntryContext, Grant, Operation, Wallet};
+use crate::pg::spi::{Db, Timestamptz};
 use crate::plans::period::{prorated, whole_period};
 use crate::plans::store::{self, Subscription};
 use crate::posting;
@@ -35,7 +35,7 @@ const UNUSED: &str = "{}";
 pub fn due(db: &Db, org_id: Uuid, as_of: Moment) -> Option<(Subscription, Moment)> {
     let all = store::subscriptions(db, org_id);
     all.into_iter()
-        .filter(|s| !s.waits_for_money)
+        .filter(|s| !s.awaiting_payment)
         .find_map(|s| s.next_period_at.filter(|at| *at <= as_of).map(|at| (s, at)))
 }
 
@@ -83,8 +83,8 @@ pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result
             grants,
             granted,
             taken_back: 0,
-            waits_for_money: false,
-            collector: old.collector.clone(),
+            awaiting_payment: false,
+            billing_provider: old.billing_provider.clone(),
         };
         store::begin(db, org_id, &new, start, "{}");
     } else if !store::advance(db, org_id, old, start, end, (grants, granted)) {
@@ -117,10 +117,10 @@ fn grant(
         if lane.is_split() {
             let mut wallet = Wallet::new(lane, start);
             ledger::load(db, &mut wallet, &last.grants)?;
-            ledger::gather_all(db, &mut wallet, |away| last.grants.contains(&away.slice.grant_id))?;
+            ledger::reclaim_lanes(db, &mut wallet, |away| last.grants.contains(&away.slice.grant_id))?;
             posting::save(db, std::slice::from_mut(&mut wallet), UNUSED)?;
         }
-        let rows = db.write(&EXPIRED, args![org_id, last.grants.clone(), At(start)]);
+        let rows = db.write(&EXPIRED, args![org_id, last.grants.clone(), Timestamptz(start)]);
         let expired = rows.first().map_or(0, |row| row.get::<i64>(0)) - last.taken_back;
         amounts.push(expired.clamp(0, cap));
     }
@@ -157,7 +157,7 @@ pub fn grant_amounts(
     ledger::load(db, &mut wallet, &[])?;
     let mut grants = Vec::new();
     for amount in amounts.iter().filter(|amount| **amount > 0) {
-        let lot = Lot {
+        let grant = Grant {
             grant_id: 0,
             amount: *amount,
             remaining: 0,
@@ -174,8 +174,8 @@ pub fn grant_amounts(
             saved: None,
         };
         let period = format!("{} {}", plan.name, time::display(start));
-        let mut operation = Operation::new(Facts::from_source("plan", Some(period)));
-        grants.push(wallet.grant(&mut operation, "plan", lot)?);
+        let mut operation = Operation::new(EntryContext::from_source("plan", Some(period)));
+        grants.push(wallet.grant(&mut operation, "plan", grant)?);
     }
     debts::pay(db, &mut wallet, &[])?;
     posting::save(db, std::slice::from_mut(&mut wallet), UNUSED)?;
@@ -194,13 +194,13 @@ pub fn take_back(db: &Db, org_id: Uuid, grants: &[i64], credits: i64, now: Momen
     let lane = ledger::lock_or_create(db, org_id, units::CREDIT, now)?;
     let mut wallet = Wallet::new(lane, now);
     ledger::load(db, &mut wallet, grants)?;
-    ledger::gather_all(db, &mut wallet, |away| grants.contains(&away.slice.grant_id))?;
+    ledger::reclaim_lanes(db, &mut wallet, |away| grants.contains(&away.slice.grant_id))?;
     let mut missing = credits;
     for grant_id in grants {
-        let credits = wallet.lot(*grant_id)?.remaining.min(missing);
+        let credits = wallet.find_grant(*grant_id)?.remaining.min(missing);
         if credits > 0 {
             let part = crate::ledger::wallet::Part { grant_id: *grant_id, credits };
-            let mut operation = Operation::new(Facts::from_source("plan", None));
+            let mut operation = Operation::new(EntryContext::from_source("plan", None));
             wallet.write_off(&mut operation, "void", part)?;
             missing -= credits;
         }

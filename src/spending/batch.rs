@@ -12,7 +12,7 @@ use crate::ledger::chain;
 use crate::ledger::replay::Replay;
 use crate::ledger::rows;
 use crate::ledger::store;
-use crate::ledger::wallet::{Facts, Operation, Request, Wallet};
+use crate::ledger::wallet::{EntryContext, Operation, Request, Wallet};
 use crate::limits::caps::Caps;
 use crate::pg::arguments;
 use crate::pg::clock;
@@ -141,7 +141,7 @@ fn try_all(db: &Db, items: &[Result<Item>], lane: Option<i16>) -> Result<Option<
         .collect();
     if let Some(lane) = lane {
         for wallet in locked.wallets.values_mut() {
-            contention::relax(db, wallet)?;
+            contention::merge_idle_lanes(db, wallet)?;
             let credits = items.iter().flatten().map(|item| charge_plain(item.price(), item.item.quantity)).next();
             store::refill(db, wallet, lane, credits.and_then(Result::ok).unwrap_or(0))?;
         }
@@ -195,7 +195,7 @@ fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Result<Locked> {
     let caps = Caps::lock(db, &wanted, now)?;
     let mut wallets: BTreeMap<_, _> =
         lanes.into_iter().map(|lane| ((lane.org_id, lane.unit.clone()), Wallet::new(lane, now))).collect();
-    provide(db, items, &mut wallets, &metered)?;
+    ensure_spendable(db, items, &mut wallets, &metered)?;
     let mut members: BTreeMap<(Uuid, String), Vec<Uuid>> = BTreeMap::new();
     for priced in valid() {
         if let Some(member) = priced.item.member_id {
@@ -230,7 +230,7 @@ fn replays(db: &Db, requests: &[(Uuid, i64)]) -> HashMap<(Uuid, i64), Replay> {
 }
 
 /// Gathers what split wallets need for all items, as long as nobody who holds a lane can wait for us.
-fn provide(
+fn ensure_spendable(
     db: &Db,
     items: &[Result<Priced>],
     wallets: &mut BTreeMap<(Uuid, String), Wallet>,
@@ -258,15 +258,15 @@ fn provide(
         if let Some(wallet) = wallets.get_mut(&name).filter(|wallet| wallet.lane.is_split()) {
             // What will be refused waits for nobody.
             if let [(credits, metric)] = parts.as_slice() {
-                store::provide(db, wallet, *credits, Some(metric))?;
+                store::ensure_spendable(db, wallet, *credits, Some(metric))?;
                 continue;
             }
-            if wallet.lots.is_none() {
+            if wallet.grants.is_none() {
                 store::load(db, wallet, &[])?;
             }
             // As far as there is so much: nothing is left to be waited for later.
             let credits = parts.iter().fold(0_i64, |sum, (credits, _)| sum.saturating_add(*credits));
-            store::provide(db, wallet, credits.min(wallet.spendable(None)), None)?;
+            store::ensure_spendable(db, wallet, credits.min(wallet.spendable(None)), None)?;
         }
     }
     Ok(())
@@ -287,18 +287,18 @@ fn consume(db: &Db, locked: &mut Locked, priced: &Priced) -> Result<Consumption>
         .get_mut(&(item.org_id, priced.unit().to_owned()))
         .ok_or_else(|| Error::insufficient(credits, 0))?;
     let metric = Some(item.metric.as_str());
-    store::provide(db, wallet, credits, metric)?;
+    store::ensure_spendable(db, wallet, credits, metric)?;
     locked.caps.check(item.org_id, &known, item.member_id, item.quantity)?;
     wallet.check_budget(item.member_id, credits)?;
     let parts = wallet.allocate(credits, metric)?;
     let balance_before = wallet.spendable(metric);
-    let mut operation = Operation::new(Facts {
+    let mut operation = Operation::new(EntryContext {
         metric: Some(item.metric.clone()),
         quantity: Some(item.quantity),
         member_id: item.member_id,
         metadata: item.metadata.clone(),
         request: item.key.clone().map(|key| Request { key, hash: None }),
-        ..Facts::default()
+        ..EntryContext::default()
     });
     let lane_before = wallet.lane.balance;
     wallet.consume(&mut operation, &parts, credits)?;

@@ -6,7 +6,7 @@
 //! rules, as a batch of one.
 
 use crate::access;
-use crate::alerts::{BalanceChange, Open};
+use crate::alerts::{ActiveAlerts, BalanceChange};
 use crate::base::error::{Error, Result};
 use crate::base::hash::Hash;
 use crate::base::time::{INFINITY, Moment};
@@ -15,8 +15,8 @@ use crate::catalog::cache;
 use crate::catalog::price;
 use crate::contention;
 use crate::ledger::chain::{self, Content, Position};
-use crate::ledger::lanes::{self, Step, Waits};
-use crate::ledger::recent::{Entry, Recent, is_fold_due};
+use crate::ledger::lanes::{self, ContentionMeter, Step};
+use crate::ledger::recent::{Entry, LaneSummary, is_fold_due};
 use crate::ledger::rows::{self, EntryRow, column, number};
 use crate::ledger::store;
 use crate::ledger::wallet::{MemberDelta, Wallet};
@@ -25,7 +25,7 @@ use crate::pg::clock;
 use crate::pg::heap::{Attempt, Changed, Finder, Held, Snapshot, Table, shapes};
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
-use crate::pg::spi::{self, At, Db, ToSql};
+use crate::pg::spi::{self, Db, Timestamptz, ToSql};
 use crate::recharge;
 use crate::reports::fold;
 use crate::spending::batch;
@@ -58,65 +58,65 @@ statements! {
 const LOOKS: usize = 1000;
 
 /// Of how many contended wallets a backend takes notes.
-const MOST_HOT: usize = 256;
+const MOST_HINTS: usize = 256;
 
 /// How soon a backend asks again whether a wallet wants more lanes.
 const SECOND: Moment = 1_000_000;
 
 /// What a backend remembers of a wallet that many spend from: where to look, never what is there.
 #[derive(Clone, Copy)]
-struct Hot {
+struct ContentionHint {
     lanes: i16,
-    waits: Waits,
+    waits: ContentionMeter,
     next_look: Moment,
 }
 
 thread_local! {
-    static HOT: RefCell<HashMap<(Uuid, String), Hot>> = RefCell::default();
+    static HINTS: RefCell<HashMap<(Uuid, String), ContentionHint>> = RefCell::default();
 }
 
-impl Hot {
-    const COLD: Self = Self { lanes: 1, waits: Waits::NONE, next_look: 0 };
+impl ContentionHint {
+    const UNCONTENDED: Self = Self { lanes: 1, waits: ContentionMeter::NONE, next_look: 0 };
 
-    fn of(asked: &Asked<'_>, unit: &str) -> Self {
-        HOT.with_borrow(|hot| {
-            let known = if hot.is_empty() { None } else { hot.get(&(asked.org_id, unit.to_owned())).copied() };
-            known.unwrap_or(Self::COLD)
+    fn of(request: &ConsumeRequest<'_>, unit: &str) -> Self {
+        HINTS.with_borrow(|hint| {
+            let known = if hint.is_empty() { None } else { hint.get(&(request.org_id, unit.to_owned())).copied() };
+            known.unwrap_or(Self::UNCONTENDED)
         })
     }
 
-    fn keep(self, asked: &Asked<'_>, unit: &str) {
-        HOT.with_borrow_mut(|hot| {
-            let name = (asked.org_id, unit.to_owned());
-            if self.lanes == 1 && self.waits == Waits::NONE {
-                hot.remove(&name);
+    fn keep(self, request: &ConsumeRequest<'_>, unit: &str) {
+        HINTS.with_borrow_mut(|hint| {
+            let name = (request.org_id, unit.to_owned());
+            if self.lanes == 1 && self.waits == ContentionMeter::NONE {
+                hint.remove(&name);
                 return;
             }
-            if hot.len() >= MOST_HOT {
-                hot.clear();
+            if hint.len() >= MOST_HINTS {
+                hint.clear();
             }
-            hot.insert(name, self);
+            hint.insert(name, self);
         });
     }
 
     /// Notes whether a call had to wait, and sees to it that there are lanes enough.
-    fn note(mut self, db: &Db, asked: &Asked<'_>, unit: &str, waited: bool) -> Result<()> {
-        if self.lanes == 1 && self.waits == Waits::NONE && !waited {
+    fn note(mut self, db: &Db, request: &ConsumeRequest<'_>, unit: &str, waited: bool) -> Result<()> {
+        if self.lanes == 1 && self.waits == ContentionMeter::NONE && !waited {
             return Ok(());
         }
         self.waits.note(waited);
         let now = clock::now();
-        if self.waits.are_many() && self.next_look <= now {
-            (self.waits, self.next_look) = (Waits::NONE, now.saturating_add(SECOND));
-            self.lanes = contention::tense(db, asked.org_id, unit, self.lanes)?;
+        if self.waits.is_high() && self.next_look <= now {
+            (self.waits, self.next_look) = (ContentionMeter::NONE, now.saturating_add(SECOND));
+            self.lanes = contention::add_lanes_if_contended(db, request.org_id, unit, self.lanes)?;
         }
-        self.keep(asked, unit);
+        self.keep(request, unit);
         Ok(())
     }
 }
 
 /// A consumption that was asked for.
-struct Asked<'a> {
+struct ConsumeRequest<'a> {
     org_id: Uuid,
     metric: &'a str,
     quantity: i64,
@@ -127,7 +127,7 @@ struct Asked<'a> {
     metadata_text: String,
 }
 
-impl Asked<'_> {
+impl ConsumeRequest<'_> {
     fn item(&self) -> Item {
         Item {
             org_id: self.org_id,
@@ -159,73 +159,77 @@ struct Burned {
     /// The lane is to be folded.
     is_due: bool,
     /// And what its entries come to, where it knew.
-    recent: Option<Recent>,
+    recent: Option<LaneSummary>,
 }
 
 /// What became of it.
-enum Burn {
+enum FastPath {
     Done(Burned),
     /// The rules must decide; and see to this lane, where it had run dry.
-    Dry(Option<i16>),
+    NeedsSlowPath(Option<i16>),
 }
 
 /// What a consumption costs now.
-struct Plan {
+struct ChargeQuote {
     now: Moment,
     unit: String,
     credits: i64,
 }
 
-fn consume(asked: &Asked<'_>) -> Result<Consumption> {
-    spi::connect(|db| match plan(db, asked) {
-        Ok(Some(plan)) => charge(db, asked, &plan),
-        Ok(None) => batch::consume_one(db, asked.item(), None),
+fn consume(request: &ConsumeRequest<'_>) -> Result<Consumption> {
+    spi::connect(|db| match quote(db, request) {
+        Ok(Some(quote)) => charge(db, request, &quote),
+        Ok(None) => batch::consume_one(db, request.item(), None),
         // Whatever would be refused now: a call that was made before has its answer.
-        Err(error) => replay(db, asked)?.ok_or(error),
+        Err(error) => replay(db, request)?.ok_or(error),
     })
 }
 
 /// None where what was used before matters: that is for the rules.
-fn plan(db: &Db, asked: &Asked<'_>) -> Result<Option<Plan>> {
-    let metric = cache::metric(db, asked.metric)?;
+fn quote(db: &Db, request: &ConsumeRequest<'_>) -> Result<Option<ChargeQuote>> {
+    let metric = cache::metric(db, request.metric)?;
     let now = clock::now();
-    let price = cache::price(db, &metric, Some(asked.org_id), now)?;
+    let price = cache::price(db, &metric, Some(request.org_id), now)?;
     if !metric.is_plain(price.as_deref()) {
         return Ok(None);
     }
     let Some(price) = price else {
-        return Ok(Some(Plan { now, unit: units::CREDIT.to_owned(), credits: 0 }));
+        return Ok(Some(ChargeQuote { now, unit: units::CREDIT.to_owned(), credits: 0 }));
     };
-    let credits = price.charge(0, asked.quantity).map_err(price::too_large)?;
-    Ok(Some(Plan { now, unit: price.unit.clone(), credits }))
+    let credits = price.charge(0, request.quantity).map_err(price::too_large)?;
+    Ok(Some(ChargeQuote { now, unit: price.unit.clone(), credits }))
 }
 
-fn charge(db: &Db, asked: &Asked<'_>, plan: &Plan) -> Result<Consumption> {
-    let (now, unit, credits) = (plan.now, plan.unit.as_str(), plan.credits);
-    let hot = Hot::of(asked, unit);
-    let burned = match burn(asked, (unit, credits, now), hot) {
-        Burn::Done(burned) => burned,
-        Burn::Dry(lane) => return batch::consume_one(db, asked.item(), lane),
+fn charge(db: &Db, request: &ConsumeRequest<'_>, quote: &ChargeQuote) -> Result<Consumption> {
+    let (now, unit, credits) = (quote.now, quote.unit.as_str(), quote.credits);
+    let hint = ContentionHint::of(request, unit);
+    let burned = match burn(request, (unit, credits, now), hint) {
+        FastPath::Done(burned) => burned,
+        FastPath::NeedsSlowPath(lane) => return batch::consume_one(db, request.item(), lane),
     };
     // The wait for the lock may have outlasted the figures of the row.
     if burned.fast_until != INFINITY && burned.fast_until <= clock::now() {
-        db.write(&UNBURN, args![asked.org_id, unit, credits, burned.lane]);
-        return batch::consume_one(db, asked.item(), None);
+        db.write(&UNBURN, args![request.org_id, unit, credits, burned.lane]);
+        return batch::consume_one(db, request.item(), None);
     }
-    if !write(db, asked, unit, credits, now, &burned) {
-        db.write(&UNBURN, args![asked.org_id, unit, credits, burned.lane]);
-        return replay(db, asked)?.ok_or_else(Error::contended);
+    if !write(db, request, unit, credits, now, &burned) {
+        db.write(&UNBURN, args![request.org_id, unit, credits, burned.lane]);
+        return replay(db, request)?.ok_or_else(Error::contended);
     }
-    spend_budget(db, asked, unit, credits, now);
+    spend_budget(db, request, unit, credits, now);
     let (lane, waited) = (burned.lane, burned.waited);
     let (operation_id, total) = (burned.entry_id, burned.total);
-    afterwards(db, asked, unit, now, burned)?;
-    let hot = if lane == 0 { Hot { lanes: 1, ..hot } } else { Hot { lanes: hot.lanes.max(2), ..Hot::of(asked, unit) } };
-    hot.note(db, asked, unit, waited)?;
+    afterwards(db, request, unit, now, burned)?;
+    let hint = if lane == 0 {
+        ContentionHint { lanes: 1, ..hint }
+    } else {
+        ContentionHint { lanes: hint.lanes.max(2), ..ContentionHint::of(request, unit) }
+    };
+    hint.note(db, request, unit, waited)?;
     Ok(Consumption {
         operation_id,
-        metric: asked.metric.to_owned(),
-        quantity: asked.quantity,
+        metric: request.metric.to_owned(),
+        quantity: request.quantity,
         included: 0,
         credits,
         balance_before: total + credits,
@@ -235,44 +239,44 @@ fn charge(db: &Db, asked: &Asked<'_>, plan: &Plan) -> Result<Consumption> {
 }
 
 /// Reports and alerts. Whoever holds a lane does not wait for the wallet: it is for the next call then.
-fn afterwards(db: &Db, asked: &Asked<'_>, unit: &str, now: Moment, burned: Burned) -> Result<()> {
+fn afterwards(db: &Db, request: &ConsumeRequest<'_>, unit: &str, now: Moment, burned: Burned) -> Result<()> {
     let is_low = burned.total < burned.alert_below;
-    if !burned.is_due && !is_low || burned.lane > 0 && store::lock_if_free(db, asked.org_id, unit).is_none() {
+    if !burned.is_due && !is_low || burned.lane > 0 && store::lock_if_free(db, request.org_id, unit).is_none() {
         return Ok(());
     }
     if burned.is_due {
-        fold::fold(db, asked.org_id, unit, burned.entry_id, burned.recent);
+        fold::fold(db, request.org_id, unit, burned.entry_id, burned.recent);
     }
     if is_low {
-        let open = Open::of(db, asked.org_id);
+        let open = ActiveAlerts::of(db, request.org_id);
         let (balance, base, threshold) = (burned.total, burned.alert_base, burned.alert_below);
-        recharge::on_balance_change(db, asked.org_id, &open, BalanceChange { unit, balance, base, threshold }, now)?;
+        recharge::on_balance_change(db, request.org_id, &open, BalanceChange { unit, balance, base, threshold }, now)?;
     }
     Ok(())
 }
 
-fn replay(db: &Db, asked: &Asked<'_>) -> Result<Option<Consumption>> {
-    let Some(key) = asked.key else { return Ok(None) };
-    store::find_replay(db, asked.org_id, key)?.map(|found| replayed(&found, &asked.item())).transpose()
+fn replay(db: &Db, request: &ConsumeRequest<'_>) -> Result<Option<Consumption>> {
+    let Some(key) = request.key else { return Ok(None) };
+    store::find_replay(db, request.org_id, key)?.map(|found| replayed(&found, &request.item())).transpose()
 }
 
 /// What all of the entry's columns come to but those that its place in the chain gives.
-fn content(asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment), result: Option<&str>) -> Hash {
+fn content(request: &ConsumeRequest<'_>, (unit, credits, now): (&str, i64, Moment), result: Option<&str>) -> Hash {
     chain::content(&Content {
-        org_id: asked.org_id,
+        org_id: request.org_id,
         unit,
         kind: "usage",
         amount: -credits,
-        quantity: Some(asked.quantity),
-        metric: Some(asked.metric),
-        member_id: asked.member_id,
+        quantity: Some(request.quantity),
+        metric: Some(request.metric),
+        member_id: request.member_id,
         source: None,
         source_id: None,
-        idempotency_key: asked.key,
+        idempotency_key: request.key,
         request_hash: None,
         reason: None,
         actor: None,
-        metadata: &asked.metadata_text,
+        metadata: &request.metadata_text,
         result,
         created_at: now,
         offset: 0,
@@ -280,86 +284,91 @@ fn content(asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment), result:
     })
 }
 
-fn burn(asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment), hot: Hot) -> Burn {
-    let Some(lanes) = rows::open() else { return Burn::Dry(None) };
-    let mut is_split = hot.lanes > 1;
+fn burn(request: &ConsumeRequest<'_>, (unit, credits, now): (&str, i64, Moment), hint: ContentionHint) -> FastPath {
+    let Some(lanes) = rows::open() else { return FastPath::NeedsSlowPath(None) };
+    let mut is_split = hint.lanes > 1;
     // The note may be old: what is there decides.
     for _ in 0..2 {
         if is_split {
-            match burn_split(&lanes, asked, (unit, credits, now), hot) {
+            match burn_split(&lanes, request, (unit, credits, now), hint) {
                 Some(burn) => return burn,
                 None => is_split = false,
             }
         } else {
-            let content = content(asked, (unit, credits, now), None);
+            let content = content(request, (unit, credits, now), None);
             match burn_lane(
                 (&lanes, None),
-                asked,
+                request,
                 (unit, credits, now),
-                (0, Held::Wait(rows::queue(asked.org_id, unit, 0))),
+                (0, Held::Wait(rows::queue(request.org_id, unit, 0))),
                 &content,
             ) {
-                Tried::Burned(burned) => return Burn::Done(burned),
-                Tried::Split => is_split = true,
-                Tried::No | Tried::Held => return Burn::Dry(None),
+                LaneAttempt::Burned(burned) => return FastPath::Done(burned),
+                LaneAttempt::Split => is_split = true,
+                LaneAttempt::No | LaneAttempt::Held => return FastPath::NeedsSlowPath(None),
             }
         }
     }
-    Burn::Dry(None)
+    FastPath::NeedsSlowPath(None)
 }
 
 /// Burns from one of the lanes of a split wallet; None where it is not split.
-fn burn_split(table: &Table, asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment), hot: Hot) -> Option<Burn> {
+fn burn_split(
+    table: &Table,
+    request: &ConsumeRequest<'_>,
+    (unit, credits, now): (&str, i64, Moment),
+    hint: ContentionHint,
+) -> Option<FastPath> {
     // Backends begin with lanes of their own.
     // SAFETY: reads a global.
     let mine = i16::try_from(unsafe { pg_sys::MyProcPid } % i32::from(lanes::MOST)).unwrap_or_default() + 1;
     let mut waited = false;
     for _ in 0..LOOKS {
         let mut finder = table.finder(&shapes::LANES_KEY, Snapshot::Latest);
-        let mut seen = rows::glance(&mut finder, asked.org_id, unit, clock::now())?;
+        let mut seen = rows::read_wallet_snapshot(&mut finder, request.org_id, unit, clock::now())?;
         let mut finder = Some(finder);
         if seen.lanes <= 1 {
-            Hot { lanes: 1, waits: Waits::NONE, ..hot }.keep(asked, unit);
+            ContentionHint { lanes: 1, waits: ContentionMeter::NONE, ..hint }.keep(request, unit);
             return None;
         }
-        if seen.lanes != hot.lanes {
-            Hot { lanes: seen.lanes, ..Hot::of(asked, unit) }.keep(asked, unit);
+        if seen.lanes != hint.lanes {
+            ContentionHint { lanes: seen.lanes, ..ContentionHint::of(request, unit) }.keep(request, unit);
         }
         if seen.fast_until <= clock::now() {
-            return Some(Burn::Dry(None));
+            return Some(FastPath::NeedsSlowPath(None));
         }
         // A repeated call is told the wallet's figures again, not the lane's.
         let total = seen.total - credits;
         let (balance_before, balance_after) = (Some(seen.total), Some(total));
-        let result = asked.key.and_then(|_| {
+        let result = request.key.and_then(|_| {
             serde_json::to_string(&StoredAnswer { balance_before, balance_after, ..StoredAnswer::default() }).ok()
         });
-        let content = content(asked, (unit, credits, now), result.as_deref());
+        let content = content(request, (unit, credits, now), result.as_deref());
         // A look at all lanes costs more than an attempt at one: as long as they are only held, it serves.
         loop {
             let (lane, how) = match lanes::step(&seen.view, mine, credits, &seen.held) {
-                Step::Wallet(lane) => return Some(Burn::Dry(Some(lane))),
+                Step::Wallet(lane) => return Some(FastPath::NeedsSlowPath(Some(lane))),
                 Step::Burn(lane) => (lane, Held::Skip),
-                Step::Await(lane) => (lane, Held::Queue(rows::queue(asked.org_id, unit, lane))),
+                Step::Await(lane) => (lane, Held::Queue(rows::queue(request.org_id, unit, lane))),
             };
             waited |= how != Held::Skip;
-            match burn_lane((table, finder.take()), asked, (unit, credits, now), (lane, how), &content) {
-                Tried::Burned(burned) => {
+            match burn_lane((table, finder.take()), request, (unit, credits, now), (lane, how), &content) {
+                LaneAttempt::Burned(burned) => {
                     let (alert_below, alert_base) = (seen.alert_below, seen.alert_base);
-                    return Some(Burn::Done(Burned { total, alert_below, alert_base, result, waited, ..burned }));
+                    return Some(FastPath::Done(Burned { total, alert_below, alert_base, result, waited, ..burned }));
                 }
                 // Somebody has taken it since we looked.
-                Tried::Held if how == Held::Skip => seen.held.push(lane),
+                LaneAttempt::Held if how == Held::Skip => seen.held.push(lane),
                 // Somebody else was faster, or has waited with us.
-                Tried::Held | Tried::No | Tried::Split => break,
+                LaneAttempt::Held | LaneAttempt::No | LaneAttempt::Split => break,
             }
         }
     }
-    Some(Burn::Dry(None))
+    Some(FastPath::NeedsSlowPath(None))
 }
 
 /// What came of a lane.
-enum Tried {
+enum LaneAttempt {
     Burned(Burned),
     /// It has not enough, or time has passed over it.
     No,
@@ -371,14 +380,14 @@ enum Tried {
 /// One update of a lane: checks, burns from its slice, advances the chain, and takes the entry in where it is to be reported.
 fn burn_lane<'a>(
     (table, seen): (&'a Table, Option<Finder<'a>>),
-    asked: &Asked<'_>,
+    request: &ConsumeRequest<'_>,
     (unit, credits, now): (&str, i64, Moment),
     (lane, how): (i16, Held),
     content: &Hash,
-) -> Tried {
+) -> LaneAttempt {
     let mut burned = None;
     let mut is_split = false;
-    let changed = table.update_found(seen, &shapes::LANES_KEY, &rows::key(asked.org_id, unit, lane), how, |row| {
+    let changed = table.update_found(seen, &shapes::LANES_KEY, &rows::key(request.org_id, unit, lane), how, |row| {
         is_split = rows::lanes(row) > 1;
         if is_split {
             return None;
@@ -393,10 +402,10 @@ fn burn_lane<'a>(
         let entry_id = last_entry_id + 1;
         let is_due = is_fold_due(last_entry_id, entry_id);
         let recent = rows::recent(row, last_entry_id).map(|mut recent| {
-            recent.add(entry(asked, entry_id, credits, now));
+            recent.add(entry(request, entry_id, credits, now));
             recent
         });
-        let kept = Recent::to_keep(recent.as_ref(), entry_id, is_due);
+        let kept = LaneSummary::to_keep(recent.as_ref(), entry_id, is_due);
         let consumed = number(row, column::CONSUMED)?.checked_add(credits)?;
         let head = chain::link(&head, content, position(entry_id, before, credits, slice_grant)).to_vec();
         let changed = vec![
@@ -425,16 +434,16 @@ fn burn_lane<'a>(
         Some(changed)
     });
     match (changed, burned) {
-        (Changed::Yes, Some(burned)) => Tried::Burned(burned),
-        (Changed::AfterWaiting, Some(burned)) => Tried::Burned(Burned { waited: true, ..burned }),
-        _ if is_split => Tried::Split,
-        (Changed::Held, _) => Tried::Held,
-        _ => Tried::No,
+        (Changed::Yes, Some(burned)) => LaneAttempt::Burned(burned),
+        (Changed::AfterWaiting, Some(burned)) => LaneAttempt::Burned(Burned { waited: true, ..burned }),
+        _ if is_split => LaneAttempt::Split,
+        (Changed::Held, _) => LaneAttempt::Held,
+        _ => LaneAttempt::No,
     }
 }
 
-fn entry<'a>(asked: &Asked<'a>, entry_id: i64, credits: i64, created_at: Moment) -> Entry<'a> {
-    let (kind, metric, quantity) = ("usage", Some(asked.metric), Some(asked.quantity));
+fn entry<'a>(request: &ConsumeRequest<'a>, entry_id: i64, credits: i64, created_at: Moment) -> Entry<'a> {
+    let (kind, metric, quantity) = ("usage", Some(request.metric), Some(request.quantity));
     let (operation_id, amount) = (entry_id, -credits);
     Entry { entry_id, operation_id, kind, metric, source: None, created_at, quantity, amount }
 }
@@ -447,7 +456,7 @@ fn position(entry_id: i64, balance: i64, credits: i64, slice_grant: i64) -> Posi
 
 /// What WRITE does; false where a statement has to decide.
 fn write_row(
-    asked: &Asked<'_>,
+    request: &ConsumeRequest<'_>,
     unit: &str,
     (credits, now): (i64, Moment),
     burned: &Burned,
@@ -455,20 +464,20 @@ fn write_row(
 ) -> bool {
     let Some(entries) = rows::open_entries() else { return false };
     let row = EntryRow {
-        org_id: asked.org_id,
+        org_id: request.org_id,
         operation_id: burned.entry_id,
         position: position(burned.entry_id, burned.balance + credits, credits, burned.slice_grant),
         amount: -credits,
         created_at: now,
-        quantity: Some(asked.quantity),
+        quantity: Some(request.quantity),
         request_hash: None,
-        member_id: asked.member_id,
+        member_id: request.member_id,
         unit,
         kind: "usage",
-        metric: Some(asked.metric),
+        metric: Some(request.metric),
         source: None,
         source_id: None,
-        key: asked.key,
+        key: request.key,
         reason: None,
         actor: None,
         metadata,
@@ -481,34 +490,34 @@ fn write_row(
 }
 
 /// Writes the entry; false when the key is taken.
-fn write(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment, burned: &Burned) -> bool {
+fn write(db: &Db, request: &ConsumeRequest<'_>, unit: &str, credits: i64, now: Moment, burned: &Burned) -> bool {
     let grant = (credits > 0).then_some(burned.slice_grant);
-    let metadata = asked.metadata.filter(|metadata| !metadata.is_empty_object());
-    if write_row(asked, unit, (credits, now), burned, metadata) {
+    let metadata = request.metadata.filter(|metadata| !metadata.is_empty_object());
+    if write_row(request, unit, (credits, now), burned, metadata) {
         return true;
     }
     // A statement would wait for whoever is told the same just now.
-    if asked.key.is_some_and(|key| !matches!(store::find_replay(db, asked.org_id, key), Ok(None))) {
+    if request.key.is_some_and(|key| !matches!(store::find_replay(db, request.org_id, key), Ok(None))) {
         return false;
     }
-    let (key_uuid, key_text) = rows::stored_key(asked.key);
+    let (key_uuid, key_text) = rows::stored_key(request.key);
     let written = db.write(
         &WRITE,
         args![
-            asked.org_id,
+            request.org_id,
             burned.entry_id,
             -credits,
             burned.balance,
-            At(now),
+            Timestamptz(now),
             grant,
-            rows::stored_quantity("usage", Some(asked.quantity)),
-            asked.member_id,
+            rows::stored_quantity("usage", Some(request.quantity)),
+            request.member_id,
             rows::stored_unit(unit),
-            asked.metric,
+            request.metric,
             metadata,
             burned.head.as_slice(),
             key_uuid,
-            asked.key.map(chain::request_id),
+            request.key.map(chain::request_id),
             key_text,
             burned.result.as_deref(),
         ],
@@ -516,17 +525,24 @@ fn write(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment, burn
     written.count() == 1
 }
 
-fn spend_budget(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment) {
-    let Some(member_id) = asked.member_id else { return };
+fn spend_budget(db: &Db, request: &ConsumeRequest<'_>, unit: &str, credits: i64, now: Moment) {
+    let Some(member_id) = request.member_id else { return };
     let delta = MemberDelta { consumed: credits, period: credits, active_at: Some(now) };
-    if !store::save_member(db, asked.org_id, unit, member_id, &delta, now, true) {
+    if !store::save_member(db, request.org_id, unit, member_id, &delta, now, true) {
         // The rules say why. What was written so far goes with the error: so it must be raised, not returned.
-        or_raise(refusal(db, asked, unit, member_id, credits, now));
+        or_raise(refusal(db, request, unit, member_id, credits, now));
     }
 }
 
-fn refusal(db: &Db, asked: &Asked<'_>, unit: &str, member_id: Uuid, credits: i64, now: Moment) -> Result<()> {
-    let lane = store::look(db, asked.org_id, unit).ok_or_else(Error::contended)?;
+fn refusal(
+    db: &Db,
+    request: &ConsumeRequest<'_>,
+    unit: &str,
+    member_id: Uuid,
+    credits: i64,
+    now: Moment,
+) -> Result<()> {
+    let lane = store::read_lane(db, request.org_id, unit).ok_or_else(Error::contended)?;
     let mut wallet = Wallet::new(lane, now);
     store::load_budgets(db, &mut wallet, vec![member_id]);
     wallet.check_budget(Some(member_id), credits)?;
@@ -550,7 +566,7 @@ fn consume_credits(
 ) -> Consumption {
     or_raise(access::service(|| {
         let metadata = arguments::metadata(metadata)?;
-        consume(&Asked {
+        consume(&ConsumeRequest {
             org_id: required_uuid("org_id", org_id)?,
             metric: required("metric", metric)?,
             quantity: positive("quantity", quantity)?,

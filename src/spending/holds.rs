@@ -8,13 +8,13 @@ use crate::call::{Answer, Call, Key};
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::price::{self, Price};
 use crate::ledger::chain::{self, HoldTerms};
-use crate::ledger::wallet::{Facts, Hold, Operation, Part, Wallet, split};
+use crate::ledger::wallet::{EntryContext, Hold, Operation, Part, Wallet, split};
 use crate::ledger::{rows, store};
 use crate::limits::caps::{self, Caps};
 use crate::pg::arguments::{optional_uuid, positive, reason, required, required_uuid, unit};
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
-use crate::pg::spi::{At, Db, ToSql};
+use crate::pg::spi::{Db, Timestamptz, ToSql};
 use crate::spending::consumption::Consumption;
 use crate::usage::counters::{self, Metered};
 use crate::usage::tally::Charge;
@@ -169,8 +169,8 @@ fn make(db: &Db, wallet: &Wallet, hold_id: i64, terms: &HoldTerms<'_>, grant_id:
                 terms.credits,
                 terms.member_id,
                 reason,
-                terms.expires_at.map(At),
-                At(terms.created_at),
+                terms.expires_at.map(Timestamptz),
+                Timestamptz(terms.created_at),
                 terms.parts,
                 terms.price,
                 grant_id,
@@ -229,8 +229,8 @@ fn parts_of(db: &Db, org_id: Uuid, (hold_id, hold): (i64, &Stored)) -> Vec<Part>
         .collect()
 }
 
-fn from_hold(hold_id: i64, hold: &Stored) -> Facts {
-    Facts { member_id: hold.member_id, ..Facts::from_source("hold", Some(hold_id.to_string())) }
+fn from_hold(hold_id: i64, hold: &Stored) -> EntryContext {
+    EntryContext { member_id: hold.member_id, ..EntryContext::from_source("hold", Some(hold_id.to_string())) }
 }
 
 /// Reserves what `quantity` of a metric costs now, for at most `ttl`.
@@ -288,15 +288,15 @@ fn reserve_credits(
                 let mut caps = Caps::lock(db, &[(org_id, Rc::clone(&known), member_id)], now)?;
                 caps.check(org_id, &known, member_id, quantity)?;
                 caps.add(org_id, &known, member_id, quantity);
-                store::provide(db, wallet, credits, Some(metric))?;
+                store::ensure_spendable(db, wallet, credits, Some(metric))?;
                 store::load_budgets(db, wallet, member_id.into_iter().collect());
                 wallet.check_budget(member_id, credits)?;
                 let parts = wallet.allocate(credits, Some(metric))?;
-                let mut operation = call.operation(Facts {
+                let mut operation = call.operation(EntryContext {
                     metric: Some(metric.to_owned()),
                     quantity: Some(quantity),
                     member_id,
-                    ..Facts::default()
+                    ..EntryContext::default()
                 });
                 wallet.take(&mut operation, "hold", &parts)?;
                 wallet.lane.reserved += credits;
@@ -315,7 +315,7 @@ fn reserve_credits(
                     member_id,
                     price: None,
                 };
-                wallet.seal(hold_id, chain::hold_terms(&HoldTerms { price: price.as_deref(), ..terms }));
+                wallet.bind_terms_hash(hold_id, chain::hold_terms(&HoldTerms { price: price.as_deref(), ..terms }));
                 let grant_id = only_grant(&parts);
                 let then = move |db: &Db, wallet: &Wallet| {
                     caps.save(db);
@@ -460,7 +460,7 @@ fn capture(
         find(db, call.org_id, hold_id)?.require_open(hold_id, wallet.now())?;
         let named: Vec<i64> = parts.iter().map(|p| p.grant_id).collect();
         store::load(db, wallet, &named)?;
-        store::provide(db, wallet, beyond, Some(metric))?;
+        store::ensure_spendable(db, wallet, beyond, Some(metric))?;
     }
     caps::give_back(db, call.org_id, vec![hold_id], Some(quantity))?;
     store::load_budgets(db, wallet, hold.member_id.into_iter().collect());
@@ -468,8 +468,8 @@ fn capture(
     let still_counted = wallet.still_counted(&plain(hold_id, hold));
     wallet.check_budget(hold.member_id, credits - still_counted)?;
     let balance_before = wallet.spendable(Some(metric));
-    let facts = Facts { metric: Some(metric.clone()), quantity: Some(quantity), ..from_hold(hold_id, hold) };
-    let mut operation = call.operation(facts);
+    let context = EntryContext { metric: Some(metric.clone()), quantity: Some(quantity), ..from_hold(hold_id, hold) };
+    let mut operation = call.operation(context);
     wallet.give_back(&mut operation, "release", &parts)?;
     wallet.lane.reserved -= hold.credits;
 
@@ -486,7 +486,7 @@ fn capture(
     } else {
         wallet.consume(&mut operation, &mine, credits)?;
     }
-    wallet.bury()?;
+    wallet.write_off_dead_grants()?;
     if let Some(mut metered) = metered {
         metered.take(charge, price)?;
         counters::save(db, &[&metered.counter]);
@@ -530,7 +530,7 @@ fn release_credits(org_id: Option<pgrx::Uuid>, hold_id: Option<i64>) -> HoldRece
                     let counted = wallet.still_counted(&plain(hold_id, &hold));
                     wallet.note_member(hold.member_id, 0, -counted, None);
                 }
-                wallet.bury()?;
+                wallet.write_off_dead_grants()?;
                 Ok(close(db, wallet, operation, (hold_id, &hold), "released"))
             },
         )
@@ -552,8 +552,8 @@ fn give_back(
     let parts = parts_of(db, call.org_id, (hold_id, hold));
     let named: Vec<i64> = parts.iter().map(|p| p.grant_id).collect();
     store::load(db, wallet, &named)?;
-    let facts = Facts { metric: hold.metric.clone(), quantity: hold.quantity, ..from_hold(hold_id, hold) };
-    let mut operation = call.operation(facts);
+    let context = EntryContext { metric: hold.metric.clone(), quantity: hold.quantity, ..from_hold(hold_id, hold) };
+    let mut operation = call.operation(context);
     wallet.give_back(&mut operation, kind, &parts)?;
     if hold.is_payout() {
         wallet.lane.locked -= hold.credits;
@@ -606,11 +606,14 @@ fn lock_credits(
         call.run(
             |db, now| store::lock_known(db, org_id, unit, amount, now),
             |db, wallet| {
-                store::provide(db, wallet, amount, None)?;
+                store::ensure_spendable(db, wallet, amount, None)?;
                 let parts = wallet.allocate(amount, None)?;
-                let facts =
-                    Facts { reason: Some(reason.clone()), actor: Some(crate::access::actor()), ..Facts::default() };
-                let mut operation = call.operation(facts);
+                let context = EntryContext {
+                    reason: Some(reason.clone()),
+                    actor: Some(crate::access::actor()),
+                    ..EntryContext::default()
+                };
+                let mut operation = call.operation(context);
                 wallet.take(&mut operation, "payout_hold", &parts)?;
                 wallet.lane.locked += amount;
                 let hold_id = operation.id();
@@ -625,7 +628,7 @@ fn lock_credits(
                     member_id: None,
                     price: None,
                 };
-                wallet.seal(hold_id, chain::hold_terms(&terms));
+                wallet.bind_terms_hash(hold_id, chain::hold_terms(&terms));
                 make(db, wallet, hold_id, &terms, only_grant(&parts), Some(&reason));
                 let balance_after = wallet.spendable(None);
                 Ok((

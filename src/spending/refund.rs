@@ -4,8 +4,8 @@ use crate::access;
 use crate::base::error::{Error, Result};
 use crate::base::time::Period;
 use crate::call::{Answer, Call};
-use crate::ledger::store::{self, Past};
-use crate::ledger::wallet::{Facts, Part, split};
+use crate::ledger::store::{self, PostedEntry};
+use crate::ledger::wallet::{EntryContext, Part, split};
 use crate::pg::arguments::{positive, required, required_uuid};
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
@@ -39,7 +39,7 @@ statements! {
 }
 
 /// What each grant can still get back, in the recorded order. The lane must be locked.
-fn refundable(db: &Db, org_id: Uuid, operation_id: i64, burned: &[Past]) -> Vec<Part> {
+fn refundable(db: &Db, org_id: Uuid, operation_id: i64, burned: &[PostedEntry]) -> Vec<Part> {
     let mut refunded: BTreeMap<i64, i64> =
         db.write(&REFUNDED, args![org_id, operation_id]).iter().map(|row| (row.get(0), row.get(1))).collect();
     burned
@@ -80,9 +80,9 @@ fn refund_credits(
         let arguments = [operation_id.to_string(), format!("{credits:?}"), format!("{reason:?}")];
         let arguments: Vec<_> = arguments.iter().map(|a| Some(a.as_str())).collect();
         let call = Call::new(org_id, "refund_credits", &arguments, idempotency_key, metadata)?;
-        let burned_by = |db: &Db| -> Result<Vec<Past>> {
+        let burned_by = |db: &Db| -> Result<Vec<PostedEntry>> {
             let all = store::past_operation(db, org_id, operation_id);
-            let burned: Vec<Past> = all.into_iter().filter(|e| e.kind == "usage").collect();
+            let burned: Vec<PostedEntry> = all.into_iter().filter(|e| e.kind == "usage").collect();
             if burned.is_empty() {
                 store::require_org(db, org_id)?;
                 return Err(Error::unknown("unknown_operation", operation_id));
@@ -106,12 +106,12 @@ fn refund_credits(
                 let named: Vec<i64> = parts.iter().map(|p| p.grant_id).collect();
                 store::load(db, wallet, &named)?;
                 let usage = &burned[0];
-                let mut operation = call.operation(Facts {
+                let mut operation = call.operation(EntryContext {
                     metric: usage.metric.clone(),
                     member_id: usage.member_id,
                     reason: reason.clone(),
                     actor: Some(crate::access::actor()),
-                    ..Facts::from_source("operation", Some(operation_id.to_string()))
+                    ..EntryContext::from_source("operation", Some(operation_id.to_string()))
                 });
                 wallet.give_back(&mut operation, "refund", &parts)?;
                 for part in &parts {
@@ -123,7 +123,7 @@ fn refund_credits(
                 let start = period.unwrap_or(Period::Total).start(wallet.now());
                 let counted = if usage.created_at >= start { credits } else { 0 };
                 wallet.note_member(usage.member_id, -credits, -counted, None);
-                wallet.bury()?;
+                wallet.write_off_dead_grants()?;
                 let balance_after = wallet.spendable(usage.metric.as_deref());
                 Ok((operation, RefundReceipt { operation_id: 0, credits, balance_after, replayed: false }))
             },

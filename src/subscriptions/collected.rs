@@ -14,7 +14,7 @@ use crate::payments::request;
 use crate::payments::state::Money;
 use crate::payments::store::{self, Payment};
 use crate::pg::clock;
-use crate::pg::spi::{At, Db};
+use crate::pg::spi::{Db, Timestamptz};
 use crate::providers::event::{InvoiceFact, SubscriptionFact, SubscriptionState};
 use crate::purchases::money;
 use crate::settlement;
@@ -46,7 +46,7 @@ statements! {
     STATE(uuid, text, text) =
         "select state from billing.provider_subscriptions where org_id = $1 and provider = $2 and subscription = $3";
     // Another subscription that is paid for the plan that runs.
-    BESIDE(uuid, text, text, timestamptz) =
+    OTHER_PAID_SUBSCRIPTION(uuid, text, text, timestamptz) =
         "select from billing.subscriptions s
            join billing.provider_subscriptions c on c.org_id = s.org_id and c.provider = s.provider
                                                 and c.subscription = s.provider_subscription
@@ -173,10 +173,11 @@ fn collect(
     if until <= now {
         return Ok(Err("period_over"));
     }
-    let (is_money, collector) = (fact.amount > 0, (provider.to_owned(), id.clone()));
-    let is_beside = db.write(&BESIDE, args![org_id, provider, id.as_str(), At(now)]).count() > 0;
-    let grants = subscribe::collect(db, org_id, plan, (start, until, is_money), &collector, now, || {
-        db.write(&COLLECT, args![org_id, provider, id.as_str(), &plan.name, At(until), created]);
+    let (is_money, billing_provider) = (fact.amount > 0, (provider.to_owned(), id.clone()));
+    let is_beside =
+        db.write(&OTHER_PAID_SUBSCRIPTION, args![org_id, provider, id.as_str(), Timestamptz(now)]).count() > 0;
+    let grants = subscribe::collect(db, org_id, plan, (start, until, is_money), &billing_provider, now, || {
+        db.write(&COLLECT, args![org_id, provider, id.as_str(), &plan.name, Timestamptz(until), created]);
     })?;
     // Paid, and nothing came of it: a second subscription of the same plan, say.
     if is_money && is_beside && grants.is_empty() && plan.credits.is_some() {
@@ -237,7 +238,7 @@ pub fn subscription(db: &Db, provider: &str, fact: &SubscriptionFact, created: i
         db.write(&REPORT, args![org_id, provider, fact.id.as_str(), state, name, fact.cancel_at_period_end, created]);
     // There is newer news; or nothing of it was paid, or another subscription pays for what runs now.
     let Some(state) = rows.first().map(|row| row.get::<String>(0)) else { return Ok(Handled::Processed(Some(org_id))) };
-    let is_ours = subscribe::is_collector(db, org_id, &(provider.to_owned(), fact.id.clone()), now);
+    let is_ours = subscribe::is_billing_provider(db, org_id, &(provider.to_owned(), fact.id.clone()), now);
     if is_ours {
         match fact.state {
             SubscriptionState::Canceled => subscribe::end_now(db, org_id, now)?,
@@ -247,7 +248,7 @@ pub fn subscription(db: &Db, provider: &str, fact: &SubscriptionFact, created: i
             }
             SubscriptionState::Active | SubscriptionState::Incomplete => {
                 if let Some(plan) = &plan {
-                    subscribe::switch(db, org_id, plan, now);
+                    subscribe::schedule_plan_change(db, org_id, plan, now);
                 }
                 subscribe::end_with_period(db, org_id, fact.cancel_at_period_end, now);
             }

@@ -223,7 +223,7 @@ fn begin(
     call: &Call<'_>,
     plan: &Plan,
     (starts_at, anchor, next): (Moment, Moment, Moment),
-    (granted, collector): (Option<Granted>, Option<Collector>),
+    (granted, billing_provider): (Option<Granted>, Option<Collector>),
     now: Moment,
 ) {
     let (grants, granted, taken_back) = granted.unwrap_or_default();
@@ -239,8 +239,8 @@ fn begin(
         grants,
         granted,
         taken_back,
-        waits_for_money: false,
-        collector,
+        awaiting_payment: false,
+        billing_provider,
     };
     store::begin(db, call.org_id, &new, now, &call.metadata);
 }
@@ -263,7 +263,7 @@ fn change_now(
     if old.cycle != plan.cycle {
         settlement::cut_period(db, org_id, now, now)?;
         store::end(db, org_id, current.starts_at, now);
-        begin(db, call, plan, (now, now, now), (None, current.collector.clone()), now);
+        begin(db, call, plan, (now, now, now), (None, current.billing_provider.clone()), now);
         return settlement::catch_up(db, org_id, now).map(drop);
     }
     let whole = whole_period(plan.cycle, current.anchor, now);
@@ -286,7 +286,7 @@ fn change_now(
         taken_back += back;
     }
     store::end(db, org_id, current.starts_at, now);
-    let changed = (Some((grants, granted, taken_back)), current.collector.clone());
+    let changed = (Some((grants, granted, taken_back)), current.billing_provider.clone());
     begin(db, call, plan, (now, current.anchor, whole.end), changed, now);
     Ok(())
 }
@@ -294,7 +294,7 @@ fn change_now(
 fn finite(at: Option<TimestampWithTimeZone>) -> Result<Option<Moment>> {
     let at = at.map(Moment::from);
     match at {
-        Some(time::INFINITY | time::NEVER_YET) => Err(Error::invalid("starts_at", "must be finite")),
+        Some(time::INFINITY | time::NEG_INFINITY) => Err(Error::invalid("starts_at", "must be finite")),
         at => Ok(at),
     }
 }
@@ -367,7 +367,7 @@ pub fn collect(
     org_id: Uuid,
     plan: &Plan,
     (start, until, is_money): (Moment, Moment, bool),
-    collector: &Collector,
+    billing_provider: &Collector,
     now: Moment,
     note: impl FnOnce(),
 ) -> Result<Vec<i64>> {
@@ -391,7 +391,7 @@ pub fn collect(
         }
         Some(current) if current.plan == plan.name => {
             // Periods that nobody paid are passed by.
-            if current.waits_for_money
+            if current.awaiting_payment
                 && let Some(next) = current.next_period_at.filter(|next| start > *next + GRACE)
             {
                 let paid = whole_period(plan.cycle, current.anchor, start.saturating_add(GRACE)).start;
@@ -421,7 +421,7 @@ pub fn collect(
     }
     let all = store::subscriptions(db, org_id);
     if let Some(current) = active(&all, now).filter(|s| !s.by_default) {
-        store::set_collector(db, org_id, current.starts_at, collector);
+        store::set_collector(db, org_id, current.starts_at, billing_provider);
     }
     settlement::catch_up(db, org_id, now)?;
     let known: Vec<i64> = before.iter().flat_map(|s| s.grants.clone()).collect();
@@ -466,14 +466,14 @@ fn begin_paid(db: &Db, call: &Call<'_>, plan: &Plan, anchor: Moment, now: Moment
 }
 
 /// Whether a provider's subscription pays for what runs.
-pub fn is_collector(db: &Db, org_id: Uuid, collector: &Collector, now: Moment) -> bool {
+pub fn is_billing_provider(db: &Db, org_id: Uuid, billing_provider: &Collector, now: Moment) -> bool {
     let all = store::subscriptions(db, org_id);
-    active(&all, now).is_some_and(|s| !s.by_default && s.collector.as_ref() == Some(collector))
+    active(&all, now).is_some_and(|s| !s.by_default && s.billing_provider.as_ref() == Some(billing_provider))
 }
 
 /// The plan of what a provider collects for changed: from the next period on, or as soon as the difference is paid. The wallets
 /// are locked.
-pub fn switch(db: &Db, org_id: Uuid, plan: &Plan, now: Moment) {
+pub fn schedule_plan_change(db: &Db, org_id: Uuid, plan: &Plan, now: Moment) {
     let all = store::subscriptions(db, org_id);
     if let Some(current) = active(&all, now).filter(|s| !s.by_default && s.starts_at <= now) {
         let pending = (current.plan != plan.name).then_some(plan.name.as_str());

@@ -13,8 +13,8 @@ use crate::pg::clock;
 use crate::pg::heap::{Attempt, Changed, Held, Is, Key, Table, Write, shapes};
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
-use crate::pg::spi::{self, At, Db, FromSql, ToSql};
-use crate::usage::events::{self, Event, Place, Placed, Placer};
+use crate::pg::spi::{self, Db, FromSql, Timestamptz, ToSql};
+use crate::usage::events::{self, Event, EventResolver, ResolvedEvent, UsageBucket};
 use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
@@ -67,14 +67,14 @@ statements! {
 
 /// What a place gains.
 #[derive(Default)]
-struct Gain {
+struct BucketDelta {
     quantity: i64,
     events: i64,
     level: Option<(i64, Moment)>,
 }
 
-impl Gain {
-    fn add(&mut self, placed: &Placed, is_new: bool) -> Result<()> {
+impl BucketDelta {
+    fn add(&mut self, placed: &ResolvedEvent, is_new: bool) -> Result<()> {
         self.events += 1;
         let quantity = placed.event.quantity;
         if placed.gauge {
@@ -95,14 +95,14 @@ impl Gain {
 fn record(db: &Db, event: Event) -> Result<bool> {
     cache::require_installed(db)?;
     let now = clock::now();
-    let placed = Placer::new(db, now).place(event)?;
+    let placed = EventResolver::new(db, now).place(event)?;
     let event = &placed.event;
     if let Some(key) = placed.key
         && !is_new_key(db, event.org_id, key)
     {
         return Ok(false);
     }
-    let mut gain = Gain::default();
+    let mut gain = BucketDelta::default();
     let is_new = placed.value.is_some() && !new_values(db, std::slice::from_ref(&placed)).is_empty();
     gain.add(&placed, is_new)?;
     keep(db, &placed, now);
@@ -119,7 +119,7 @@ fn is_new_key(db: &Db, org_id: Uuid, key: Uuid) -> bool {
 }
 
 /// Notes the event in the partition of its month of arrival.
-fn keep(db: &Db, placed: &Placed, now: Moment) {
+fn keep(db: &Db, placed: &ResolvedEvent, now: Moment) {
     let event = &placed.event;
     let month = time::display(now)[..7].replace('-', "_");
     let partition = format!("usage_events_{month}");
@@ -140,8 +140,8 @@ fn keep(db: &Db, placed: &Placed, now: Moment) {
         &NEW_EVENT,
         args![
             event.org_id,
-            At(now),
-            At(placed.occurred_at),
+            Timestamptz(now),
+            Timestamptz(placed.occurred_at),
             event.quantity,
             event.member_id,
             &event.metric,
@@ -165,7 +165,7 @@ pub mod column {
 }
 
 /// Adds to a row of the place that nobody holds; false where there is none, or none that this transaction could change.
-fn add_to_free(place: &Place, gain: &Gain) -> Result<bool> {
+fn add_to_free(place: &UsageBucket, gain: &BucketDelta) -> Result<bool> {
     let Some(table) = Table::open(&shapes::UNSETTLED_USAGE, Write::Update) else { return Ok(false) };
     let keys = [
         Key(1, Is::Uuid, place.org_id.to_sql()),
@@ -199,15 +199,15 @@ fn too_much() -> Error {
 }
 
 /// Adds to a row of the place that nobody holds, or to one of our own.
-fn count(db: &Db, place: &Place, gain: &Gain) -> Result<()> {
+fn count(db: &Db, place: &UsageBucket, gain: &BucketDelta) -> Result<()> {
     let (org_id, metric) = (place.org_id, place.metric.as_str());
-    let (start, segment) = (At(place.span.start), At(place.segment));
+    let (start, segment) = (Timestamptz(place.span.start), Timestamptz(place.segment));
     let found = add_to_free(place, gain)?;
     if !found {
         // SAFETY: gives the transaction a number, as the writes before have.
         let slot = unsafe { pg_sys::GetTopFullTransactionId() }.value.cast_signed();
-        let (level, level_at) = (gain.level.map(|l| l.0), gain.level.map(|l| At(l.1)));
-        let end = At(place.span.end);
+        let (level, level_at) = (gain.level.map(|l| l.0), gain.level.map(|l| Timestamptz(l.1)));
+        let end = Timestamptz(place.span.end);
         db.write(
             &MAKE,
             args![
@@ -231,8 +231,8 @@ fn count(db: &Db, place: &Place, gain: &Gain) -> Result<()> {
 type Value = (Uuid, String, Moment, Uuid);
 
 /// Which of the values were not seen before in their period.
-fn new_values(db: &Db, placed: &[Placed]) -> BTreeSet<Value> {
-    let of = |p: &Placed| Some((p.place.org_id, p.place.metric.clone(), p.place.span.start, p.value?));
+fn new_values(db: &Db, placed: &[ResolvedEvent]) -> BTreeSet<Value> {
+    let of = |p: &ResolvedEvent| Some((p.place.org_id, p.place.metric.clone(), p.place.span.start, p.value?));
     let all: BTreeSet<Value> = placed.iter().filter_map(of).collect();
     if all.is_empty() {
         return all;
@@ -242,7 +242,7 @@ fn new_values(db: &Db, placed: &[Placed]) -> BTreeSet<Value> {
         args![
             all.iter().map(|v| v.0).collect::<Vec<_>>(),
             all.iter().map(|v| v.1.clone()).collect::<Vec<_>>(),
-            all.iter().map(|v| At(v.2)).collect::<Vec<_>>(),
+            all.iter().map(|v| Timestamptz(v.2)).collect::<Vec<_>>(),
             all.iter().map(|v| v.3).collect::<Vec<_>>(),
         ],
     );
@@ -251,7 +251,7 @@ fn new_values(db: &Db, placed: &[Placed]) -> BTreeSet<Value> {
 
 fn record_all(db: &Db, events: Vec<Event>) -> Result<UsageReceipt> {
     let now = clock::now();
-    let mut place = Placer::new(db, now);
+    let mut place = EventResolver::new(db, now);
     let count_all = events.len();
     let mut placed = Vec::with_capacity(count_all);
     for (item, event) in (1_i64..).zip(events) {
@@ -260,7 +260,7 @@ fn record_all(db: &Db, events: Vec<Event>) -> Result<UsageReceipt> {
     let placed = without_duplicates(db, placed);
     let new = new_values(db, &placed);
     let mut counted: BTreeSet<Value> = BTreeSet::new();
-    let mut gains: BTreeMap<Place, Gain> = BTreeMap::new();
+    let mut gains: BTreeMap<UsageBucket, BucketDelta> = BTreeMap::new();
     for p in &placed {
         let value = p.value.map(|v| (p.place.org_id, p.place.metric.clone(), p.place.span.start, v));
         let is_new = value.is_some_and(|v| new.contains(&v) && counted.insert(v));
@@ -270,8 +270,8 @@ fn record_all(db: &Db, events: Vec<Event>) -> Result<UsageReceipt> {
         &NEW_EVENTS,
         args![
             placed.iter().map(|p| p.event.org_id).collect::<Vec<_>>(),
-            At(now),
-            placed.iter().map(|p| At(p.occurred_at)).collect::<Vec<_>>(),
+            Timestamptz(now),
+            placed.iter().map(|p| Timestamptz(p.occurred_at)).collect::<Vec<_>>(),
             placed.iter().map(|p| p.event.quantity).collect::<Vec<_>>(),
             placed.iter().map(|p| p.event.member_id).collect::<Vec<_>>(),
             placed.iter().map(|p| p.event.metric.clone()).collect::<Vec<_>>(),
@@ -287,7 +287,7 @@ fn record_all(db: &Db, events: Vec<Event>) -> Result<UsageReceipt> {
 }
 
 /// The first of each event id that was not recorded before.
-fn without_duplicates(db: &Db, placed: Vec<Placed>) -> Vec<Placed> {
+fn without_duplicates(db: &Db, placed: Vec<ResolvedEvent>) -> Vec<ResolvedEvent> {
     let keys: BTreeSet<_> = placed.iter().filter_map(|p| Some((p.event.org_id, p.key?))).collect();
     let mut new: BTreeSet<(Uuid, Uuid)> = if keys.is_empty() {
         BTreeSet::new()

@@ -165,18 +165,18 @@ fn explain_consumption(
             parts
                 .into_iter()
                 .map(|part| {
-                    let lot = wallet.lot(part.grant_id)?;
-                    let expires_at = (lot.expires_at != INFINITY)
-                        .then(|| TimestampWithTimeZone::try_from(lot.expires_at).ok())
+                    let grant = wallet.find_grant(part.grant_id)?;
+                    let expires_at = (grant.expires_at != INFINITY)
+                        .then(|| TimestampWithTimeZone::try_from(grant.expires_at).ok())
                         .flatten();
-                    let category = if lot.paid { "paid" } else { "promotional" };
+                    let category = if grant.paid { "paid" } else { "promotional" };
                     Ok((
                         part.grant_id,
-                        lot.source.clone(),
+                        grant.source.clone(),
                         category.to_owned(),
                         expires_at,
                         part.credits,
-                        lot.remaining - part.credits,
+                        grant.remaining - part.credits,
                     ))
                 })
                 .collect::<Result<Vec<_>>>()

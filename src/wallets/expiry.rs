@@ -12,7 +12,7 @@ use crate::ledger::wallet::Wallet;
 use crate::pg::arguments::required;
 use crate::pg::clock;
 use crate::pg::raise::or_raise;
-use crate::pg::spi::{self, At};
+use crate::pg::spi::{self, Timestamptz};
 use crate::plans::store as plans;
 use crate::posting;
 use crate::{args, statements};
@@ -50,7 +50,7 @@ fn book_expiries(max_wallets: default!(Option<i32>, 500)) -> i64 {
         let due: Vec<(Uuid, String)> = spi::connect(|db| {
             cache::require_installed(db)?;
             let now = clock::now();
-            let rows = db.write(&DUE, args![At(now), most, At(lanes::idle_since(now))]);
+            let rows = db.write(&DUE, args![Timestamptz(now), most, Timestamptz(lanes::idle_since(now))]);
             Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect::<Vec<_>>())
         })?;
         let mut done = 0;
@@ -65,7 +65,7 @@ fn book_expiries(max_wallets: default!(Option<i32>, 500)) -> i64 {
                 let Some(lane) = store::lock_if_free(db, *org_id, unit) else { return Ok(0) };
                 let mut wallet = Wallet::new(lane, clock::now());
                 store::load(db, &mut wallet, &[])?;
-                contention::relax(db, &mut wallet)?;
+                contention::merge_idle_lanes(db, &mut wallet)?;
                 posting::save(db, std::slice::from_mut(&mut wallet), "{}")?;
                 Ok(1)
             })?;

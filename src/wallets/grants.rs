@@ -2,13 +2,13 @@
 
 use crate::access::{self, actor};
 use crate::base::error::{Error, Result};
-use crate::base::time::{INFINITY, Moment, NEVER_YET};
+use crate::base::time::{INFINITY, Moment, NEG_INFINITY};
 use crate::base::units;
 use crate::call::{Answer, Call};
 use crate::catalog::cache;
 use crate::ledger::debts;
 use crate::ledger::store;
-use crate::ledger::wallet::{Facts, Lot, Part, Wallet};
+use crate::ledger::wallet::{EntryContext, Grant, Part, Wallet};
 use crate::pg::arguments::{positive, reason, required, required_uuid, unit};
 use crate::pg::clock;
 use crate::pg::jsonb::Jsonb;
@@ -166,13 +166,13 @@ fn grant_credits(
                     cache::metric(db, metric)?;
                 }
                 let now = wallet.now();
-                let effective_at = effective_at.filter(|at| *at != NEVER_YET).unwrap_or(now);
+                let effective_at = effective_at.filter(|at| *at != NEG_INFINITY).unwrap_or(now);
                 let expires_at = expires_at.unwrap_or(INFINITY);
                 if expires_at <= effective_at || expires_at <= now {
                     return Err(Error::invalid("expires_at", "must be after effective_at and in the future"));
                 }
                 store::load(db, wallet, &[])?;
-                let lot = Lot {
+                let grant = Grant {
                     grant_id: 0,
                     amount,
                     remaining: 0,
@@ -188,8 +188,8 @@ fn grant_credits(
                     metrics: metrics.clone(),
                     saved: None,
                 };
-                let mut operation = call.operation(Facts::from_source(source, None));
-                let grant_id = wallet.grant(&mut operation, kind, lot)?;
+                let mut operation = call.operation(EntryContext::from_source(source, None));
+                let grant_id = wallet.grant(&mut operation, kind, grant)?;
                 debts::pay(db, wallet, &[])?;
                 let scope = metrics.as_ref().and_then(|m| m.first()).map(String::as_str);
                 let receipt = GrantReceipt {
@@ -248,18 +248,18 @@ fn void_grant(
             },
             |db, wallet| {
                 store::load(db, wallet, &[grant_id])?;
-                store::gather_all(db, wallet, |away| away.slice.grant_id == grant_id)?;
-                let lot = wallet.lot(grant_id)?;
-                let voided = lot.remaining;
-                let already_spent = lot.amount - lot.remaining - lot.written_off;
-                let scope = lot.metrics.as_ref().and_then(|m| m.first()).cloned();
-                lot.voided = true;
-                let facts = Facts {
+                store::reclaim_lanes(db, wallet, |away| away.slice.grant_id == grant_id)?;
+                let grant = wallet.find_grant(grant_id)?;
+                let voided = grant.remaining;
+                let already_spent = grant.amount - grant.remaining - grant.written_off;
+                let scope = grant.metrics.as_ref().and_then(|m| m.first()).cloned();
+                grant.voided = true;
+                let context = EntryContext {
                     reason: Some(reason),
                     actor: Some(actor()),
-                    ..Facts::from_source("grant", Some(grant_id.to_string()))
+                    ..EntryContext::from_source("grant", Some(grant_id.to_string()))
                 };
-                let mut operation = call.operation(facts);
+                let mut operation = call.operation(context);
                 wallet.write_off(&mut operation, "void", Part { grant_id, credits: voided })?;
                 let receipt = VoidReceipt {
                     voided,
@@ -308,18 +308,18 @@ fn adjust_credits(
             },
             |db, wallet| {
                 store::load(db, wallet, &[])?;
-                let facts = Facts {
+                let context = EntryContext {
                     reason: Some(reason.clone()),
                     actor: Some(actor()),
-                    ..Facts::from_source("adjustment", None)
+                    ..EntryContext::from_source("adjustment", None)
                 };
-                let mut operation = call.operation(facts);
+                let mut operation = call.operation(context);
                 let grant_id = if amount > 0 {
                     let grant_id = wallet.grant(&mut operation, "adjustment", adjustment(wallet, amount))?;
                     debts::pay(db, wallet, &[])?;
                     Some(grant_id)
                 } else {
-                    store::provide(db, wallet, needed, None)?;
+                    store::ensure_spendable(db, wallet, needed, None)?;
                     let parts = wallet.allocate(needed, None)?;
                     wallet.take(&mut operation, "adjustment", &parts)?;
                     None
@@ -331,8 +331,8 @@ fn adjust_credits(
     }))
 }
 
-fn adjustment(wallet: &Wallet, amount: i64) -> Lot {
-    Lot {
+fn adjustment(wallet: &Wallet, amount: i64) -> Grant {
+    Grant {
         grant_id: 0,
         amount,
         remaining: 0,

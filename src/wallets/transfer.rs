@@ -6,7 +6,7 @@ use crate::call::{Answer, Call, to_json};
 use crate::catalog::cache;
 use crate::ledger::debts;
 use crate::ledger::store;
-use crate::ledger::wallet::{Facts, Lot, Operation, Part, Wallet};
+use crate::ledger::wallet::{EntryContext, Grant, Operation, Part, Wallet};
 use crate::pg::arguments::{self, positive, required_uuid, unit};
 use crate::pg::clock;
 use crate::pg::jsonb::Jsonb;
@@ -37,22 +37,22 @@ impl Answer for TransferReceipt {
 }
 
 /// What the receiver gets for a part of a grant: as paid, as urgent and as short-lived as it was, at its share of the cost.
-fn received(lot: &Lot, part: Part, now: i64) -> Lot {
+fn received(grant: &Grant, part: Part, now: i64) -> Grant {
     // Shares are cut from the whole, one after the other, so that together they are the whole.
     let share_until =
-        |left: i64| i128::from(lot.cost_minor) * i128::from(lot.amount - left) / i128::from(lot.amount.max(1));
-    let share = share_until(lot.remaining - part.credits) - share_until(lot.remaining);
-    Lot {
+        |left: i64| i128::from(grant.cost_minor) * i128::from(grant.amount - left) / i128::from(grant.amount.max(1));
+    let share = share_until(grant.remaining - part.credits) - share_until(grant.remaining);
+    Grant {
         grant_id: 0,
         amount: part.credits,
         remaining: 0,
         written_off: 0,
         source: "transfer".to_owned(),
-        cost_minor: i64::try_from(share).unwrap_or(lot.cost_minor),
+        cost_minor: i64::try_from(share).unwrap_or(grant.cost_minor),
         effective_at: now,
         voided: false,
         saved: None,
-        ..lot.clone()
+        ..grant.clone()
     }
 }
 
@@ -78,20 +78,20 @@ fn transfer(call: &Call, to_org: Uuid, amount: i64, unit: &str) -> Result<Transf
         for wallet in &mut wallets {
             store::load(db, wallet, &[])?;
         }
-        store::provide(db, &mut wallets[from], amount, None)?;
+        store::ensure_spendable(db, &mut wallets[from], amount, None)?;
         let parts = wallets[from].allocate(amount, None)?;
         let mut arriving = Vec::new();
         for part in &parts {
-            arriving.push(received(wallets[from].lot(part.grant_id)?, *part, now));
+            arriving.push(received(wallets[from].find_grant(part.grant_id)?, *part, now));
         }
-        let mut leaving = call.operation(Facts::from_source("transfer", Some(to_org.to_string())));
+        let mut leaving = call.operation(EntryContext::from_source("transfer", Some(to_org.to_string())));
         wallets[from].take(&mut leaving, "transfer", &parts)?;
-        let mut arrival = Operation::new(Facts {
+        let mut arrival = Operation::new(EntryContext {
             metadata: call.metadata.clone(),
-            ..Facts::from_source("transfer", Some(from_org.to_string()))
+            ..EntryContext::from_source("transfer", Some(from_org.to_string()))
         });
-        for lot in arriving {
-            wallets[to].grant(&mut arrival, "transfer", lot)?;
+        for grant in arriving {
+            wallets[to].grant(&mut arrival, "transfer", grant)?;
         }
         debts::pay(db, &mut wallets[to], &[])?;
         let answer = TransferReceipt {

@@ -12,7 +12,7 @@ use crate::payments::store::{self, Payment};
 use crate::pg::arguments::required;
 use crate::pg::clock;
 use crate::pg::raise::or_raise;
-use crate::pg::spi::{self, At, Db};
+use crate::pg::spi::{self, Db, Timestamptz};
 use crate::pg::turn;
 use crate::providers::Provider;
 use crate::providers::event::{DisputeFact, DisputeState, Event, Fact, Outcome, PaymentFact, RefundFact};
@@ -40,10 +40,10 @@ statements! {
         "insert into billing.webhook_events (provider, event_id, type, status, received_at, payload)
          values ($1, $2, $3, 'review', $4, $5)
          on conflict (provider, event_id) do nothing";
-    AGAIN(text, text) =
+    REPEAT(text, text) =
         "update billing.webhook_events set deliveries = deliveries + 1 where provider = $1 and event_id = $2
          returning type, status, reason, org_id";
-    CLOSE(text, text, text, text, timestamptz, uuid, texts) =
+    FINISH(text, text, text, text, timestamptz, uuid, texts) =
         "update billing.webhook_events
             set status = $3, reason = $4, processed_at = case when $3 <> 'review' then $5 end, org_id = coalesce($6, org_id),
                 refs = $7
@@ -116,7 +116,7 @@ fn take(db: &Db, provider: &dyn Provider, event: &Event, now: Moment) -> Webhook
 /// Does the work of an event, or notes why that cannot be; nothing is half done.
 fn take_one(db: &Db, provider: &dyn Provider, event: &Event, now: Moment) -> WebhookReceipt {
     let mut outcome = Ok(Handled::Ignored);
-    spi::unless_in_vain(|| {
+    spi::in_subtransaction(|| {
         outcome = process(db, provider, event);
         !matches!(outcome, Err(_) | Ok(Handled::Review(..)))
     });
@@ -127,7 +127,7 @@ fn take_one(db: &Db, provider: &dyn Provider, event: &Event, now: Moment) -> Web
         Err(error) => ("review", Some(error.detail_json().to_string()), None),
     };
     let id = event.id.as_str();
-    db.write(&CLOSE, args![provider.name(), id, status, reason.as_deref(), At(now), org_id, refs(event)]);
+    db.write(&FINISH, args![provider.name(), id, status, reason.as_deref(), Timestamptz(now), org_id, refs(event)]);
     let (event_id, event_type) = (event.id.clone(), event.kind.clone());
     WebhookReceipt { event_id, event_type, status: status.to_owned(), reason, org_id }
 }
@@ -313,10 +313,12 @@ fn handle_webhook(
                 (Err(_), _) => format!("sha256:{:x}", Sha256::digest(payload)),
             };
             let kind = parsed.as_ref().map_or_else(|_| "unreadable".to_owned(), |event| event.kind.clone());
-            let is_new =
-                db.write(&RECEIVE, args![provider.name(), id.as_str(), kind.as_str(), At(now), payload]).count() > 0;
+            let is_new = db
+                .write(&RECEIVE, args![provider.name(), id.as_str(), kind.as_str(), Timestamptz(now), payload])
+                .count()
+                > 0;
             if !is_new {
-                let rows = db.write(&AGAIN, args![provider.name(), id.as_str()]);
+                let rows = db.write(&REPEAT, args![provider.name(), id.as_str()]);
                 let row = rows.first().ok_or_else(Error::contended)?;
                 let status: String = row.get(1);
                 // What waits may find now what it did not find then.
@@ -337,8 +339,8 @@ fn handle_webhook(
                     let none: Option<Uuid> = None;
                     let refs: Vec<String> = Vec::new();
                     db.write(
-                        &CLOSE,
-                        args![provider.name(), id.as_str(), "review", fault.as_str(), At(now), none, refs],
+                        &FINISH,
+                        args![provider.name(), id.as_str(), "review", fault.as_str(), Timestamptz(now), none, refs],
                     );
                     Ok(WebhookReceipt {
                         event_id: id,
