@@ -5,13 +5,14 @@ use std::fs;
 use std::path::Path;
 
 /// The modules of the crate from the lowest layer to the highest. Each may import from those before it only.
-const LAYERS: [&str; 27] = [
+const LAYERS: [&str; 28] = [
     "base",
     "providers",
     "pg",
     "schema",
     "access",
     "catalog",
+    "entry_point",
     "ledger",
     "outbox",
     "secrets",

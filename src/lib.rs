@@ -11,6 +11,7 @@ mod base;
 mod call;
 mod catalog;
 mod contention;
+mod entry_point;
 mod gift_cards;
 mod install;
 #[cfg(test)]

@@ -6,6 +6,7 @@ use crate::alerts::{self, ActiveAlerts, BalanceChange};
 use crate::base::error::{Error, Result};
 use crate::base::time::{Moment, Period};
 use crate::catalog::cache;
+use crate::entry_point;
 use crate::ledger::store as ledger;
 use crate::outbox;
 use crate::payments::quote::quote;
@@ -14,8 +15,7 @@ use crate::payments::state::Status;
 use crate::payments::store::{self, Payment};
 use crate::pg::arguments::{positive, required, required_uuid};
 use crate::pg::clock;
-use crate::pg::raise::or_raise;
-use crate::pg::spi::{self, Db, Timestamptz};
+use crate::pg::spi::{Db, Timestamptz};
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 use serde_json::json;
@@ -245,7 +245,7 @@ fn configure_auto_recharge(
     payment_method: default!(Option<&str>, "NULL"),
     enabled: default!(Option<bool>, true),
 ) -> RechargeStatus {
-    or_raise(access::customer(|| {
+    entry_point::customer(|db| {
         let org_id = required_uuid("org_id", org_id)?;
         let threshold = positive("threshold", threshold)?;
         let name = required("pack", pack)?;
@@ -255,55 +255,39 @@ fn configure_auto_recharge(
         let customer = request::provider_id("customer", customer)?;
         let payment_method = request::provider_id("payment_method", payment_method)?;
         let enabled = required("enabled", enabled)?;
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            access::authorize(db, org_id)?;
-            request::check_customer(db, org_id, provider, customer.as_deref())?;
-            let pack = cache::pack(db, name)?;
-            let quote = quote(db, &pack, currency, None)?;
-            if ceiling.is_some_and(|ceiling| ceiling < quote.total) {
-                return Err(
-                    Error::invalid("monthly_ceiling", "does not suffice for one pack").with("total", quote.total)
-                );
-            }
-            if !access::sees_every_org()? {
-                bound(ceiling, threshold, quote.credits.saturating_add(quote.bonus))?;
-            }
-            let now = clock::now();
-            ledger::lock_or_create(db, org_id, &pack.unit, now)?;
-            db.write(
-                &CONFIGURE,
-                args![
-                    org_id,
-                    &pack.unit,
-                    threshold,
-                    name,
-                    currency,
-                    provider,
-                    customer,
-                    payment_method,
-                    ceiling,
-                    enabled
-                ],
-            );
-            for kind in ["recharge_stopped", "recharge_ceiling"] {
-                alerts::resolve(db, org_id, kind, &pack.unit, now);
-            }
-            // The consumption that crosses the threshold is to look; and it may be crossed already.
-            look(db, org_id, &pack.unit, now)?;
-            Ok(RechargeStatus {
-                org_id,
-                unit: pack.unit.clone(),
-                enabled,
-                threshold,
-                pack: name.to_owned(),
-                currency: currency.to_owned(),
-                monthly_ceiling: ceiling,
-                failures: 0,
-                stopped_at: None,
-            })
+        access::authorize(db, org_id)?;
+        request::check_customer(db, org_id, provider, customer.as_deref())?;
+        let pack = cache::pack(db, name)?;
+        let quote = quote(db, &pack, currency, None)?;
+        if ceiling.is_some_and(|ceiling| ceiling < quote.total) {
+            return Err(Error::invalid("monthly_ceiling", "does not suffice for one pack").with("total", quote.total));
+        }
+        if !access::sees_every_org()? {
+            bound(ceiling, threshold, quote.credits.saturating_add(quote.bonus))?;
+        }
+        let now = clock::now();
+        ledger::lock_or_create(db, org_id, &pack.unit, now)?;
+        db.write(
+            &CONFIGURE,
+            args![org_id, &pack.unit, threshold, name, currency, provider, customer, payment_method, ceiling, enabled],
+        );
+        for kind in ["recharge_stopped", "recharge_ceiling"] {
+            alerts::resolve(db, org_id, kind, &pack.unit, now);
+        }
+        // The consumption that crosses the threshold is to look; and it may be crossed already.
+        look(db, org_id, &pack.unit, now)?;
+        Ok(RechargeStatus {
+            org_id,
+            unit: pack.unit.clone(),
+            enabled,
+            threshold,
+            pack: name.to_owned(),
+            currency: currency.to_owned(),
+            monthly_ceiling: ceiling,
+            failures: 0,
+            stopped_at: None,
         })
-    }))
+    })
 }
 
 #[cfg(test)]

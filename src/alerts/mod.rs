@@ -2,10 +2,10 @@
 //!
 //! Settlement looks at all of an org's; the consumption that crosses a threshold of a cap or of the balance raises it at once.
 
-use crate::access;
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
 use crate::catalog::cache;
+use crate::entry_point;
 use crate::ledger::rows::{int, number};
 use crate::ledger::wallet::Lane;
 use crate::limits::caps::{self, Caps};
@@ -13,8 +13,7 @@ use crate::limits::standing::Reader;
 use crate::outbox;
 use crate::pg::arguments::required;
 use crate::pg::heap::{Attempt, Is, Key, Snapshot, Table, Write, shapes};
-use crate::pg::raise::or_raise;
-use crate::pg::spi::{self, Db, Rows, Timestamptz, ToSql};
+use crate::pg::spi::{Db, Rows, Timestamptz, ToSql};
 use crate::plans::period::Timeline;
 use crate::{args, statements};
 use pgrx::prelude::*;
@@ -330,7 +329,7 @@ fn configure_alerts(
     expiring_days: default!(Option<i32>, 7),
     deliver: default!(Option<bool>, false),
 ) {
-    or_raise(access::service(|| {
+    entry_point::service(|db| {
         let shares = required("shares", shares)?;
         let shares: Vec<i32> = shares.into_iter().map(|share| required("shares", share)).collect::<Result<Vec<_>>>()?;
         if shares.len() > 20 || shares.iter().any(|share| !(1..=100).contains(share)) {
@@ -341,14 +340,11 @@ fn configure_alerts(
         if !(0..=366).contains(&days) {
             return Err(Error::invalid("expiring_days", "must be 0 to 366"));
         }
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            let value = serde_json::json!({"shares": shares, "expiring_days": days, "deliver": deliver});
-            db.write(&CONFIGURE, args![crate::pg::jsonb::from_text(&value.to_string())]);
-            cache::invalidate(db);
-            Ok(())
-        })
-    }));
+        let value = serde_json::json!({"shares": shares, "expiring_days": days, "deliver": deliver});
+        db.write(&CONFIGURE, args![crate::pg::jsonb::from_text(&value.to_string())]);
+        cache::invalidate(db);
+        Ok(())
+    });
 }
 
 #[cfg(test)]

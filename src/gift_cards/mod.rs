@@ -13,6 +13,7 @@ use crate::base::time::{INFINITY, Moment};
 use crate::base::validity::Validity;
 use crate::call::{Answer, Call};
 use crate::catalog::cache;
+use crate::entry_point;
 use crate::gift_cards::code::{Code, CodeHash};
 use crate::gift_cards::store::{Batch, Card};
 use crate::ledger::debts;
@@ -100,7 +101,7 @@ fn create_gift_cards(
     source: default!(Option<&str>, "'gift_card'"),
     metadata: default!(Option<Jsonb>, "'{}'"),
 ) -> SetOfIterator<'static, String> {
-    let codes = or_raise(access::service(|| {
+    let codes = entry_point::service(|db| {
         let name = batch_name(name)?;
         let credits = positive("credits", credits)?;
         let count = within("count", count, MOST_CARDS)?;
@@ -112,23 +113,20 @@ fn create_gift_cards(
         let source = self::source(required("source", source)?);
         let source = source.ok_or_else(|| Error::invalid("source", "must be gift_card or voucher"))?;
         let metadata = arguments::metadata(metadata)?.unwrap_or_else(|| jsonb::from_text("{}"));
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            for metric in metrics.iter().flatten() {
-                cache::metric(db, metric)?;
-            }
-            let now = clock::now();
-            if expires_at.is_some_and(|at| at <= now) {
-                return Err(Error::invalid("expires_at", "must be in the future"));
-            }
-            let key = secrets::secret(db, SECRET);
-            let codes: Vec<Code> = (0..count).map(|_| Code::new(random::bytes())).collect();
-            let hashes: Vec<CodeHash> = codes.iter().map(|code| code.hash(&key)).collect();
-            let batch = Batch { name, unit, credits, metrics, max_redemptions, expires_at, validity, source, metadata };
-            store::create(db, &hashes, batch, now);
-            Ok(codes.iter().map(Code::to_string).collect::<Vec<_>>())
-        })
-    }));
+        for metric in metrics.iter().flatten() {
+            cache::metric(db, metric)?;
+        }
+        let now = clock::now();
+        if expires_at.is_some_and(|at| at <= now) {
+            return Err(Error::invalid("expires_at", "must be in the future"));
+        }
+        let key = secrets::secret(db, SECRET);
+        let codes: Vec<Code> = (0..count).map(|_| Code::new(random::bytes())).collect();
+        let hashes: Vec<CodeHash> = codes.iter().map(|code| code.hash(&key)).collect();
+        let batch = Batch { name, unit, credits, metrics, max_redemptions, expires_at, validity, source, metadata };
+        store::create(db, &hashes, batch, now);
+        Ok(codes.iter().map(Code::to_string).collect::<Vec<_>>())
+    });
     SetOfIterator::new(codes)
 }
 
@@ -236,15 +234,12 @@ fn redeem_gift_card(
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn void_gift_cards(name: Option<&str>) -> i64 {
-    or_raise(access::service(|| {
+    entry_point::service(|db| {
         let name = batch_name(name)?;
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            // Whoever mistypes the name of a batch that leaked should know.
-            if !store::is_there(db, name) {
-                return Err(Error::unknown("unknown_batch", name));
-            }
-            Ok(i64::try_from(store::void(db, name, clock::now())).unwrap_or(i64::MAX))
-        })
-    }))
+        // Whoever mistypes the name of a batch that leaked should know.
+        if !store::is_there(db, name) {
+            return Err(Error::unknown("unknown_batch", name));
+        }
+        Ok(i64::try_from(store::void(db, name, clock::now())).unwrap_or(i64::MAX))
+    })
 }

@@ -1,13 +1,11 @@
 //! The secrets with which providers sign their reports.
 
-use crate::access;
 use crate::base::error::{Error, Result};
 use crate::base::time::{Moment, NEG_INFINITY};
-use crate::catalog::cache;
+use crate::entry_point;
 use crate::pg::arguments::required;
 use crate::pg::clock;
-use crate::pg::raise::or_raise;
-use crate::pg::spi::{self, Db, Timestamptz};
+use crate::pg::spi::{Db, Timestamptz};
 use crate::providers::{self, Provider};
 use crate::{args, statements};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
@@ -57,21 +55,18 @@ fn set_webhook_secret(
     secret: Option<&str>,
     keep_old: default!(Option<Interval>, "'24 hours'"),
 ) {
-    or_raise(access::service(|| {
+    entry_point::service(|db| {
         let provider = self::provider(provider)?;
         let secret = required("secret", secret)?;
         let keep_old = required("keep_old", keep_old)?;
         if secret.trim() != secret || !(8..=500).contains(&secret.len()) {
             return Err(Error::invalid("secret", "must have 8 to 500 bytes and no blanks around it"));
         }
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            let now = clock::now();
-            let until = later(now, &keep_old)?;
-            db.write(&RETIRE, args![provider.name(), Timestamptz(until)]);
-            db.write(&FORGET, args![provider.name(), Timestamptz(now)]);
-            db.write(&SET, args![provider.name(), Timestamptz(now), secret.as_bytes()]);
-            Ok(())
-        })
-    }));
+        let now = clock::now();
+        let until = later(now, &keep_old)?;
+        db.write(&RETIRE, args![provider.name(), Timestamptz(until)]);
+        db.write(&FORGET, args![provider.name(), Timestamptz(now)]);
+        db.write(&SET, args![provider.name(), Timestamptz(now), secret.as_bytes()]);
+        Ok(())
+    });
 }

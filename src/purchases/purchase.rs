@@ -6,6 +6,7 @@ use crate::base::hash;
 use crate::base::time::{self, Moment};
 use crate::catalog::cache;
 use crate::catalog::pack::Pack;
+use crate::entry_point;
 use crate::ledger::store as ledger;
 use crate::payments::quote::quote;
 use crate::payments::request;
@@ -14,8 +15,7 @@ use crate::payments::store::{self, Payment};
 use crate::pg::arguments::{self, positive, required, required_uuid};
 use crate::pg::clock;
 use crate::pg::jsonb::Jsonb;
-use crate::pg::raise::or_raise;
-use crate::pg::spi::{self, Db, Timestamptz};
+use crate::pg::spi::{Db, Timestamptz};
 use crate::purchases::money;
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
@@ -93,7 +93,7 @@ fn start_purchase(
     idempotency_key: default!(Option<&str>, "NULL"),
     metadata: default!(Option<Jsonb>, "'{}'"),
 ) -> PaymentStatus {
-    or_raise(access::customer(|| {
+    entry_point::customer(|db| {
         let org_id = required_uuid("org_id", org_id)?;
         let name = required("pack", pack)?;
         let provider = request::provider(provider)?;
@@ -115,36 +115,33 @@ fn start_purchase(
                 Some(&metadata),
             ],
         );
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            access::authorize(db, org_id)?;
-            let pack = cache::pack(db, name)?;
-            // Two identical calls at once: the second waits for the first.
-            ledger::lock_or_create(db, org_id, &pack.unit, clock::now())?;
-            if let Some(key) = key
-                && let Some(known) = store::of_request(db, org_id, key)?
-            {
-                if known.request_hash != Some(hash) {
-                    return Err(Error::idempotency_conflict(key));
-                }
-                return Ok(PaymentStatus { replayed: true, ..known.into() });
+        access::authorize(db, org_id)?;
+        let pack = cache::pack(db, name)?;
+        // Two identical calls at once: the second waits for the first.
+        ledger::lock_or_create(db, org_id, &pack.unit, clock::now())?;
+        if let Some(key) = key
+            && let Some(known) = store::of_request(db, org_id, key)?
+        {
+            if known.request_hash != Some(hash) {
+                return Err(Error::idempotency_conflict(key));
             }
-            bound(db, org_id)?;
-            let currency = currency_of(&pack, currency)?;
-            let quote = quote(db, &pack, currency, amount)?;
-            let mut payment = request::of_pack(org_id, &pack, currency, quote, ("purchase", provider));
-            payment.request_hash = Some(hash);
-            let asks = customer.is_some();
-            request::check_customer(db, org_id, provider, customer.as_deref())?;
-            (payment.customer, payment.payment_method) = (customer, payment_method);
-            if asks {
-                request::request(db, &mut payment, 1);
-            }
-            store::insert(db, &payment, key, &metadata, clock::now());
-            store::look_for_signals(db, org_id, None);
-            Ok(payment.into())
-        })
-    }))
+            return Ok(PaymentStatus { replayed: true, ..known.into() });
+        }
+        bound(db, org_id)?;
+        let currency = currency_of(&pack, currency)?;
+        let quote = quote(db, &pack, currency, amount)?;
+        let mut payment = request::of_pack(org_id, &pack, currency, quote, ("purchase", provider));
+        payment.request_hash = Some(hash);
+        let asks = customer.is_some();
+        request::check_customer(db, org_id, provider, customer.as_deref())?;
+        (payment.customer, payment.payment_method) = (customer, payment_method);
+        if asks {
+            request::request(db, &mut payment, 1);
+        }
+        store::insert(db, &payment, key, &metadata, clock::now());
+        store::look_for_signals(db, org_id, None);
+        Ok(payment.into())
+    })
 }
 
 /// Members may begin so many purchases within an hour.
@@ -191,19 +188,15 @@ fn set_payment_status(
     status: Option<&str>,
     reason: default!(Option<&str>, "NULL"),
 ) -> PaymentStatus {
-    or_raise(access::service(|| {
+    entry_point::service(|db| {
         let org_id = required_uuid("org_id", org_id)?;
         let payment_id = required_uuid("payment_id", payment_id)?;
         let status = Status::parse(required("status", status)?)
             .ok_or(Error::invalid("status", "must be idle, processing, pending, succeeded, failed or refunded"))?;
         let reason = reason.map(|text| text.chars().take(500).collect::<String>());
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            let payment =
-                money::change(db, org_id, payment_id, |payment| move_to(payment, status, reason, clock::now()))?;
-            Ok(payment.into())
-        })
-    }))
+        let payment = money::change(db, org_id, payment_id, |payment| move_to(payment, status, reason, clock::now()))?;
+        Ok(payment.into())
+    })
 }
 
 fn move_to(payment: &mut Payment, status: Status, reason: Option<String>, now: Moment) -> Result<()> {
@@ -235,17 +228,14 @@ fn move_to(payment: &mut Payment, status: Status, reason: Option<String>, now: M
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn link_payment(org_id: Option<pgrx::Uuid>, payment_id: Option<pgrx::Uuid>, provider_ref: Option<&str>) {
-    or_raise(access::service(|| {
+    entry_point::service(|db| {
         let org_id = required_uuid("org_id", org_id)?;
         let payment_id = required_uuid("payment_id", payment_id)?;
         let known = required("provider_ref", request::provider_id("provider_ref", provider_ref)?)?;
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            let payment = money::change(db, org_id, payment_id, |_| Ok(()))?;
-            store::add_refs(db, &payment, &[known]);
-            Ok(())
-        })
-    }));
+        let payment = money::change(db, org_id, payment_id, |_| Ok(()))?;
+        store::add_refs(db, &payment, &[known]);
+        Ok(())
+    });
 }
 
 /// Tells which org a provider's customer is, where its reports do not say: then replay what waits for it.
@@ -254,21 +244,18 @@ fn link_payment(org_id: Option<pgrx::Uuid>, payment_id: Option<pgrx::Uuid>, prov
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn link_customer(org_id: Option<pgrx::Uuid>, provider: Option<&str>, customer: Option<&str>) {
-    or_raise(access::service(|| {
+    entry_point::service(|db| {
         let org_id = required_uuid("org_id", org_id)?;
         let provider = request::provider(provider)?;
         let customer = required("customer", request::provider_id("customer", customer)?)?;
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            match store::org_of_customer(db, provider, &customer) {
-                Some(known) if known != org_id => {
-                    Err(Error::invalid("customer", "is another org's").with("org_id", known.to_string()))
-                }
-                _ => {
-                    store::link(db, org_id, provider, &customer);
-                    Ok(())
-                }
+        match store::org_of_customer(db, provider, &customer) {
+            Some(known) if known != org_id => {
+                Err(Error::invalid("customer", "is another org's").with("org_id", known.to_string()))
             }
-        })
-    }));
+            _ => {
+                store::link(db, org_id, provider, &customer);
+                Ok(())
+            }
+        }
+    });
 }

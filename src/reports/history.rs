@@ -2,13 +2,12 @@
 
 use crate::access;
 use crate::base::error::{Error, Result};
-use crate::catalog::cache;
+use crate::entry_point;
 use crate::ledger::recent::Sum;
 use crate::pg::arguments::{required, required_uuid};
 use crate::pg::clock;
 use crate::pg::heap::Snapshot;
-use crate::pg::raise::or_raise;
-use crate::pg::spi::{self, Timestamptz};
+use crate::pg::spi::Timestamptz;
 use crate::reports::tail;
 use crate::{args, statements};
 use pgrx::prelude::*;
@@ -92,17 +91,14 @@ fn unfolded_usage(
     'static,
     (name!(metric, String), name!(day, pgrx::datum::Date), name!(quantity, i64), name!(credits, i64)),
 > {
-    let rows = or_raise(access::reader(|| {
+    let rows = entry_point::reader(|db| {
         let org_id = required_uuid("org_id", org_id)?;
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            access::authorize(db, org_id)?;
-            Ok(unfolded(org_id).unwrap_or_else(|| {
-                let rows = db.read(&UNFOLDED, args![org_id]);
-                rows.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3))).collect()
-            }))
-        })
-    }));
+        access::authorize(db, org_id)?;
+        Ok(unfolded(org_id).unwrap_or_else(|| {
+            let rows = db.read(&UNFOLDED, args![org_id]);
+            rows.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3))).collect()
+        }))
+    });
     // SAFETY: days of moments of the ledger, which are dates.
     let date = |day| unsafe { pgrx::datum::Date::from_pg_epoch_days(day) };
     TableIterator::new(
@@ -135,36 +131,33 @@ fn credit_history(
         name!(closing_balance, i64),
     ),
 > {
-    let rows = or_raise(access::reader(|| {
+    let rows = entry_point::reader(|db| {
         let org_id = required_uuid("org_id", org_id)?;
         let months = required("months", months)?;
         if !(1..=MOST_MONTHS).contains(&months) {
             return Err(Error::invalid("months", "must be 1 to 1200"));
         }
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            access::authorize(db, org_id)?;
-            let rows = db.read(&HISTORY, args![org_id, Timestamptz(clock::now()), months]);
-            rows.iter()
-                .map(|row| {
-                    let month = pgrx::datum::TimestampWithTimeZone::try_from(row.get::<i64>(0))
-                        .map_err(|_| Error::invalid("months", "reach back too far"))?;
-                    let used: serde_json::Value =
-                        serde_json::from_str(&row.get::<String>(4)).unwrap_or(serde_json::Value::Null);
-                    Ok((
-                        pgrx::datum::Date::from(month.to_utc()),
-                        row.get(1),
-                        row.get(2),
-                        row.get(3),
-                        pgrx::JsonB(used),
-                        row.get(5),
-                        row.get(6),
-                        row.get(7),
-                        row.get(8),
-                    ))
-                })
-                .collect::<Result<Vec<_>>>()
-        })
-    }));
+        access::authorize(db, org_id)?;
+        let rows = db.read(&HISTORY, args![org_id, Timestamptz(clock::now()), months]);
+        rows.iter()
+            .map(|row| {
+                let month = pgrx::datum::TimestampWithTimeZone::try_from(row.get::<i64>(0))
+                    .map_err(|_| Error::invalid("months", "reach back too far"))?;
+                let used: serde_json::Value =
+                    serde_json::from_str(&row.get::<String>(4)).unwrap_or(serde_json::Value::Null);
+                Ok((
+                    pgrx::datum::Date::from(month.to_utc()),
+                    row.get(1),
+                    row.get(2),
+                    row.get(3),
+                    pgrx::JsonB(used),
+                    row.get(5),
+                    row.get(6),
+                    row.get(7),
+                    row.get(8),
+                ))
+            })
+            .collect::<Result<Vec<_>>>()
+    });
     TableIterator::new(rows)
 }

@@ -6,20 +6,19 @@
 mod charge;
 pub mod renewal;
 
-use crate::access;
 use crate::alerts::{self, ActiveAlerts, BalanceChange};
 use crate::base::error::{Error, Result};
 use crate::base::time::{Moment, Period};
 use crate::base::units;
 use crate::catalog::cache;
 use crate::contention;
+use crate::entry_point;
 use crate::ledger::debts::{self, Debt};
 use crate::ledger::store as ledger;
 use crate::ledger::wallet::Wallet;
 use crate::pg::arguments::required_uuid;
 use crate::pg::clock;
-use crate::pg::raise::or_raise;
-use crate::pg::spi::{self, Db};
+use crate::pg::spi::Db;
 use crate::plans::period::whole_period;
 use crate::plans::store::{self as plans, Subscription};
 use crate::posting;
@@ -187,15 +186,12 @@ fn moment(as_of: Option<TimestampWithTimeZone>) -> Result<Moment> {
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn begin_periods(org_id: Option<pgrx::Uuid>) -> i64 {
-    or_raise(access::service(|| {
+    entry_point::service(|db| {
         let org_id = required_uuid("org_id", org_id)?;
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            ledger::lock_org(db, org_id, &[units::CREDIT.to_owned()], clock::now())?;
-            let now = clock::now();
-            Ok(catch_up(db, org_id, now)?.0)
-        })
-    }))
+        ledger::lock_org(db, org_id, &[units::CREDIT.to_owned()], clock::now())?;
+        let now = clock::now();
+        Ok(catch_up(db, org_id, now)?.0)
+    })
 }
 
 /// Settles one org as of a moment (null: now): charges recorded usage beyond what is included, begins periods that are due,
@@ -206,12 +202,9 @@ fn begin_periods(org_id: Option<pgrx::Uuid>) -> i64 {
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn settle_org(org_id: Option<pgrx::Uuid>, as_of: default!(Option<TimestampWithTimeZone>, "NULL")) -> SettlementReceipt {
-    or_raise(access::service(|| {
+    entry_point::service(|db| {
         let org_id = required_uuid("org_id", org_id)?;
         let as_of = moment(as_of)?;
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            settle(db, org_id, as_of)
-        })
-    }))
+        settle(db, org_id, as_of)
+    })
 }

@@ -8,6 +8,7 @@ use crate::access;
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, Moment};
 use crate::catalog::cache;
+use crate::entry_point;
 use crate::pg::arguments::{optional_uuid, required, required_uuid};
 use crate::pg::clock;
 use crate::pg::heap::{Attempt, Changed, Held, Is, Key, Table, Write, shapes};
@@ -339,23 +340,20 @@ fn record_usage(
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn record_usage_batch(events: Option<Jsonb>) -> UsageReceipt {
-    or_raise(access::service(|| {
+    entry_point::service(|db| {
         let events = required("events", events)?;
         if !events.is_array() {
             return Err(Error::invalid("events", "must be an array"));
         }
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            let rows = db.read(&PARSE, args![events]);
-            if rows.count() > MOST_EVENTS {
-                return Err(Error::invalid("events", "must have at most 100000 events"));
-            }
-            let parsed = (1_i64..).zip(rows.iter());
-            let parsed = parsed.map(|(item, row)| events::parse(&row).map_err(|error| error.with("item", item)));
-            let parsed = parsed.collect::<Result<Vec<_>>>()?;
-            record_all(db, parsed)
-        })
-    }))
+        let rows = db.read(&PARSE, args![events]);
+        if rows.count() > MOST_EVENTS {
+            return Err(Error::invalid("events", "must have at most 100000 events"));
+        }
+        let parsed = (1_i64..).zip(rows.iter());
+        let parsed = parsed.map(|(item, row)| events::parse(&row).map_err(|error| error.with("item", item)));
+        let parsed = parsed.collect::<Result<Vec<_>>>()?;
+        record_all(db, parsed)
+    })
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use crate::access;
 use crate::base::error::{Error, Result};
 use crate::base::time::INFINITY;
 use crate::catalog::cache;
+use crate::entry_point;
 use crate::ledger::spendable::{current, spendable};
 use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
@@ -11,8 +12,7 @@ use crate::limits::cost;
 use crate::payments::store as payments;
 use crate::pg::arguments::{positive, required, required_uuid, unit};
 use crate::pg::clock;
-use crate::pg::raise::or_raise;
-use crate::pg::spi::{self, Db};
+use crate::pg::spi::Db;
 use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
@@ -94,18 +94,15 @@ fn get_total_credits(
     unit: default!(Option<&str>, "'credit'"),
     metric: default!(Option<&str>, "NULL"),
 ) -> i64 {
-    or_raise(access::reader(|| {
+    entry_point::reader(|db| {
         let org_id = required_uuid("org_id", org_id)?;
         let unit = self::unit(unit)?;
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            access::authorize(db, org_id)?;
-            if let Some(metric) = metric {
-                cache::metric(db, metric)?;
-            }
-            spendable(db, org_id, unit, metric)
-        })
-    }))
+        access::authorize(db, org_id)?;
+        if let Some(metric) = metric {
+            cache::metric(db, metric)?;
+        }
+        spendable(db, org_id, unit, metric)
+    })
 }
 
 /// A wallet: available, reserved, locked and pending credit, what was ever purchased and consumed, the low-balance threshold.
@@ -115,15 +112,12 @@ fn get_total_credits(
 #[pg_extern(stable)]
 #[search_path(pg_catalog, pg_temp)]
 fn get_wallet(org_id: Option<pgrx::Uuid>, unit: default!(Option<&str>, "'credit'")) -> WalletStatus {
-    or_raise(access::reader(|| {
+    entry_point::reader(|db| {
         let org_id = required_uuid("org_id", org_id)?;
         let unit = self::unit(unit)?;
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            access::authorize(db, org_id)?;
-            wallet_status(db, org_id, unit, false)
-        })
-    }))
+        access::authorize(db, org_id)?;
+        wallet_status(db, org_id, unit, false)
+    })
 }
 
 /// A dry run: which grants a consumption would burn, in order, and what each would have left.
@@ -147,40 +141,37 @@ fn explain_consumption(
         name!(remaining_after, i64),
     ),
 > {
-    let rows = or_raise(access::reader(|| {
+    let rows = entry_point::reader(|db| {
         let org_id = required_uuid("org_id", org_id)?;
         let metric = required("metric", metric)?;
         let quantity = positive("quantity", quantity)?;
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            access::authorize(db, org_id)?;
-            let (unit, credits) = cost::cost(db, metric, quantity, Some(org_id), clock::now())?;
-            let Some(mut wallet) = current(db, org_id, &unit, true)? else {
-                if !store::org_was_known(db, org_id) {
-                    return Err(Error::unknown("unknown_org", org_id.to_string()));
-                }
-                return if credits == 0 { Ok(Vec::new()) } else { Err(Error::insufficient(credits, 0)) };
-            };
-            let parts = wallet.allocate(credits, Some(metric))?;
-            parts
-                .into_iter()
-                .map(|part| {
-                    let grant = wallet.find_grant(part.grant_id)?;
-                    let expires_at = (grant.expires_at != INFINITY)
-                        .then(|| TimestampWithTimeZone::try_from(grant.expires_at).ok())
-                        .flatten();
-                    let category = if grant.paid { "paid" } else { "promotional" };
-                    Ok((
-                        part.grant_id,
-                        grant.source.clone(),
-                        category.to_owned(),
-                        expires_at,
-                        part.credits,
-                        grant.remaining - part.credits,
-                    ))
-                })
-                .collect::<Result<Vec<_>>>()
-        })
-    }));
+        access::authorize(db, org_id)?;
+        let (unit, credits) = cost::cost(db, metric, quantity, Some(org_id), clock::now())?;
+        let Some(mut wallet) = current(db, org_id, &unit, true)? else {
+            if !store::org_was_known(db, org_id) {
+                return Err(Error::unknown("unknown_org", org_id.to_string()));
+            }
+            return if credits == 0 { Ok(Vec::new()) } else { Err(Error::insufficient(credits, 0)) };
+        };
+        let parts = wallet.allocate(credits, Some(metric))?;
+        parts
+            .into_iter()
+            .map(|part| {
+                let grant = wallet.find_grant(part.grant_id)?;
+                let expires_at = (grant.expires_at != INFINITY)
+                    .then(|| TimestampWithTimeZone::try_from(grant.expires_at).ok())
+                    .flatten();
+                let category = if grant.paid { "paid" } else { "promotional" };
+                Ok((
+                    part.grant_id,
+                    grant.source.clone(),
+                    category.to_owned(),
+                    expires_at,
+                    part.credits,
+                    grant.remaining - part.credits,
+                ))
+            })
+            .collect::<Result<Vec<_>>>()
+    });
     TableIterator::new(rows)
 }

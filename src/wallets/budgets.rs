@@ -1,14 +1,12 @@
 //! Budgets of the members of a wallet.
 
-use crate::access;
 use crate::base::error::Error;
 use crate::base::time::Period;
-use crate::catalog::cache;
+use crate::entry_point;
 use crate::ledger::store;
 use crate::pg::arguments::{required, required_uuid, unit};
 use crate::pg::clock;
-use crate::pg::raise::or_raise;
-use crate::pg::spi::{self, Timestamptz};
+use crate::pg::spi::Timestamptz;
 use crate::{args, statements};
 use pgrx::prelude::*;
 
@@ -53,7 +51,7 @@ fn set_member_budget(
     per: default!(Option<&str>, "'month'"),
     unit: default!(Option<&str>, "'credit'"),
 ) {
-    or_raise(access::service(|| {
+    entry_point::service(|db| {
         let org_id = required_uuid("org_id", org_id)?;
         let member_id = required_uuid("member_id", member_id)?;
         let unit = self::unit(unit)?;
@@ -62,19 +60,16 @@ fn set_member_budget(
         if credits.is_some_and(|c| c < 0) {
             return Err(Error::invalid("credits", "must not be negative"));
         }
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            store::lock(db, org_id, unit).ok_or_else(|| Error::unknown("unknown_org", org_id.to_string()))?;
-            if credits.is_some() {
-                // Consumptions on other lanes hold the member's row, not the wallet: they are counted once they have ended.
-                db.write(&MAKE_MEMBER, args![org_id, unit, member_id]);
-                db.write(&LOCK_MEMBER, args![org_id, unit, member_id]);
-                let start = Timestamptz(period.start(clock::now()));
-                db.write(&SET_BUDGET, args![org_id, unit, member_id, credits, per, start]);
-            } else {
-                db.write(&CLEAR_BUDGET, args![org_id, unit, member_id]);
-            }
-            Ok(())
-        })
-    }));
+        store::lock(db, org_id, unit).ok_or_else(|| Error::unknown("unknown_org", org_id.to_string()))?;
+        if credits.is_some() {
+            // Consumptions on other lanes hold the member's row, not the wallet: they are counted once they have ended.
+            db.write(&MAKE_MEMBER, args![org_id, unit, member_id]);
+            db.write(&LOCK_MEMBER, args![org_id, unit, member_id]);
+            let start = Timestamptz(period.start(clock::now()));
+            db.write(&SET_BUDGET, args![org_id, unit, member_id, credits, per, start]);
+        } else {
+            db.write(&CLEAR_BUDGET, args![org_id, unit, member_id]);
+        }
+        Ok(())
+    });
 }

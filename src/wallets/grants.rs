@@ -6,6 +6,7 @@ use crate::base::time::{INFINITY, Moment, NEG_INFINITY};
 use crate::base::units;
 use crate::call::{Answer, Call};
 use crate::catalog::cache;
+use crate::entry_point;
 use crate::ledger::debts;
 use crate::ledger::store;
 use crate::ledger::wallet::{EntryContext, Grant, Part, Wallet};
@@ -13,7 +14,6 @@ use crate::pg::arguments::{positive, reason, required, required_uuid, unit};
 use crate::pg::clock;
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
-use crate::pg::spi;
 use crate::wallets::balance::{WalletStatus, wallet_status};
 use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
@@ -69,7 +69,7 @@ fn create_wallet(
     owner_type: default!(Option<&str>, "NULL"),
     low_balance_threshold: default!(Option<i64>, "NULL"),
 ) -> WalletStatus {
-    or_raise(access::service(|| {
+    entry_point::service(|db| {
         let org_id = required_uuid("org_id", org_id)?;
         let unit = self::unit(unit)?;
         if owner_type.is_some_and(|known| !["user", "community", "organization"].contains(&known)) {
@@ -78,13 +78,10 @@ fn create_wallet(
         if low_balance_threshold.is_some_and(|t| t < 0) {
             return Err(Error::invalid("low_balance_threshold", "must not be negative"));
         }
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            store::lock_or_create(db, org_id, unit, clock::now())?;
-            db.write(&SAVE_SETTINGS, args![org_id, unit, owner_type, low_balance_threshold]);
-            wallet_status(db, org_id, unit, true)
-        })
-    }))
+        store::lock_or_create(db, org_id, unit, clock::now())?;
+        db.write(&SAVE_SETTINGS, args![org_id, unit, owner_type, low_balance_threshold]);
+        wallet_status(db, org_id, unit, true)
+    })
 }
 
 /// Grants credit: makes the wallet when it is the first.

@@ -1,16 +1,13 @@
 //! `set_wallet_lanes()`: splitting a wallet into lanes and joining them again, by hand.
 
-use crate::access;
 use crate::base::error::Error;
-use crate::catalog::cache;
 use crate::contention;
+use crate::entry_point;
 use crate::ledger::lanes;
 use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
 use crate::pg::arguments::{required, required_uuid, unit};
 use crate::pg::clock;
-use crate::pg::raise::or_raise;
-use crate::pg::spi;
 use crate::posting;
 use crate::{args, statements};
 use pgrx::prelude::*;
@@ -29,27 +26,24 @@ statements! {
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn set_wallet_lanes(org_id: Option<pgrx::Uuid>, lanes: Option<i32>, unit: default!(Option<&str>, "'credit'")) {
-    or_raise(access::service(|| {
+    entry_point::service(|db| {
         let org_id = required_uuid("org_id", org_id)?;
         let lanes = i16::try_from(required("lanes", lanes)?).ok().filter(|n| (0..=lanes::MOST).contains(n));
         let lanes = lanes.ok_or(Error::invalid("lanes", "must be 0 to 64"))?;
         let unit = self::unit(unit)?;
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            let lane = store::lock(db, org_id, unit);
-            let lane = lane.ok_or_else(|| Error::unknown("unknown_org", org_id.to_string()).with("unit", unit))?;
-            let mut wallet = Wallet::new(lane, clock::now());
-            store::load(db, &mut wallet, &[])?;
-            // Automatic: with those that there are.
-            if lanes != contention::AUTOMATIC {
-                contention::split(db, &mut wallet, lanes)?;
-            }
-            posting::save(db, std::slice::from_mut(&mut wallet), "{}")?;
-            db.write(&SET_MODE, args![org_id, unit, lanes]);
-            if lanes == contention::AUTOMATIC && wallet.lane.is_split() {
-                contention::note_wait(db, org_id, unit, wallet.now());
-            }
-            Ok(())
-        })
-    }));
+        let lane = store::lock(db, org_id, unit);
+        let lane = lane.ok_or_else(|| Error::unknown("unknown_org", org_id.to_string()).with("unit", unit))?;
+        let mut wallet = Wallet::new(lane, clock::now());
+        store::load(db, &mut wallet, &[])?;
+        // Automatic: with those that there are.
+        if lanes != contention::AUTOMATIC {
+            contention::split(db, &mut wallet, lanes)?;
+        }
+        posting::save(db, std::slice::from_mut(&mut wallet), "{}")?;
+        db.write(&SET_MODE, args![org_id, unit, lanes]);
+        if lanes == contention::AUTOMATIC && wallet.lane.is_split() {
+            contention::note_wait(db, org_id, unit, wallet.now());
+        }
+        Ok(())
+    });
 }

@@ -1,17 +1,15 @@
 //! What providers report: verified, taken once, and done in the transaction of the report. What names something that we do not
 //! know is kept for a person.
 
-use crate::access;
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, Moment};
-use crate::catalog::cache;
+use crate::entry_point;
 use crate::payments::report::Handled;
 use crate::payments::secrets;
 use crate::payments::state::Status;
 use crate::payments::store::{self, Payment};
 use crate::pg::arguments::required;
 use crate::pg::clock;
-use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, Db, Timestamptz};
 use crate::pg::turn;
 use crate::providers::Provider;
@@ -292,7 +290,7 @@ fn handle_webhook(
     signature: Option<&str>,
     event_id: default!(Option<&str>, "NULL"),
 ) -> WebhookReceipt {
-    or_raise(access::service(|| {
+    entry_point::service(|db| {
         let provider = secrets::provider(provider)?;
         let payload = required("payload", payload)?;
         if payload.len() > LONGEST {
@@ -301,58 +299,54 @@ fn handle_webhook(
         if event_id.is_some_and(|id| id.is_empty() || id.len() > 200) {
             return Err(Error::invalid("event_id", "must have 1 to 200 bytes"));
         }
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            let now = clock::now();
-            verify(db, provider, payload, signature.unwrap_or(""), now)?;
-            let parsed = provider.parse(payload).map_err(|unreadable| unreadable.message());
-            let id = match (&parsed, event_id) {
-                (_, Some(id)) if provider.has_event_id_in_header() => id.to_owned(),
-                (Ok(event), _) => event.id.clone(),
-                // Signed by the provider, so it is kept: under a name that the same bytes get again.
-                (Err(_), _) => format!("sha256:{:x}", Sha256::digest(payload)),
-            };
-            let kind = parsed.as_ref().map_or_else(|_| "unreadable".to_owned(), |event| event.kind.clone());
-            let is_new = db
-                .write(&RECEIVE, args![provider.name(), id.as_str(), kind.as_str(), Timestamptz(now), payload])
-                .count()
+        let now = clock::now();
+        verify(db, provider, payload, signature.unwrap_or(""), now)?;
+        let parsed = provider.parse(payload).map_err(|unreadable| unreadable.message());
+        let id = match (&parsed, event_id) {
+            (_, Some(id)) if provider.has_event_id_in_header() => id.to_owned(),
+            (Ok(event), _) => event.id.clone(),
+            // Signed by the provider, so it is kept: under a name that the same bytes get again.
+            (Err(_), _) => format!("sha256:{:x}", Sha256::digest(payload)),
+        };
+        let kind = parsed.as_ref().map_or_else(|_| "unreadable".to_owned(), |event| event.kind.clone());
+        let is_new =
+            db.write(&RECEIVE, args![provider.name(), id.as_str(), kind.as_str(), Timestamptz(now), payload]).count()
                 > 0;
-            if !is_new {
-                let rows = db.write(&REPEAT, args![provider.name(), id.as_str()]);
-                let row = rows.first().ok_or_else(Error::contended)?;
-                let status: String = row.get(1);
-                // What waits may find now what it did not find then.
-                if status != "review" || parsed.is_err() {
-                    let status = if status == "review" { status } else { "duplicate".to_owned() };
-                    return Ok(WebhookReceipt {
-                        event_id: id,
-                        event_type: row.get(0),
-                        status,
-                        reason: row.opt(2),
-                        org_id: row.opt(3),
-                    });
-                }
+        if !is_new {
+            let rows = db.write(&REPEAT, args![provider.name(), id.as_str()]);
+            let row = rows.first().ok_or_else(Error::contended)?;
+            let status: String = row.get(1);
+            // What waits may find now what it did not find then.
+            if status != "review" || parsed.is_err() {
+                let status = if status == "review" { status } else { "duplicate".to_owned() };
+                return Ok(WebhookReceipt {
+                    event_id: id,
+                    event_type: row.get(0),
+                    status,
+                    reason: row.opt(2),
+                    org_id: row.opt(3),
+                });
             }
-            match parsed {
-                Ok(event) => Ok(take(db, provider, &Event { id, ..event }, now)),
-                Err(fault) => {
-                    let none: Option<Uuid> = None;
-                    let refs: Vec<String> = Vec::new();
-                    db.write(
-                        &FINISH,
-                        args![provider.name(), id.as_str(), "review", fault.as_str(), Timestamptz(now), none, refs],
-                    );
-                    Ok(WebhookReceipt {
-                        event_id: id,
-                        event_type: kind,
-                        status: "review".to_owned(),
-                        reason: Some(fault),
-                        org_id: None,
-                    })
-                }
+        }
+        match parsed {
+            Ok(event) => Ok(take(db, provider, &Event { id, ..event }, now)),
+            Err(fault) => {
+                let none: Option<Uuid> = None;
+                let refs: Vec<String> = Vec::new();
+                db.write(
+                    &FINISH,
+                    args![provider.name(), id.as_str(), "review", fault.as_str(), Timestamptz(now), none, refs],
+                );
+                Ok(WebhookReceipt {
+                    event_id: id,
+                    event_type: kind,
+                    status: "review".to_owned(),
+                    reason: Some(fault),
+                    org_id: None,
+                })
             }
-        })
-    }))
+        }
+    })
 }
 
 /// Tries once more what was kept for a person, once its payment, org or price is known (`link_payment`, `link_customer`, the
@@ -362,26 +356,23 @@ fn handle_webhook(
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn replay_webhook(provider: Option<&str>, event_id: Option<&str>) -> WebhookReceipt {
-    or_raise(access::service(|| {
+    entry_point::service(|db| {
         let provider = secrets::provider(provider)?;
         let id = required("event_id", event_id)?;
-        spi::connect(|db| {
-            cache::require_installed(db)?;
-            let rows = db.write(&STORED, args![provider.name(), id]);
-            let row = rows.first().ok_or_else(|| Error::unknown("unknown_event", id))?;
-            let (payload, status): (String, String) = (row.get(0), row.get(1));
-            let (event_id, event_type) = (id.to_owned(), row.get(2));
-            if status == "processed" {
-                let (status, org_id) = ("duplicate".to_owned(), row.opt(3));
-                return Ok(WebhookReceipt { event_id, event_type, status, reason: None, org_id });
+        let rows = db.write(&STORED, args![provider.name(), id]);
+        let row = rows.first().ok_or_else(|| Error::unknown("unknown_event", id))?;
+        let (payload, status): (String, String) = (row.get(0), row.get(1));
+        let (event_id, event_type) = (id.to_owned(), row.get(2));
+        if status == "processed" {
+            let (status, org_id) = ("duplicate".to_owned(), row.opt(3));
+            return Ok(WebhookReceipt { event_id, event_type, status, reason: None, org_id });
+        }
+        match provider.parse(&payload) {
+            Ok(event) => Ok(take(db, provider, &Event { id: event_id, ..event }, clock::now())),
+            Err(unreadable) => {
+                let (status, reason) = ("review".to_owned(), Some(unreadable.message()));
+                Ok(WebhookReceipt { event_id, event_type, status, reason, org_id: None })
             }
-            match provider.parse(&payload) {
-                Ok(event) => Ok(take(db, provider, &Event { id: event_id, ..event }, clock::now())),
-                Err(unreadable) => {
-                    let (status, reason) = ("review".to_owned(), Some(unreadable.message()));
-                    Ok(WebhookReceipt { event_id, event_type, status, reason, org_id: None })
-                }
-            }
-        })
-    }))
+        }
+    })
 }
