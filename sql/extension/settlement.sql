@@ -205,8 +205,6 @@ begin
      where r.run_id = run;
 end $$;
 
--- Begins the periods of orgs that are due, for a call that needs their credits: each for itself, so that what one cannot do
--- stops neither the others nor the call.
 -- All arguments are given, of their very types, so that no function beside ours fits better. Types are named with their schema: those of the declarations are looked for on the caller's path, before there is any other.
 create procedure billing.settle(as_of timestamptz default null, shard int default 0, "of" int default 1)
     language plpgsql as $$
