@@ -1,7 +1,8 @@
 """What the live tests share: a database of their own, calls and refusals, parallel callers, clusters that may be killed.
 
 The server is found by libpq's environment (PGHOST, PGPORT, PGUSER, PGDATABASE). PGBIN is the directory of PostgreSQL's
-programs; PGBILLING_RUNAS is the unix user who may run a server (none: ourselves).
+programs; PGBILLING_RUNAS is the unix user who may run a server (none: ourselves); PGBILLING_SETTINGS, as in
+"billing.direct_rows=off", is what all servers of this run are set to.
 """
 
 import json
@@ -27,6 +28,7 @@ psycopg2.extras.register_uuid()
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PGBIN = os.environ.get("PGBIN", "")
 RUN_AS = os.environ.get("PGBILLING_RUNAS", "")
+SETTINGS = dict(setting.split("=", 1) for setting in os.environ.get("PGBILLING_SETTINGS", "").split())
 Refused = psycopg2.Error
 CATALOG = {"metrics": {"call": {"price": 1}, "page": {"price": 7}, "view": {"price": 0},
                        "third": {"price": {"steps": [{"credits": 1, "per": 3}]}}}}
@@ -265,7 +267,7 @@ class Cluster:
         self.host, self.port = str(self.base), "5432"
         run(program("initdb"), "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync",
             as_server=True, cwd=self.base)
-        settings = {"listen_addresses": "", "unix_socket_directories": self.host, "port": self.port, **settings}
+        settings = {"listen_addresses": "", "unix_socket_directories": self.host, "port": self.port, **SETTINGS, **settings}
         with open(self.data / "postgresql.conf", "a", encoding="utf-8") as configuration:
             configuration.writelines(f"{name} = '{setting}'\n" for name, setting in settings.items())
 
