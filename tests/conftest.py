@@ -135,7 +135,7 @@ class Report:
         """The line of a class."""
         count = collections.Counter(self.outcomes[name].values())
         words = "  ".join(f"{count[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped") if count[outcome])
-        self.say(f"{name.removeprefix('tests/').replace('.py::', ' '):<58} {words:<32} {self.seconds[name]:7.1f} s", red=bool(count["failed"]))
+        self.say(f"{name.replace('.py::', ' '):<58} {words:<32} {self.seconds[name]:7.1f} s", red=bool(count["failed"]))
 
     def pytest_sessionfinish(self):
         """Leaves the counts and the times where bin/test looks for them."""

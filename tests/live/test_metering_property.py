@@ -18,7 +18,7 @@ from typing import NamedTuple, Optional
 
 import psycopg2.extras
 
-from support import LiveTestCase, Refused, adapt, apply_catalog, call, code_of, connect, rows, seeded, total, value, violations
+from support import LiveTestCase, Refused, adapt, apply_catalog, call, code_of, connect, install_extension, installed_database, rows, seeded, total, value, violations
 
 UTC = datetime.timezone.utc
 HOUR, DAY, TICK = datetime.timedelta(hours=1), datetime.timedelta(days=1), datetime.timedelta(microseconds=1)
@@ -953,19 +953,11 @@ class MeteringProperty(LiveTestCase):
 
     def fresh_database(self):
         """With the extension and nothing else."""
-        name = f"{self.database}_{self.count}"
-        self.count += 1
-        rows(self.admin, f'create database "{name}" template "{self.model_database}"')
-        self.addCleanup(rows, self.admin, f'drop database if exists "{name}" with (force)')
-        return name
+        return self.new_database(installed_database(self.admin))
 
     @classmethod
     def install(cls, connection):
-        """The two steps, without a catalog; the database is copied for each history."""
-        rows(connection, "create extension pg_billing")
-        rows(connection, "select billing.install()")
-        cls.model_database, cls.count = cls.database, 0
-        connection.close()
+        """Nothing: each history has a database of its own."""
 
     def test_random_histories(self):
         """Each in a database of its own."""
@@ -990,8 +982,7 @@ class Edges(LiveTestCase):
     @classmethod
     def install(cls, connection):
         """A catalog of its own."""
-        rows(connection, "create extension pg_billing")
-        rows(connection, "select billing.install()")
+        install_extension(connection)
         cls.clock(connection, "2027-01-01")
         cls.metrics = {"api": {"price": 1}, "plain": {"price": 1}, "disk": {"aggregation": "last", "price": 1}, "peak": {"aggregation": "max", "price": 1}}
         cls.plans = {"solo": {"allowances": {"api": 5}}, "team": {"allowances": {"api": 100}}, "weekly": {"period": "week", "allowances": {"api": 50}},

@@ -14,7 +14,7 @@ import uuid
 
 import psycopg2
 
-from support import (Cluster, LiveTestCase, Refused, apply_catalog, await_condition, call, connect, rows, seeded, together, total, value,
+from support import (Cluster, LiveTestCase, Refused, apply_catalog, await_condition, call, connect, install_extension, rows, seeded, together, total, value,
                      violations)
 
 SECRET = "whsec_test_0123456789"
@@ -1403,8 +1403,7 @@ class Crash(unittest.TestCase):
         cluster.start()
         rows(cluster.connect(), "create database ledger")
         db = cluster.connect("ledger")
-        rows(db, "create extension pg_billing")
-        rows(db, "select billing.install()")
+        install_extension(db)
         apply_catalog(db, CATALOG)
         value(db, "select billing.set_webhook_secret('stripe', %s)", SECRET)
         orgs = [uuid.uuid4() for _ in range(4)]
