@@ -9,8 +9,8 @@ import tempfile
 import unittest
 import uuid
 
-from support import (CATALOG, LiveTestCase, Refused, apply_catalog, await_condition, call, code_of, damage, installed_database, program, rows,
-                     run, statements_of, together, total, value)
+from support import (LiveTestCase, Refused, await_condition, call, code_of, damage, installed_database, program, rows, run, statements_of,
+                     together, total, value)
 
 PARTITION = "(select 'billing.usage_events_' || to_char(now() at time zone 'UTC', 'YYYY_MM'))"
 
