@@ -8,10 +8,8 @@ import collections
 import json
 import os
 import pathlib
-import time
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 HERE = pathlib.Path(__file__).parent
 
@@ -33,39 +31,12 @@ def pytest_configure(config):
         config.pluginmanager.register(Report(config), "report")
 
 
-# ---------------------------------------------------------------- what runs where, and in which order
-
-# Tests that are so long that their class is not kept together: each goes to whichever worker is free.
-DIVIDED = set()
-
-
-def unit_of(nodeid):
-    """What stays together on one worker: a class, because its tests share a database."""
-    name = nodeid.rsplit("::", 1)[0]
-    return nodeid if name in DIVIDED else name
-
-
-class LongestFirst(LoadScopeScheduling):
-    """Gives whole classes to the workers, in the order in which they were collected."""
-
-    def _split_scope(self, nodeid):
-        return unit_of(nodeid)
-
-
-def pytest_xdist_make_scheduler(config, log):
-    """The scheduler of this run. Its own order would be by the number of tests."""
-    config.option.loadscopereorder = False
-    return LongestFirst(config, log)
-
-
-def recorded_seconds():
-    """How long each class took when that was last written down; a class that is not named there is a short one."""
-    return json.loads((HERE / "seconds.json").read_text(encoding="utf-8"))
-
-
 def pytest_collection_modifyitems(items):
-    """The longest classes first, or the last one to start would run alone."""
-    seconds = recorded_seconds()
+    """The longest classes first, or the last one to start would run alone; what seconds.json does not name is short.
+
+    pytest-xdist gives a class as a whole to one worker (--dist loadscope), because its tests share a database.
+    """
+    seconds = json.loads((HERE / "seconds.json").read_text(encoding="utf-8"))
     items.sort(key=lambda item: -seconds.get(item.nodeid.rsplit("::", 1)[0], 0))
 
 
