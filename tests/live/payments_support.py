@@ -1,6 +1,5 @@
 """What the tests of payments share: a catalog with things to buy, reports of Stripe about a payment, and a class of tests with an org each."""
 
-import functools
 import json
 import uuid
 
@@ -23,8 +22,10 @@ CATALOG = {
     },
 }
 
-sign = functools.partial(stripe_signature, secret=SECRET)
-event = stripe_event
+
+def sign(payload, secret=SECRET, at=None):
+    """A header Stripe-Signature."""
+    return stripe_signature(payload, secret, at)
 
 
 def names(payment):
@@ -103,7 +104,7 @@ class Payments(LiveTestCase):
         return call(self.db, "start_purchase", org or self.org, pack, currency, **more)
 
     def deliver(self, kind, data, db=None, **more):
-        payload = event(kind, data, **more)
+        payload = stripe_event(kind, data, **more)
         return call(db or self.db, "handle_webhook", "stripe", payload, sign(payload))
 
     def status(self, payment):

@@ -5,8 +5,8 @@ import uuid
 
 import psycopg2
 
-from fixtures import fixture
-from payments_support import Payments, event, intent, refused, sign
+from fixtures import fixture, stripe_event
+from payments_support import Payments, intent, refused, sign
 from support import call, rows, value
 
 
@@ -28,7 +28,7 @@ class Subscriptions(Payments):
         rows(self.db, "select set_config('billing.test_clock', to_timestamp(%s)::text, false)", seconds)
 
     def deliver(self, kind, data, created=None, **more):
-        payload = event(kind, data, created=created or self.now, **more)
+        payload = stripe_event(kind, data, created=created or self.now, **more)
         return call(self.db, "handle_webhook", "stripe", payload, sign(payload, at=self.now))
 
     def month(self, number):
@@ -366,10 +366,10 @@ class Subscriptions(Payments):
         for _ in range(10):
             self.org = uuid.uuid4()
             self.customer, self.sub = f"cus_{self.org.hex}", f"sub_{self.org.hex}"
-            invoice = event("invoice.paid", fixture(
+            invoice = stripe_event("invoice.paid", fixture(
                 "stripe/invoice", id=f"in_{self.org.hex}", customer=self.customer, lines__data=[self.line(2900, (self.start, self.month(1)))],
                 parent__subscription_details__subscription=self.sub), created=self.now)
-            session = event("checkout.session.completed", fixture(
+            session = stripe_event("checkout.session.completed", fixture(
                 "stripe/checkout_session", id=f"cs_{self.org.hex}", mode="subscription", amount_total=2900, customer=self.customer,
                 subscription=self.sub, metadata={"org_id": str(self.org)}), created=self.now)
 

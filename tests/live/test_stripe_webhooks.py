@@ -8,7 +8,8 @@ import uuid
 
 import psycopg2
 
-from payments_support import CATALOG, SECRET, Payments, charge, checkout_session, dispute, event, intent, refused, sign
+from fixtures import stripe_event
+from payments_support import CATALOG, SECRET, Payments, charge, checkout_session, dispute, intent, refused, sign
 from support import Cluster, apply_catalog, await_condition, call, install_extension, rows, seeded, value, violations
 
 
@@ -22,7 +23,7 @@ class Stripe(Payments):
     def test_once(self):
         """The same event twice, twenty times at once, and another event of the same payment: one grant."""
         payment = self.buy()
-        payload = event("payment_intent.succeeded", intent(payment))
+        payload = stripe_event("payment_intent.succeeded", intent(payment))
         results = self.parallel(20, lambda db, _: call(db, "handle_webhook", "stripe", payload, sign(payload)).status)
         self.assertEqual(sorted(results), ["duplicate"] * 19 + ["processed"])
         self.deliver("payment_intent.succeeded", intent(payment))
@@ -39,7 +40,7 @@ class Stripe(Payments):
         def work(db, number):
             if number % 2:
                 return call(db, "consume_credits", self.org, "call", 10).credits
-            payload = event("payment_intent.succeeded", intent(payments[number // 2]))
+            payload = stripe_event("payment_intent.succeeded", intent(payments[number // 2]))
             return call(db, "handle_webhook", "stripe", payload, sign(payload)).status
 
         self.parallel(24, work)
@@ -115,7 +116,7 @@ class Stripe(Payments):
         self.deliver("payment_intent.succeeded", intent(payment))
         rows(db, "select set_config('billing.test_clock', (now() + interval '2 years')::text, false)")
         call(db, "settle_org", self.org)
-        payload = event("charge.refunded", charge(payment, 500))
+        payload = stripe_event("charge.refunded", charge(payment, 500))
         at = int(value(db, "select extract(epoch from billing.clock())"))
         call(db, "handle_webhook", "stripe", payload, sign(payload, at=at))
         self.assertEqual(value(db, "select unrecovered from billing.payments where org_id = %s", self.org), 0)
@@ -124,7 +125,7 @@ class Stripe(Payments):
     def test_an_error_that_is_caught_outside(self):
         """A report that fails halfway leaves the transaction as it was, and is taken the next time."""
         payment = self.buy()
-        payload = event("payment_intent.succeeded", intent(payment))
+        payload = stripe_event("payment_intent.succeeded", intent(payment))
         holder, db = self.connect(autocommit=False), self.connect()
         call(holder, "grant_credits", self.org, 1)
         rows(db, "set lock_timeout = '100ms'")
@@ -210,7 +211,7 @@ class Model(Payments):
                     back = min(payment.total, refunded + lost)
                     for credits in (payment.credits, payment.bonus):
                         expected += credits - -(-credits * back // payment.total)
-                reports += [event(kind, data, created) for kind, data, created in mine]
+                reports += [stripe_event(kind, data, created) for kind, data, created in mine]
             reports += dice.choices(reports, k=dice.randint(0, len(reports)))
             dice.shuffle(reports)
             for payload in reports:
@@ -264,9 +265,9 @@ class Crash(unittest.TestCase):
         expected = dict.fromkeys(orgs, 0)
         queues = [[] for _ in range(6)]
         for payment in payments:
-            reports = [event("payment_intent.succeeded", intent(payment))]
+            reports = [stripe_event("payment_intent.succeeded", intent(payment))]
             if dice.random() < 0.3:
-                reports.append(event("charge.refunded", charge(payment, payment.total)))
+                reports.append(stripe_event("charge.refunded", charge(payment, payment.total)))
             else:
                 expected[payment.org_id] += 1100
             for report in reports + dice.choices(reports, k=1):

@@ -4,14 +4,15 @@ import json
 import time
 import unittest
 
-from payments_support import Payments, event, intent, refused, sign
+from fixtures import stripe_event
+from payments_support import Payments, intent, refused, sign
 from support import call, connect, rows, value
 
 
 class Signatures(Payments):
     def test_only_what_is_signed(self):
         payment = self.buy()
-        payload = event("payment_intent.succeeded", intent(payment))
+        payload = stripe_event("payment_intent.succeeded", intent(payment))
         now = int(time.time())
         for header, fault in [("", "missing_signature"), (None, "missing_signature"), ("nonsense", "malformed_signature"),
                               (sign(payload, "whsec_another_one"), "wrong_signature"),
@@ -30,7 +31,7 @@ class Signatures(Payments):
         db = connect(self.new_database())
         self.addCleanup(db.close)
         self.install(db)
-        payload = event("ping.pong", {})
+        payload = stripe_event("ping.pong", {})
         refused(db, "select billing.handle_webhook('stripe', %s, %s)", payload, sign(payload), sqlstate="PT401")
         deliver = lambda secret: call(db, "handle_webhook", "stripe", payload, sign(payload, secret)).status
         value(db, "select billing.set_webhook_secret('stripe', 'whsec_old_old_old')")
@@ -64,7 +65,7 @@ class Signatures(Payments):
     def test_postgrest(self):
         """One unnamed json argument: the body as it came, verified byte for byte."""
         payment = self.buy()
-        payload = event("payment_intent.succeeded", intent(payment)).replace('", "', '",   "')
+        payload = stripe_event("payment_intent.succeeded", intent(payment)).replace('", "', '",   "')
         db = self.connect(autocommit=False)
         rows(db, f"set local role {self.new_role(self.db, 'webhook')}")
         rows(db, "select set_config('request.headers', %s, true)", json.dumps({"stripe-signature": sign(payload)}))
