@@ -34,7 +34,8 @@ def payment_event(kind, org, payment, **changes):
     amount = PACK["price"]["USD"]
     intent = fixture("stripe/payment_intent", **{
         "id": f"pi_{payment.hex}", "amount": amount, "amount_received": amount if kind == "succeeded" else 0, "customer": "cus_1",
-        "payment_method": "pm_card_visa", "status": kind, "metadata": {"payment_id": str(payment), "org_id": str(org)}, **changes})
+        "payment_method": "pm_card_visa", "latest_charge": f"ch_{payment.hex}", "status": kind,
+        "metadata": {"payment_id": str(payment), "org_id": str(org)}, **changes})
     return json.dumps(json.loads(stripe_event(f"payment_intent.{kind}", intent)), ensure_ascii=False, indent=2)
 
 
