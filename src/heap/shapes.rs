@@ -1,4 +1,4 @@
-//! The tables that are read and written without statements, as the migrations leave them.
+//! The tables that are read and written without statements, as `install()` makes them.
 //!
 //! What is in the database is compared with this before a row is touched (`check.rs`): whoever changes a table gets statements.
 

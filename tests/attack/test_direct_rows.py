@@ -101,7 +101,7 @@ class DirectRows(LiveTestCase):
     # ------------------------------------------------------------ nothing is changed
 
     def test_no_table_is_doubted(self):
-        """As the migrations leave them, all tables are as the library knows them."""
+        """As install() makes them, all tables are as the library knows them."""
         _, doubts = self.doubts(lambda: [self.assert_all_is_well() for _ in range(3)])
         self.assertEqual(doubts, [])
 

@@ -1,4 +1,4 @@
--- Usage that is recorded: events as evidence, and their count, kept by whoever records so that reading it is cheap.
+-- Usage: events as evidence, their count until it is settled, what settlement decided, caps, and tables of the app that are metered.
 
 create table billing.usage_events (
     org_id uuid not null,
@@ -11,9 +11,7 @@ create table billing.usage_events (
     properties jsonb not null default '{}'
 ) partition by range (recorded_at);
 create index usage_events_of_org on billing.usage_events (org_id, occurred_at);
-create table billing.usage_events_default partition of billing.usage_events default;
 comment on table billing.usage_events is 'Usage events as they were recorded, in a partition per month of arrival. Old partitions may be dropped: counts, totals and the ids of events stand elsewhere.';
-comment on table billing.usage_events_default is 'Events of months whose partition was not made in time: settlement makes them two months ahead.';
 comment on column billing.usage_events.org_id is 'The billed customer.';
 comment on column billing.usage_events.recorded_at is 'When it came in, billing time.';
 comment on column billing.usage_events.occurred_at is 'When the usage occurred: decides on the period.';
@@ -22,6 +20,13 @@ comment on column billing.usage_events.member_id is 'Who in the org it was.';
 comment on column billing.usage_events.metric is 'What was used.';
 comment on column billing.usage_events.event_id is 'The caller''s name for it: an event counts once.';
 comment on column billing.usage_events.properties is 'What the caller noted.';
+create trigger usage_events_append_only before update or delete or truncate on billing.usage_events
+    for each statement execute function billing.refuse_event_change();
+
+create table billing.usage_events_default partition of billing.usage_events default;
+comment on table billing.usage_events_default is 'Events of months whose partition was not made in time: settlement makes them two months ahead.';
+create trigger usage_events_append_only before update or delete or truncate on billing.usage_events_default
+    for each statement execute function billing.refuse_event_change();
 
 -- Outlives the events, so that a repeat is known however late it comes.
 create table billing.usage_event_keys (
@@ -32,8 +37,10 @@ create table billing.usage_event_keys (
 comment on table billing.usage_event_keys is 'The ids of all events ever recorded.';
 comment on column billing.usage_event_keys.org_id is 'The billed customer.';
 comment on column billing.usage_event_keys.event_key is 'First 128 bits of the SHA-256 of the event_id.';
+create trigger usage_event_keys_append_only before update or delete or truncate on billing.usage_event_keys
+    for each statement execute function billing.refuse_event_change();
 
--- Writers take any row that nobody holds, or make one: they never wait. Few rows, whatever the number of events.
+-- Writers take any row that nobody holds, or make one: they never wait. There are few rows, whatever the number of events.
 create table billing.unsettled_usage (
     org_id uuid not null,
     metric text collate "C" not null,
@@ -72,20 +79,26 @@ comment on column billing.usage_uniques.metric is 'What is counted.';
 comment on column billing.usage_uniques.period_start is 'Start of the billing period.';
 comment on column billing.usage_uniques.value_key is 'First 128 bits of the SHA-256 of the value.';
 
-alter table billing.period_usage
-    add column overage bigint not null default 0 check (overage between 0 and quantity),
-    add column priced bigint not null default 0,
-    add column price_id bigint not null default 0,
-    add column level bigint,
-    add column level_at timestamptz,
-    add column carried boolean not null default false,
-    add column period_end timestamptz;
-update billing.period_usage
-   set overage = quantity, priced = credits,
-       period_end = (date_trunc('month', period_start at time zone 'UTC') + interval '1 month') at time zone 'UTC';
-alter table billing.period_usage alter column period_end set not null;
+-- No CHECK: rows with one could be written by statements only, which costs ten times as much. The one place that writes them checks.
+create table billing.period_usage (
+    org_id uuid not null,
+    metric text collate "C" not null,
+    period_start timestamptz not null,
+    quantity bigint not null default 0,
+    credits bigint not null default 0,
+    overage bigint not null default 0,
+    priced bigint not null default 0,
+    price_id bigint not null default 0,
+    level bigint,
+    level_at timestamptz,
+    carried boolean not null default false,
+    period_end timestamptz not null,
+    primary key (org_id, metric, period_start)
+) with (fillfactor = 50);
 create index period_usage_levels on billing.period_usage (period_end) where level is not null and not carried;
 comment on table billing.period_usage is 'What was decided of a metric in a billing period: included or charged. What is recorded and not settled stands in unsettled_usage.';
+comment on column billing.period_usage.org_id is 'The billed customer.';
+comment on column billing.period_usage.metric is 'What was used.';
 comment on column billing.period_usage.period_start is 'Start of the billing period.';
 comment on column billing.period_usage.quantity is 'Consumed, and recorded and settled.';
 comment on column billing.period_usage.credits is 'Charged for it, also what is unpaid.';
@@ -127,65 +140,33 @@ comment on column billing.cap_usage.member_id is 'Whose usage, for caps per memb
 comment on column billing.cap_usage.period_start is 'Start of the day or month.';
 comment on column billing.cap_usage.quantity is 'Used or reserved.';
 
-create table billing.usage_days (
-    org_id uuid not null,
+-- Tables of the app whose inserts are charged or recorded. The triggers do the work; these rows are for install(), which puts back the
+-- triggers that went with DROP EXTENSION … CASCADE.
+create table billing.metered_tables (
+    table_schema text collate "C" not null,
+    table_name text collate "C" not null,
     metric text collate "C" not null,
-    day date not null,
-    consumed bigint not null default 0,
-    recorded bigint not null default 0,
-    credits bigint not null default 0,
-    level_at timestamptz,
-    primary key (org_id, metric, day)
-) with (fillfactor = 80);
-comment on table billing.usage_days is 'Usage per day (UTC), as far as it is folded: read it through usage_by_day, which adds the rest.';
-comment on column billing.usage_days.org_id is 'The billed customer.';
-comment on column billing.usage_days.metric is 'What was used.';
-comment on column billing.usage_days.day is 'When.';
-comment on column billing.usage_days.consumed is 'Quantity that consumptions charged at once.';
-comment on column billing.usage_days.recorded is 'Quantity of settled events, by the metric''s aggregation.';
-comment on column billing.usage_days.credits is 'Charged for the usage of the day; for recorded usage, once it is settled.';
-comment on column billing.usage_days.level_at is 'last: when the level of the day was reported.';
-
-create table billing.credit_months (
-    org_id uuid not null,
-    unit text collate "C" not null,
-    month date not null,
-    kind text collate "C" not null,
-    metric text collate "C" not null,
-    credits bigint not null,
-    primary key (org_id, unit, month, kind, metric)
-) with (fillfactor = 80);
-comment on table billing.credit_months is 'Movements of credit per calendar month (UTC), as far as they are folded: read them through credit_history.';
-comment on column billing.credit_months.org_id is 'The billed customer.';
-comment on column billing.credit_months.unit is 'Unit of the wallet.';
-comment on column billing.credit_months.month is 'First day of the month.';
-comment on column billing.credit_months.kind is 'As in entries.';
-comment on column billing.credit_months.metric is 'As in entries; empty for none.';
-comment on column billing.credit_months.credits is 'Sum of the amounts, signed.';
-
-create table billing.folded (
-    org_id uuid not null,
-    slot smallint not null,
-    entry_id bigint not null,
-    primary key (org_id, slot)
-) with (fillfactor = 50);
-comment on table billing.folded is 'How far the entries of each lane are folded into usage_days and credit_months.';
-comment on column billing.folded.org_id is 'The billed customer.';
-comment on column billing.folded.slot is 'The lane, see lanes.slot.';
-comment on column billing.folded.entry_id is 'The last entry that is folded.';
-
-create function billing.refuse_event_change() returns trigger language plpgsql
-    set search_path = pg_catalog, pg_temp as $$
-begin
-    raise exception using errcode = '42501', message = 'usage events are append-only',
-        detail = jsonb_build_object('code', 'append_only', 'table', tg_table_name, 'operation', tg_op)::text,
-        hint = 'Drop partitions that are no longer needed; correct usage with another event.';
-end $$;
-comment on function billing.refuse_event_change() is 'Trigger that refuses to change or remove recorded events.';
-revoke all on function billing.refuse_event_change() from public;
-create trigger usage_events_append_only before update or delete or truncate on billing.usage_events
-    for each statement execute function billing.refuse_event_change();
-create trigger usage_events_append_only before update or delete or truncate on billing.usage_events_default
-    for each statement execute function billing.refuse_event_change();
-create trigger usage_event_keys_append_only before update or delete or truncate on billing.usage_event_keys
-    for each statement execute function billing.refuse_event_change();
+    org_column text collate "C" not null,
+    quantity_column text collate "C",
+    member_column text collate "C",
+    key_column text collate "C",
+    mode text collate "C" not null check (mode in ('charge', 'record')),
+    created_at timestamptz not null,
+    owner text collate "C" not null,
+    relation oid,
+    place text collate "C",
+    primary key (table_schema, table_name, metric)
+);
+comment on table billing.metered_tables is 'Tables of the app with a metric on their inserts, as meter_table() was told.';
+comment on column billing.metered_tables.table_schema is 'Schema of the table.';
+comment on column billing.metered_tables.table_name is 'Its name.';
+comment on column billing.metered_tables.metric is 'What a row uses.';
+comment on column billing.metered_tables.org_column is 'Column with the billed customer.';
+comment on column billing.metered_tables.quantity_column is 'Column with how much a row uses; null: 1.';
+comment on column billing.metered_tables.member_column is 'Column with who in the org it was; null: nobody in particular.';
+comment on column billing.metered_tables.key_column is 'Column that tells rows apart: a value counts once; null: every row counts.';
+comment on column billing.metered_tables.mode is 'charge: in the same transaction, or the insert is refused; record: for settlement.';
+comment on column billing.metered_tables.created_at is 'When it was metered first.';
+comment on column billing.metered_tables.owner is 'The role that owned the table when it was metered.';
+comment on column billing.metered_tables.relation is 'The table itself, whatever it is called by now.';
+comment on column billing.metered_tables.place is 'The database cluster and database in which relation means something.';

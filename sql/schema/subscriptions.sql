@@ -1,41 +1,4 @@
--- What a plan includes, who is on which plan, and caps. org_id leads the keys of whatever belongs to an org.
-
--- Whether a metric stays open without credit is the catalog's to say; one that says nothing does not.
-alter table billing.metrics alter column tier drop not null, alter column tier drop default;
-alter table billing.metrics add column unique_by text;
-comment on column billing.metrics.tier is 'core: stays open when credits run out; premium or null: does not.';
-comment on column billing.metrics.unique_by is 'For the aggregation unique: the property of an event whose distinct values are counted; null: the member.';
-
-create table billing.plans (
-    plan text collate "C" primary key check (octet_length(plan) between 1 and 63),
-    terms jsonb not null,
-    created_at timestamptz not null,
-    retired_at timestamptz
-);
-comment on table billing.plans is 'Plans of the catalog: what a subscription includes per period.';
-comment on column billing.plans.plan is 'Its name.';
-comment on column billing.plans.terms is 'As in the catalog document: period, price, credits, allowances, limits, default.';
-comment on column billing.plans.created_at is 'When the catalog first had it.';
-comment on column billing.plans.retired_at is 'When the catalog dropped it: nobody can subscribe any more, who is on it stays.';
-
-create table billing.caps (
-    cap text collate "C" primary key,
-    metric text collate "C",
-    category text collate "C",
-    per text not null check (per in ('day', 'month')),
-    subject text not null check (subject in ('org', 'member')),
-    quantity bigint not null check (quantity >= 0),
-    created_at timestamptz not null,
-    check ((metric is null) <> (category is null))
-);
-comment on table billing.caps is 'Most that an org, or a member of one, may use of a metric or category per calendar day or month (UTC).';
-comment on column billing.caps.cap is 'Name made of the other columns.';
-comment on column billing.caps.metric is 'What is capped, or';
-comment on column billing.caps.category is 'the category whose metrics are capped together.';
-comment on column billing.caps.per is 'day or month.';
-comment on column billing.caps.subject is 'org or member: whose usage counts.';
-comment on column billing.caps.quantity is 'Most of it.';
-comment on column billing.caps.created_at is 'Since when it counts.';
+-- Subscriptions: which org is on which plan.
 
 create table billing.subscriptions (
     org_id uuid not null,
@@ -52,6 +15,8 @@ create table billing.subscriptions (
     granted bigint not null default 0,
     taken_back bigint not null default 0,
     metadata jsonb not null default '{}',
+    provider text collate "C",
+    provider_subscription text collate "C",
     primary key (org_id, starts_at),
     check (ends_at >= starts_at)
 );
@@ -71,20 +36,8 @@ comment on column billing.subscriptions.grants is 'Grants of the current period 
 comment on column billing.subscriptions.granted is 'Credits that the plan brought in the current period, less what a change of plan took back; without what went on from the period before.';
 comment on column billing.subscriptions.taken_back is 'Credits of these grants that a change of plan took back.';
 comment on column billing.subscriptions.metadata is 'What the caller noted.';
-
-create table billing.org_allowances (
-    org_id uuid not null,
-    metric text collate "C" not null,
-    allowance bigint check (allowance >= 0),
-    limit_kind text check (limit_kind in ('hard', 'soft', 'unlimited')),
-    primary key (org_id, metric)
-);
-create index org_allowances_metric on billing.org_allowances (metric);
-comment on table billing.org_allowances is 'What single orgs have per period instead of what their plan says.';
-comment on column billing.org_allowances.org_id is 'The billed customer.';
-comment on column billing.org_allowances.metric is 'Of what.';
-comment on column billing.org_allowances.allowance is 'Included per period; null: as the plan says.';
-comment on column billing.org_allowances.limit_kind is 'hard, soft or unlimited; null: as the plan says.';
+comment on column billing.subscriptions.provider is 'Who collects for it: its periods begin when they are paid; null: nobody has to pay first.';
+comment on column billing.subscriptions.provider_subscription is 'The provider''s id of it.';
 
 create table billing.subscription_requests (
     org_id uuid not null,
