@@ -133,7 +133,7 @@ fn install() -> String {
     }))
 }
 
-/// The version of the library, and the versions of the tables that it needs and finds (0: none).
+/// Tells the version of the library, and the versions of the tables that it needs and finds (0: none).
 #[pg_extern(stable, security_definer)]
 #[search_path(pg_catalog, pg_temp)]
 fn version() -> VersionStatus {

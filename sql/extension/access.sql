@@ -306,6 +306,8 @@ begin
     perform billing_internal.let_roles_see();
     perform billing_internal.forget_levels();
 end $$;
+comment on function billing.grant_access is
+'Gives a role a level: member (reads its own orgs), service (calls everything), auditor (reads everything), webhook (delivers providers'' reports). A role has one of the first three, the newest given, and webhook beside it. For the owner of the extension. Errors: 42501 no_level, 42704 unknown_role, 22023.';
 
 create function billing.revoke_access(role name) returns void
     language plpgsql volatile
@@ -313,6 +315,8 @@ create function billing.revoke_access(role name) returns void
 begin
     perform billing.revoke_access(role, null);
 end $$;
+comment on function billing.revoke_access(name) is
+'Takes all levels from a role, and with them every right in the schema billing. For the owner of the extension. Errors: as with a level.';
 
 create function billing.revoke_access(role name, level text) returns void
     language plpgsql volatile
@@ -353,6 +357,8 @@ begin
     perform billing_internal.let_roles_see();
     perform billing_internal.forget_levels();
 end $$;
+comment on function billing.revoke_access(name, text) is
+'Takes a level from a role, or all of them (null), and what rights in the schema billing came with it. For the owner of the extension. Errors: 42501 no_level, 42704 unknown_role (with what it is called now, where it was renamed), 22023.';
 
 -- Triggers on our tables whose function is another role's: they run with the rights of whoever writes the table, which is ours.
 create function billing_internal.foreign_triggers() returns table (trigger text, relation regclass, owner text)

@@ -46,9 +46,13 @@ begin
         perform set_config('lock_timeout', patience, true);
     end loop;
 end $$;
+comment on function billing.make_partitions is
+'Makes the partitions of usage_events for this month and the next two.';
 
 create function billing.settlement_due(as_of timestamptz, shard int, shards int) returns uuid[]
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.settlement_due is
+'Gives the orgs with something to settle, for settle().';
 create function billing_internal.settlement_due(as_of timestamptz, shard int, shards int) returns uuid[]
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -84,6 +88,8 @@ end $$;
 -- Whether the process of a run is still at it: in the statement that began before the run did.
 create function billing.settlement_is_running(run bigint) returns boolean
     language c stable as 'MODULE_PATHNAME', 'auditor_gate';
+comment on function billing.settlement_is_running is
+'Tells whether the process of a run is still at it, for settlement_progress.';
 create function billing_internal.settlement_is_running(run bigint) returns boolean
     language plpgsql stable
     set search_path = pg_catalog, pg_temp as $$
@@ -96,6 +102,8 @@ end $$;
 
 create function billing.begin_settlement(as_of timestamptz, shard int, shards int) returns bigint
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.begin_settlement is
+'Notes the beginning of a run, marks an earlier one that was killed, and makes partitions ahead, for settle(). Gives the number of the run; null: another one is running.';
 create function billing_internal.begin_settlement(as_of timestamptz, shard int, shards int) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -140,6 +148,8 @@ end $$;
 -- longer than the patience, or that met others in a circle: to be tried again, unless it is the last time.
 create function billing.settle_orgs(run bigint, orgs uuid[], as_of timestamptz, patience interval default '5 seconds', is_last boolean default true) returns uuid[]
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.settle_orgs is
+'Settles orgs, each for itself, and notes faults, for settle(). Gives those that were locked, to be tried again.';
 create function billing_internal.settle_orgs(run bigint, orgs uuid[], as_of timestamptz, patience interval, is_last boolean) returns uuid[]
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -194,6 +204,8 @@ end $$;
 
 create function billing.settlement_phase(run bigint, phase text, orgs_total bigint) returns void
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.settlement_phase is
+'Notes how far a run is, for settle().';
 create function billing_internal.settlement_phase(run bigint, phase text, orgs_total bigint) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -209,6 +221,8 @@ end $$;
 -- stops neither the others nor the call.
 create function billing.begin_periods_of(orgs uuid[]) returns void
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.begin_periods_of is
+'Begins the periods of orgs that are due, each for itself, for calls that need their credits.';
 create function billing_internal.begin_periods_of(orgs uuid[]) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -275,3 +289,5 @@ begin
     end loop;
     perform billing.settlement_phase(run, 'done'::pg_catalog.text, cardinality(orgs)::pg_catalog.int8);
 end $$;
+comment on procedure billing.settle is
+'Settles all orgs that have something to settle, in batches with a COMMIT each: call it outside of a transaction. shard and of: only that share of the orgs, for several workers. Another run of the same share at the same time does nothing. What failed stands in settlement_faults and is tried again by the next run. Errors: 22023.';

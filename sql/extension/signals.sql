@@ -2,6 +2,8 @@
 
 create function billing.note_signal(org_id uuid, kind text, score integer, reason text, detail jsonb default '{}') returns void
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.note_signal is
+'Raises a flag of an org, or counts it once more; freezes the org where the scores of its open flags reach freeze_at. score: 1 to 100. Errors: 22023.';
 create function billing_internal.note_signal(org_id uuid, kind text, score integer, reason text, detail jsonb) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -36,6 +38,8 @@ create function billing.configure_signals(
     payments_per_hour integer default 10, orgs_per_card integer default 3, failures_per_day integer default 5,
     freeze_at integer default null) returns void
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.configure_signals is
+'Sets how many payments in an hour, orgs on one card and failures in a day are too many, and at which sum of scores an org is frozen (null: never). Errors: 22023.';
 create function billing_internal.configure_signals(
     payments_per_hour integer, orgs_per_card integer, failures_per_day integer,
     freeze_at integer) returns void
@@ -56,6 +60,8 @@ end $$;
 
 create function billing.freeze_org(org_id uuid, reason text) returns void
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.freeze_org is
+'Freezes an org: check_limit() says frozen of it from now on. Errors: 22023.';
 create function billing_internal.freeze_org(org_id uuid, reason text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -72,6 +78,8 @@ end $$;
 
 create function billing.unfreeze_org(org_id uuid) returns boolean
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.unfreeze_org is
+'Unfreezes an org and resolves its flags; tells whether it was frozen.';
 create function billing_internal.unfreeze_org(org_id uuid) returns boolean
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -85,6 +93,8 @@ end $$;
 
 create function billing.resolve_flag(org_id uuid, kind text) returns boolean
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.resolve_flag is
+'Resolves an open flag of an org; tells whether there was one.';
 create function billing_internal.resolve_flag(org_id uuid, kind text) returns boolean
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -125,3 +135,5 @@ begin
         end if;
     end if;
 end $$;
+comment on function billing.look_for_signals is
+'Raises flags for what a payment that was started, failed or paid says about its org.';

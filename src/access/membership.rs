@@ -349,7 +349,7 @@ impl Membership {
     }
 }
 
-/// Names the app's own relation of users and orgs, so that members need no orgs in their claims; all three null: none any more.
+/// Names the app's own table of users and orgs, so that members need no orgs in their claims; three nulls take it away.
 ///
 /// `relation` is an ordinary or partitioned table with one row per user and org: `org_column` of type uuid, `user_column` (which
 /// the claim `sub` is compared with) of type uuid, text, varchar, smallint, integer or bigint, or domains over these. It is read with

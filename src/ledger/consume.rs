@@ -594,8 +594,8 @@ fn refusal(db: &Db, asked: &Asked<'_>, unit: &str, member_id: Uuid, credits: i64
 ///
 /// `quantity`: whole units, from 1. `idempotency_key`: 1 to 255 bytes; a repeated call with the same arguments charges
 /// nothing and gives the first result, marked `replayed`. `member_id`: who in the org it was for. `metadata`: an object. The
-/// result's balances are what the org can spend on that metric. Errors: PT402 `insufficient_credits`; PT404 `unknown_org`,
-/// `unknown_metric`; PT409 `idempotency_conflict`; PT429 `cap_exceeded`; 22023.
+/// result's balances are what the org can spend on that metric. Errors: PT402 `insufficient_credits`, `plan_limit`; PT404
+/// `unknown_org`, `unknown_metric`; PT409 `idempotency_conflict`; PT429 `cap_exceeded`; 22023.
 #[pg_extern(volatile)]
 fn consume_credits(
     org_id: Option<pgrx::Uuid>,

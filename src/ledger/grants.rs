@@ -86,7 +86,7 @@ fn create_wallet(
     }))
 }
 
-/// Grants credit: makes the wallet when it is the first.
+/// Grants credit, and makes the wallet when it is the first.
 ///
 /// `amount`: whole units, from 1. `source`: purchase | plan | bonus | `gift_card` | voucher | refund | adjustment | transfer.
 /// `category`: paid | promotional, by default paid for purchase, transfer and refund. `metrics`: the only metrics it may be
