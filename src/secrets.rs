@@ -6,9 +6,9 @@ use crate::{args, statements};
 use pgrx::pg_sys;
 
 statements! {
-    SECRET(text) = "select secret from billing.secrets where name = $1";
+    SECRET(text) = "select secret from billing_internal.secrets where name = $1";
     KEEP(text, bytea, timestamptz) =
-        "insert into billing.secrets (name, secret, created_at) values ($1, $2, $3) on conflict do nothing";
+        "insert into billing_internal.secrets (name, secret, created_at) values ($1, $2, $3) on conflict do nothing";
 }
 
 /// From the server's own source of what nobody can guess.

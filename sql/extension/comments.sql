@@ -199,10 +199,6 @@ comment on function billing.transfer_credits is
 'Moves general credit to another org''s wallet of the same unit, which it makes when there is none.
 
 Burns in burn order; the receiver''s grants keep category, priority, expiry and their share of the cost. amount: from 1. Errors: PT402 insufficient_credits; PT404 unknown_org for the giving org; PT409 idempotency_conflict; 22023, also for a transfer to itself.';
-comment on function billing.unfolded_usage is
-'Gives what an org consumed that is not counted in usage_days yet, by metric and day (UTC): for the view usage_by_day.
-
-credits is what was charged for it. Errors: 42501 not_authorized for an org that is not the caller''s; 22023.';
 comment on function billing.verify_ledger is
 'Proves the ledger of one org, or of all: no row means that it is sound.
 
@@ -231,6 +227,10 @@ comment on function billing_internal.require_sound is
 'Refuses to go on where something of another role would run with our rights; for the trigger of metered tables.';
 comment on function billing_internal.take_turn is
 'Waits for a turn, for bodies in plpgsql; nobody else can take one.';
+comment on function billing_internal.unfolded_usage is
+'Gives what an org consumed that is not counted in usage_days yet, by metric and day (UTC): for the view usage_by_day.
+
+credits is what was charged for it. Errors: 42501 not_authorized for an org that is not the caller''s; 22023.';
 -- Until here.
 
 -- Only the members: on others, a REVOKE in an extension's script is taken for part of the extension by pg_dump.

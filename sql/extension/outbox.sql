@@ -1,6 +1,6 @@
 -- The outbox: work for the world outside, claimed under a lease and delivered at least once.
 
-create function billing.emit_event(org_id uuid, topic text, payload jsonb) returns uuid
+create function billing_internal.emit_event(org_id uuid, topic text, payload jsonb) returns uuid
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
@@ -17,7 +17,7 @@ begin
     perform pg_notify('billing_events', emit_event.topic);
     return id;
 end $$;
-comment on function billing.emit_event is
+comment on function billing_internal.emit_event is
 'Puts work into the outbox and tells whoever listens to billing_events.';
 
 create function billing.claim_events(topics text[] default null, "limit" integer default 10, lease interval default '1 minute')
@@ -151,9 +151,9 @@ begin
             detail = '{"code": "invalid_argument", "argument": "url", "fault": "must be http(s)://… or null, and headers an object"}';
     end if;
     -- Headers hold tokens: where nobody may read them.
-    delete from billing.secrets where name = 'delivery';
+    delete from billing_internal.secrets where name = 'delivery';
     if url is not null then
-        insert into billing.secrets (name, secret, created_at)
+        insert into billing_internal.secrets (name, secret, created_at)
         values ('delivery', convert_to(jsonb_build_object('url', url, 'topics', topics, 'headers', coalesce(headers, '{}'))::text, 'UTF8'),
                 billing.clock());
     end if;
@@ -170,7 +170,7 @@ create function billing_internal.deliver_events("limit" integer) returns bigint
     set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
-    target jsonb := (select convert_from(secret, 'UTF8')::jsonb from billing.secrets where name = 'delivery');
+    target jsonb := (select convert_from(secret, 'UTF8')::jsonb from billing_internal.secrets where name = 'delivery');
     http_schema text := (select quote_ident(n.nspname) from pg_extension e join pg_namespace n on n.oid = e.extnamespace
                           where e.extname = 'http');
     has_pg_net boolean := exists (select from pg_extension where extname = 'pg_net');

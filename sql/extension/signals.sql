@@ -23,7 +23,7 @@ begin
     on conflict (org_id, kind) where resolved_at is null do update
        set seen_at = now, times = f.times + 1, score = greatest(f.score, excluded.score), reason = excluded.reason,
            detail = excluded.detail;
-    select (value ->> 'freeze_at')::integer into bound from billing.settings where name = 'signals';
+    select (value ->> 'freeze_at')::integer into bound from billing_internal.settings where name = 'signals';
     if bound is not null then
         select sum(f.score) into total from billing.flags f where f.org_id = note_signal.org_id and f.resolved_at is null;
         if total >= bound then
@@ -52,7 +52,7 @@ begin
         raise exception using errcode = '22023', message = 'invalid argument',
             detail = '{"code": "invalid_argument", "fault": "each must be at least 1; freeze_at may be null for never"}';
     end if;
-    insert into billing.settings (name, value)
+    insert into billing_internal.settings (name, value)
     values ('signals', jsonb_build_object('payments_per_hour', payments_per_hour, 'orgs_per_card', orgs_per_card,
                                           'failures_per_day', failures_per_day, 'freeze_at', freeze_at))
     on conflict (name) do update set value = excluded.value;
@@ -106,13 +106,13 @@ begin
 end $$;
 
 -- What a payment that was started, failed or paid says about its org.
-create function billing.look_for_signals(org_id uuid, fingerprint text) returns void
+create function billing_internal.look_for_signals(org_id uuid, fingerprint text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     now timestamptz := billing.clock();
-    setting jsonb := coalesce((select value from billing.settings where name = 'signals'), '{}');
+    setting jsonb := coalesce((select value from billing_internal.settings where name = 'signals'), '{}');
     seen bigint;
 begin
     select count(*) into seen from billing.payments p
@@ -135,5 +135,5 @@ begin
         end if;
     end if;
 end $$;
-comment on function billing.look_for_signals is
+comment on function billing_internal.look_for_signals is
 'Raises flags for what a payment that was started, failed or paid says about its org.';

@@ -9,25 +9,108 @@ The ordering of items is not stable, it is driven by a dependency graph.
 /* <begin connected objects> */
 -- src/lib.rs
 -- bootstrap
--- A schema that somebody else made could hold traps for the functions that run with the owner's rights: so nobody else may own it or create in
--- it, and it holds nothing but what install() makes, which stays when the extension is dropped.
+-- Applications, PostgREST and DBAs use the schema billing; billing_internal has the machinery: functions that nobody calls by hand, and
+-- tables that have a view or a function in front of them. The tables in both stay when the extension is dropped: so neither schema is
+-- a member of it (docs/decisions/two-schemas.md).
+do $$
+begin
+    if pg_catalog.to_regnamespace('billing_internal') is null then
+        create schema billing_internal;
+        alter extension pg_billing drop schema billing_internal;
+    end if;
+end $$;
+
+-- The one list of tables and views, as install() makes them: who may read them (members: with auditors and services; staff: auditors and
+-- services; nobody: the owner alone), and whose rows there are to see (org: members see those of their own orgs; staff: all of them, but
+-- for members; everybody: the price list). A view has no rows of its own.
+create function billing_internal.relations() returns table (schema name, name name, readers text, rows text)
+    language sql immutable
+    set search_path = pg_catalog, pg_temp as $$
+    values
+        -- What people use.
+        ('billing'::name, 'wallets'::name, 'members', null),
+        ('billing', 'grants', 'members', null),
+        ('billing', 'entries', 'members', null),
+        ('billing', 'operations', 'members', null),
+        ('billing', 'usage_by_day', 'members', null),
+        ('billing', 'usage_by_month', 'members', null),
+        ('billing', 'settlement_progress', 'staff', null),
+        ('billing', 'gift_card_batches', 'staff', null),
+        ('billing', 'ledger', 'members', 'org'),
+        ('billing', 'holds', 'members', 'org'),
+        ('billing', 'member_usage', 'members', 'org'),
+        ('billing', 'unpaid_overage', 'members', 'org'),
+        ('billing', 'usage_events', 'members', 'org'),
+        ('billing', 'subscriptions', 'members', 'org'),
+        ('billing', 'org_prices', 'members', 'org'),
+        ('billing', 'org_allowances', 'members', 'org'),
+        ('billing', 'alerts', 'members', 'org'),
+        ('billing', 'payments', 'members', 'org'),
+        ('billing', 'payment_refs', 'members', 'org'),
+        ('billing', 'provider_customers', 'members', 'org'),
+        ('billing', 'provider_subscriptions', 'members', 'org'),
+        ('billing', 'auto_recharges', 'members', 'org'),
+        ('billing', 'gift_card_redemptions', 'staff', 'org'),
+        ('billing', 'metrics', 'members', 'everybody'),
+        ('billing', 'prices', 'members', 'everybody'),
+        ('billing', 'plans', 'members', 'everybody'),
+        ('billing', 'caps', 'members', 'everybody'),
+        ('billing', 'packs', 'members', 'everybody'),
+        ('billing', 'surcharges', 'members', 'everybody'),
+        ('billing', 'settlement_runs', 'staff', 'staff'),
+        ('billing', 'settlement_faults', 'staff', 'staff'),
+        ('billing', 'webhook_events', 'staff', 'staff'),
+        ('billing', 'outbox', 'staff', 'staff'),
+        ('billing', 'flags', 'staff', 'staff'),
+        ('billing', 'freezes', 'staff', 'staff'),
+        -- All but the codes: rights_of names the columns.
+        ('billing', 'gift_cards', 'nobody', 'staff'),
+        ('billing', 'access', 'nobody', null),
+        ('billing', 'metered_tables', 'nobody', null),
+        ('billing', 'migrations', 'nobody', null),
+        -- What the views and functions in front of them read with the rights of their reader.
+        ('billing_internal', 'wallet_settings', 'members', 'org'),
+        ('billing_internal', 'lanes', 'members', 'org'),
+        ('billing_internal', 'grants', 'members', 'org'),
+        ('billing_internal', 'refunds', 'members', 'org'),
+        ('billing_internal', 'period_usage', 'members', 'org'),
+        ('billing_internal', 'unsettled_usage', 'members', 'org'),
+        ('billing_internal', 'cap_usage', 'members', 'org'),
+        ('billing_internal', 'usage_days', 'members', 'org'),
+        ('billing_internal', 'credit_months', 'members', 'org'),
+        ('billing_internal', 'fold_positions', 'members', 'org'),
+        -- What nobody reads.
+        ('billing_internal', 'settings', 'nobody', null),
+        ('billing_internal', 'secrets', 'nobody', null),
+        ('billing_internal', 'webhook_secrets', 'nobody', null),
+        ('billing_internal', 'gift_card_attempts', 'nobody', null),
+        ('billing_internal', 'subscription_requests', 'nobody', null),
+        ('billing_internal', 'usage_event_keys', 'nobody', null),
+        ('billing_internal', 'usage_uniques', 'nobody', null)
+$$;
+comment on function billing_internal.relations is
+'Lists the tables and views of pg_billing, who may read them and whose rows there are to see.';
+
+-- A schema that somebody else made could hold traps for the functions that run with the owner's rights: so nobody else may own one of
+-- ours or create in it, and it holds nothing but what install() makes, which stays when the extension is dropped, and that list.
 do $$
 declare
-    ours constant pg_catalog.oid := (select oid from pg_catalog.pg_namespace where nspname = 'billing');
+    ours constant pg_catalog.oid[] := array(select oid from pg_catalog.pg_namespace where nspname in ('billing', 'billing_internal'));
+    list constant pg_catalog.regprocedure := 'billing_internal.relations()';
     open_to text;
     foreign_things text;
 begin
     select pg_catalog.string_agg(distinct role, ', ') into open_to from (
         select o.rolname::text as role from pg_catalog.pg_namespace n join pg_catalog.pg_roles o on o.oid = n.nspowner
-         where n.oid = ours and n.nspowner <> current_user::pg_catalog.regrole and not o.rolsuper
+         where n.oid = any (ours) and n.nspowner <> current_user::pg_catalog.regrole and not o.rolsuper
         union all
         select coalesce(g.rolname::text, 'PUBLIC') from pg_catalog.pg_namespace n cross join lateral pg_catalog.aclexplode(n.nspacl) a
           left join pg_catalog.pg_roles g on g.oid = a.grantee
-         where n.oid = ours and a.privilege_type = 'CREATE' and a.grantee <> n.nspowner and g.rolsuper is not true) roles;
+         where n.oid = any (ours) and a.privilege_type = 'CREATE' and a.grantee <> n.nspowner and g.rolsuper is not true) roles;
     if open_to is not null then
-        raise exception using errcode = '42501', message = 'the schema billing is open to another role',
+        raise exception using errcode = '42501', message = 'a schema of pg_billing is open to another role',
             detail = pg_catalog.jsonb_build_object('code', 'schema_open', 'roles', open_to)::text,
-            hint = 'What is in it may be a trap. Look at it, then drop it: drop schema billing cascade; the extension makes its own.';
+            hint = 'What is in it may be a trap. Look at it, then drop it: drop schema billing, billing_internal cascade; the extension makes its own.';
     end if;
     select pg_catalog.string_agg(thing, ', ') into foreign_things from (
         select pg_catalog.pg_describe_object(d.classid, d.objid, 0) as thing
@@ -35,22 +118,18 @@ begin
           left join pg_catalog.pg_class c on d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and c.oid = d.objid
           left join pg_catalog.pg_proc p on d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass and p.oid = d.objid
           left join pg_catalog.pg_roles o on o.oid = coalesce(c.relowner, p.proowner)
-         where d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass and d.refobjid = ours
+         where d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass and d.refobjid = any (ours)
+           and not (d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass and d.objid = list)
            -- But for the extension that is being created, and default privileges, which install() takes.
            and d.classid not in ('pg_catalog.pg_extension'::pg_catalog.regclass, 'pg_catalog.pg_default_acl'::pg_catalog.regclass)
            and not coalesce(
                o.rolsuper
                -- Before the first install() there is nothing of ours.
-               and exists (select from pg_catalog.pg_class m where m.relnamespace = ours and m.relname = 'migrations' and m.relkind = 'r')
-               and (p.proname in ('refuse_change', 'refuse_event_change', 'refuse_truncate') and p.pronargs = 0
-                    or c.relkind in ('r', 'p', 'v', 'S') and (c.relname operator(pg_catalog.~) '^usage_events_([0-9]{4}_[0-9]{2}|default)$' or c.relname in (
-                       'migrations', 'access', 'settings', 'secrets', 'wallet_settings', 'lanes', 'lots', 'holds', 'ledger', 'refunds', 'member_usage',
-                       'entries', 'wallets', 'grants', 'operations', 'metrics', 'prices', 'org_prices', 'plans', 'caps', 'packs', 'surcharges',
-                       'subscriptions', 'org_allowances', 'subscription_requests', 'metered_tables', 'usage_events', 'usage_event_keys', 'usage_uniques',
-                       'unsettled_usage', 'unpaid_overage', 'period_usage', 'cap_usage', 'usage_days', 'credit_months', 'folded', 'usage_by_day',
-                       'usage_by_month', 'settlement_runs', 'settlement_runs_run_id_seq', 'settlement_faults', 'settlement_progress', 'alerts', 'gift_cards',
-                       'gift_card_redemptions', 'gift_card_attempts', 'gift_card_batches', 'payments', 'payment_refs', 'provider_customers',
-                       'provider_subscriptions', 'auto_recharges', 'webhook_events', 'webhook_secrets', 'outbox', 'flags', 'freezes'))), false)
+               and exists (select from pg_catalog.pg_class m where m.relnamespace = 'billing'::pg_catalog.regnamespace and m.relname = 'migrations' and m.relkind = 'r')
+               and (p.pronamespace = 'billing_internal'::pg_catalog.regnamespace and p.proname in ('refuse_change', 'refuse_event_change', 'refuse_truncate') and p.pronargs = 0
+                    or c.relnamespace = 'billing'::pg_catalog.regnamespace and c.relkind in ('r', 'p') and c.relname operator(pg_catalog.~) '^usage_events_([0-9]{4}_[0-9]{2}|default)$'
+                    or c.relkind in ('r', 'p', 'v')
+                       and exists (select from billing_internal.relations() l where l.name = c.relname and l.schema::pg_catalog.regnamespace = c.relnamespace)), false)
         union all
         -- What hangs on a table of ours and would run with our rights: by a function, type or operator that is not the server's, or as a rule.
         select pg_catalog.format('%s, by %s', pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid), pg_catalog.pg_describe_object(d.refclassid, d.refobjid, 0))
@@ -66,33 +145,31 @@ begin
           left join pg_catalog.pg_proc p on d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass and p.oid = d.refobjid
           left join pg_catalog.pg_type r on d.refclassid = 'pg_catalog.pg_type'::pg_catalog.regclass and r.oid = d.refobjid
           left join pg_catalog.pg_class o on o.oid = r.typrelid
-         where c.relnamespace = ours and d.refobjid >= 16384
+         where c.relnamespace = any (ours) and d.refobjid >= 16384
            and d.refclassid in ('pg_catalog.pg_proc'::pg_catalog.regclass, 'pg_catalog.pg_type'::pg_catalog.regclass, 'pg_catalog.pg_operator'::pg_catalog.regclass,
                                 'pg_catalog.pg_opclass'::pg_catalog.regclass, 'pg_catalog.pg_collation'::pg_catalog.regclass)
-           and not coalesce(p.pronamespace = ours or o.relnamespace = ours, false)
+           and not coalesce(p.pronamespace = any (ours) or o.relnamespace = any (ours), false)
         union all
         select pg_catalog.format('rule %I on %s', w.rulename, c.oid::pg_catalog.regclass)
-          from pg_catalog.pg_rewrite w join pg_catalog.pg_class c on c.oid = w.ev_class where c.relnamespace = ours and c.relkind in ('r', 'p')
+          from pg_catalog.pg_rewrite w join pg_catalog.pg_class c on c.oid = w.ev_class where c.relnamespace = any (ours) and c.relkind in ('r', 'p')
         union all
         -- Of the server's own functions, ours use these in defaults, checks and indexes; with others, much can be done.
         select pg_catalog.format('%s in %s', used.name[1], pg_catalog."left"(x.expression, 100))
-          from (select pg_catalog.pg_get_expr(a.adbin, a.adrelid) from pg_catalog.pg_attrdef a join pg_catalog.pg_class c on c.oid = a.adrelid where c.relnamespace = ours
+          from (select pg_catalog.pg_get_expr(a.adbin, a.adrelid) from pg_catalog.pg_attrdef a join pg_catalog.pg_class c on c.oid = a.adrelid where c.relnamespace = any (ours)
                 union all
-                select pg_catalog.pg_get_constraintdef(k.oid) from pg_catalog.pg_constraint k where k.connamespace = ours and k.contype = 'c'
+                select pg_catalog.pg_get_constraintdef(k.oid) from pg_catalog.pg_constraint k where k.connamespace = any (ours) and k.contype = 'c'
                 union all
                 select coalesce(pg_catalog.pg_get_expr(i.indexprs, i.indrelid), '') operator(pg_catalog.||) ' ' operator(pg_catalog.||) coalesce(pg_catalog.pg_get_expr(i.indpred, i.indrelid), '')
-                  from pg_catalog.pg_index i join pg_catalog.pg_class c on c.oid = i.indrelid where c.relnamespace = ours) x (expression)
+                  from pg_catalog.pg_index i join pg_catalog.pg_class c on c.oid = i.indrelid where c.relnamespace = any (ours)) x (expression)
          cross join lateral pg_catalog.regexp_matches(x.expression, '([[:alnum:]_."]+)[[:space:]]*[(]', 'g') used (name)
          where used.name[1] not in ('AND', 'ANY', 'CHECK', 'cardinality', 'clock_timestamp', 'gen_random_uuid', 'octet_length', 'date_trunc')) things;
     if foreign_things is not null then
-        raise exception using errcode = '42501', message = 'the schema billing holds what the extension did not make',
+        raise exception using errcode = '42501', message = 'a schema of pg_billing holds what the extension did not make',
             detail = pg_catalog.jsonb_build_object('code', 'schema_not_empty', 'objects', pg_catalog.left(foreign_things, 2000))::text,
-            hint = 'It would run with the rights of the extension. Look at it, then drop it: each of these objects, or the whole schema if it is nobody''s.';
+            hint = 'It would run with the rights of the extension. Look at it, then drop it: each of these objects, or both schemas, billing and billing_internal, if they are nobody''s.';
     end if;
 end $$;
 
--- The machinery behind the functions in billing.
-create schema billing_internal;
 comment on schema billing_internal is 'Insides of the extension pg_billing: nothing here is called by hand.';
 
 -- What the functions answer. Columns may be added at the end, never changed.
@@ -182,7 +259,8 @@ create function billing_internal.place() returns text
     select billing_internal.cluster() || ':' || (select oid from pg_database where datname = current_database())
 $$;
 
--- One list of what each level may execute; services may call all but the administration and the insides.
+-- One list of what each level may execute. Services may call all that is in the schema billing but the administration; of the machinery, levels
+-- may what views and settle() call as who reads or settles.
 create function billing_internal.routines_of(level text) returns setof regprocedure
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
@@ -190,50 +268,36 @@ create function billing_internal.routines_of(level text) returns setof regproced
       from pg_extension e
       join pg_depend d on d.refclassid = 'pg_extension'::regclass and d.refobjid = e.oid and d.deptype = 'e'
                       and d.classid = 'pg_proc'::regclass
-      join pg_proc p on p.oid = d.objid and p.pronamespace = 'billing'::regnamespace
+      join pg_proc p on p.oid = d.objid
+      join pg_namespace n on n.oid = p.pronamespace
      where e.extname = 'pg_billing'
-       and case level
-           when 'service' then
-               p.proname <> all ('{install,grant_access,revoke_access,configure_membership,
-                                   make_partitions,metered_insert,meter_trigger,meter_fault,attach_meter,
-                                   emit_event,look_for_signals}')
-           when 'auditor' then
+       and case n.nspname || ' ' || level
+           when 'billing service' then
+               p.proname <> all ('{install,grant_access,revoke_access,configure_membership}')
+           when 'billing_internal service' then
+               p.proname = any ('{every_org,unfolded_usage,settlement_is_running,begin_settlement,settlement_due,settle_orgs,settlement_phase}')
+           when 'billing auditor' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
-                                  verify_ledger,export_catalog,check_limit,allows,credit_history,unfolded_usage,settlement_is_running,
-                                  quote_pack,status}')
-           when 'member' then
+                                  verify_ledger,export_catalog,check_limit,allows,credit_history,quote_pack,status}')
+           when 'billing_internal auditor' then
+               p.proname = any ('{every_org,unfolded_usage,settlement_is_running}')
+           when 'billing member' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
-                                  check_limit,allows,credit_history,unfolded_usage,quote_pack,start_purchase,configure_auto_recharge,
+                                  check_limit,allows,credit_history,quote_pack,start_purchase,configure_auto_recharge,
                                   redeem_gift_card}')
-           when 'webhook' then
+           when 'billing_internal member' then
+               p.proname = any ('{unfolded_usage}')
+           when 'billing webhook' then
                p.proname = any ('{stripe_webhook,razorpay_webhook}')
+           else false
            end
 $$;
 
--- The tables with rows of orgs: members see those of their own.
-create function billing_internal.tables_of_orgs() returns setof regclass
+-- The tables whose rows are of one of these kinds, see relations().
+create function billing_internal.tables_with(rows text[]) returns setof regclass
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
-    select format('billing.%I', name)::regclass
-      from unnest(array['wallet_settings', 'lanes', 'lots', 'holds', 'ledger', 'refunds', 'member_usage', 'period_usage', 'org_prices',
-                        'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days',
-                        'credit_months', 'folded', 'alerts', 'payments', 'payment_refs', 'provider_customers', 'provider_subscriptions',
-                        'auto_recharges', 'gift_card_redemptions']) name
-$$;
-
--- The tables that only those read who see every org.
-create function billing_internal.tables_of_staff() returns setof regclass
-    language sql stable
-    set search_path = pg_catalog, pg_temp as $$
-    select format('billing.%I', name)::regclass
-      from unnest(array['settlement_runs', 'settlement_faults', 'webhook_events', 'outbox', 'flags', 'freezes', 'gift_cards']) name
-$$;
-
--- The tables of the catalog: everybody sees the price list.
-create function billing_internal.tables_of_prices() returns setof regclass
-    language sql stable
-    set search_path = pg_catalog, pg_temp as $$
-    select format('billing.%I', name)::regclass from unnest(array['metrics', 'prices', 'plans', 'caps', 'packs', 'surcharges']) name
+    select format('%I.%I', r.schema, r.name)::regclass from billing_internal.relations() r where r.rows = any (tables_with.rows)
 $$;
 
 -- The roles that have one of these levels, as far as they are here.
@@ -278,9 +342,9 @@ create function billing_internal.let_roles_see() returns void
     set search_path = pg_catalog, pg_temp as $$
 begin
     -- With the very types, as everywhere.
-    perform billing_internal.let_see('own_orgs'::name, array(select billing_internal.tables_of_orgs()), array(select billing_internal.roles_with('{member}'::text[])),
+    perform billing_internal.let_see('own_orgs'::name, array(select billing_internal.tables_with('{org}'::text[])), array(select billing_internal.roles_with('{member}'::text[])),
                                      'org_id = any ((select billing.my_orgs())::uuid[])'::text);
-    perform billing_internal.let_see('every_org'::name, array(select billing_internal.tables_of_orgs() union all select billing_internal.tables_of_staff()),
+    perform billing_internal.let_see('every_org'::name, array(select billing_internal.tables_with('{org,staff}'::text[])),
                                      array(select billing_internal.roles_with('{service,auditor}'::text[])), 'billing_internal.every_org()'::text);
 end $$;
 
@@ -312,28 +376,22 @@ create function billing_internal.rights_of(levels text[]) returns table (object 
     set search_path = pg_catalog, pg_temp as $$
     select 'schema billing', 'USAGE' where levels <> '{}'
     union all
+    -- settle() runs as who calls it, and so does what it calls by name.
+    select 'schema billing_internal', 'USAGE' where 'service' = any (levels)
+    union all
     select distinct 'function ' || r, 'EXECUTE' from unnest(levels) l, billing_internal.routines_of(l) r
     union all
-    select format('%s billing.%I', case c.relkind when 'v' then 'view' else 'table' end, c.relname), 'SELECT'
-      from pg_class c
-     where c.relnamespace = to_regnamespace('billing')
-       and (levels && '{member,service,auditor}'
-            and c.relname in ('wallets', 'grants', 'operations', 'entries', 'ledger', 'holds', 'lanes', 'lots',
-                'wallet_settings', 'refunds', 'member_usage', 'period_usage', 'metrics', 'prices', 'org_prices', 'plans', 'caps',
-                'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days', 'credit_months', 'folded',
-                'alerts', 'usage_by_day', 'usage_by_month', 'packs', 'surcharges', 'payments', 'payment_refs', 'provider_customers',
-                'provider_subscriptions', 'auto_recharges')
-         or levels && '{service,auditor}'
-            and c.relname in ('settlement_runs', 'settlement_faults', 'settlement_progress', 'webhook_events', 'outbox',
-                'flags', 'freezes', 'gift_card_batches', 'gift_card_redemptions'))
+    select format('%s %I.%I', case c.relkind when 'v' then 'view' else 'table' end, r.schema, r.name), 'SELECT'
+      from billing_internal.relations() r
+      join pg_namespace n on n.nspname = r.schema
+      join pg_class c on c.relnamespace = n.oid and c.relname = r.name
+     where r.readers = 'members' and levels && '{member,service,auditor}' or r.readers = 'staff' and levels && '{service,auditor}'
     union all
     -- All but the codes.
     select format('column %I of table billing.gift_cards', a.attname), 'SELECT'
       from pg_attribute a
      where levels && '{service,auditor}' and a.attrelid = to_regclass('billing.gift_cards')
        and a.attname in ('name', 'source', 'unit', 'credits', 'metrics', 'max_redemptions', 'redeemed', 'validity', 'expires_at', 'voided_at', 'created_at', 'metadata')
-    union all
-    select 'function billing_internal.every_org()', 'EXECUTE' where levels && '{service,auditor}'
 $$;
 
 create function billing_internal.levels_of(role oid) returns text[]
@@ -533,30 +591,34 @@ end $$;
 comment on function billing.revoke_access(name, text) is
 'Takes a level from a role, or all of them (null), and what rights in the schema billing came with it. For the owner of the extension. Errors: 42501 no_level, 42704 unknown_role (with what it is called now, where it was renamed), 22023.';
 
--- Triggers on our tables whose function is another role's: they run with the rights of whoever writes the table, which is ours.
-create function billing_internal.foreign_triggers() returns table (trigger text, relation regclass, owner text)
+-- What is others', and would run with our rights or hold up our work: triggers on our tables whose function is another role's (they run with
+-- the rights of whoever writes the table); functions in our schemas, which may fit a call better than ours; foreign keys to our tables of
+-- tables that are others' (their checks run casts as the owner of ours, and their rows hold ours). Superusers are nobody else.
+create function billing_internal.foreign_things() returns table (kind text, name text, relation regclass, routine regprocedure, owner text)
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
-    select t.tgname::text, c.oid::regclass, o.rolname::text
-      from pg_class c
-      join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal
-      join pg_proc p on p.oid = t.tgfoid
-      join pg_roles o on o.oid = p.proowner
-     where c.relnamespace = 'billing'::regnamespace and not o.rolsuper and p.proowner <> c.relowner
-     order by 2, 1
-$$;
-
--- Foreign keys to our tables of tables that are others': their checks run casts as the owner of ours, and their rows hold ours.
-create function billing_internal.foreign_keys() returns table (constraint_name text, relation regclass, owner text)
-    language sql stable
-    set search_path = pg_catalog, pg_temp as $$
-    select f.conname::text, f.conrelid::regclass, o.rolname::text
-      from pg_constraint f
-      join pg_class r on r.oid = f.confrelid
-      join pg_class c on c.oid = f.conrelid
-      join pg_roles o on o.oid = c.relowner
-     where f.contype = 'f' and f.conparentid = 0 and r.relnamespace = 'billing'::regnamespace and not o.rolsuper and c.relowner <> r.relowner
-     order by 2, 1
+    with ours as (select oid from pg_namespace where nspname in ('billing', 'billing_internal')),
+    things (kind, name, relation, routine, owner, ours) as (
+        select 'trigger', t.tgname::text, c.oid::regclass, p.oid::regprocedure, p.proowner, c.relowner
+          from pg_class c
+          join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal
+          join pg_proc p on p.oid = t.tgfoid
+         where c.relnamespace in (select oid from ours)
+        union all
+        select 'function', p.proname::text, null, p.oid::regprocedure, p.proowner, (select extowner from pg_extension where extname = 'pg_billing')
+          from pg_proc p
+         where p.pronamespace in (select oid from ours)
+        union all
+        select 'foreign key', f.conname::text, f.conrelid::regclass, null, c.relowner, r.relowner
+          from pg_constraint f
+          join pg_class r on r.oid = f.confrelid
+          join pg_class c on c.oid = f.conrelid
+         where f.contype = 'f' and f.conparentid = 0 and r.relnamespace in (select oid from ours))
+    select t.kind, t.name, t.relation, t.routine, o.rolname::text
+      from things t
+      join pg_roles o on o.oid = t.owner
+     where t.owner <> t.ours and not o.rolsuper
+     order by t.relation, t.name
 $$;
 
 create function billing_internal.drop_foreign_things() returns text
@@ -566,13 +628,14 @@ declare
     found record;
     said text[] := '{}';
 begin
-    for found in select * from billing_internal.foreign_triggers() loop
-        execute format('drop trigger %I on %s', found.trigger, found.relation);
-        said := said || format('trigger %s on %s, function of %s', found.trigger, found.relation, found.owner);
-    end loop;
-    for found in select * from billing_internal.foreign_keys() loop
-        execute format('alter table %s drop constraint %I', found.relation, found.constraint_name);
-        said := said || format('foreign key %s of %s, of %s', found.constraint_name, found.relation, found.owner);
+    for found in select * from billing_internal.foreign_things() f where f.kind in ('trigger', 'foreign key') order by f.kind desc, f.relation, f.name loop
+        if found.kind = 'trigger' then
+            execute format('drop trigger %I on %s', found.name, found.relation);
+            said := said || format('trigger %s on %s, function of %s', found.name, found.relation, found.owner);
+        else
+            execute format('alter table %s drop constraint %I', found.relation, found.name);
+            said := said || format('foreign key %s of %s, of %s', found.name, found.relation, found.owner);
+        end if;
     end loop;
     return array_to_string(said, ', ');
 end $$;
@@ -595,11 +658,11 @@ begin
      where c.command_tag not in ('GRANT', 'REVOKE')
        and (c.schema_name in ('billing', 'billing_internal')
             or c.classid = 'pg_trigger'::regclass
-               and exists (select from pg_trigger t join pg_class r on r.oid = t.tgrelid where t.oid = c.objid and r.relnamespace = to_regnamespace('billing'))
+               and exists (select from pg_trigger t join pg_class r on r.oid = t.tgrelid where t.oid = c.objid and r.relnamespace in (to_regnamespace('billing'), to_regnamespace('billing_internal')))
             or c.classid = 'pg_class'::regclass
                -- One that was made now: numbers of this transaction are not below its own. Those of partitions follow their parents'.
                and exists (select from pg_constraint f join pg_class r on r.oid = f.confrelid
-                            where f.conrelid = c.objid and f.contype = 'f' and r.relnamespace = to_regnamespace('billing') and f.conparentid = 0
+                            where f.conrelid = c.objid and f.contype = 'f' and r.relnamespace in (to_regnamespace('billing'), to_regnamespace('billing_internal')) and f.conparentid = 0
                               and f.xmin::text::bigint >= mod(pg_current_xact_id()::text::bigint, 4294967296)))
      limit 1;
     if found then
@@ -620,7 +683,7 @@ comment on event trigger pg_billing_guard is 'Lets nobody but the owner of pg_bi
 -- settle(): a procedure that commits per batch of orgs, so that a crash loses nothing and one org's fault stops nobody. A
 -- procedure that commits can be neither SECURITY DEFINER nor have a search_path of its own: it only calls gates, whose bodies have one.
 
-create function billing.make_partitions(as_of timestamptz) returns void
+create function billing_internal.make_partitions(as_of timestamptz) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     -- Where things go by default is not the caller's to say.
@@ -657,7 +720,7 @@ begin
             execute format('comment on table billing.%I is %L', name, 'Events that were recorded in ' || to_char(start, 'YYYY-MM') || ' (UTC).');
             execute format('alter table billing.%I enable row level security', name);
             execute format('create trigger usage_events_append_only before update or delete or truncate on billing.%I
-                            for each statement execute function billing.refuse_event_change()', name);
+                            for each statement execute function billing_internal.refuse_event_change()', name);
             execute format('alter table billing.usage_events attach partition billing.%I for values %s', name, bounds);
         exception when lock_not_available or deadlock_detected or duplicate_table or check_violation then
             null;
@@ -665,14 +728,14 @@ begin
         perform set_config('lock_timeout', patience, true);
     end loop;
 end $$;
-comment on function billing.make_partitions is
+comment on function billing_internal.make_partitions is
 'Makes the partitions of usage_events for this month and the next two.';
 
-create function billing.settlement_due(as_of timestamptz, shard int, shards int) returns uuid[]
-    language c volatile as 'MODULE_PATHNAME', 'service_gate';
-comment on function billing.settlement_due is
-'Gives the orgs with something to settle, for settle().';
 create function billing_internal.settlement_due(as_of timestamptz, shard int, shards int) returns uuid[]
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing_internal.settlement_due is
+'Gives the orgs with something to settle, for settle().';
+create function billing_internal.settlement_due_body(as_of timestamptz, shard int, shards int) returns uuid[]
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 declare
@@ -680,23 +743,23 @@ declare
     enrolls boolean;
 begin
     select as_of + make_interval(days => coalesce((value ->> 'expiring_days')::int, 7)) into soon
-      from (select) one left join billing.settings on name = 'alerts';
+      from (select) one left join billing_internal.settings on name = 'alerts';
     enrolls := exists (select from billing.plans
                         where retired_at is null and terms ->> 'default' = 'true' and terms -> 'credits' is not null);
     return array(
         select org_id from (
-            select org_id from billing.unsettled_usage
+            select org_id from billing_internal.unsettled_usage
             union select org_id from billing.subscriptions where next_period_at <= as_of
             union select org_id from billing.unpaid_overage
-            union select org_id from billing.period_usage where level is not null and not carried and period_end <= as_of + interval '1 microsecond'
-            union select org_id from billing.lanes where holds_due <= as_of
-            union select org_id from billing.lanes where fresh_until <= soon and (lane = 0 or balance > 0)
+            union select org_id from billing_internal.period_usage where level is not null and not carried and period_end <= as_of + interval '1 microsecond'
+            union select org_id from billing_internal.lanes where holds_due <= as_of
+            union select org_id from billing_internal.lanes where fresh_until <= soon and (lane = 0 or balance > 0)
             union select org_id from billing.auto_recharges where enabled and stopped_at is null
             union select org_id from billing.alerts where resolved_at is null
-            union select l.org_id from billing.lanes l
-                    left join billing.folded f on f.org_id = l.org_id and f.slot = l.slot
+            union select l.org_id from billing_internal.lanes l
+                    left join billing_internal.fold_positions f on f.org_id = l.org_id and f.slot = l.slot
                    where l.last_entry_id > coalesce(f.entry_id, l.slot::bigint << 40)
-            union select l.org_id from billing.lanes l
+            union select l.org_id from billing_internal.lanes l
                    where enrolls and not exists (select from billing.subscriptions s
                                                   where s.org_id = l.org_id and (s.ends_at is null or s.ends_at > as_of))
         ) due
@@ -705,11 +768,11 @@ begin
 end $$;
 
 -- Whether the process of a run is still at it: in the statement that began before the run did.
-create function billing.settlement_is_running(run bigint) returns boolean
-    language c stable as 'MODULE_PATHNAME', 'auditor_gate';
-comment on function billing.settlement_is_running is
-'Tells whether the process of a run is still at it, for settlement_progress.';
 create function billing_internal.settlement_is_running(run bigint) returns boolean
+    language c stable as 'MODULE_PATHNAME', 'auditor_gate';
+comment on function billing_internal.settlement_is_running is
+'Tells whether the process of a run is still at it, for settlement_progress.';
+create function billing_internal.settlement_is_running_body(run bigint) returns boolean
     language plpgsql stable
     set search_path = pg_catalog, pg_temp as $$
 begin
@@ -719,11 +782,11 @@ begin
                                        else false end);
 end $$;
 
-create function billing.begin_settlement(as_of timestamptz, shard int, shards int) returns bigint
-    language c volatile as 'MODULE_PATHNAME', 'service_gate';
-comment on function billing.begin_settlement is
-'Notes the beginning of a run, marks an earlier one that was killed, and makes partitions ahead, for settle(). Gives the number of the run; null: another one is running.';
 create function billing_internal.begin_settlement(as_of timestamptz, shard int, shards int) returns bigint
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing_internal.begin_settlement is
+'Notes the beginning of a run, marks an earlier one that was killed, and makes partitions ahead, for settle(). Gives the number of the run; null: another one is running.';
+create function billing_internal.begin_settlement_body(as_of timestamptz, shard int, shards int) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
@@ -742,14 +805,14 @@ begin
     share := mod(shard, shards);
     -- What was killed is not running any more, whatever its row says.
     update billing.settlement_runs r set status = 'interrupted', finished_at = clock_timestamp()
-     where r.status = 'running' and r.shard = share and r.shards = begin_settlement.shards and not billing.settlement_is_running(r.run_id);
+     where r.status = 'running' and r.shard = share and r.shards = begin_settlement_body.shards and not billing_internal.settlement_is_running(r.run_id);
     -- Two that begin at the same instant take turns. Numbers come from the table: a sequence is everybody's who was given a right on it.
     perform billing_internal.take_turn('settlement');
     for attempt in 0..20 loop
         begin
             insert into billing.settlement_runs as r (run_id, started_at, as_of, pid, shard, shards, phase)
-            select (select coalesce(max(n.run_id), 0) + 1 + attempt from billing.settlement_runs n), clock_timestamp(), begin_settlement.as_of, pg_backend_pid(), share,
-                   begin_settlement.shards, 'preparing'
+            select (select coalesce(max(n.run_id), 0) + 1 + attempt from billing.settlement_runs n), clock_timestamp(), begin_settlement_body.as_of, pg_backend_pid(), share,
+                   begin_settlement_body.shards, 'preparing'
             on conflict (shards, shard) where status = 'running' do nothing returning r.run_id into run;
             exit;
         exception when unique_violation then
@@ -759,17 +822,17 @@ begin
     if run is null then
         return null;
     end if;
-    perform billing.make_partitions(as_of);
+    perform billing_internal.make_partitions(as_of);
     return run;
 end $$;
 
 -- Settles each of the orgs for itself: the fault of one stops neither the others nor the run. Gives those that somebody held locked for
 -- longer than the patience, or that met others in a circle: to be tried again, unless it is the last time.
-create function billing.settle_orgs(run bigint, orgs uuid[], as_of timestamptz, patience interval default '5 seconds', is_last boolean default true) returns uuid[]
+create function billing_internal.settle_orgs(run bigint, orgs uuid[], as_of timestamptz, patience interval default '5 seconds', is_last boolean default true) returns uuid[]
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
-comment on function billing.settle_orgs is
+comment on function billing_internal.settle_orgs is
 'Settles orgs, each for itself, and notes faults, for settle(). Gives those that were locked, to be tried again.';
-create function billing_internal.settle_orgs(run bigint, orgs uuid[], as_of timestamptz, patience interval, is_last boolean) returns uuid[]
+create function billing_internal.settle_orgs_body(run bigint, orgs uuid[], as_of timestamptz, patience interval, is_last boolean) returns uuid[]
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 declare
@@ -821,27 +884,23 @@ begin
     return busy;
 end $$;
 
-create function billing.settlement_phase(run bigint, phase text, orgs_total bigint) returns void
-    language c volatile as 'MODULE_PATHNAME', 'service_gate';
-comment on function billing.settlement_phase is
-'Notes how far a run is, for settle().';
 create function billing_internal.settlement_phase(run bigint, phase text, orgs_total bigint) returns void
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing_internal.settlement_phase is
+'Notes how far a run is, for settle().';
+create function billing_internal.settlement_phase_body(run bigint, phase text, orgs_total bigint) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 begin
     update billing.settlement_runs r
-       set phase = settlement_phase.phase, orgs_total = settlement_phase.orgs_total, updated_at = clock_timestamp(),
-           status = case settlement_phase.phase when 'done' then 'done' else r.status end,
-           finished_at = case settlement_phase.phase when 'done' then clock_timestamp() end
+       set phase = settlement_phase_body.phase, orgs_total = settlement_phase_body.orgs_total, updated_at = clock_timestamp(),
+           status = case settlement_phase_body.phase when 'done' then 'done' else r.status end,
+           finished_at = case settlement_phase_body.phase when 'done' then clock_timestamp() end
      where r.run_id = run;
 end $$;
 
 -- Begins the periods of orgs that are due, for a call that needs their credits: each for itself, so that what one cannot do
 -- stops neither the others nor the call.
-create function billing.begin_periods_of(orgs uuid[]) returns void
-    language c volatile as 'MODULE_PATHNAME', 'service_gate';
-comment on function billing.begin_periods_of is
-'Begins the periods of orgs that are due, each for itself, for calls that need their credits.';
 create function billing_internal.begin_periods_of(orgs uuid[]) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -859,6 +918,8 @@ begin
         end;
     end loop;
 end $$;
+comment on function billing_internal.begin_periods_of is
+'Begins the periods of orgs that are due, each for itself, for calls that need their credits.';
 
 -- All arguments are given, of their very types, so that no function beside ours fits better. Types are named with their schema: those of the declarations are looked for on the caller's path, before there is any other.
 create procedure billing.settle(as_of timestamptz default null, shard int default 0, "of" int default 1)
@@ -877,7 +938,7 @@ begin
     -- The search_path holds to the next commit: nothing of what the caller's path has is to be taken for the server's own.
     perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     moment := coalesce(as_of, billing.clock());
-    run := billing.begin_settlement(moment, shard, "of");
+    run := billing_internal.begin_settlement(moment, shard, "of");
     if run is null then
         raise notice 'another settlement of this share of the orgs is running; nothing done'
             using hint = 'See billing.settlement_progress.';
@@ -885,13 +946,13 @@ begin
     end if;
     commit;
     perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-    orgs := billing.settlement_due(moment, shard, "of");
-    perform billing.settlement_phase(run, 'settling'::pg_catalog.text, cardinality(orgs)::pg_catalog.int8);
+    orgs := billing_internal.settlement_due(moment, shard, "of");
+    perform billing_internal.settlement_phase(run, 'settling'::pg_catalog.text, cardinality(orgs)::pg_catalog.int8);
     -- Nobody waits long for an org while others of its batch are locked.
     while done < cardinality(orgs) loop
         commit;
         perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-        busy := busy || billing.settle_orgs(run, orgs[done + 1 : done + batch], moment, '200 milliseconds'::pg_catalog.interval, false);
+        busy := busy || billing_internal.settle_orgs(run, orgs[done + 1 : done + batch], moment, '200 milliseconds'::pg_catalog.interval, false);
         done := done + batch;
     end loop;
     -- Those that were locked, each for itself; with patience, for so long as there is any.
@@ -900,13 +961,13 @@ begin
     patient_until := clock_timestamp() + interval '1 minute';
     done := 0;
     while done < coalesce(cardinality(busy), 0) loop
-        perform billing.settle_orgs(run, busy[done + 1 : done + 1], moment,
+        perform billing_internal.settle_orgs(run, busy[done + 1 : done + 1], moment,
                                     case when clock_timestamp() < patient_until then interval '5 seconds' else interval '200 milliseconds' end, true);
         done := done + 1;
         commit;
         perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     end loop;
-    perform billing.settlement_phase(run, 'done'::pg_catalog.text, cardinality(orgs)::pg_catalog.int8);
+    perform billing_internal.settlement_phase(run, 'done'::pg_catalog.text, cardinality(orgs)::pg_catalog.int8);
 end $$;
 comment on procedure billing.settle is
 'Settles all orgs that have something to settle, in batches with a COMMIT each: call it outside of a transaction. shard and of: only that share of the orgs, for several workers. Another run of the same share at the same time does nothing. What failed stands in settlement_faults and is tried again by the next run. Errors: 22023.';
@@ -921,7 +982,7 @@ comment on procedure billing.settle is
 -- metric; billing.metered_tables remembers them for install().
 
 -- The trigger's name: within 63 bytes, and another one for each metric.
-create function billing.meter_trigger(metric text) returns name
+create function billing_internal.meter_trigger(metric text) returns name
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
     select (case when octet_length(metric) <= 52 then 'pg_billing_' || metric
@@ -930,7 +991,7 @@ $$;
 
 -- The first of the columns that is not as it must be; null: all are. Asked at every insert, too: who owns the table may give a
 -- column another type at any time, and the casts of that type would run with the rights of the trigger's function.
-create function billing.meter_fault(relation regclass, org_column name, quantity_column name, member_column name, key_column name) returns jsonb
+create function billing_internal.meter_fault(relation regclass, org_column name, quantity_column name, member_column name, key_column name) returns jsonb
     language plpgsql stable
     set search_path = pg_catalog, pg_temp as $$
 begin
@@ -954,18 +1015,18 @@ begin
 end $$;
 
 -- Puts the trigger on the table, or another in its place.
-create function billing.attach_meter(relation regclass, metric text, org_column name, quantity_column name, member_column name,
+create function billing_internal.attach_meter(relation regclass, metric text, org_column name, quantity_column name, member_column name,
                                      key_column name, mode text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 begin
     -- A trigger's arguments cannot be null.
     execute format('create or replace trigger %I after insert on %s referencing new table as inserted for each statement
-                        execute function billing.metered_insert(%L, %L, %L, %L, %L, %L)',
-                   billing.meter_trigger(metric), relation, metric, mode, org_column,
+                        execute function billing_internal.metered_insert(%L, %L, %L, %L, %L, %L)',
+                   billing_internal.meter_trigger(metric), relation, metric, mode, org_column,
                    coalesce(quantity_column, ''), coalesce(member_column, ''), coalesce(key_column, ''));
     -- By name: who renames tables at this very moment does not get the trigger onto another one.
-    if not exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing.meter_trigger(metric)) then
+    if not exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing_internal.meter_trigger(metric)) then
         raise exception using errcode = '40001', message = 'could not serialize access, try again', detail = '{"code": "contended"}';
     end if;
 end $$;
@@ -1020,7 +1081,7 @@ begin
     select n.nspname, c.relname, c.relowner into metered
       from pg_class c join pg_namespace n on n.oid = c.relnamespace
      where c.oid = relation and c.relkind in ('r', 'p') and c.relpersistence <> 't'
-       and n.nspname <> all ('{billing,pg_catalog,information_schema}');
+       and n.nspname <> all ('{billing,billing_internal,pg_catalog,information_schema}');
     if not found then
         raise exception using errcode = '22023', message = 'invalid argument',
             detail = jsonb_build_object('code', 'invalid_argument', 'argument', 'relation', 'fault',
@@ -1039,13 +1100,13 @@ begin
         raise exception using errcode = 'PT404', message = 'unknown metric',
             detail = jsonb_build_object('code', 'unknown_metric', 'metric', left(meter_table.metric, 64))::text;
     end if;
-    fault := billing.meter_fault(relation, org_column, quantity_column, member_column, key_column);
+    fault := billing_internal.meter_fault(relation, org_column, quantity_column, member_column, key_column);
     if fault is not null then
         raise exception using errcode = '22023', message = 'invalid argument',
             detail = ('{"code": "invalid_argument"}'::jsonb || fault)::text;
     end if;
     perform billing_internal.follow_metered_tables();
-    perform billing.attach_meter(relation, metric, org_column, quantity_column, member_column, key_column, mode);
+    perform billing_internal.attach_meter(relation, metric, org_column, quantity_column, member_column, key_column, mode);
     insert into billing.metered_tables
     values (metered.nspname, metered.relname, meter_table.metric, meter_table.org_column, meter_table.quantity_column,
             meter_table.member_column, meter_table.key_column, meter_table.mode, billing.clock(), metered.relowner::regrole::text, relation,
@@ -1090,12 +1151,12 @@ begin
      where (m.table_schema = metered.nspname and m.table_name = metered.relname or m.relation = unmeter_table.relation and m.place = billing_internal.place())
        and m.metric = unmeter_table.metric;
     known := found;
-    if exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing.meter_trigger(unmeter_table.metric)
-                                          and t.tgfoid = 'billing.metered_insert()'::regprocedure) then
+    if exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing_internal.meter_trigger(unmeter_table.metric)
+                                          and t.tgfoid = 'billing_internal.metered_insert()'::regprocedure) then
         known := true;
-        execute format('drop trigger %I on %s', billing.meter_trigger(unmeter_table.metric), relation);
+        execute format('drop trigger %I on %s', billing_internal.meter_trigger(unmeter_table.metric), relation);
         -- As in attach_meter.
-        if exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing.meter_trigger(unmeter_table.metric)) then
+        if exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing_internal.meter_trigger(unmeter_table.metric)) then
             raise exception using errcode = '40001', message = 'could not serialize access, try again', detail = '{"code": "contended"}';
         end if;
     end if;
@@ -1103,7 +1164,7 @@ begin
 end $$;
 
 -- The trigger. Arguments: metric, mode, and the columns for org, quantity, member and key, empty where there is none.
-create function billing.metered_insert() returns trigger
+create function billing_internal.metered_insert() returns trigger
     language plpgsql volatile security definer
     set search_path = pg_catalog, pg_temp as $$
 declare
@@ -1131,12 +1192,12 @@ declare
     code text;
 begin
     perform billing_internal.require_sound();
-    fault := billing.meter_fault(tg_relid::regclass, org_column, quantity_column, member_column, key_column);
+    fault := billing_internal.meter_fault(tg_relid::regclass, org_column, quantity_column, member_column, key_column);
     -- What is attached otherwise than attach_meter does it would read another "inserted" than the rows of the statement.
     if not exists (select from pg_trigger t
-                    where t.tgrelid = tg_relid and t.tgname = tg_name and t.tgfoid = 'billing.metered_insert()'::regprocedure
+                    where t.tgrelid = tg_relid and t.tgname = tg_name and t.tgfoid = 'billing_internal.metered_insert()'::regprocedure
                       and t.tgtype = 4 and t.tgnewtable = 'inserted' and t.tgoldtable is null and t.tgqual is null and t.tgnargs = 6
-                      and t.tgname = billing.meter_trigger(tg_argv[0])) then
+                      and t.tgname = billing_internal.meter_trigger(tg_argv[0])) then
         raise exception using errcode = '55000', message = 'the table is not metered',
             detail = jsonb_build_object('code', 'not_metered', 'table', format('%I.%I', tg_table_schema, tg_table_name), 'metric', metric, 'trigger', tg_name)::text,
             hint = 'Drop the trigger, and call billing.meter_table.';
@@ -1239,13 +1300,13 @@ comment on function billing.meter_table is
 'Lets every insert into a table of the app use a metric: each row uses quantity_column of it (1 without one; 0: nothing) for the org in org_column (uuid) and the member in member_column (uuid). mode charge: consumed in the transaction of the insert, or the insert is refused with the error of consume_credits; record: as record_usage does. Without key_column the rows of a statement add up to one consumption or event per org and member; with it (text, uuid or integer) each row is one of its own, and a value counts once per org. Calling it again replaces the columns and the mode. Who inserts needs no right on billing. INSERT, COPY, MERGE and inserts through a partitioned table count; rows put straight into a partition are the partition''s, which can be metered itself. Only for members of the role that owns the table. Errors: 22023, 42501 not_owner, PT404 unknown_metric.';
 comment on function billing.unmeter_table is
 'Takes the metric off the inserts of a table; false: it was not on. Only for members of the role that owns the table. Errors: 22023, 42501 not_owner.';
-comment on function billing.metered_insert is
+comment on function billing_internal.metered_insert is
 'The trigger that meter_table() attaches. Errors, at the insert: PT402 insufficient_credits, PT404 unknown_org or unknown_metric, PT409 idempotency_conflict, PT429 cap_exceeded, 22023 (null org or key; a quantity that is null, negative or no whole number), 55000 meter_outdated (the columns were renamed, dropped or given another type).';
-comment on function billing.attach_meter is
+comment on function billing_internal.attach_meter is
 'Puts the trigger on a table, for meter_table() and install().';
-comment on function billing.meter_fault is
+comment on function billing_internal.meter_fault is
 'What is wrong with the columns of a metered table; null: nothing.';
-comment on function billing.meter_trigger is
+comment on function billing_internal.meter_trigger is
 'Name of the trigger of a metric.';
 /* </end connected objects> */
 
@@ -1327,7 +1388,7 @@ comment on function billing.unschedule_settlement is
 
 -- The outbox: work for the world outside, claimed under a lease and delivered at least once.
 
-create function billing.emit_event(org_id uuid, topic text, payload jsonb) returns uuid
+create function billing_internal.emit_event(org_id uuid, topic text, payload jsonb) returns uuid
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
@@ -1344,7 +1405,7 @@ begin
     perform pg_notify('billing_events', emit_event.topic);
     return id;
 end $$;
-comment on function billing.emit_event is
+comment on function billing_internal.emit_event is
 'Puts work into the outbox and tells whoever listens to billing_events.';
 
 create function billing.claim_events(topics text[] default null, "limit" integer default 10, lease interval default '1 minute')
@@ -1478,9 +1539,9 @@ begin
             detail = '{"code": "invalid_argument", "argument": "url", "fault": "must be http(s)://… or null, and headers an object"}';
     end if;
     -- Headers hold tokens: where nobody may read them.
-    delete from billing.secrets where name = 'delivery';
+    delete from billing_internal.secrets where name = 'delivery';
     if url is not null then
-        insert into billing.secrets (name, secret, created_at)
+        insert into billing_internal.secrets (name, secret, created_at)
         values ('delivery', convert_to(jsonb_build_object('url', url, 'topics', topics, 'headers', coalesce(headers, '{}'))::text, 'UTF8'),
                 billing.clock());
     end if;
@@ -1497,7 +1558,7 @@ create function billing_internal.deliver_events("limit" integer) returns bigint
     set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
-    target jsonb := (select convert_from(secret, 'UTF8')::jsonb from billing.secrets where name = 'delivery');
+    target jsonb := (select convert_from(secret, 'UTF8')::jsonb from billing_internal.secrets where name = 'delivery');
     http_schema text := (select quote_ident(n.nspname) from pg_extension e join pg_namespace n on n.oid = e.extnamespace
                           where e.extname = 'http');
     has_pg_net boolean := exists (select from pg_extension where extname = 'pg_net');
@@ -1601,7 +1662,7 @@ begin
     on conflict (org_id, kind) where resolved_at is null do update
        set seen_at = now, times = f.times + 1, score = greatest(f.score, excluded.score), reason = excluded.reason,
            detail = excluded.detail;
-    select (value ->> 'freeze_at')::integer into bound from billing.settings where name = 'signals';
+    select (value ->> 'freeze_at')::integer into bound from billing_internal.settings where name = 'signals';
     if bound is not null then
         select sum(f.score) into total from billing.flags f where f.org_id = note_signal.org_id and f.resolved_at is null;
         if total >= bound then
@@ -1630,7 +1691,7 @@ begin
         raise exception using errcode = '22023', message = 'invalid argument',
             detail = '{"code": "invalid_argument", "fault": "each must be at least 1; freeze_at may be null for never"}';
     end if;
-    insert into billing.settings (name, value)
+    insert into billing_internal.settings (name, value)
     values ('signals', jsonb_build_object('payments_per_hour', payments_per_hour, 'orgs_per_card', orgs_per_card,
                                           'failures_per_day', failures_per_day, 'freeze_at', freeze_at))
     on conflict (name) do update set value = excluded.value;
@@ -1684,13 +1745,13 @@ begin
 end $$;
 
 -- What a payment that was started, failed or paid says about its org.
-create function billing.look_for_signals(org_id uuid, fingerprint text) returns void
+create function billing_internal.look_for_signals(org_id uuid, fingerprint text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     now timestamptz := billing.clock();
-    setting jsonb := coalesce((select value from billing.settings where name = 'signals'), '{}');
+    setting jsonb := coalesce((select value from billing_internal.settings where name = 'signals'), '{}');
     seen bigint;
 begin
     select count(*) into seen from billing.payments p
@@ -1713,7 +1774,7 @@ begin
         end if;
     end if;
 end $$;
-comment on function billing.look_for_signals is
+comment on function billing_internal.look_for_signals is
 'Raises flags for what a payment that was started, failed or paid says about its org.';
 /* </end connected objects> */
 
@@ -1793,12 +1854,10 @@ begin
 
     check_name := 'things of others';
     select string_agg(what, '; ' order by what) into found from (
-        select format('trigger %s on %s, of %s', t.trigger, t.relation, t.owner) as what from billing_internal.foreign_triggers() t
-        union all
-        select format('function %s, of %s', p.oid::regprocedure, o.rolname) from pg_proc p join pg_roles o on o.oid = p.proowner
-         where p.pronamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and not o.rolsuper and p.proowner <> (select extowner from pg_extension where extname = 'pg_billing')
-        union all
-        select format('foreign key %s of %s, of %s', f.constraint_name, f.relation, f.owner) from billing_internal.foreign_keys() f
+        select case f.kind when 'trigger' then format('trigger %s on %s, of %s', f.name, f.relation, f.owner)
+                           when 'function' then format('function %s, of %s', f.routine, f.owner)
+                           else format('foreign key %s of %s, of %s', f.name, f.relation, f.owner) end as what
+          from billing_internal.foreign_things() f
         union all
         select 'the event trigger pg_billing_guard is off'
          where not exists (select from pg_event_trigger where evtname = 'pg_billing_guard' and evtenabled in ('O', 'A'))) things;
@@ -1820,15 +1879,15 @@ begin
     found := billing_internal.membership_fault();
     level := case when found is null then 'ok' else 'bad' end;
     value := coalesce('the configured relation cannot be read: ' || found,
-                      (select format('%s.%s', value ->> 'schema', value ->> 'table') from billing.settings where name = 'membership'), 'orgs stand in the claims');
+                      (select format('%s.%s', value ->> 'schema', value ->> 'table') from billing_internal.settings where name = 'membership'), 'orgs stand in the claims');
     advice := case when found is not null then 'Members see only the orgs in their claims. Run: select billing.configure_membership(…) with the columns as they are now, or with null three times.' end;
     return next;
 
     check_name := 'metered tables';
     select string_agg(format('%I.%I (%s)', m.table_schema, m.table_name, m.metric), ', ' order by 1) into found
       from billing.metered_tables m
-      left join pg_trigger t on t.tgrelid = m.relation and m.place = billing_internal.place() and t.tgname = billing.meter_trigger(m.metric)
-                            and t.tgfoid = 'billing.metered_insert()'::regprocedure and t.tgenabled in ('O', 'A')
+      left join pg_trigger t on t.tgrelid = m.relation and m.place = billing_internal.place() and t.tgname = billing_internal.meter_trigger(m.metric)
+                            and t.tgfoid = 'billing_internal.metered_insert()'::regprocedure and t.tgenabled in ('O', 'A')
      where t.oid is null;
     level := case when found is null then 'ok' else 'bad' end;
     value := coalesce('without their trigger: ' || found, (select count(*) || ' metered' from billing.metered_tables));
@@ -2673,18 +2732,10 @@ AS 'MODULE_PATHNAME', 'transfer_credits_wrapper';
 /* <begin connected objects> */
 -- src/usage/history.rs
 -- pg_billing::usage::history::unfolded_usage
-CREATE  FUNCTION "unfolded_usage"(
-	"org_id" uuid /* Option < pgrx :: Uuid > */
-) RETURNS TABLE (
-	"metric" TEXT,  /* String */
-	"day" date,  /* pgrx :: datum :: Date */
-	"quantity" bigint,  /* i64 */
-	"credits" bigint  /* i64 */
-)
-STABLE
-SET search_path TO pg_catalog, pg_temp
-LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'unfolded_usage_wrapper';
+
+create function billing_internal.unfolded_usage(org_id uuid) returns table (metric text, day date, quantity bigint, credits bigint)
+    language c stable set search_path to pg_catalog, pg_temp
+    as 'MODULE_PATHNAME', 'unfolded_usage_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -2946,10 +2997,6 @@ comment on function billing.transfer_credits is
 'Moves general credit to another org''s wallet of the same unit, which it makes when there is none.
 
 Burns in burn order; the receiver''s grants keep category, priority, expiry and their share of the cost. amount: from 1. Errors: PT402 insufficient_credits; PT404 unknown_org for the giving org; PT409 idempotency_conflict; 22023, also for a transfer to itself.';
-comment on function billing.unfolded_usage is
-'Gives what an org consumed that is not counted in usage_days yet, by metric and day (UTC): for the view usage_by_day.
-
-credits is what was charged for it. Errors: 42501 not_authorized for an org that is not the caller''s; 22023.';
 comment on function billing.verify_ledger is
 'Proves the ledger of one org, or of all: no row means that it is sound.
 
@@ -2978,6 +3025,10 @@ comment on function billing_internal.require_sound is
 'Refuses to go on where something of another role would run with our rights; for the trigger of metered tables.';
 comment on function billing_internal.take_turn is
 'Waits for a turn, for bodies in plpgsql; nobody else can take one.';
+comment on function billing_internal.unfolded_usage is
+'Gives what an org consumed that is not counted in usage_days yet, by metric and day (UTC): for the view usage_by_day.
+
+credits is what was charged for it. Errors: 42501 not_authorized for an org that is not the caller''s; 22023.';
 -- Until here.
 
 -- Only the members: on others, a REVOKE in an extension's script is taken for part of the extension by pg_dump.

@@ -33,7 +33,7 @@ comment on column billing.gift_cards.validity is 'How long the credit can be spe
 comment on column billing.gift_cards.metrics is 'The only metrics on which the credit may be spent; null: any.';
 comment on column billing.gift_cards.metadata is 'What the caller noted.';
 create trigger gift_cards_stay before delete or truncate on billing.gift_cards
-    for each statement execute function billing.refuse_change();
+    for each statement execute function billing_internal.refuse_change();
 
 create table billing.gift_card_redemptions (
     org_id uuid not null,
@@ -51,15 +51,15 @@ comment on column billing.gift_card_redemptions.grant_id is 'What it was granted
 comment on column billing.gift_card_redemptions.redeemed_at is 'When.';
 comment on column billing.gift_card_redemptions.name is 'The batch of the code.';
 create trigger gift_card_redemptions_append_only before update or delete or truncate on billing.gift_card_redemptions
-    for each statement execute function billing.refuse_change();
+    for each statement execute function billing_internal.refuse_change();
 
-create table billing.gift_card_attempts (
+create table billing_internal.gift_card_attempts (
     org_id uuid not null,
     attempted_at timestamptz not null,
     attempt_id uuid not null,
     primary key (org_id, attempted_at, attempt_id)
 );
-comment on table billing.gift_card_attempts is 'Codes that an org tried in vain, of the last day: noted in transactions of their own, since a call that fails takes back what it wrote.';
-comment on column billing.gift_card_attempts.org_id is 'Who tried.';
-comment on column billing.gift_card_attempts.attempted_at is 'When, billing time.';
-comment on column billing.gift_card_attempts.attempt_id is 'Random.';
+comment on table billing_internal.gift_card_attempts is 'Codes that an org tried in vain, of the last day: noted in transactions of their own, since a call that fails takes back what it wrote.';
+comment on column billing_internal.gift_card_attempts.org_id is 'Who tried.';
+comment on column billing_internal.gift_card_attempts.attempted_at is 'When, billing time.';
+comment on column billing_internal.gift_card_attempts.attempt_id is 'Random.';

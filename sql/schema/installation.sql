@@ -12,23 +12,23 @@ comment on column billing.migrations.version is 'Its number.';
 comment on column billing.migrations.name is 'What it brought.';
 comment on column billing.migrations.applied_at is 'When install() applied it.';
 
-create table billing.settings (
+create table billing_internal.settings (
     name text primary key,
     value jsonb not null
 );
-comment on table billing.settings is 'Settings of the installation, such as the membership relation.';
-comment on column billing.settings.name is 'Its name.';
-comment on column billing.settings.value is 'Its value.';
+comment on table billing_internal.settings is 'Settings of the installation, such as the membership relation.';
+comment on column billing_internal.settings.name is 'Its name.';
+comment on column billing_internal.settings.value is 'Its value.';
 
-create table billing.secrets (
+create table billing_internal.secrets (
     name text collate "C" primary key,
     secret bytea not null,
     created_at timestamptz not null
 );
-comment on table billing.secrets is 'Keys that the engine makes for itself. No role may read them; they travel in a dump, since what was made with them is worth nothing without.';
-comment on column billing.secrets.name is 'What it is for.';
-comment on column billing.secrets.secret is 'Random bytes.';
-comment on column billing.secrets.created_at is 'When it was made.';
+comment on table billing_internal.secrets is 'Keys that the engine makes for itself. No role may read them; they travel in a dump, since what was made with them is worth nothing without.';
+comment on column billing_internal.secrets.name is 'What it is for.';
+comment on column billing_internal.secrets.secret is 'Random bytes.';
+comment on column billing_internal.secrets.created_at is 'When it was made.';
 
 create table billing.access (
     role_name name not null,

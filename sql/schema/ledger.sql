@@ -57,19 +57,19 @@ comment on column billing.ledger.metadata is 'What the caller noted; null for no
 comment on column billing.ledger.result is 'What the call answered, where its entries alone do not tell; given again to a repeated call.';
 comment on column billing.ledger.entry_hash is 'SHA-256 over the previous hash of the lane and every column of the view entries (docs/DESIGN.md, The chain).';
 create trigger ledger_append_only before update or delete or truncate on billing.ledger
-    for each statement execute function billing.refuse_change();
+    for each statement execute function billing_internal.refuse_change();
 
-create table billing.refunds (
+create table billing_internal.refunds (
     org_id uuid not null,
     operation_id bigint not null,
     grant_id bigint not null,
     credits bigint not null check (credits > 0),
     primary key (org_id, operation_id, grant_id)
 );
-comment on table billing.refunds is 'What was refunded so far of each consumption, per grant that it burned.';
-comment on column billing.refunds.org_id is 'The billed customer.';
-comment on column billing.refunds.operation_id is 'The consumption.';
-comment on column billing.refunds.grant_id is 'The grant that got it back.';
-comment on column billing.refunds.credits is 'Credit refunded.';
-create trigger refunds_stay before delete or truncate on billing.refunds
-    for each statement execute function billing.refuse_change();
+comment on table billing_internal.refunds is 'What was refunded so far of each consumption, per grant that it burned.';
+comment on column billing_internal.refunds.org_id is 'The billed customer.';
+comment on column billing_internal.refunds.operation_id is 'The consumption.';
+comment on column billing_internal.refunds.grant_id is 'The grant that got it back.';
+comment on column billing_internal.refunds.credits is 'Credit refunded.';
+create trigger refunds_stay before delete or truncate on billing_internal.refunds
+    for each statement execute function billing_internal.refuse_change();

@@ -13,8 +13,8 @@ create table billing.payments (
     credits bigint not null check (credits >= 0),
     bonus bigint not null check (bonus >= 0),
     refunded bigint not null default 0 check (refunded >= 0),
-    lost bigint not null default 0 check (lost >= 0),
-    news_at bigint not null default 0,
+    disputed_amount bigint not null default 0 check (disputed_amount >= 0),
+    last_report_at bigint not null default 0,
     unrecovered bigint not null default 0 check (unrecovered >= 0),
     request_hash bigint,
     priority integer not null default 50,
@@ -60,8 +60,8 @@ comment on column billing.payments.total is 'What the provider is to charge, min
 comment on column billing.payments.credits is 'What it buys.';
 comment on column billing.payments.bonus is 'What comes on top.';
 comment on column billing.payments.refunded is 'What went back to the customer so far, minor units.';
-comment on column billing.payments.lost is 'What a lost dispute took, minor units.';
-comment on column billing.payments.news_at is 'When the provider made the newest report of an unpaid payment, in seconds of the Unix epoch: what is older changes nothing.';
+comment on column billing.payments.disputed_amount is 'What a lost dispute took, minor units.';
+comment on column billing.payments.last_report_at is 'When the provider made the newest report of an unpaid payment, in seconds of the Unix epoch: what is older changes nothing.';
 comment on column billing.payments.unrecovered is 'Credit of money that went back, which was spent before: nobody paid for it.';
 comment on column billing.payments.request_hash is 'Fingerprint of the request that started it.';
 comment on column billing.payments.priority is 'Of its grants: lower burns first.';
@@ -121,8 +121,8 @@ create table billing.provider_subscriptions (
     plan text collate "C",
     cancel_at_period_end boolean not null default false,
     paid_until timestamptz,
-    news_at bigint not null default 0,
-    paid_news_at bigint not null default 0,
+    last_report_at bigint not null default 0,
+    last_paid_report_at bigint not null default 0,
     primary key (org_id, provider, subscription)
 );
 create index provider_subscriptions_by_id on billing.provider_subscriptions (provider, subscription);
@@ -134,8 +134,8 @@ comment on column billing.provider_subscriptions.state is 'incomplete, active, p
 comment on column billing.provider_subscriptions.plan is 'The plan of its price; null: not known yet.';
 comment on column billing.provider_subscriptions.cancel_at_period_end is 'It ends with the period that is paid.';
 comment on column billing.provider_subscriptions.paid_until is 'End of the last period that was paid.';
-comment on column billing.provider_subscriptions.news_at is 'When the provider made the newest report, in seconds of the Unix epoch.';
-comment on column billing.provider_subscriptions.paid_news_at is 'When the provider made the newest report of a payment, likewise.';
+comment on column billing.provider_subscriptions.last_report_at is 'When the provider made the newest report, in seconds of the Unix epoch.';
+comment on column billing.provider_subscriptions.last_paid_report_at is 'When the provider made the newest report of a payment, likewise.';
 
 create table billing.auto_recharges (
     org_id uuid not null,
@@ -168,20 +168,20 @@ comment on column billing.auto_recharges.failures is 'Payments that failed since
 comment on column billing.auto_recharges.next_attempt_at is 'Not before this moment, after a failure.';
 comment on column billing.auto_recharges.stopped_at is 'When it gave up; configure_auto_recharge() starts it again.';
 
-create table billing.webhook_secrets (
+create table billing_internal.webhook_secrets (
     provider text collate "C" not null,
     created_at timestamptz not null,
     expires_at timestamptz,
     secret bytea not null,
     secret_id uuid not null default gen_random_uuid() primary key
 );
-create index webhook_secrets_by_provider on billing.webhook_secrets (provider);
-comment on table billing.webhook_secrets is 'What providers sign with. No role may read it.';
-comment on column billing.webhook_secrets.provider is 'stripe or razorpay.';
-comment on column billing.webhook_secrets.created_at is 'When it was set.';
-comment on column billing.webhook_secrets.expires_at is 'Until when it is good, once another was set; null: it is the newest.';
-comment on column billing.webhook_secrets.secret is 'The secret.';
-comment on column billing.webhook_secrets.secret_id is 'Tells it from others.';
+create index webhook_secrets_by_provider on billing_internal.webhook_secrets (provider);
+comment on table billing_internal.webhook_secrets is 'What providers sign with. No role may read it.';
+comment on column billing_internal.webhook_secrets.provider is 'stripe or razorpay.';
+comment on column billing_internal.webhook_secrets.created_at is 'When it was set.';
+comment on column billing_internal.webhook_secrets.expires_at is 'Until when it is good, once another was set; null: it is the newest.';
+comment on column billing_internal.webhook_secrets.secret is 'The secret.';
+comment on column billing_internal.webhook_secrets.secret_id is 'Tells it from others.';
 
 create table billing.webhook_events (
     provider text collate "C" not null,

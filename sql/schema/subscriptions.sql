@@ -39,15 +39,15 @@ comment on column billing.subscriptions.metadata is 'What the caller noted.';
 comment on column billing.subscriptions.provider is 'Who collects for it: its periods begin when they are paid; null: nobody has to pay first.';
 comment on column billing.subscriptions.provider_subscription is 'The provider''s id of it.';
 
-create table billing.subscription_requests (
+create table billing_internal.subscription_requests (
     org_id uuid not null,
     idempotency_key text collate "C" not null,
     request_hash bigint not null,
     result text not null,
     primary key (org_id, idempotency_key)
 );
-comment on table billing.subscription_requests is 'What subscribe() and cancel_subscription() answered to calls with an idempotency key.';
-comment on column billing.subscription_requests.org_id is 'The billed customer.';
-comment on column billing.subscription_requests.idempotency_key is 'Key of the call.';
-comment on column billing.subscription_requests.request_hash is 'Fingerprint of its arguments.';
-comment on column billing.subscription_requests.result is 'The answer.';
+comment on table billing_internal.subscription_requests is 'What subscribe() and cancel_subscription() answered to calls with an idempotency key.';
+comment on column billing_internal.subscription_requests.org_id is 'The billed customer.';
+comment on column billing_internal.subscription_requests.idempotency_key is 'Key of the call.';
+comment on column billing_internal.subscription_requests.request_hash is 'Fingerprint of its arguments.';
+comment on column billing_internal.subscription_requests.result is 'The answer.';

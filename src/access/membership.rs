@@ -19,11 +19,11 @@ use std::ffi::{CStr, CString};
 use uuid::Uuid;
 
 statements! {
-    SETTING() = "select value::text from billing.settings where name = 'membership'";
+    SETTING() = "select value::text from billing_internal.settings where name = 'membership'";
     SET(text) =
-        "insert into billing.settings (name, value) values ('membership', $1::jsonb)
+        "insert into billing_internal.settings (name, value) values ('membership', $1::jsonb)
          on conflict (name) do update set value = excluded.value";
-    UNSET() = "delete from billing.settings where name = 'membership'";
+    UNSET() = "delete from billing_internal.settings where name = 'membership'";
 }
 
 // The type of access modes grew with version 16.

@@ -33,8 +33,8 @@ statements! {
          on conflict (metric) do update
             set unit = $2, aggregation = $3, category = $4, tier = $5, unique_by = $7, retired_at = null";
     COUNTED(text) =
-        "select exists (select from billing.unsettled_usage where metric = $1)
-             or exists (select from billing.period_usage where metric = $1)";
+        "select exists (select from billing_internal.unsettled_usage where metric = $1)
+             or exists (select from billing_internal.period_usage where metric = $1)";
     SAVE_PLAN(text, jsonb, timestamptz) =
         "insert into billing.plans (plan, terms, created_at) values ($1, $2, $3)
          on conflict (plan) do update set terms = $2, retired_at = null";

@@ -57,7 +57,7 @@ impl Answer for Consumption {
 
 statements! {
     UNBURN(uuid, text, int8, int2) =
-        "update billing.lanes l
+        "update billing_internal.lanes l
             set balance = balance + $3,
                 slice_credits = slice_credits + $3,
                 consumed = consumed - $3,

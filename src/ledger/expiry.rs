@@ -23,11 +23,11 @@ statements! {
     // First where credit comes back or goes: of other wallets only the bound of their holds is old.
     DUE(timestamptz, int4, timestamptz) =
         "select org_id, unit
-           from (select org_id, unit, true as has_credit from billing.lanes where fresh_until <= $1 and (lane = 0 or balance > 0)
+           from (select org_id, unit, true as has_credit from billing_internal.lanes where fresh_until <= $1 and (lane = 0 or balance > 0)
                  union all
-                 select org_id, unit, reserved > 0 from billing.lanes where holds_due <= $1
+                 select org_id, unit, reserved > 0 from billing_internal.lanes where holds_due <= $1
                  union all
-                 select org_id, unit, false from billing.wallet_settings where contended_at < $3) due
+                 select org_id, unit, false from billing_internal.wallet_settings where contended_at < $3) due
           group by org_id, unit
           order by bool_or(has_credit) desc
           limit $2";

@@ -39,9 +39,9 @@ receipt! {
 
 statements! {
     CONSUMED(uuid, text) =
-        "select sum(consumed)::int8 from billing.lanes where org_id = $1 and unit = $2";
+        "select sum(consumed)::int8 from billing_internal.lanes where org_id = $1 and unit = $2";
     SETTINGS(uuid, text) =
-        "select owner_type, low_balance_threshold, created_at from billing.wallet_settings where org_id = $1 and unit = $2";
+        "select owner_type, low_balance_threshold, created_at from billing_internal.wallet_settings where org_id = $1 and unit = $2";
 }
 
 /// The wallet as it is at this moment, for reading; None when there is none.

@@ -32,7 +32,7 @@ receipt! {
 }
 
 statements! {
-    BEGIN_PERIODS(uuids) = "select billing.begin_periods_of($1)";
+    BEGIN_PERIODS(uuids) = "select billing_internal.begin_periods_of($1)";
 }
 
 /// Begins the periods that are due by then, each after the usage before it is charged. The wallet must be locked.

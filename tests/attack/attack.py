@@ -50,10 +50,10 @@ RELATIONS = """
 
 AMCHECK = """
     select format('%s: block %s: %s', c.oid::regclass, h.blkno, h.msg) from pg_class c cross join lateral amcheck.verify_heapam(c.oid) h
-     where c.relnamespace = 'billing'::regnamespace and c.relkind = 'r'
+     where c.relnamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and c.relkind = 'r'
     union all
     select amcheck.bt_index_check(c.oid, true)::text from pg_class c join pg_am a on a.oid = c.relam
-     where c.relnamespace = 'billing'::regnamespace and c.relkind = 'i' and a.amname = 'btree'"""
+     where c.relnamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and c.relkind = 'i' and a.amname = 'btree'"""
 
 
 @contextlib.contextmanager

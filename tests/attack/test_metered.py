@@ -46,7 +46,7 @@ class Metered(attack.AttackCase):
             for event in ("after insert on {} referencing new table as inserted for each statement", "before insert on {} for each row", "after delete on {} for each row",
                           "after insert on {} for each row"):
                 name = f"app.t_{uuid.uuid4().hex[:8]}"
-                rows(owner, f"create table {name} (org_id uuid, n int); create trigger t {event.format(name)} execute function billing.metered_insert({arguments})")
+                rows(owner, f"create table {name} (org_id uuid, n int); create trigger t {event.format(name)} execute function billing_internal.metered_insert({arguments})")
                 with self.assertRaises(psycopg2.Error):
                     rows(owner, f"insert into {name} values ('{OTHER}', 1); delete from {name}")
         self.assertEqual(total(self.db, OTHER), before)
@@ -58,7 +58,7 @@ class Metered(attack.AttackCase):
                       "after delete on {} referencing old table as inserted for each statement"):
             with self.subTest(event):
                 name, owner = self.table()
-                rows(owner, f"""drop trigger pg_billing_call on {name}; create trigger by_hand {event.format(name)} execute function billing.metered_insert('call', 'charge', 'org_id', '', '', '');
+                rows(owner, f"""drop trigger pg_billing_call on {name}; create trigger by_hand {event.format(name)} execute function billing_internal.metered_insert('call', 'charge', 'org_id', '', '', '');
                                 create temp view inserted as select '{OTHER}'::uuid as org_id, 1 as n where app.note('a view')""")
                 owner.notices.clear()
                 before = total(self.db, OTHER)

@@ -840,7 +840,7 @@ class History:
         """Right after a settlement."""
         org.decided = org.begun_until = self.now
         if org.account.events:
-            org.units |= {unit for (unit,) in rows(self.db, "select unit from billing.lanes where org_id = %s", org.org)}
+            org.units |= {unit for (unit,) in rows(self.db, "select unit from billing_internal.lanes where org_id = %s", org.org)}
         self.check_charges(org)
         self.check_debts(org)
         self.check_months(org, list(self.metrics))
@@ -857,7 +857,7 @@ class History:
                 select metric, period_start, credits from billing.unpaid_overage where org_id = %s""", org.org, org.org):
             charged[metric, starts[bisect.bisect_right(starts, at) - 1]] += credits
         counted = {(metric, start): (quantity, overage) for metric, start, quantity, overage in
-                   rows(self.db, "select metric, period_start, quantity, overage from billing.period_usage where org_id = %s", org.org)}
+                   rows(self.db, "select metric, period_start, quantity, overage from billing_internal.period_usage where org_id = %s", org.org)}
         self.equal({start for _, start in counted} - set(starts), set(), org)
         costs = Counter()
         for name in {event.metric for event in account.events} | {use.metric for use in account.uses}:
@@ -1115,7 +1115,7 @@ class Edges(LiveTestCase):
             self.at(day)
             found.append(self.settle())
         self.assertEqual(found[5:], [0, 10, 0])
-        self.assertEqual(value(self.db, "select sum(quantity) from billing.period_usage where org_id = %s", self.org_id), 50)
+        self.assertEqual(value(self.db, "select sum(quantity) from billing_internal.period_usage where org_id = %s", self.org_id), 50)
 
     def test_a_level_outlives_a_subscription_that_never_began(self):
         """The month is whole again."""
