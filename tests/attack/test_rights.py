@@ -307,8 +307,8 @@ class Install(attack.AttackCase):
 
     def test_passed_on(self):
         """security 4: rights with grant option, and those who got them from whoever had them."""
-        self.assert_taken(f"""grant usage on schema billing to {self.stranger} with grant option; grant all on billing_internal.settings to {self.stranger} with grant option;
-                              set role {self.stranger}; grant usage on schema billing to {self.other}; grant insert, select on billing_internal.settings to {self.other}; reset role""",
+        self.assert_taken(f"""grant usage on schema billing, billing_internal to {self.stranger} with grant option; grant all on billing_internal.settings to {self.stranger} with grant option;
+                              set role {self.stranger}; grant usage on schema billing, billing_internal to {self.other}; grant insert, select on billing_internal.settings to {self.other}; reset role""",
                           self.stranger, self.other)
 
     def test_passed_on_by_a_level(self):

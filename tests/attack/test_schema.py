@@ -168,7 +168,7 @@ class Prepared(LiveTestCase):
             rows(db, "select billing.install()")
             self.assertEqual(total(db, org), 100)
         rows(db, "drop extension pg_billing cascade")
-        rows(db, f"""grant usage on schema billing to {self.role}; grant all on all tables in schema billing to {self.role}; set role {self.role};
+        rows(db, f"""grant usage on schema billing, billing_internal to {self.role}; grant all on all tables in schema billing, billing_internal to {self.role}; set role {self.role};
                      create function public.hang() returns trigger language plpgsql as $$ begin perform public.note('a trigger'); return new; end $$;
                      create trigger hang before insert on billing_internal.settings for each row execute function public.hang(); reset role""")
         self.assert_refused(db)
