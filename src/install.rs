@@ -1,12 +1,14 @@
 //! `billing.install()` creates the tables, or migrates them, by the scripts that are compiled in.
 
 use crate::access;
+use crate::base::error::Error;
 use crate::catalog::cache;
-use crate::error::Error;
-use crate::heap;
-use crate::raise::or_raise;
-use crate::sql::{self, Rows, Statement};
-use crate::{args, receipt, statements, turn};
+use crate::pg::heap;
+use crate::pg::raise::or_raise;
+use crate::pg::spi;
+use crate::pg::turn;
+use crate::schema::version::{self, LATEST};
+use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 
 /// What brings the tables from one version to the next.
@@ -47,26 +49,19 @@ const STANDING: [&str; 4] = [
     include_str!("../sql/standing/metering.sql"),
 ];
 
-/// The version of the tables that this library works with.
-pub const LATEST: i64 = MIGRATIONS[MIGRATIONS.len() - 1].version;
+const _: () =
+    assert!(MIGRATIONS[MIGRATIONS.len() - 1].version == LATEST, "the last migration makes the latest version");
 
 statements! {
-    APPLIED() = "select coalesce(max(version), 0)::int8 from billing.migrations";
     RECORD(int8, text) = "insert into billing.migrations (version, name) values ($1, $2)";
     DROP_FOREIGN_THINGS() = "select billing_internal.drop_foreign_things()";
     FIND_ROLES() = "select billing_internal.find_roles()";
     TAKE_FOREIGN_RIGHTS() = "select billing_internal.take_foreign_rights()";
-    TABLES_THERE() = "select to_regclass('billing.migrations') is not null";
 }
 
 receipt! {
     /// What is installed.
     VersionStatus as "version_status" { library: String, tables_needed: i64, tables_installed: i64 }
-}
-
-fn applied(run: impl Fn(&'static std::thread::LocalKey<Statement>) -> Rows) -> i64 {
-    let there = run(&TABLES_THERE).first().is_some_and(|row| row.get(0));
-    if there { run(&APPLIED).first().map_or(0, |row| row.get(0)) } else { 0 }
 }
 
 /// Creates the tables of pg_billing, or migrates them after ALTER EXTENSION … UPDATE; says what it did.
@@ -77,7 +72,7 @@ fn applied(run: impl Fn(&'static std::thread::LocalKey<Statement>) -> Rows) -> i
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn install() -> String {
-    or_raise(sql::connect(|db| {
+    or_raise(spi::connect(|db| {
         // SAFETY: reads a global.
         if unsafe { pg_sys::GetDatabaseEncoding() } != pg_sys::pg_enc::PG_UTF8.cast_signed() {
             return Err(Error::encoding());
@@ -88,7 +83,7 @@ fn install() -> String {
         let dropped = db.write(&DROP_FOREIGN_THINGS, &[]).first().and_then(|row| row.opt::<String>(0));
         access::require_sound()?;
         // On a snapshot of its own: another install may have committed while this one waited for its turn.
-        let before = applied(|statement| db.write(statement, &[]));
+        let before = version::installed(|statement| db.write(statement, &[]));
         if before > LATEST {
             return Err(Error::not_installed(before, LATEST));
         }
@@ -140,6 +135,6 @@ fn version() -> VersionStatus {
     VersionStatus {
         library: env!("CARGO_PKG_VERSION").to_owned(),
         tables_needed: LATEST,
-        tables_installed: sql::connect(|db| applied(|statement| db.read(statement, &[]))),
+        tables_installed: spi::connect(|db| version::installed(|statement| db.read(statement, &[]))),
     }
 }

@@ -899,28 +899,6 @@ begin
      where r.run_id = run;
 end $$;
 
--- Begins the periods of orgs that are due, for a call that needs their credits: each for itself, so that what one cannot do
--- stops neither the others nor the call.
-create function billing_internal.begin_periods_of(orgs uuid[]) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp as $$
-declare
-    org uuid;
-begin
-    foreach org in array orgs loop
-        begin
-            perform billing.begin_periods(org);
-        exception
-            when serialization_failure or deadlock_detected then
-                raise;
-            when others then
-                null; -- settlement will say what is wrong
-        end;
-    end loop;
-end $$;
-comment on function billing_internal.begin_periods_of is
-'Begins the periods of orgs that are due, each for itself, for calls that need their credits.';
-
 -- All arguments are given, of their very types, so that no function beside ours fits better. Types are named with their schema: those of the declarations are looked for on the caller's path, before there is any other.
 create procedure billing.settle(as_of timestamptz default null, shard int default 0, "of" int default 1)
     language plpgsql as $$
@@ -1916,8 +1894,8 @@ comment on function billing.status is
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/grants.rs
--- pg_billing::ledger::grants::adjust_credits
+-- src/wallets/grants.rs
+-- pg_billing::wallets::grants::adjust_credits
 CREATE  FUNCTION "adjust_credits"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"amount" bigint, /* Option < i64 > */
@@ -1976,8 +1954,8 @@ AS 'MODULE_PATHNAME', 'begin_periods_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/expiry.rs
--- pg_billing::ledger::expiry::book_expiries
+-- src/wallets/expiry.rs
+-- pg_billing::wallets::expiry::book_expiries
 CREATE  FUNCTION "book_expiries"(
 	"max_wallets" INT DEFAULT 500 /* Option < i32 > */
 ) RETURNS bigint /* i64 */
@@ -1988,8 +1966,8 @@ AS 'MODULE_PATHNAME', 'book_expiries_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/catalog/mod.rs
--- pg_billing::catalog::calculate_cost
+-- src/limits/cost.rs
+-- pg_billing::limits::cost::calculate_cost
 CREATE  FUNCTION "calculate_cost"(
 	"metric" TEXT, /* Option < & str > */
 	"quantity" bigint DEFAULT 1, /* Option < i64 > */
@@ -2002,8 +1980,8 @@ AS 'MODULE_PATHNAME', 'calculate_cost_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/catalog/mod.rs
--- pg_billing::catalog::calculate_cost
+-- src/limits/cost.rs
+-- pg_billing::limits::cost::calculate_cost
 CREATE  FUNCTION "calculate_cost"(
 	"items" jsonb, /* Option < Jsonb > */
 	"org_id" uuid DEFAULT NULL /* Option < pgrx :: Uuid > */
@@ -2024,8 +2002,8 @@ create function billing_internal.caller() returns text
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/plans/subscription.rs
--- pg_billing::plans::subscription::cancel_subscription
+-- src/subscriptions/subscribe.rs
+-- pg_billing::subscriptions::subscribe::cancel_subscription
 CREATE  FUNCTION "cancel_subscription"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"at_period_end" bool DEFAULT true /* Option < bool > */
@@ -2037,8 +2015,8 @@ AS 'MODULE_PATHNAME', 'cancel_subscription_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/holds.rs
--- pg_billing::ledger::holds::capture_credits
+-- src/spending/holds.rs
+-- pg_billing::spending::holds::capture_credits
 CREATE  FUNCTION "capture_credits"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"hold_id" bigint, /* Option < i64 > */
@@ -2053,8 +2031,8 @@ AS 'MODULE_PATHNAME', 'capture_credits_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/plans/subscription.rs
--- pg_billing::plans::subscription::change_plan
+-- src/subscriptions/subscribe.rs
+-- pg_billing::subscriptions::subscribe::change_plan
 CREATE  FUNCTION "change_plan"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"plan" TEXT, /* Option < & str > */
@@ -2082,8 +2060,8 @@ AS 'MODULE_PATHNAME', 'check_limit_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/clock.rs
--- pg_billing::clock::clock
+-- src/pg/clock.rs
+-- pg_billing::pg::clock::clock
 CREATE  FUNCTION "clock"() RETURNS timestamp with time zone /* TimestampWithTimeZone */
 STRICT VOLATILE
 LANGUAGE c /* Rust */
@@ -2100,7 +2078,7 @@ create function billing_internal.cluster() returns text
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/alerts.rs
+-- src/alerts/mod.rs
 -- pg_billing::alerts::configure_alerts
 CREATE  FUNCTION "configure_alerts"(
 	"shares" INT[] DEFAULT '{50,75,90,100}', /* :: std :: option :: Option < Vec < Option < i32 > > > */
@@ -2114,8 +2092,8 @@ AS 'MODULE_PATHNAME', 'configure_alerts_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/payments/recharge.rs
--- pg_billing::payments::recharge::configure_auto_recharge
+-- src/recharge.rs
+-- pg_billing::recharge::configure_auto_recharge
 CREATE  FUNCTION "configure_auto_recharge"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"threshold" bigint, /* Option < i64 > */
@@ -2143,8 +2121,8 @@ create function billing.configure_membership(relation regclass, org_column name,
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/consume.rs
--- pg_billing::ledger::consume::consume_credits
+-- src/spending/consume.rs
+-- pg_billing::spending::consume::consume_credits
 CREATE  FUNCTION "consume_credits"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"metric" TEXT, /* Option < & str > */
@@ -2159,8 +2137,8 @@ AS 'MODULE_PATHNAME', 'consume_credits_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/batch.rs
--- pg_billing::ledger::batch::consume_credits_batch
+-- src/spending/batch.rs
+-- pg_billing::spending::batch::consume_credits_batch
 CREATE  FUNCTION "consume_credits_batch"(
 	"items" jsonb /* Option < Jsonb > */
 ) RETURNS TABLE (
@@ -2199,8 +2177,8 @@ AS 'MODULE_PATHNAME', 'create_gift_cards_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/grants.rs
--- pg_billing::ledger::grants::create_wallet
+-- src/wallets/grants.rs
+-- pg_billing::wallets::grants::create_wallet
 CREATE  FUNCTION "create_wallet"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"unit" TEXT DEFAULT 'credit', /* Option < & str > */
@@ -2214,8 +2192,8 @@ AS 'MODULE_PATHNAME', 'create_wallet_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/usage/history.rs
--- pg_billing::usage::history::credit_history
+-- src/reports/history.rs
+-- pg_billing::reports::history::credit_history
 CREATE  FUNCTION "credit_history"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"months" INT DEFAULT 12 /* Option < i32 > */
@@ -2237,8 +2215,8 @@ AS 'MODULE_PATHNAME', 'credit_history_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/totals.rs
--- pg_billing::ledger::totals::explain_consumption
+-- src/wallets/balance.rs
+-- pg_billing::wallets::balance::explain_consumption
 CREATE  FUNCTION "explain_consumption"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"metric" TEXT, /* Option < & str > */
@@ -2277,8 +2255,8 @@ create function billing_internal.forget_levels() returns void
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/totals.rs
--- pg_billing::ledger::totals::get_total_credits
+-- src/wallets/balance.rs
+-- pg_billing::wallets::balance::get_total_credits
 CREATE  FUNCTION "get_total_credits"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"unit" TEXT DEFAULT 'credit', /* Option < & str > */
@@ -2290,8 +2268,8 @@ AS 'MODULE_PATHNAME', 'get_total_credits_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/totals.rs
--- pg_billing::ledger::totals::get_wallet
+-- src/wallets/balance.rs
+-- pg_billing::wallets::balance::get_wallet
 CREATE  FUNCTION "get_wallet"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"unit" TEXT DEFAULT 'credit' /* Option < & str > */
@@ -2303,8 +2281,8 @@ AS 'MODULE_PATHNAME', 'get_wallet_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/grants.rs
--- pg_billing::ledger::grants::grant_credits
+-- src/wallets/grants.rs
+-- pg_billing::wallets::grants::grant_credits
 CREATE  FUNCTION "grant_credits"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"amount" bigint, /* Option < i64 > */
@@ -2327,8 +2305,8 @@ AS 'MODULE_PATHNAME', 'grant_credits_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/payments/webhook.rs
--- pg_billing::payments::webhook::handle_webhook
+-- src/webhooks/mod.rs
+-- pg_billing::webhooks::handle_webhook
 CREATE  FUNCTION "handle_webhook"(
 	"provider" TEXT, /* Option < & str > */
 	"payload" TEXT, /* Option < & str > */
@@ -2352,8 +2330,8 @@ AS 'MODULE_PATHNAME', 'install_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/payments/purchase.rs
--- pg_billing::payments::purchase::link_customer
+-- src/purchases/purchase.rs
+-- pg_billing::purchases::purchase::link_customer
 CREATE  FUNCTION "link_customer"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"provider" TEXT, /* Option < & str > */
@@ -2366,8 +2344,8 @@ AS 'MODULE_PATHNAME', 'link_customer_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/payments/purchase.rs
--- pg_billing::payments::purchase::link_payment
+-- src/purchases/purchase.rs
+-- pg_billing::purchases::purchase::link_payment
 CREATE  FUNCTION "link_payment"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"payment_id" uuid, /* Option < pgrx :: Uuid > */
@@ -2380,8 +2358,8 @@ AS 'MODULE_PATHNAME', 'link_payment_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/holds.rs
--- pg_billing::ledger::holds::lock_credits
+-- src/spending/holds.rs
+-- pg_billing::spending::holds::lock_credits
 CREATE  FUNCTION "lock_credits"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"amount" bigint, /* Option < i64 > */
@@ -2415,8 +2393,8 @@ AS 'MODULE_PATHNAME', 'my_orgs_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/holds.rs
--- pg_billing::ledger::holds::pay_out
+-- src/spending/holds.rs
+-- pg_billing::spending::holds::pay_out
 CREATE  FUNCTION "pay_out"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"hold_id" bigint, /* Option < i64 > */
@@ -2489,8 +2467,8 @@ AS 'MODULE_PATHNAME', 'redeem_gift_card_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/refund.rs
--- pg_billing::ledger::refund::refund_credits
+-- src/spending/refund.rs
+-- pg_billing::spending::refund::refund_credits
 CREATE  FUNCTION "refund_credits"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"operation_id" bigint, /* Option < i64 > */
@@ -2506,8 +2484,8 @@ AS 'MODULE_PATHNAME', 'refund_credits_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/holds.rs
--- pg_billing::ledger::holds::release_credits
+-- src/spending/holds.rs
+-- pg_billing::spending::holds::release_credits
 CREATE  FUNCTION "release_credits"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"hold_id" bigint /* Option < i64 > */
@@ -2518,8 +2496,8 @@ AS 'MODULE_PATHNAME', 'release_credits_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/payments/webhook.rs
--- pg_billing::payments::webhook::replay_webhook
+-- src/webhooks/mod.rs
+-- pg_billing::webhooks::replay_webhook
 CREATE  FUNCTION "replay_webhook"(
 	"provider" TEXT, /* Option < & str > */
 	"event_id" TEXT /* Option < & str > */
@@ -2549,8 +2527,8 @@ create function billing_internal.require_sound() returns void
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/holds.rs
--- pg_billing::ledger::holds::reserve_credits
+-- src/spending/holds.rs
+-- pg_billing::spending::holds::reserve_credits
 CREATE  FUNCTION "reserve_credits"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"metric" TEXT, /* Option < & str > */
@@ -2566,8 +2544,8 @@ AS 'MODULE_PATHNAME', 'reserve_credits_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/members.rs
--- pg_billing::ledger::members::set_member_budget
+-- src/wallets/budgets.rs
+-- pg_billing::wallets::budgets::set_member_budget
 CREATE  FUNCTION "set_member_budget"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"member_id" uuid, /* Option < pgrx :: Uuid > */
@@ -2582,8 +2560,8 @@ AS 'MODULE_PATHNAME', 'set_member_budget_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/plans/subscription.rs
--- pg_billing::plans::subscription::set_org_allowance
+-- src/subscriptions/subscribe.rs
+-- pg_billing::subscriptions::subscribe::set_org_allowance
 CREATE  FUNCTION "set_org_allowance"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"metric" TEXT, /* Option < & str > */
@@ -2612,8 +2590,8 @@ AS 'MODULE_PATHNAME', 'set_org_price_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/payments/purchase.rs
--- pg_billing::payments::purchase::set_payment_status
+-- src/purchases/purchase.rs
+-- pg_billing::purchases::purchase::set_payment_status
 CREATE  FUNCTION "set_payment_status"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"payment_id" uuid, /* Option < pgrx :: Uuid > */
@@ -2627,8 +2605,8 @@ AS 'MODULE_PATHNAME', 'set_payment_status_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/split.rs
--- pg_billing::ledger::split::set_wallet_lanes
+-- src/wallets/lane_count.rs
+-- pg_billing::wallets::lane_count::set_wallet_lanes
 CREATE  FUNCTION "set_wallet_lanes"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"lanes" INT, /* Option < i32 > */
@@ -2668,8 +2646,8 @@ AS 'MODULE_PATHNAME', 'settle_org_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/payments/purchase.rs
--- pg_billing::payments::purchase::start_purchase
+-- src/purchases/purchase.rs
+-- pg_billing::purchases::purchase::start_purchase
 CREATE  FUNCTION "start_purchase"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"pack" TEXT, /* Option < & str > */
@@ -2688,8 +2666,8 @@ AS 'MODULE_PATHNAME', 'start_purchase_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/plans/subscription.rs
--- pg_billing::plans::subscription::subscribe
+-- src/subscriptions/subscribe.rs
+-- pg_billing::subscriptions::subscribe::subscribe
 CREATE  FUNCTION "subscribe"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"plan" TEXT, /* Option < & str > */
@@ -2704,8 +2682,8 @@ AS 'MODULE_PATHNAME', 'subscribe_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/turn.rs
--- pg_billing::turn::take_turn
+-- src/access/turn.rs
+-- pg_billing::access::turn::take_turn
 
 create function billing_internal.take_turn(name text) returns void
     language c volatile
@@ -2713,8 +2691,8 @@ create function billing_internal.take_turn(name text) returns void
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/transfer.rs
--- pg_billing::ledger::transfer::transfer_credits
+-- src/wallets/transfer.rs
+-- pg_billing::wallets::transfer::transfer_credits
 CREATE  FUNCTION "transfer_credits"(
 	"from_org" uuid, /* Option < pgrx :: Uuid > */
 	"to_org" uuid, /* Option < pgrx :: Uuid > */
@@ -2730,8 +2708,8 @@ AS 'MODULE_PATHNAME', 'transfer_credits_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/usage/history.rs
--- pg_billing::usage::history::unfolded_usage
+-- src/reports/history.rs
+-- pg_billing::reports::history::unfolded_usage
 
 create function billing_internal.unfolded_usage(org_id uuid) returns table (metric text, day date, quantity bigint, credits bigint)
     language c stable set search_path to pg_catalog, pg_temp
@@ -2739,8 +2717,8 @@ create function billing_internal.unfolded_usage(org_id uuid) returns table (metr
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/verify.rs
--- pg_billing::ledger::verify::verify_ledger
+-- src/wallets/verify.rs
+-- pg_billing::wallets::verify::verify_ledger
 CREATE  FUNCTION "verify_ledger"(
 	"org_id" uuid DEFAULT NULL /* Option < pgrx :: Uuid > */
 ) RETURNS TABLE (
@@ -2778,8 +2756,8 @@ AS 'MODULE_PATHNAME', 'void_gift_cards_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/grants.rs
--- pg_billing::ledger::grants::void_grant
+-- src/wallets/grants.rs
+-- pg_billing::wallets::grants::void_grant
 CREATE  FUNCTION "void_grant"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"grant_id" bigint, /* Option < i64 > */

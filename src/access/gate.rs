@@ -5,10 +5,10 @@
 //! gate: it asks for the level of the caller, as functions in Rust do, becomes the owner of the extension, and passes the call on
 //! as it came. A gate may stand in `billing_internal` itself (what `settle()` and views call): then its body is called `…_body`.
 
-use super::levels::{self, AsOwner, Levels};
-use super::tables;
-use crate::error::Error;
-use crate::raise::or_raise;
+use crate::access::levels::{self, AsOwner, Levels};
+use crate::access::tables;
+use crate::base::error::Error;
+use crate::pg::raise::or_raise;
 use pgrx::{pg_guard, pg_sys};
 use std::ffi::{CStr, CString, c_int};
 

@@ -5,10 +5,11 @@
 //! columns of built-in types, and is read with the rights of its own owner, in an operation that is restricted as the server's
 //! maintenance commands are: whatever runs then can do no more than its owner could.
 
-use super::levels::{AsOwner, cluster, role_name};
-use crate::error::Error;
-use crate::raise::or_raise;
-use crate::sql::{self, Db, ToSql};
+use crate::access::levels::{AsOwner, cluster, role_name};
+use crate::base::error::Error;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, Db, ToSql};
+use crate::schema::version;
 use crate::{args, statements};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -299,7 +300,7 @@ impl Members {
             // SAFETY: as above; it does not run.
             unsafe { pg_sys::SPI_freeplan(plan) };
         }
-        sql::prepare(&self.text, &[self.user_type.oid()])
+        spi::prepare(&self.text, &[self.user_type.oid()])
     }
 }
 
@@ -363,9 +364,9 @@ create function billing.configure_membership(relation regclass, org_column name,
     as 'MODULE_PATHNAME', 'configure_membership_wrapper';"#
 )]
 fn configure_membership(relation: Option<pg_sys::Oid>, org_column: Option<&CStr>, user_column: Option<&CStr>) {
-    or_raise(super::administrator(|| {
-        sql::connect(|db| {
-            crate::catalog::cache::require_installed(db)?;
+    or_raise(crate::access::administrator(|| {
+        spi::connect(|db| {
+            version::require(db)?;
             let (relation, org_column, user_column) = match (relation, org_column, user_column) {
                 (None, None, None) => {
                     db.write(&UNSET, args![]);

@@ -8,13 +8,14 @@ mod gate;
 mod levels;
 mod membership;
 mod tables;
+mod turn;
 
 pub use levels::{administrator, auditor, customer, reader, service};
 pub use tables::require_sound;
 
-use crate::error::{Error, Result};
-use crate::raise::or_raise;
-use crate::sql::{self, Db};
+use crate::base::error::{Error, Result};
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, Db};
 use claims::Claims;
 use levels::Levels;
 use pgrx::pg_sys;
@@ -134,7 +135,7 @@ fn my_orgs() -> Vec<pgrx::Uuid> {
     // A statement asks once for each table that it reads.
     let orgs = remembered(Moment::now()).unwrap_or_else(|| {
         let _owner = levels::AsOwner::begin();
-        sql::connect(mine)
+        spi::connect(mine)
     });
     orgs.iter().map(|org| pgrx::Uuid::from_bytes(org.into_bytes())).collect()
 }
@@ -239,5 +240,5 @@ create function billing_internal.membership_fault() returns text
     as 'MODULE_PATHNAME', 'membership_fault_wrapper';"#
 )]
 fn membership_fault() -> Option<String> {
-    sql::connect(membership::fault)
+    spi::connect(membership::fault)
 }

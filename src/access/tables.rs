@@ -5,8 +5,8 @@
 //! fits a call better than ours. The event trigger `pg_billing_guard` lets nobody make them; but it may be off, or come later. So they are
 //! looked for before anything is written, once for each change of one of our tables, or of a function, that the server tells.
 
-use crate::error::{Error, Result};
-use crate::sql;
+use crate::base::error::{Error, Result};
+use crate::pg::spi;
 use crate::{args, statements};
 use pgrx::{pg_guard, pg_sys};
 use std::cell::{Cell, RefCell};
@@ -70,11 +70,11 @@ pub fn require_sound() -> Result<()> {
     if LOOKED.get() {
         return Ok(());
     }
-    sql::connect(|db| {
+    spi::connect(|db| {
         let oid = |number: i64| pg_sys::Oid::from(u32::try_from(number).unwrap_or(0));
         let before = CHANGES.get();
         // On the newest snapshot: the change that was told may be newer than the caller's.
-        let (tables, foreign) = sql::on_newest_snapshot(|| (db.scan(&OURS, args![]), db.scan(&FOREIGN, args![])));
+        let (tables, foreign) = spi::on_newest_snapshot(|| (db.scan(&OURS, args![]), db.scan(&FOREIGN, args![])));
         let Some(row) = foreign.first() else {
             TABLES.set(tables.iter().map(|row| oid(row.get(0))).collect());
             // What was changed meanwhile is looked at by the next call.

@@ -4,13 +4,13 @@
 //! every backend (and standby) with the commit and drops what was known: so a transaction that starts after the commit
 //! sees the new prices.
 
+use crate::base::error::{Error, Result};
+use crate::base::time::Moment;
 use crate::catalog::pack::{Pack, Surcharge};
 use crate::catalog::plan::{Cap, Plan};
 use crate::catalog::price::Price;
-use crate::error::{Error, Result};
-use crate::install;
-use crate::sql::{self, Db};
-use crate::time::Moment;
+use crate::pg::spi::{self, Db};
+use crate::schema::version;
 use crate::{args, statements};
 use pgrx::prelude::*;
 use std::cell::{Cell, RefCell};
@@ -102,8 +102,7 @@ thread_local! {
 }
 
 statements! {
-    TABLES() = "select to_regclass('billing.metrics')::oid::int8, to_regclass('billing.migrations')::oid::int8";
-    VERSION() = "select coalesce(max(version), 0)::int8 from billing.migrations";
+    TABLE() = "select to_regclass('billing.metrics')::oid::int8";
     METRICS() =
         "select m.metric, m.unit, m.aggregation, m.category, m.tier, m.retired_at is not null,
                 exists (select from billing.org_prices o where o.metric = m.metric),
@@ -151,7 +150,7 @@ unsafe extern "C-unwind" fn forget(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
 
 /// Tells every backend, with the commit, that the catalog or the tables changed.
 pub fn invalidate(db: &Db) {
-    if let Some(oid) = db.read(&TABLES, &[]).first().and_then(|row| row.opt::<i64>(0)) {
+    if let Some(oid) = db.read(&TABLE, &[]).first().and_then(|row| row.opt::<i64>(0)) {
         let oid = pg_sys::Oid::from(u32::try_from(oid).unwrap_or(0));
         // SAFETY: the relation exists.
         unsafe { pg_sys::CacheInvalidateRelcacheByRelid(oid) };
@@ -175,19 +174,13 @@ fn known(db: &Db) -> Result<Rc<Known>> {
 fn load_newest(db: &Db) -> Result<Known> {
     // The newest snapshot, also in a repeatable-read transaction: what is kept must not be older than the invalidation
     // that asked for it.
-    sql::on_newest_snapshot(|| load(db))
+    spi::on_newest_snapshot(|| load(db))
 }
 
 fn load(db: &Db) -> Result<Known> {
-    let tables = db.read(&TABLES, &[]);
-    let row = tables.first().ok_or(Error::not_installed(0, install::LATEST))?;
-    let (Some(metrics), Some(_)) = (row.opt::<i64>(0), row.opt::<i64>(1)) else {
-        return Err(Error::not_installed(0, install::LATEST));
-    };
-    let version = db.scan(&VERSION, &[]).first().map_or(0, |row| row.get::<i64>(0));
-    if version != install::LATEST {
-        return Err(Error::not_installed(version, install::LATEST));
-    }
+    version::require(db)?;
+    let table = db.read(&TABLE, &[]);
+    let metrics = table.first().and_then(|row| row.opt::<i64>(0)).unwrap_or(0);
     RELATION.set(pg_sys::Oid::from(u32::try_from(metrics).unwrap_or(0)));
     let mut versions: HashMap<String, Versions> = HashMap::new();
     for row in db.scan(&PRICES, &[]).iter() {
@@ -263,7 +256,7 @@ fn load_plans(db: &Db) -> Result<(Plans, Option<Rc<Plan>>)> {
 }
 
 fn load_caps(db: &Db) -> Vec<Rc<Cap>> {
-    let cap = |row: sql::Row| Cap {
+    let cap = |row: spi::Row| Cap {
         name: row.get(0),
         metric: row.opt(1),
         category: row.opt(2),
@@ -378,19 +371,19 @@ pub fn all_metrics(db: &Db) -> Result<Vec<Rc<Metric>>> {
 pub fn price_since(db: &Db, metric: &Metric, org_id: Uuid, at: Moment) -> Moment {
     let list = metric.versions.iter().rev().map(|(from, _)| *from).find(|from| *from <= at);
     let own = if metric.own.price {
-        let rows = db.write(&ORG_PRICE_SINCE, args![org_id, &metric.name, sql::At(at)]);
+        let rows = db.write(&ORG_PRICE_SINCE, args![org_id, &metric.name, spi::Timestamptz(at)]);
         rows.first().and_then(|row| row.opt::<Moment>(0))
     } else {
         None
     };
-    list.into_iter().chain(own).max().unwrap_or(crate::time::NEVER_YET)
+    list.into_iter().chain(own).max().unwrap_or(crate::base::time::NEG_INFINITY)
 }
 
 /// The price in force for an org: its own, else the list price. None: free.
 pub fn price(db: &Db, metric: &Metric, org_id: Option<Uuid>, at: Moment) -> Result<Option<Rc<Price>>> {
     if metric.own.price
         && let Some(org_id) = org_id
-        && let Some(row) = db.read(&ORG_PRICE, args![org_id, &metric.name, sql::At(at)]).first()
+        && let Some(row) = db.read(&ORG_PRICE, args![org_id, &metric.name, spi::Timestamptz(at)]).first()
         && let Some(text) = row.opt::<String>(0)
     {
         return stored_price(&text);

@@ -1,10 +1,10 @@
 //! The catalog document: parsing with every fault listed, and what applying it would change.
 
+use crate::base::time::{Moment, NEG_INFINITY};
+use crate::base::units;
 use crate::catalog::pack::{Pack, Surcharge};
 use crate::catalog::plan::{Cap, Plan};
 use crate::catalog::price::{Price, Step};
-use crate::time::{Moment, NEVER_YET};
-use crate::units;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -251,7 +251,7 @@ fn parse_price_at(faults: &mut Faults, path: &str, value: &Value) -> (Option<Pri
                 }
             }
             if let Some(value) = object.get("effective_at") {
-                effective_at = value.as_str().and_then(crate::time::parse);
+                effective_at = value.as_str().and_then(crate::base::time::parse);
                 if effective_at.is_none() {
                     faults.add(&join(path, "effective_at"), "must be a date or a timestamp with time zone (ISO 8601)");
                 }
@@ -332,7 +332,7 @@ pub fn price_to_json(price: &Price, effective_at: Option<Moment>) -> Value {
         object.insert("unit".into(), price.unit.clone().into());
     }
     if let Some(at) = effective_at {
-        object.insert("effective_at".into(), crate::time::display(at).into());
+        object.insert("effective_at".into(), crate::base::time::display(at).into());
     }
     Value::Object(object)
 }
@@ -401,7 +401,7 @@ pub struct Current {
 fn new_price(spec: &MetricSpec, known: Option<&Current>, now: Moment) -> Option<Moment> {
     let Some(known) = known else {
         // The first version of a price holds from the beginning of time.
-        return Some(spec.effective_at.unwrap_or(NEVER_YET));
+        return Some(spec.effective_at.unwrap_or(NEG_INFINITY));
     };
     let in_force = known.versions.iter().rev().find(|(from, _)| *from <= now);
     match spec.effective_at {

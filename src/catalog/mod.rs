@@ -7,24 +7,22 @@ pub mod plan;
 pub mod price;
 
 use crate::access;
-use crate::arguments::{required, required_uuid};
+use crate::base::error::{Error, Result};
+use crate::base::time::Moment;
 use crate::catalog::document::{Change, Current, CurrentPlan, Document, MetricSpec};
 use crate::catalog::pack::Pack;
 use crate::catalog::plan::Cap;
-use crate::catalog::price::{Overflow, Price};
-use crate::clock;
-use crate::error::{Error, Result};
-use crate::json::Jsonb;
-use crate::limits::standing::Reader;
-use crate::raise::or_raise;
-use crate::sql::{self, At, Db};
-use crate::time::Moment;
+use crate::catalog::price::Price;
+use crate::pg::arguments::{self, required, required_uuid};
+use crate::pg::clock;
+use crate::pg::jsonb::Jsonb;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, Db, Timestamptz};
 use crate::{args, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use uuid::Uuid;
 
 statements! {
     SAVE_METRIC(text, text, text, text, text, timestamptz, text) =
@@ -87,7 +85,7 @@ fn current(db: &Db, now: Moment) -> Result<BTreeMap<String, Current>> {
 fn apply(catalog: &Value, dry_run: bool) -> Result<Vec<Change>> {
     let document = Document::parse(catalog).map_err(Error::invalid_catalog)?;
     let now = clock::now();
-    sql::connect(|db| {
+    spi::connect(|db| {
         cache::require_installed(db)?;
         if !dry_run {
             db.write(&LOCK_CATALOG, &[]);
@@ -146,35 +144,30 @@ fn current_caps(db: &Db) -> Result<BTreeMap<String, Cap>> {
     Ok(cache::all_caps(db)?.into_iter().map(|cap| (cap.name.clone(), (*cap).clone())).collect())
 }
 
-/// A document of ours, parsed.
-fn readable(argument: &str, value: Jsonb) -> Result<Value> {
-    value.value().ok_or_else(|| Error::invalid(argument, "holds a number or a depth that is out of range"))
-}
-
 fn store(db: &Db, change: &Change, document: &Document, now: Moment) {
     let name = &change.name;
     match change.kind {
         "metric" => match document.metrics.as_ref().and_then(|all| all.get(name)) {
             Some(spec) => store_metric(db, change, spec, now),
-            None => drop(db.write(&RETIRE, args![name, At(now)])),
+            None => drop(db.write(&RETIRE, args![name, Timestamptz(now)])),
         },
         "plan" => match document.plans.as_ref().and_then(|all| all.get(name)) {
             Some(plan) => {
-                let terms = crate::json::from_text(&plan.to_json().to_string());
-                db.write(&SAVE_PLAN, args![name, terms, At(now)]);
+                let terms = crate::pg::jsonb::from_text(&plan.to_json().to_string());
+                db.write(&SAVE_PLAN, args![name, terms, Timestamptz(now)]);
             }
-            None => drop(db.write(&RETIRE_PLAN, args![name, At(now)])),
+            None => drop(db.write(&RETIRE_PLAN, args![name, Timestamptz(now)])),
         },
         "pack" => match document.packs.as_ref().and_then(|all| all.get(name)) {
             Some(pack) => {
-                let terms = crate::json::from_text(&pack.to_json().to_string());
-                db.write(&SAVE_PACK, args![name, terms, At(now)]);
+                let terms = crate::pg::jsonb::from_text(&pack.to_json().to_string());
+                db.write(&SAVE_PACK, args![name, terms, Timestamptz(now)]);
             }
-            None => drop(db.write(&RETIRE_PACK, args![name, At(now)])),
+            None => drop(db.write(&RETIRE_PACK, args![name, Timestamptz(now)])),
         },
         "surcharge" => match document.surcharges.as_ref().and_then(|all| all.get(name)) {
             Some(surcharge) => {
-                let terms = crate::json::from_text(&surcharge.to_json().to_string());
+                let terms = crate::pg::jsonb::from_text(&surcharge.to_json().to_string());
                 db.write(&SAVE_SURCHARGE, args![name, terms]);
             }
             None => drop(db.write(&REMOVE_SURCHARGE, args![name])),
@@ -182,7 +175,10 @@ fn store(db: &Db, change: &Change, document: &Document, now: Moment) {
         _ => match document.caps.as_ref().and_then(|all| all.get(name)) {
             Some(cap) => {
                 let (metric, category) = (cap.metric.as_deref(), cap.category.as_deref());
-                db.write(&SAVE_CAP, args![name, metric, category, &cap.per, &cap.subject, cap.quantity, At(now)]);
+                db.write(
+                    &SAVE_CAP,
+                    args![name, metric, category, &cap.per, &cap.subject, cap.quantity, Timestamptz(now)],
+                );
             }
             None => drop(db.write(&REMOVE_CAP, args![name])),
         },
@@ -198,17 +194,17 @@ fn store_metric(db: &Db, change: &Change, spec: &MetricSpec, now: Moment) {
             &spec.aggregation,
             spec.category.as_deref(),
             spec.tier.as_deref(),
-            At(now),
+            Timestamptz(now),
             spec.unique_by.as_deref(),
         ],
     );
     if let Some(from) = change.new_price {
-        db.write(&SAVE_PRICE, args![&change.name, At(from), stored(spec.price.as_ref())]);
+        db.write(&SAVE_PRICE, args![&change.name, Timestamptz(from), stored(spec.price.as_ref())]);
     }
 }
 
 fn stored(price: Option<&Price>) -> Jsonb {
-    crate::json::from_text(&serde_json::to_string(&price).unwrap_or_else(|_| "null".to_owned()))
+    crate::pg::jsonb::from_text(&serde_json::to_string(&price).unwrap_or_else(|_| "null".to_owned()))
 }
 
 /// Makes the catalog what the document says and tells what that changes; with `dry_run`, only tells.
@@ -230,7 +226,7 @@ fn apply_catalog(
 {
     let changes = or_raise(access::service(|| {
         let (catalog, dry_run) = (required("catalog", catalog)?, required("dry_run", dry_run)?);
-        apply(&readable("catalog", catalog)?, dry_run)
+        apply(&arguments::document("catalog", catalog)?, dry_run)
     }));
     TableIterator::new(
         changes.into_iter().map(|c| (c.action.to_owned(), c.kind.to_owned(), c.name, pgrx::JsonB(c.detail))),
@@ -242,7 +238,7 @@ fn apply_catalog(
 #[search_path(pg_catalog, pg_temp)]
 fn export_catalog() -> pgrx::JsonB {
     let (metrics, plans, caps, packs, surcharges) = or_raise(access::auditor(|| {
-        sql::connect(|db| {
+        spi::connect(|db| {
             let (packs, surcharges) = (current_packs(db)?, cache::all_surcharges(db)?);
             Ok((current(db, clock::now())?, current_plans(db)?, current_caps(db)?, packs, surcharges))
         })
@@ -274,15 +270,17 @@ fn set_org_price(
         let org_id = required_uuid("org_id", org_id)?;
         let metric = required("metric", metric)?;
         let (price, dated) = match price {
-            Some(value) => document::parse_price(&readable("price", value)?).map_err(Error::invalid_catalog)?,
+            Some(value) => {
+                document::parse_price(&arguments::document("price", value)?).map_err(Error::invalid_catalog)?
+            }
             None => (None, None),
         };
         let given = effective_at.map(Moment::from).or(dated);
-        sql::connect(|db| {
+        spi::connect(|db| {
             let known = cache::metric(db, metric)?;
             let from = given.unwrap_or_else(clock::now);
             let value = price.as_ref().map(|p| stored(Some(p)));
-            db.write(&SAVE_ORG_PRICE, args![org_id, metric, At(from), value]);
+            db.write(&SAVE_ORG_PRICE, args![org_id, metric, Timestamptz(from), value]);
             // The first such price of a metric makes every backend look for them from then on.
             if !known.own.price {
                 cache::invalidate(db);
@@ -290,89 +288,4 @@ fn set_org_price(
             Ok(())
         })
     }));
-}
-
-/// What `quantity` of a metric costs an org now, after what it used in this period and beyond what its plan includes, in the
-/// unit of the price. For functions that only read.
-pub fn cost(db: &Db, metric: &str, quantity: i64, org_id: Option<Uuid>, now: Moment) -> Result<(String, i64)> {
-    let metric = cache::metric(db, metric)?;
-    let Some(price) = cache::price(db, &metric, org_id, now)? else {
-        return Ok((crate::units::CREDIT.to_owned(), 0));
-    };
-    let credits = match org_id {
-        Some(org_id) if !metric.is_plain(Some(&price)) => {
-            let standing = Reader::new(db, org_id, now)?.standing(&metric)?;
-            standing.charge(quantity, Some(&price))?.credits
-        }
-        _ => price.charge(0, quantity).map_err(too_large)?,
-    };
-    Ok((price.unit.clone(), credits))
-}
-
-/// The error of a price whose result does not fit.
-pub fn too_large(_: Overflow) -> Error {
-    Error::invalid("quantity", "the quantity of the period or its price would not fit 63 bits")
-}
-
-/// Tells what `quantity` units of a metric cost, in the unit of its price (credits by default).
-///
-/// With `org_id`: at the org's own price, after what it used in this period, less what its plan still includes. Errors: PT404
-/// `unknown_metric`; 42501 `not_authorized` for an org that is not the caller's; 22023 for a quantity below 1, or a price beyond
-/// 63 bits.
-#[pg_extern(stable)]
-#[search_path(pg_catalog, pg_temp)]
-fn calculate_cost(
-    metric: Option<&str>,
-    quantity: default!(Option<i64>, 1),
-    org_id: default!(Option<pgrx::Uuid>, "NULL"),
-) -> i64 {
-    or_raise(access::reader(|| {
-        let metric = required("metric", metric)?;
-        let quantity = crate::arguments::positive("quantity", quantity)?;
-        total_cost(org_id, &[(metric, quantity)])
-    }))
-}
-
-/// Tells what a request that uses several metrics costs: `{"query": 1, "tool": 2}`. Cast a literal to jsonb.
-///
-/// Errors: as for one metric; 22023 also when the prices are in different units.
-#[pg_extern(stable, name = "calculate_cost")]
-#[search_path(pg_catalog, pg_temp)]
-fn calculate_cost_of_items(items: Option<Jsonb>, org_id: default!(Option<pgrx::Uuid>, "NULL")) -> i64 {
-    or_raise(access::reader(|| {
-        let items = readable("items", required("items", items)?)?;
-        let items = items.as_object().ok_or(Error::invalid("items", "must be an object of metrics and quantities"))?;
-        let items = items
-            .iter()
-            .map(|(metric, quantity)| {
-                quantity
-                    .as_i64()
-                    .filter(|q| *q > 0)
-                    .map(|q| (metric.as_str(), q))
-                    .ok_or_else(|| Error::invalid("items", "a quantity must be a whole number from 1"))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        total_cost(org_id, &items)
-    }))
-}
-
-fn total_cost(org_id: Option<pgrx::Uuid>, items: &[(&str, i64)]) -> Result<i64> {
-    let org_id = org_id.map(|id| Uuid::from_bytes(*id.as_bytes()));
-    let now = clock::now();
-    sql::connect(|db| {
-        cache::require_installed(db)?;
-        if let Some(org_id) = org_id {
-            access::authorize(db, org_id)?;
-        }
-        let mut unit: Option<String> = None;
-        let mut total: i64 = 0;
-        for (metric, quantity) in items {
-            let (its_unit, credits) = cost(db, metric, *quantity, org_id, now)?;
-            if credits > 0 && unit.replace(its_unit.clone()).is_some_and(|known| known != its_unit) {
-                return Err(Error::invalid("items", "the prices are in different units"));
-            }
-            total = total.checked_add(credits).ok_or(too_large(Overflow))?;
-        }
-        Ok(total)
-    })
 }

@@ -1,9 +1,9 @@
 //! Packs of credit for sale, and what a purchase comes to: whole numbers of minor units, rounded in one place.
 
+use crate::base::units;
+use crate::base::validity::Validity;
 use crate::catalog::document::{Faults, join};
 use crate::catalog::plan::{self, Cycle};
-use crate::units;
-use crate::validity::Validity;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 

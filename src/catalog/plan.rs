@@ -1,9 +1,9 @@
 //! Plans and caps as the catalog document describes them.
 
+use crate::base::time::Moment;
+use crate::base::units;
 use crate::catalog::document::{Faults, join};
 use crate::catalog::pack;
-use crate::time::Moment;
-use crate::units;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -45,10 +45,10 @@ impl Cycle {
     /// Start of the n-th period from the anchor, the first being 0.
     pub fn boundary(self, anchor: Moment, n: i64) -> Moment {
         match self {
-            Self::Day => crate::time::add_days(anchor, n),
-            Self::Week => crate::time::add_days(anchor, n.saturating_mul(7)),
-            Self::Month => crate::time::add_months(anchor, n),
-            Self::Year => crate::time::add_months(anchor, n.saturating_mul(12)),
+            Self::Day => crate::base::time::add_days(anchor, n),
+            Self::Week => crate::base::time::add_days(anchor, n.saturating_mul(7)),
+            Self::Month => crate::base::time::add_months(anchor, n),
+            Self::Year => crate::base::time::add_months(anchor, n.saturating_mul(12)),
         }
     }
 
@@ -60,8 +60,8 @@ impl Cycle {
         let mut n = match self {
             Self::Day => days,
             Self::Week => days.div_euclid(7),
-            Self::Month => crate::time::months_between(anchor, at),
-            Self::Year => crate::time::months_between(anchor, at).div_euclid(12),
+            Self::Month => crate::base::time::months_between(anchor, at),
+            Self::Year => crate::base::time::months_between(anchor, at).div_euclid(12),
         };
         while self.boundary(anchor, n) > at {
             n -= 1;
@@ -376,9 +376,9 @@ mod tests {
 
     #[test]
     fn periods_of_days_and_weeks() {
-        let monday = crate::time::parse("2027-06-07").unwrap();
-        assert_eq!(Cycle::Week.boundary(monday, 2), crate::time::parse("2027-06-21").unwrap());
-        assert_eq!(Cycle::Week.index(monday, crate::time::parse("2027-06-20").unwrap()), 1);
-        assert_eq!(Cycle::Day.index(monday, crate::time::parse("2027-06-06").unwrap()), -1);
+        let monday = crate::base::time::parse("2027-06-07").unwrap();
+        assert_eq!(Cycle::Week.boundary(monday, 2), crate::base::time::parse("2027-06-21").unwrap());
+        assert_eq!(Cycle::Week.index(monday, crate::base::time::parse("2027-06-20").unwrap()), 1);
+        assert_eq!(Cycle::Day.index(monday, crate::base::time::parse("2027-06-06").unwrap()), -1);
     }
 }

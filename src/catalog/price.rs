@@ -3,7 +3,8 @@
 //! P(q), the price of the first q units of a period, is the exact sum of the steps, rounded up to a whole credit once. A
 //! charge is P(after) − P(before), so the charges of a period add up to P(total) however the usage was split.
 
-use crate::ledger::chain;
+use crate::base::error::Error;
+use crate::base::hash;
 use serde::{Deserialize, Serialize};
 use std::cell::OnceCell;
 
@@ -84,7 +85,7 @@ impl Price {
     pub fn id(&self) -> i64 {
         *self.id.0.get_or_init(|| {
             let text = serde_json::to_string(self).unwrap_or_default();
-            chain::fingerprint("price", &[Some(&text)])
+            hash::fingerprint("price", &[Some(&text)])
         })
     }
 
@@ -136,6 +137,11 @@ fn add(a: (i128, i128), b: (i128, i128)) -> (i128, i128) {
     let common = a.1 / gcd(a.1, b.1) * b.1;
     // Each fraction is below one, or a sum of a few such: at most 100 × 2^120.
     (a.0 % a.1 * (common / a.1) + b.0 * (common / b.1) + a.0 / a.1 * common, common)
+}
+
+/// The error of a price whose result does not fit.
+pub fn too_large(_: Overflow) -> Error {
+    Error::invalid("quantity", "the quantity of the period or its price would not fit 63 bits")
 }
 
 #[cfg(test)]

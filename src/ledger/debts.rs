@@ -1,9 +1,9 @@
 //! Unpaid overage: what settlement charged and the wallet could not pay. Whatever credit comes in next pays it first.
 
-use crate::error::Result;
-use crate::ledger::wallet::{Facts, Operation, Wallet};
-use crate::sql::{At, Db};
-use crate::time::{self, Moment};
+use crate::base::error::Result;
+use crate::base::time::{self, Moment};
+use crate::ledger::wallet::{EntryContext, Operation, Wallet};
+use crate::pg::spi::{Db, Timestamptz};
 use crate::{args, statements};
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -44,7 +44,7 @@ pub fn owe(db: &Db, org_id: Uuid, debts: &[Debt]) {
                 org_id,
                 debts.iter().map(|d| d.unit.clone()).collect::<Vec<_>>(),
                 debts.iter().map(|d| d.metric.clone()).collect::<Vec<_>>(),
-                debts.iter().map(|d| At(d.period_start)).collect::<Vec<_>>(),
+                debts.iter().map(|d| Timestamptz(d.period_start)).collect::<Vec<_>>(),
                 debts.iter().map(|d| d.credits).collect::<Vec<_>>(),
             ],
         );
@@ -79,17 +79,17 @@ pub fn pay(db: &Db, wallet: &mut Wallet, new: &[Debt]) -> Result<(i64, i64)> {
     }
     let (mut paid, mut unpaid, mut rest) = (0_i64, 0_i64, Vec::new());
     for ((period_start, metric), due) in owed {
-        if wallet.lots.is_none() {
+        if wallet.grants.is_none() {
             crate::ledger::store::load(db, wallet, &[])?;
         }
         let owed = due.noted.saturating_add(due.new);
-        crate::ledger::store::provide(db, wallet, owed.min(wallet.spendable(Some(&metric))), Some(&metric))?;
+        crate::ledger::store::ensure_spendable(db, wallet, owed.min(wallet.spendable(Some(&metric))), Some(&metric))?;
         let credits = owed.min(wallet.at_hand(Some(&metric))).max(0);
         if credits > 0 {
             let parts = wallet.allocate(credits, Some(&metric))?;
-            let mut operation = Operation::new(Facts {
+            let mut operation = Operation::new(EntryContext {
                 metric: Some(metric.clone()),
-                ..Facts::from_source(SOURCE, Some(time::display(period_start)))
+                ..EntryContext::from_source(SOURCE, Some(time::display(period_start)))
             });
             wallet.consume(&mut operation, &parts, 0)?;
         }
@@ -98,9 +98,9 @@ pub fn pay(db: &Db, wallet: &mut Wallet, new: &[Debt]) -> Result<(i64, i64)> {
         let left = due.new - (credits - of_noted);
         unpaid = unpaid.saturating_add(due.noted - of_noted).saturating_add(left);
         if of_noted > 0 && of_noted == due.noted {
-            db.write(&ALL_PAID, args![org_id, &unit, &metric, At(period_start)]);
+            db.write(&ALL_PAID, args![org_id, &unit, &metric, Timestamptz(period_start)]);
         } else if of_noted > 0 {
-            db.write(&PAID, args![org_id, &unit, &metric, At(period_start), of_noted]);
+            db.write(&PAID, args![org_id, &unit, &metric, Timestamptz(period_start), of_noted]);
         }
         if left > 0 {
             rest.push(Debt { unit: unit.clone(), metric, period_start, credits: left });

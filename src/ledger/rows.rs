@@ -1,15 +1,15 @@
 //! Lanes and entries by the server's access methods (`heap`): what the shortest calls look at and write.
 
-use crate::heap::{self, Attempt, Changed, Finder, Held, Is, Key, Snapshot, Table, Value, Write, shapes};
-use crate::json::Jsonb;
+use crate::base::time::Moment;
+use crate::base::units;
 use crate::ledger::chain::{self, Position};
 use crate::ledger::lanes::View;
-use crate::ledger::store::Replay;
+use crate::ledger::recent::LaneSummary;
+use crate::ledger::replay::Replay;
 use crate::ledger::wallet::Lane;
-use crate::sql::{FromSql, ToSql};
-use crate::time::Moment;
-use crate::units;
-use crate::usage::recent::Recent;
+use crate::pg::heap::{self, Attempt, Changed, Finder, Held, Is, Key, Snapshot, Table, Value, Write, shapes};
+use crate::pg::jsonb::Jsonb;
+use crate::pg::spi::{FromSql, ToSql};
 use pgrx::datum::FromDatum;
 use uuid::Uuid;
 
@@ -318,12 +318,12 @@ pub fn lane_number(row: &[Value]) -> Option<i16> {
 }
 
 /// What a lane knows of the entries that are not folded.
-pub fn recent(row: &[Value], last_entry_id: i64) -> Option<Recent> {
-    Recent::of_lane(bytes(row, column::RECENT).as_deref(), last_entry_id)
+pub fn recent(row: &[Value], last_entry_id: i64) -> Option<LaneSummary> {
+    LaneSummary::of_lane(bytes(row, column::RECENT).as_deref(), last_entry_id)
 }
 
 /// Lets a lane that is locked know it.
-pub fn keep_recent(org_id: Uuid, unit: &str, recent: &Recent) {
+pub fn keep_recent(org_id: Uuid, unit: &str, recent: &LaneSummary) {
     if let Some(table) = open() {
         let _changed = table.update_one(&shapes::LANES_KEY, &key(org_id, unit, 0), Held::Ours, |_| {
             Some(vec![(column::RECENT, recent.encode().as_deref().to_sql())])
@@ -432,7 +432,7 @@ pub fn lanes(row: &[Value]) -> i16 {
 
 /// A wallet at a glance.
 #[derive(Debug, Default)]
-pub struct Glance {
+pub struct WalletSnapshot {
     /// Until when lane 0 says that all of it can be spent, and that its lanes may be burned from.
     pub fast_until: Moment,
     /// Lanes 1 to n, what can be burned of each, and the rest.
@@ -449,7 +449,7 @@ pub struct Glance {
     pub alert_base: i64,
 }
 
-impl Glance {
+impl WalletSnapshot {
     /// What lane 0 tells of it.
     fn of(row: &[Value]) -> Option<Self> {
         let balance = number(row, column::BALANCE)?;
@@ -466,10 +466,10 @@ impl Glance {
 }
 
 /// Looks at a wallet; None where there is none, or nothing is known without a statement.
-pub fn glance(lanes: &mut Finder<'_>, org_id: Uuid, unit: &str, now: Moment) -> Option<Glance> {
-    let mut seen: Option<Glance> = None;
+pub fn read_wallet_snapshot(lanes: &mut Finder<'_>, org_id: Uuid, unit: &str, now: Moment) -> Option<WalletSnapshot> {
+    let mut seen: Option<WalletSnapshot> = None;
     let mut key = key(org_id, unit, 0);
-    lanes.read(&key, |row, _| seen = Glance::of(row));
+    lanes.read(&key, |row, _| seen = WalletSnapshot::of(row));
     let mut seen = seen?;
     let last = if seen.lanes > 1 { seen.lanes } else { 0 };
     if last > 0 {
@@ -494,7 +494,7 @@ pub fn glance(lanes: &mut Finder<'_>, org_id: Uuid, unit: &str, now: Moment) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::heap::shapes;
+    use crate::pg::heap::shapes;
 
     #[test]
     fn columns_are_counted_as_they_stand() {

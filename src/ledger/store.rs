@@ -4,17 +4,15 @@
 //! members. A row is locked by the statement that reads it, and every writer of a wallet's grants and holds holds lane 0: so its
 //! row is the wallet's lock, under any isolation level. `lanes.rs` says how the other lanes go with it.
 
-use crate::error::{Error, Result};
-use crate::heap::{Attempt, Table};
+use crate::base::error::{Error, Result};
+use crate::base::time::{INFINITY, Moment, Period};
+use crate::ledger::replay::Replay;
 use crate::ledger::rows::{self, EntryRow};
-use crate::ledger::wallet::{Away, Budget, Entry, Hold, Lane, Lot, MemberDelta, Part, Saved, Wallet};
+use crate::ledger::wallet::{Budget, Entry, Grant, Hold, Lane, MemberDelta, Part, Saved, UnlockedLane, Wallet};
 use crate::ledger::{chain, lanes};
-use crate::limits::caps;
-use crate::sql::{self, At, Db, Row};
-use crate::time::{INFINITY, Moment, Period};
-use crate::usage::fold;
-use crate::usage::recent::Recent;
-use crate::{alerts, args, statements};
+use crate::pg::heap::{Attempt, Table};
+use crate::pg::spi::{self, Db, Row, Timestamptz};
+use crate::{args, statements};
 use uuid::Uuid;
 
 macro_rules! lane_columns {
@@ -175,9 +173,9 @@ fn lane(row: &Row) -> Lane {
     }
 }
 
-fn lot(row: &Row) -> Lot {
+fn grant_of_row(row: &Row) -> Grant {
     let saved = Saved { remaining: row.get(2), written_off: row.get(5), voided: row.get(11) };
-    Lot {
+    Grant {
         grant_id: row.get(0),
         amount: row.get(1),
         remaining: saved.remaining,
@@ -212,18 +210,18 @@ fn lock_all(db: &Db, wallets: &[(Uuid, String)]) -> Vec<Lane> {
 }
 
 /// A wallet without a lock, for reading.
-pub fn peek(db: &Db, org_id: Uuid, unit: &str) -> Option<Lane> {
+pub fn read_lane_unlocked(db: &Db, org_id: Uuid, unit: &str) -> Option<Lane> {
     db.read(&READ_LANE, args![org_id, unit]).first().as_ref().map(lane)
 }
 
 /// The same as of this moment.
-pub fn look(db: &Db, org_id: Uuid, unit: &str) -> Option<Lane> {
+pub fn read_lane(db: &Db, org_id: Uuid, unit: &str) -> Option<Lane> {
     db.write(&READ_LANE, args![org_id, unit]).first().as_ref().map(lane)
 }
 
 /// Makes a wallet where there is none.
 fn create(db: &Db, org_id: Uuid, unit: &str, now: Moment) {
-    db.write(&CREATE_SETTINGS, args![org_id, unit, At(now)]);
+    db.write(&CREATE_SETTINGS, args![org_id, unit, Timestamptz(now)]);
     db.write(&CREATE_LANE, args![org_id, unit, 0_i16]);
 }
 
@@ -241,12 +239,12 @@ pub fn create_lane(db: &Db, wallet: &Lane, number: i16) -> Result<()> {
 }
 
 /// What the lanes of a wallet hold besides lane 0, as committed.
-fn others(db: &Db, wallet: &Lane, fresh: bool) -> Vec<Away> {
+fn others(db: &Db, wallet: &Lane, fresh: bool) -> Vec<UnlockedLane> {
     if !wallet.is_split() {
         return Vec::new();
     }
     let rows = db.query(fresh, &OTHERS, args![wallet.org_id, &wallet.unit]);
-    let away = rows.iter().map(|row| Away {
+    let away = rows.iter().map(|row| UnlockedLane {
         lane: row.get(0),
         slice: Part { grant_id: row.get(1), credits: row.get(2) },
         fresh_until: row.get(3),
@@ -260,34 +258,34 @@ pub fn balance(db: &Db, lane: &Lane) -> i64 {
 }
 
 /// Takes back what a lane holds; false where it is held and we do not wait.
-fn gather(db: &Db, wallet: &mut Wallet, number: i16, wait: bool) -> Result<bool> {
+fn reclaim_lane(db: &Db, wallet: &mut Wallet, number: i16, wait: bool) -> Result<bool> {
     let Some(lane) = lock_other(db, &wallet.lane, number, wait) else { return Ok(false) };
-    wallet.gather(lane)?;
+    wallet.reclaim_lane(lane)?;
     Ok(true)
 }
 
 /// Takes back what all lanes hold of which `which` says so, whoever holds them.
-pub fn gather_all(db: &Db, wallet: &mut Wallet, which: impl Fn(&Away) -> bool) -> Result<()> {
+pub fn reclaim_lanes(db: &Db, wallet: &mut Wallet, which: impl Fn(&UnlockedLane) -> bool) -> Result<()> {
     let numbers: Vec<i16> = wallet.away.iter().filter(|away| which(away)).map(|away| away.lane).collect();
     for number in numbers {
-        gather(db, wallet, number, true)?;
+        reclaim_lane(db, wallet, number, true)?;
     }
     Ok(())
 }
 
 /// Takes back what all lanes hold, but those that are held; false where some were.
-pub fn gather_free(db: &Db, wallet: &mut Wallet) -> Result<bool> {
+pub fn reclaim_free_lanes(db: &Db, wallet: &mut Wallet) -> Result<bool> {
     let numbers: Vec<i16> = wallet.away.iter().map(|away| away.lane).collect();
     for number in numbers {
-        gather(db, wallet, number, false)?;
+        reclaim_lane(db, wallet, number, false)?;
     }
     Ok(wallet.away.is_empty())
 }
 
 /// Sees to it that so much can be burned, where the wallet has it: brings in the grants, and what other lanes hold. To be called
 /// before members are locked, for which those who hold lanes may wait.
-pub fn provide(db: &Db, wallet: &mut Wallet, credits: i64, metric: Option<&str>) -> Result<()> {
-    if wallet.lots.is_none() && !wallet.slice_suffices(credits) {
+pub fn ensure_spendable(db: &Db, wallet: &mut Wallet, credits: i64, metric: Option<&str>) -> Result<()> {
+    if wallet.grants.is_none() && !wallet.slice_suffices(credits) {
         load(db, wallet, &[])?;
     }
     // What others have not committed can only be less.
@@ -301,7 +299,7 @@ pub fn provide(db: &Db, wallet: &mut Wallet, credits: i64, metric: Option<&str>)
             break;
         }
         for number in wanted {
-            if !gather(db, wallet, number, false)? {
+            if !reclaim_lane(db, wallet, number, false)? {
                 passed.push(number);
             }
         }
@@ -311,10 +309,10 @@ pub fn provide(db: &Db, wallet: &mut Wallet, credits: i64, metric: Option<&str>)
         let now = wallet.now();
         let live = wallet.away.iter().filter(|away| away.fresh_until > now);
         let away: Vec<_> = live.map(|away| (away.lane, away.slice.credits)).collect();
-        let Some((number, wait)) = lanes::gather(wallet.at_hand(metric), &away, credits, &passed) else {
+        let Some((number, wait)) = lanes::next_lane_to_reclaim(wallet.at_hand(metric), &away, credits, &passed) else {
             return Ok(());
         };
-        if !gather(db, wallet, number, wait)? {
+        if !reclaim_lane(db, wallet, number, wait)? {
             passed.push(number);
         }
     }
@@ -325,8 +323,12 @@ pub fn provide(db: &Db, wallet: &mut Wallet, credits: i64, metric: Option<&str>)
 pub fn refill(db: &Db, wallet: &mut Wallet, number: i16, credits: i64) -> Result<()> {
     let is_ours = wallet.lanes.iter().any(|lane| lane.lane.lane == number);
     let in_use = (1..=wallet.lane.lanes).contains(&number);
-    if wallet.lane.is_split() && in_use && wallet.lots.is_some() && (is_ours || gather(db, wallet, number, false)?) {
-        wallet.deal(number, credits)?;
+    if wallet.lane.is_split()
+        && in_use
+        && wallet.grants.is_some()
+        && (is_ours || reclaim_lane(db, wallet, number, false)?)
+    {
+        wallet.refill_lane(number, credits)?;
     }
     Ok(())
 }
@@ -427,11 +429,11 @@ fn load_with(db: &Db, wallet: &mut Wallet, named: &[i64], locking: bool) -> Resu
     let mut next_due = wallet.lane.holds_due;
     // Without credit in holds there is none to come back, and a look books nothing.
     if next_due <= now && (locking || wallet.lane.reserved > 0) {
-        holds = run(&TIMED_OUT_HOLDS, args![org_id, &unit, At(now), At(next_due)])
+        holds = run(&TIMED_OUT_HOLDS, args![org_id, &unit, Timestamptz(now), Timestamptz(next_due)])
             .iter()
             .map(|row| timed_out(&row))
             .collect();
-        let due = run(&NEXT_HOLD_DUE, args![org_id, &unit, At(now)]);
+        let due = run(&NEXT_HOLD_DUE, args![org_id, &unit, Timestamptz(now)]);
         next_due = due.first().and_then(|row| row.opt(0)).unwrap_or(INFINITY);
         if locking {
             let members: Vec<Uuid> = holds.iter().filter_map(|h: &Hold| h.member_id).collect();
@@ -449,24 +451,25 @@ fn load_with(db: &Db, wallet: &mut Wallet, named: &[i64], locking: bool) -> Resu
     ids.push(wallet.lane.slice_grant);
     ids.extend(holds.iter().flat_map(|h| &h.parts).map(|p| p.grant_id));
     ids.extend(away.iter().map(|away| away.slice.grant_id));
-    let mut lots: Vec<Lot> = run(&LOAD_LOTS, args![org_id, &unit, ids]).iter().map(|row| lot(&row)).collect();
+    let mut grants: Vec<Grant> =
+        run(&LOAD_LOTS, args![org_id, &unit, ids]).iter().map(|row| grant_of_row(&row)).collect();
     if !locking {
         // For reading, all of it is at hand.
         for away in away {
-            if let Some(lot) = lots.iter_mut().find(|lot| lot.grant_id == away.slice.grant_id) {
-                lot.remaining += away.slice.credits;
+            if let Some(grant) = grants.iter_mut().find(|grant| grant.grant_id == away.slice.grant_id) {
+                grant.remaining += away.slice.credits;
             }
         }
-        return wallet.load(lots, &holds, next_due);
+        return wallet.load(grants, &holds, next_due);
     }
     wallet.away = away;
-    wallet.load(lots, &holds, next_due)?;
+    wallet.load(grants, &holds, next_due)?;
     // What lanes hold of grants that have expired is booked too. Whoever holds such a lane leaves it for the next time.
     let expired: Vec<i16> = wallet.away.iter().filter(|away| away.fresh_until <= now).map(|away| away.lane).collect();
     for number in expired {
-        gather(db, wallet, number, false)?;
+        reclaim_lane(db, wallet, number, false)?;
     }
-    wallet.bury()
+    wallet.write_off_dead_grants()
 }
 
 fn timed_out(row: &Row) -> Hold {
@@ -502,7 +505,7 @@ pub fn load_budgets(db: &Db, wallet: &mut Wallet, members: Vec<Uuid>) {
 /// An entry of a past operation.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
-pub struct Past {
+pub struct PostedEntry {
     pub kind: String,
     pub grant_id: Option<i64>,
     /// Positive where credit left the balance.
@@ -514,12 +517,12 @@ pub struct Past {
 }
 
 /// The entries of a past operation, in order; none when there is no such operation.
-pub fn past_operation(db: &Db, org_id: Uuid, operation_id: i64) -> Vec<Past> {
+pub fn past_operation(db: &Db, org_id: Uuid, operation_id: i64) -> Vec<PostedEntry> {
     let mut limit = 16;
     loop {
         let rows = db.write(&OPERATION, args![org_id, operation_id, limit]);
-        let entries: Vec<Past> =
-            rows.iter().take_while(|row| row.get::<i64>(0) == operation_id).map(|row| past(&row)).collect();
+        let entries: Vec<PostedEntry> =
+            rows.iter().take_while(|row| row.get::<i64>(0) == operation_id).map(|row| posted_entry(&row)).collect();
         if i64::try_from(entries.len()).unwrap_or(i64::MAX) < limit {
             return entries;
         }
@@ -527,8 +530,8 @@ pub fn past_operation(db: &Db, org_id: Uuid, operation_id: i64) -> Vec<Past> {
     }
 }
 
-fn past(row: &Row) -> Past {
-    Past {
+fn posted_entry(row: &Row) -> PostedEntry {
+    PostedEntry {
         kind: row.get(1),
         grant_id: row.opt(2),
         credits: row.get(3),
@@ -539,71 +542,32 @@ fn past(row: &Row) -> Past {
     }
 }
 
-/// The first entry of the operation that took a key.
-#[derive(Debug, Clone)]
-#[allow(missing_docs)]
-pub struct Replay {
-    pub operation_id: i64,
-    pub request_hash: Option<i64>,
-    pub result: Option<String>,
-    pub kind: String,
-    pub metric: Option<String>,
-    pub quantity: Option<i64>,
-    pub amount: i64,
-    pub balance_before: i64,
-    pub balance_after: i64,
-    pub member_id: Option<Uuid>,
-    pub metadata: String,
-    pub key: Option<String>,
-}
-
-/// Reads a replay from a row whose columns, from `at` on, are those of FIND_REQUEST.
-pub fn replay(row: &Row, at: usize) -> Replay {
-    Replay {
-        operation_id: row.get(at),
-        request_hash: row.opt(at + 1),
-        result: row.opt(at + 2),
-        kind: row.get(at + 3),
-        metric: row.opt(at + 4),
-        quantity: row.opt(at + 5),
-        amount: row.get(at + 6),
-        balance_before: row.get(at + 7),
-        balance_after: row.get(at + 8),
-        member_id: row.opt(at + 9),
-        metadata: row.get(at + 10),
-        key: row.opt(at + 11),
-    }
-}
-
 /// Looks a key up.
 pub fn find_replay(db: &Db, org_id: Uuid, key: &str) -> Result<Option<Replay>> {
     let request_id = chain::request_id(key);
-    let found = rows::find_request(org_id, request_id)
-        .unwrap_or_else(|_| db.write(&FIND_REQUEST, args![org_id, request_id]).first().map(|row| replay(&row, 0)));
+    let found = rows::find_request(org_id, request_id).unwrap_or_else(|_| {
+        db.write(&FIND_REQUEST, args![org_id, request_id]).first().map(|row| Replay::of_row(&row, 0))
+    });
     match found {
         Some(found) if found.key.as_deref() != Some(key) => Err(Error::idempotency_conflict(key)),
         found => Ok(found),
     }
 }
 
-/// Writes what the rules decided.
-pub fn save(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Result<()> {
-    // Whoever has the key was not here when we looked: so it is another request.
-    if save_new(db, wallets, metadata_of_grants)? { Ok(()) } else { Err(key_is_taken(wallets)) }
-}
-
-fn key_is_taken(wallets: &[Wallet]) -> Error {
+/// The error of a call whose key somebody else has taken.
+pub fn key_is_taken(wallets: &[Wallet]) -> Error {
     let entries = || wallets.iter().flat_map(|wallet| &wallet.entries);
     let key = entries().find_map(|entry| entry.request().map(|r| r.key.clone())).unwrap_or_default();
     Error::idempotency_conflict(&key)
 }
 
-/// The same; false, and nothing is written, where a call that was under way elsewhere has taken a key.
-pub fn save_new(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Result<bool> {
+/// Closes the wallets for writing, and writes their entries; false, and nothing is written, where a call that was under way
+/// elsewhere has taken a key.
+pub fn write_entries(db: &Db, wallets: &mut [Wallet]) -> Result<bool> {
     for wallet in wallets.iter_mut() {
         // Credit that goes before what lanes hold goes before it from now on, but for lanes that are held just now.
         for number in wallet.later_lanes() {
-            gather(db, wallet, number, false)?;
+            reclaim_lane(db, wallet, number, false)?;
         }
         wallet.close();
     }
@@ -612,34 +576,23 @@ pub fn save_new(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Re
     let may_be_taken = wallets
         .iter()
         .any(|w| (w.lane.is_split() || !w.lanes.is_empty()) && w.entries.iter().any(|e| e.request().is_some()));
-    let is_new = if may_be_taken {
-        sql::unless_in_vain(|| insert_entries(db, &all) == Inserted::All)
-    } else {
-        match insert_entries(db, &all) {
-            Inserted::All => true,
-            Inserted::Nothing => false,
-            // It goes with the error.
-            Inserted::Some => return Err(key_is_taken(wallets)),
-        }
-    };
-    if is_new {
-        for wallet in all {
-            save_wallet(db, wallet, metadata_of_grants)?;
-        }
+    if may_be_taken {
+        return Ok(spi::in_subtransaction(|| insert_entries(db, &all) == Inserted::All));
     }
-    Ok(is_new)
+    match insert_entries(db, &all) {
+        Inserted::All => Ok(true),
+        Inserted::Nothing => Ok(false),
+        // It goes with the error.
+        Inserted::Some => Err(key_is_taken(wallets)),
+    }
 }
 
-fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()> {
+/// Writes the rows of a wallet: its lane, its grants, and its holds that timed out. `kept`: what the lane is to know of its entries.
+pub fn save_wallet(db: &Db, wallet: &Wallet, kept: Option<&[u8]>, metadata_of_grants: &str) {
     let lane = &wallet.lane;
-    let now = At(wallet.now());
-    let is_changed = !wallet.entries.is_empty() || wallet.lots.is_some() || lane.lane > 0;
-    // The calls on other lanes than lane 0 fold only where nobody is in the way.
-    let is_due = |first: &Entry| lane.lane > 0 || fold::is_due(first.position.entry_id - 1, lane.last_entry_id);
-    let is_folded = wallet.entries.first().is_some_and(is_due);
-    let recent = wallet.recent();
-    let kept = Recent::to_keep(recent.as_ref(), lane.last_entry_id, is_folded);
-    if is_changed && !rows::save(lane, kept.as_deref()) {
+    let now = Timestamptz(wallet.now());
+    let is_changed = !wallet.entries.is_empty() || wallet.grants.is_some() || lane.lane > 0;
+    if is_changed && !rows::save(lane, kept) {
         db.write(
             &SAVE_LANE,
             args![
@@ -655,37 +608,37 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()>
                 lane.future,
                 lane.slice_grant,
                 lane.slice_credits,
-                At(lane.fresh_until),
-                At(lane.holds_due),
+                Timestamptz(lane.fresh_until),
+                Timestamptz(lane.holds_due),
                 lane.head.as_slice(),
-                At(lane.fast_until()),
+                Timestamptz(lane.fast_until()),
                 lane.lane,
                 lane.alert_base,
                 lane.lanes,
-                kept.as_deref(),
+                kept,
             ],
         );
     }
-    for (lot, saved) in wallet.lots_to_save() {
-        if lot.saved.is_none() {
+    for (grant, saved) in wallet.grants_to_save() {
+        if grant.saved.is_none() {
             db.write(
                 &NEW_LOT,
                 args![
                     lane.org_id,
-                    lot.grant_id,
-                    lot.amount,
+                    grant.grant_id,
+                    grant.amount,
                     saved.remaining,
-                    lot.cost_minor,
-                    At(lot.effective_at),
-                    (lot.expires_at != INFINITY).then_some(At(lot.expires_at)),
+                    grant.cost_minor,
+                    Timestamptz(grant.effective_at),
+                    (grant.expires_at != INFINITY).then_some(Timestamptz(grant.expires_at)),
                     now,
-                    lot.priority,
+                    grant.priority,
                     &lane.unit,
-                    &lot.source,
-                    if lot.paid { "paid" } else { "promotional" },
-                    lot.currency.as_deref(),
-                    lot.metrics.clone(),
-                    crate::json::from_text(metadata_of_grants),
+                    &grant.source,
+                    if grant.paid { "paid" } else { "promotional" },
+                    grant.currency.as_deref(),
+                    grant.metrics.clone(),
+                    crate::pg::jsonb::from_text(metadata_of_grants),
                     saved.written_off,
                     saved.voided,
                 ],
@@ -693,34 +646,20 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()>
         } else {
             db.write(
                 &SAVE_LOT,
-                args![lane.org_id, lot.grant_id, saved.remaining, saved.voided, now, saved.written_off],
+                args![lane.org_id, grant.grant_id, saved.remaining, saved.voided, now, saved.written_off],
             );
         }
     }
     for (hold_id, operation_id) in &wallet.expired_holds {
         close_hold(db, lane.org_id, *hold_id, "expired", wallet.now(), *operation_id);
     }
-    caps::give_back(db, lane.org_id, wallet.expired_holds.iter().map(|(hold_id, _)| *hold_id).collect(), None)?;
+}
+
+/// Adds to the figures of the members for whom a wallet was changed; the rules have checked their budgets, with the rows locked.
+pub fn save_members(db: &Db, wallet: &Wallet) {
     for (member_id, delta) in &wallet.members {
-        // The rules have checked the budget, with the row locked.
-        save_member(db, lane.org_id, &lane.unit, *member_id, delta, wallet.now(), false);
+        save_member(db, wallet.lane.org_id, &wallet.lane.unit, *member_id, delta, wallet.now(), false);
     }
-    if is_folded {
-        fold::fold(db, lane.org_id, &lane.unit, lane.last_entry_id, recent);
-    }
-    let came_in = wallet.lots.iter().flatten().any(|lot| lot.saved.is_none());
-    let balance = wallet.balance();
-    if came_in || balance < lane.alert_below {
-        let open = alerts::Open::of(db, lane.org_id);
-        alerts::balance(
-            db,
-            lane.org_id,
-            &open,
-            (&lane.unit, balance, lane.alert_base, lane.alert_below),
-            wallet.now(),
-        )?;
-    }
-    Ok(())
 }
 
 /// Adds to a member's figures; false when his budget is to be kept and does not suffice.
@@ -733,8 +672,8 @@ pub fn save_member(
     now: Moment,
     keep_budget: bool,
 ) -> bool {
-    let (day, month) = (At(Period::Day.start(now)), At(Period::Month.start(now)));
-    let active_at = delta.active_at.map(At);
+    let (day, month) = (Timestamptz(Period::Day.start(now)), Timestamptz(Period::Month.start(now)));
+    let active_at = delta.active_at.map(Timestamptz);
     let arguments = args![org_id, unit, member_id, delta.consumed, delta.period, active_at, day, month, keep_budget];
     db.write(&SAVE_MEMBER, arguments).count() == 1
 }
@@ -742,7 +681,7 @@ pub fn save_member(
 /// Closes a hold; false where it is not open.
 pub fn close_hold(db: &Db, org_id: Uuid, hold_id: i64, status: &str, now: Moment, operation_id: i64) -> bool {
     rows::close_hold(org_id, hold_id, status, now, operation_id)
-        || db.write(&CLOSE_HOLD, args![org_id, hold_id, status, At(now), operation_id]).count() == 1
+        || db.write(&CLOSE_HOLD, args![org_id, hold_id, status, Timestamptz(now), operation_id]).count() == 1
 }
 
 /// Writes entries without a statement; false, and none is written, where that cannot decide.
@@ -754,31 +693,31 @@ fn insert_rows(all: &[(&Wallet, &Entry)]) -> bool {
     // Those with a key are the first: so nothing is written where the one key is taken.
     let in_order: Vec<_> = keyed.iter().chain(&others).copied().collect();
     let insert = |attempt| rows::open_entries().is_some_and(|entries| insert_each(&entries, &in_order, attempt));
-    if keyed.len() < 2 { insert(attempt) } else { sql::unless_in_vain(|| insert(Attempt::Untold)) }
+    if keyed.len() < 2 { insert(attempt) } else { spi::in_subtransaction(|| insert(Attempt::Untold)) }
 }
 
 /// False at the first whose key is taken, or may be.
 fn insert_each(entries: &Table, all: &[(&Wallet, &Entry)], attempt: Attempt) -> bool {
     all.iter().all(|(wallet, entry)| {
-        let (facts, request) = (&entry.facts, entry.request());
+        let (context, request) = (&entry.context, entry.request());
         let row = EntryRow {
             org_id: wallet.lane.org_id,
             operation_id: entry.operation_id,
             position: entry.position,
             amount: entry.amount,
             created_at: wallet.now(),
-            quantity: facts.quantity,
+            quantity: context.quantity,
             request_hash: request.and_then(|r| r.hash),
-            member_id: facts.member_id,
+            member_id: context.member_id,
             unit: &wallet.lane.unit,
             kind: entry.kind,
-            metric: facts.metric.as_deref(),
-            source: facts.source.as_deref(),
-            source_id: facts.source_id.as_deref(),
+            metric: context.metric.as_deref(),
+            source: context.source.as_deref(),
+            source_id: context.source_id.as_deref(),
             key: request.map(|r| r.key.as_str()),
-            reason: facts.reason.as_deref(),
-            actor: facts.actor.as_deref(),
-            metadata: rows::stored_metadata(&facts.metadata).map(crate::json::from_text),
+            reason: context.reason.as_deref(),
+            actor: context.actor.as_deref(),
+            metadata: rows::stored_metadata(&context.metadata).map(crate::pg::jsonb::from_text),
             result: entry.result.as_deref(),
             hash: &entry.hash,
         };
@@ -821,20 +760,20 @@ fn insert_entries(db: &Db, wallets: &[&Wallet]) -> Inserted {
             numbers(|e| e.amount),
             keys.iter().map(|(uuid, _)| *uuid).collect::<Vec<_>>(),
             numbers(|e| e.position.balance_after),
-            At(wallets[0].now()),
+            Timestamptz(wallets[0].now()),
             options(|e| e.position.grant_id),
-            options(|e| rows::stored_quantity(e.kind, e.facts.quantity)),
+            options(|e| rows::stored_quantity(e.kind, e.context.quantity)),
             options(|e| e.request().and_then(|r| r.hash)),
-            all.iter().map(|(_, e)| e.facts.member_id).collect::<Vec<_>>(),
+            all.iter().map(|(_, e)| e.context.member_id).collect::<Vec<_>>(),
             all.iter().map(|(w, _)| rows::stored_unit(&w.lane.unit).map(str::to_owned)).collect::<Vec<_>>(),
             texts(|e| rows::stored_kind(e.kind).map(str::to_owned)),
-            texts(|e| e.facts.metric.clone()),
-            texts(|e| e.facts.source.clone()),
-            texts(|e| e.facts.source_id.clone()),
+            texts(|e| e.context.metric.clone()),
+            texts(|e| e.context.source.clone()),
+            texts(|e| e.context.source_id.clone()),
             keys.iter().map(|(_, text)| text.map(str::to_owned)).collect::<Vec<_>>(),
-            texts(|e| e.facts.reason.clone()),
-            texts(|e| e.facts.actor.clone()),
-            texts(|e| rows::stored_metadata(&e.facts.metadata).map(str::to_owned)),
+            texts(|e| e.context.reason.clone()),
+            texts(|e| e.context.actor.clone()),
+            texts(|e| rows::stored_metadata(&e.context.metadata).map(str::to_owned)),
             texts(|e| e.result.clone()),
             all.iter().map(|(_, e)| e.hash.to_vec()).collect::<Vec<_>>(),
             all.iter().map(|(_, e)| e.request().map(|r| chain::request_id(&r.key))).collect::<Vec<_>>(),

@@ -1,17 +1,16 @@
 //! Where an org stands with a metric: what its plan includes, what is used, and what is owed for it. Only reads.
 
-use crate::catalog;
+use crate::base::error::Result;
+use crate::base::time::Moment;
+use crate::base::units;
 use crate::catalog::cache::{self, Metric};
-use crate::catalog::price::Price;
-use crate::error::Result;
-use crate::limits::state::{Pending, State};
+use crate::catalog::price::{self, Price};
+use crate::limits::state::{UnsettledRow, UnsettledState};
+use crate::pg::spi::{Db, Timestamptz};
 use crate::plans::period::{Span, Terms, Timeline};
 use crate::plans::store as plans;
-use crate::sql::{At, Db};
-use crate::time::Moment;
-use crate::units;
+use crate::reports::tail;
 use crate::usage::counters::{self, Counter};
-use crate::usage::tail;
 use crate::usage::tally::{Charge, Tally};
 use crate::{args, statements};
 use std::cell::OnceCell;
@@ -48,12 +47,12 @@ pub struct Reader<'a> {
     timeline: Timeline,
     /// Reads what this transaction has written, too.
     fresh: bool,
-    state: OnceCell<State>,
+    state: OnceCell<UnsettledState>,
 }
 
 /// Where an org stands with a metric in the current period.
 #[derive(Debug, Clone)]
-pub struct Standing {
+pub struct MetricUsage {
     /// What holds.
     pub terms: Terms,
     /// Exact to the last recorded event.
@@ -62,7 +61,7 @@ pub struct Standing {
     unsettled: i64,
 }
 
-impl Standing {
+impl MetricUsage {
     /// What of the allowance is left; None: unlimited.
     pub fn remaining(&self) -> Option<i64> {
         self.tally.remaining(self.terms.allowance, self.unsettled)
@@ -70,7 +69,7 @@ impl Standing {
 
     /// What so much more would come to.
     pub fn charge(&self, quantity: i64, price: Option<&Price>) -> Result<Charge> {
-        self.tally.charge(quantity, self.terms.allowance, self.unsettled, price).map_err(catalog::too_large)
+        self.tally.charge(quantity, self.terms.allowance, self.unsettled, price).map_err(price::too_large)
     }
 }
 
@@ -95,7 +94,7 @@ impl<'a> Reader<'a> {
         self.timeline.credits_due(self.now)
     }
 
-    fn state(&self) -> &State {
+    fn state(&self) -> &UnsettledState {
         self.state.get_or_init(|| self.look(Vec::new()))
     }
 
@@ -109,8 +108,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn look(&self, names: Vec<(String, Moment)>) -> State {
-        State::look(self.db, self.org_id, names, self.fresh)
+    fn look(&self, names: Vec<(String, Moment)>) -> UnsettledState {
+        UnsettledState::look(self.db, self.org_id, names, self.fresh)
     }
 
     fn terms(&self, metric: &Metric, at: Moment) -> Terms {
@@ -118,10 +117,10 @@ impl<'a> Reader<'a> {
     }
 
     /// Where the org stands with a metric.
-    pub fn standing(&self, metric: &Metric) -> Result<Standing> {
+    pub fn standing(&self, metric: &Metric) -> Result<MetricUsage> {
         let terms = self.terms(metric, self.now);
         let counter = self.counter(&metric.name, terms.span);
-        let recorded = |p: &&Pending| p.metric == metric.name && p.span.start == terms.span.start;
+        let recorded = |p: &&UnsettledRow| p.metric == metric.name && p.span.start == terms.span.start;
         let decided = counter.tally.quantity;
         let unsettled = if metric.is_gauge() {
             (self.level(metric, &counter) - decided).max(0)
@@ -136,13 +135,14 @@ impl<'a> Reader<'a> {
         if metric.is_plain(price.as_deref()) {
             used = used.saturating_add(self.consumed(&metric.name, terms.span));
         }
-        Ok(Standing { terms, used, tally: counter.tally, unsettled })
+        Ok(MetricUsage { terms, used, tally: counter.tally, unsettled })
     }
 
     /// What was consumed of a metric without a counter.
     fn consumed(&self, metric: &str, span: Span) -> i64 {
         tail::consumed(self.org_id, metric, span.start, span.end).unwrap_or_else(|| {
-            let found = self.db.read(&CONSUMED, args![self.org_id, metric, At(span.start), At(span.end)]);
+            let found =
+                self.db.read(&CONSUMED, args![self.org_id, metric, Timestamptz(span.start), Timestamptz(span.end)]);
             found.first().map_or(0, |row| row.get(0))
         })
     }
@@ -153,7 +153,7 @@ impl<'a> Reader<'a> {
         let mine = || self.state().pending.iter().filter(|p| p.metric == metric.name);
         // Of max, what this period itself came to is decided already.
         let until = if metric.aggregation == "max" { start.saturating_sub(1) } else { start };
-        let earlier = self.db.query(self.fresh, &LAST_LEVEL, args![self.org_id, &metric.name, At(until)]);
+        let earlier = self.db.query(self.fresh, &LAST_LEVEL, args![self.org_id, &metric.name, Timestamptz(until)]);
         let earlier = earlier.first().and_then(|row| row.opt::<i64>(0).zip(row.opt::<Moment>(1)));
         let newest = |until: Moment| {
             let recorded = mine().filter(|p| p.span.start < until).filter_map(|p| p.level);
@@ -169,7 +169,7 @@ impl<'a> Reader<'a> {
     /// What the org owes in a unit: unpaid overage, and what will be charged for what is recorded and not settled.
     pub fn owed(&self, unit: &str) -> Result<i64> {
         let mut owed = self.state().unpaid.get(unit).copied().unwrap_or(0);
-        let mut groups: BTreeMap<(&str, Span), Vec<&Pending>> = BTreeMap::new();
+        let mut groups: BTreeMap<(&str, Span), Vec<&UnsettledRow>> = BTreeMap::new();
         for pending in &self.state().pending {
             groups.entry((&pending.metric, pending.span)).or_default().push(pending);
         }

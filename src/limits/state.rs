@@ -1,10 +1,10 @@
 //! What is recorded of an org and not settled, what it has not paid, and its counters: what every look at where it stands begins with.
 
-use crate::heap::{self, Is, Key, Snapshot, Table, Value, shapes};
+use crate::base::time::Moment;
 use crate::ledger::rows::{number, text};
+use crate::pg::heap::{self, Is, Key, Snapshot, Table, Value, shapes};
+use crate::pg::spi::{Db, Timestamptz, ToSql};
 use crate::plans::period::Span;
-use crate::sql::{At, Db, ToSql};
-use crate::time::Moment;
 use crate::usage::counters::{self, Counter};
 use crate::usage::record::column as unsettled;
 use crate::usage::tally::Tally;
@@ -29,7 +29,7 @@ statements! {
 /// A row of `unsettled_usage`.
 #[derive(Debug)]
 #[allow(missing_docs)]
-pub struct Pending {
+pub struct UnsettledRow {
     pub metric: String,
     pub span: Span,
     pub segment: Moment,
@@ -39,16 +39,16 @@ pub struct Pending {
 
 /// What the first look finds of an org, whatever the metric.
 #[derive(Default)]
-pub struct State {
+pub struct UnsettledState {
     /// By metric, period and segment.
-    pub pending: Vec<Pending>,
+    pub pending: Vec<UnsettledRow>,
     /// Unpaid overage by unit.
     pub unpaid: BTreeMap<String, i64>,
     /// Of the metrics and periods that were asked for: what there is.
     pub counters: BTreeMap<(String, Moment), Option<Counter>>,
 }
 
-impl State {
+impl UnsettledState {
     /// With the counters of these metrics, each in the period that begins then. `fresh`: for a call that holds locks.
     pub fn look(db: &Db, org_id: Uuid, names: Vec<(String, Moment)>, fresh: bool) -> Self {
         let found = heap::look(fresh, || by_rows(org_id, &names));
@@ -66,16 +66,16 @@ impl State {
     }
 }
 
-fn by_statement(db: &Db, org_id: Uuid, names: &[(String, Moment)], fresh: bool) -> State {
+fn by_statement(db: &Db, org_id: Uuid, names: &[(String, Moment)], fresh: bool) -> UnsettledState {
     let starts: BTreeSet<_> = names.iter().map(|(_, start)| *start).collect();
     let metrics: Vec<_> = names.iter().map(|(metric, _)| metric.clone()).collect();
-    let starts: Vec<_> = starts.into_iter().map(At).collect();
-    let mut state = State::default();
+    let starts: Vec<_> = starts.into_iter().map(Timestamptz).collect();
+    let mut state = UnsettledState::default();
     for row in db.query(fresh, &STATE, args![org_id, metrics, starts]).iter() {
         let (name, span) = (row.get::<String>(1), Span { start: row.get(2), end: row.get(3) });
         let (quantity, level) = (row.get::<i64>(5), row.opt(6).zip(row.opt(7)));
         match row.get::<i32>(0) {
-            0 => state.pending.push(Pending { metric: name, span, segment: row.get(4), quantity, level }),
+            0 => state.pending.push(UnsettledRow { metric: name, span, segment: row.get(4), quantity, level }),
             1 => {
                 let mut found = Counter::new(org_id, &name, span);
                 found.tally = Tally {
@@ -95,9 +95,9 @@ fn by_statement(db: &Db, org_id: Uuid, names: &[(String, Moment)], fresh: bool) 
 }
 
 /// The same without a statement; None where that takes one.
-fn by_rows(org_id: Uuid, names: &[(String, Moment)]) -> Option<State> {
+fn by_rows(org_id: Uuid, names: &[(String, Moment)]) -> Option<UnsettledState> {
     let of_org = || Key(1, Is::Uuid, org_id.to_sql());
-    let mut state = State::default();
+    let mut state = UnsettledState::default();
     let recorded = Table::open_to_read(&shapes::UNSETTLED_USAGE)?;
     if !recorded.is_empty() {
         recorded.read(&shapes::UNSETTLED_USAGE_KEY, &[of_org()], Snapshot::Callers, |row, _| {
@@ -118,8 +118,8 @@ fn by_rows(org_id: Uuid, names: &[(String, Moment)]) -> Option<State> {
     Some(state)
 }
 
-fn pending(row: &[Value]) -> Option<Pending> {
-    Some(Pending {
+fn pending(row: &[Value]) -> Option<UnsettledRow> {
+    Some(UnsettledRow {
         metric: text(row, unsettled::METRIC)?,
         span: Span { start: number(row, unsettled::PERIOD_START)?, end: number(row, unsettled::PERIOD_END)? },
         segment: number(row, unsettled::SEGMENT)?,

@@ -1,15 +1,15 @@
 //! What a pack costs an org, before it pays.
 
 use crate::access;
-use crate::arguments::{optional_uuid, positive, required};
+use crate::base::error::{Error, Result};
+use crate::base::time::INFINITY;
 use crate::catalog::cache;
 use crate::catalog::pack::{Pack, Quote, Unsold};
-use crate::clock;
-use crate::error::{Error, Result};
-use crate::raise::or_raise;
+use crate::entry_point;
+use crate::pg::arguments::{optional_uuid, positive, required};
+use crate::pg::clock;
+use crate::pg::spi::Db;
 use crate::receipt;
-use crate::sql::{self, Db};
-use crate::time::INFINITY;
 use pgrx::prelude::*;
 
 receipt! {
@@ -52,29 +52,26 @@ fn quote_pack(
     org_id: default!(Option<pgrx::Uuid>, "NULL"),
     amount: default!(Option<i64>, "NULL"),
 ) -> PackQuote {
-    or_raise(access::reader(|| {
+    entry_point::reader(|db| {
         let pack = required("pack", pack)?;
         let currency = required("currency", currency)?;
         let amount = amount.map(|amount| positive("amount", Some(amount))).transpose()?;
-        sql::connect(|db| {
-            cache::require_installed(db)?;
-            if let Some(org_id) = optional_uuid(org_id) {
-                access::authorize(db, org_id)?;
-            }
-            let pack = cache::pack(db, pack)?;
-            let quote = quote(db, &pack, currency, amount)?;
-            Ok(PackQuote {
-                pack: pack.name.clone(),
-                currency: currency.to_owned(),
-                price: quote.price,
-                tax: quote.tax,
-                fee: quote.fee,
-                total: quote.total,
-                credits: quote.credits,
-                bonus: quote.bonus,
-                unit: pack.unit.clone(),
-                valid_until: pack.validity.map(|v| v.after(clock::now())).filter(|end| *end < INFINITY),
-            })
+        if let Some(org_id) = optional_uuid(org_id) {
+            access::authorize(db, org_id)?;
+        }
+        let pack = cache::pack(db, pack)?;
+        let quote = quote(db, &pack, currency, amount)?;
+        Ok(PackQuote {
+            pack: pack.name.clone(),
+            currency: currency.to_owned(),
+            price: quote.price,
+            tax: quote.tax,
+            fee: quote.fee,
+            total: quote.total,
+            credits: quote.credits,
+            bonus: quote.bonus,
+            unit: pack.unit.clone(),
+            valid_until: pack.validity.map(|v| v.after(clock::now())).filter(|end| *end < INFINITY),
         })
-    }))
+    })
 }

@@ -1,9 +1,9 @@
 //! The statements of payments. A payment's row is locked after the wallet that it pays into.
 
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
+use crate::base::time::Moment;
 use crate::payments::state::{Money, Status};
-use crate::sql::{At, Db, Row};
-use crate::time::Moment;
+use crate::pg::spi::{Db, Row, Timestamptz};
 use crate::{args, statements};
 use uuid::Uuid;
 
@@ -163,7 +163,7 @@ pub fn insert(db: &Db, new: &Payment, key: Option<&str>, metadata: &str, now: Mo
         args![
             new.org_id,
             new.payment_id,
-            At(now),
+            Timestamptz(now),
             new.price,
             new.tax,
             new.fee,
@@ -181,13 +181,13 @@ pub fn insert(db: &Db, new: &Payment, key: Option<&str>, metadata: &str, now: Mo
             new.customer.as_deref(),
             new.payment_method.as_deref(),
             key,
-            crate::json::from_text(metadata),
+            crate::pg::jsonb::from_text(metadata),
             new.request_hash,
             new.metrics.clone(),
             new.priority,
             new.subscription.as_deref(),
-            new.period.map(|(start, _)| At(start)),
-            new.period.map(|(_, end)| At(end)),
+            new.period.map(|(start, _)| Timestamptz(start)),
+            new.period.map(|(_, end)| Timestamptz(end)),
         ],
     );
 }
@@ -200,9 +200,9 @@ pub fn save(db: &Db, payment: &Payment, now: Moment) {
         args![
             payment.org_id,
             payment.payment_id,
-            At(now),
+            Timestamptz(now),
             payment.money.status().name(),
-            payment.paid_at.map(At),
+            payment.paid_at.map(Timestamptz),
             payment.money.refunded,
             payment.money.disputed_amount,
             payment.money.last_report_at,
@@ -237,7 +237,7 @@ pub fn look_for_signals(db: &Db, org_id: Uuid, fingerprint: Option<&str>) {
 
 /// Raises a flag.
 pub fn note_signal(db: &Db, org_id: Uuid, kind: &str, score: i32, reason: &str, detail: &serde_json::Value) {
-    db.write(&NOTE_SIGNAL, args![org_id, kind, score, reason, crate::json::from_text(&detail.to_string())]);
+    db.write(&NOTE_SIGNAL, args![org_id, kind, score, reason, crate::pg::jsonb::from_text(&detail.to_string())]);
 }
 
 /// Notes which org a provider's customer is, unless it is known.

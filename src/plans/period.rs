@@ -3,8 +3,8 @@
 //! An org's plans follow each other in stretches. The periods of a subscription count from its anchor, so that the 31st stays
 //! the 31st: 31 January, 28 February, 31 March. Without a subscription, periods are calendar months (UTC).
 
+use crate::base::time::{INFINITY, Moment, Period};
 use crate::catalog::plan::{Cycle, Limit, Plan};
-use crate::time::{INFINITY, Moment, Period};
 use std::rc::Rc;
 
 /// From `start` up to, not including, `end`.
@@ -24,7 +24,7 @@ impl Span {
 /// A plan that an org has, or had, for some time.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
-pub struct Stretch {
+pub struct PlanTenure {
     pub starts_at: Moment,
     /// `INFINITY`: no end in sight.
     pub ends_at: Moment,
@@ -33,10 +33,10 @@ pub struct Stretch {
     /// Start of the first period that was not begun.
     pub next_period_at: Option<Moment>,
     /// That period is a provider's to collect first.
-    pub waits_for_money: bool,
+    pub awaiting_payment: bool,
 }
 
-impl Stretch {
+impl PlanTenure {
     fn span(&self) -> Span {
         Span { start: self.starts_at, end: self.ends_at }
     }
@@ -88,7 +88,7 @@ impl Terms {
 #[derive(Debug, Clone, Default)]
 #[allow(missing_docs)]
 pub struct Timeline {
-    pub stretches: Vec<Stretch>,
+    pub stretches: Vec<PlanTenure>,
     pub fallback: Option<Rc<Plan>>,
 }
 
@@ -105,7 +105,7 @@ impl Timeline {
     /// Credits that the current period will bring once somebody begins it.
     pub fn credits_due(&self, now: Moment) -> i64 {
         let due = self.at(now).map(|i| &self.stretches[i]).filter(|s| s.next_period_at.is_some_and(|at| at <= now));
-        let due = due.filter(|s| !s.waits_for_money);
+        let due = due.filter(|s| !s.awaiting_payment);
         due.and_then(|s| s.plan.credits).map_or(0, |credits| credits.amount)
     }
 
@@ -181,7 +181,7 @@ impl Timeline {
             return self.fallback.as_ref().map_or(Included::Nothing, |plan| of(plan));
         };
         let stretch = &self.stretches[current];
-        let parts: Vec<&Stretch> = self
+        let parts: Vec<&PlanTenure> = self
             .stretches
             .iter()
             .filter(|s| s.shares_period_with(stretch) && s.starts_at < span.end && s.ends_at > span.start)
@@ -234,7 +234,7 @@ pub fn prorated(amount: i64, span: Span, from: Moment) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::parse;
+    use crate::base::time::parse;
     use std::collections::BTreeMap;
 
     fn at(text: &str) -> Moment {
@@ -246,14 +246,14 @@ mod tests {
         Rc::new(Plan { name: name.into(), allowances, ..Plan::default() })
     }
 
-    fn stretch(from: &str, to: Moment, anchor: &str, plan: &Rc<Plan>) -> Stretch {
-        Stretch {
+    fn stretch(from: &str, to: Moment, anchor: &str, plan: &Rc<Plan>) -> PlanTenure {
+        PlanTenure {
             starts_at: at(from),
             ends_at: to,
             anchor: at(anchor),
             plan: Rc::clone(plan),
             next_period_at: None,
-            waits_for_money: false,
+            awaiting_payment: false,
         }
     }
 

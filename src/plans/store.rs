@@ -1,19 +1,19 @@
 //! The statements of plans: an org's subscriptions and its own allowances.
 
+use crate::base::error::Result;
+use crate::base::time::{INFINITY, Moment};
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::plan::Limit;
-use crate::error::Result;
-use crate::heap::{self, Is, Key, Snapshot, Table, Value, shapes};
 use crate::ledger::rows::{flag, number, text};
-use crate::plans::period::{Override, Stretch, Timeline};
-use crate::sql::{At, Db, Row, ToSql};
-use crate::time::{INFINITY, Moment};
+use crate::pg::heap::{self, Is, Key, Snapshot, Table, Value, shapes};
+use crate::pg::spi::{Db, Row, Timestamptz, ToSql};
+use crate::plans::period::{Override, PlanTenure, Timeline};
 use crate::{args, statements};
 use uuid::Uuid;
 
 /// Whether the next period of a row `s` waits: a provider is to collect for it first. With half a day of grace, because a
 /// provider's clock is not ours and its months end in its own way.
-macro_rules! waits_for_money {
+macro_rules! awaiting_payment {
     () => {
         "s.provider is not null
          and s.next_period_at >= coalesce((select c.paid_until - interval '12 hours' from billing.provider_subscriptions c
@@ -28,20 +28,20 @@ const GRACE: i64 = 12 * 3600 * 1_000_000;
 statements! {
     STRETCHES(uuid) = concat!("
          select starts_at, ends_at, anchor, plan, next_period_at, cancel_at_period_end, pending_plan,
-                ", waits_for_money!(), "
+                ", awaiting_payment!(), "
            from billing.subscriptions s
           where org_id = $1 order by starts_at");
     DUE(uuids, timestamptz, boolean) = concat!("
          select k.org_id from unnest($1) k (org_id)
           where exists (select from billing.subscriptions s where s.org_id = k.org_id and s.next_period_at <= $2
-                                                             and not (", waits_for_money!(), "))
+                                                             and not (", awaiting_payment!(), "))
              or ($3 and not exists (select from billing.subscriptions s
                                      where s.org_id = k.org_id and (s.ends_at is null or s.ends_at > $2)))
           order by k.org_id");
     OWN_TERMS(uuid, text) = "select allowance, limit_kind from billing.org_allowances where org_id = $1 and metric = $2";
     SUBSCRIPTIONS(uuid) = concat!("
          select starts_at, ends_at, anchor, next_period_at, plan, pending_plan, cancel_at_period_end, origin = 'default', grants,
-                granted, taken_back, ", waits_for_money!(), ", provider, provider_subscription
+                granted, taken_back, ", awaiting_payment!(), ", provider, provider_subscription
            from billing.subscriptions s where org_id = $1 order by starts_at");
     SET_COLLECTOR(uuid, timestamptz, text, text) =
         "update billing.subscriptions set provider = $3, provider_subscription = $4 where org_id = $1 and starts_at = $2";
@@ -86,7 +86,7 @@ struct StretchRow {
     next_period_at: Option<Moment>,
     cancelled: bool,
     pending: Option<String>,
-    waits_for_money: bool,
+    awaiting_payment: bool,
 }
 
 /// Which plans the org has and had. `fresh`: as of this very moment, for a call that holds the wallet's lock.
@@ -99,13 +99,13 @@ pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
     let mut stretches = Vec::new();
     // One that ended where it began counts for nothing.
     for row in rows.into_iter().filter(|row| row.ends_at.is_none_or(|at| at > row.starts_at)) {
-        let mut stretch = Stretch {
+        let mut stretch = PlanTenure {
             starts_at: row.starts_at,
             ends_at: row.ends_at.unwrap_or(INFINITY),
             anchor: row.anchor,
             plan: cache::any_plan(db, &row.plan)?,
             next_period_at: row.next_period_at,
-            waits_for_money: row.waits_for_money,
+            awaiting_payment: row.awaiting_payment,
         };
         // What is to happen at the end of the period happens then, also before somebody notes it.
         let turn = stretch.next_period_at.filter(|at| *at > stretch.starts_at);
@@ -119,13 +119,13 @@ pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
             (Some(turn), Some(name)) => {
                 let plan = cache::any_plan(db, &name)?;
                 let anchor = if plan.cycle == stretch.plan.cycle { stretch.anchor } else { turn };
-                Some(Stretch {
+                Some(PlanTenure {
                     starts_at: turn,
                     ends_at: INFINITY,
                     anchor,
                     plan,
                     next_period_at: Some(turn),
-                    waits_for_money: stretch.waits_for_money,
+                    awaiting_payment: stretch.awaiting_payment,
                 })
             }
             _ => None,
@@ -146,7 +146,7 @@ fn by_statement(db: &Db, org_id: Uuid, fresh: bool) -> Vec<StretchRow> {
         next_period_at: row.opt(4),
         cancelled: row.get(5),
         pending: row.opt(6),
-        waits_for_money: row.opt(7).unwrap_or(false),
+        awaiting_payment: row.opt(7).unwrap_or(false),
     };
     rows.iter().map(row).collect()
 }
@@ -181,10 +181,10 @@ fn by_rows(org_id: Uuid, fresh: bool) -> Option<Vec<StretchRow>> {
 
 fn stretch(org_id: Uuid, row: &[Value]) -> Option<StretchRow> {
     let next_period_at = number(row, column::NEXT_PERIOD_AT);
-    let waits_for_money = match (next_period_at, text(row, column::PROVIDER)) {
+    let awaiting_payment = match (next_period_at, text(row, column::PROVIDER)) {
         (Some(at), Some(provider)) => {
             let subscription = text(row, column::PROVIDER_SUBSCRIPTION);
-            waits_for_money(at, (org_id, &provider, subscription.as_deref()))?
+            awaiting_payment(at, (org_id, &provider, subscription.as_deref()))?
         }
         _ => false,
     };
@@ -196,12 +196,12 @@ fn stretch(org_id: Uuid, row: &[Value]) -> Option<StretchRow> {
         next_period_at,
         cancelled: flag(row, column::CANCEL_AT_PERIOD_END)?,
         pending: text(row, column::PENDING_PLAN),
-        waits_for_money,
+        awaiting_payment,
     })
 }
 
 /// What the macro of that name says, of a row with a provider. None where that takes a statement.
-fn waits_for_money(
+fn awaiting_payment(
     next_period_at: Moment,
     (org_id, provider, subscription): (Uuid, &str, Option<&str>),
 ) -> Option<bool> {
@@ -230,12 +230,12 @@ pub fn due(db: &Db, orgs: Vec<Uuid>, as_of: Moment) -> Result<Vec<Uuid>> {
     if let [org_id] = orgs.as_slice()
         && let Some(rows) = by_rows(*org_id, true)
     {
-        let begins = |row: &StretchRow| row.next_period_at.is_some_and(|at| at <= as_of) && !row.waits_for_money;
+        let begins = |row: &StretchRow| row.next_period_at.is_some_and(|at| at <= as_of) && !row.awaiting_payment;
         let is_on = |row: &StretchRow| row.ends_at.is_none_or(|at| at > as_of);
         let is_due = rows.iter().any(begins) || (enrolls && !rows.iter().any(is_on));
         return Ok(if is_due { orgs } else { Vec::new() });
     }
-    Ok(db.write(&DUE, args![orgs, At(as_of), enrolls]).iter().map(|row| row.get(0)).collect())
+    Ok(db.write(&DUE, args![orgs, Timestamptz(as_of), enrolls]).iter().map(|row| row.get(0)).collect())
 }
 
 /// The org's own terms for a metric, if it has any.
@@ -266,9 +266,9 @@ pub struct Subscription {
     pub granted: i64,
     pub taken_back: i64,
     /// The next period is a provider's to collect first.
-    pub waits_for_money: bool,
+    pub awaiting_payment: bool,
     /// Who collects for it, and the provider's id of that subscription; None: nobody has to pay first.
-    pub collector: Option<Collector>,
+    pub billing_provider: Option<Collector>,
 }
 
 /// A provider, and its id of a subscription.
@@ -294,8 +294,8 @@ fn subscription(row: &Row) -> Subscription {
         grants: row.get(8),
         granted: row.get(9),
         taken_back: row.get(10),
-        waits_for_money: row.opt(11).unwrap_or(false),
-        collector: row.opt(12).zip(row.opt(13)),
+        awaiting_payment: row.opt(11).unwrap_or(false),
+        billing_provider: row.opt(12).zip(row.opt(13)),
     }
 }
 
@@ -307,55 +307,60 @@ pub fn subscriptions(db: &Db, org_id: Uuid) -> Vec<Subscription> {
 /// Begins a stretch. Its first period is to be begun at `next_period_at`.
 pub fn begin(db: &Db, org_id: Uuid, new: &Subscription, now: Moment, metadata: &str) {
     let origin = if new.by_default { "default" } else { "subscribed" };
-    let metadata = crate::json::from_text(metadata);
+    let metadata = crate::pg::jsonb::from_text(metadata);
     db.write(
         &BEGIN_STRETCH,
         args![
             org_id,
-            At(new.starts_at),
-            At(new.anchor),
-            new.next_period_at.map(At),
-            At(now),
+            Timestamptz(new.starts_at),
+            Timestamptz(new.anchor),
+            new.next_period_at.map(Timestamptz),
+            Timestamptz(now),
             &new.plan,
             origin,
             metadata,
             new.grants.clone(),
             new.granted,
             new.taken_back,
-            new.collector.as_ref().map(|(provider, _)| provider.clone()),
-            new.collector.as_ref().map(|(_, subscription)| subscription.clone()),
+            new.billing_provider.as_ref().map(|(provider, _)| provider.clone()),
+            new.billing_provider.as_ref().map(|(_, subscription)| subscription.clone()),
         ],
     );
 }
 
 /// From now on, a provider collects for it.
-pub fn set_collector(db: &Db, org_id: Uuid, starts_at: Moment, collector: &Collector) {
-    db.write(&SET_COLLECTOR, args![org_id, At(starts_at), collector.0.as_str(), collector.1.as_str()]);
+pub fn set_collector(db: &Db, org_id: Uuid, starts_at: Moment, billing_provider: &Collector) {
+    db.write(
+        &SET_COLLECTOR,
+        args![org_id, Timestamptz(starts_at), billing_provider.0.as_str(), billing_provider.1.as_str()],
+    );
 }
 
 /// Ends a stretch.
 pub fn end(db: &Db, org_id: Uuid, starts_at: Moment, at: Moment) {
-    db.write(&END_STRETCH, args![org_id, At(starts_at), At(at)]);
+    db.write(&END_STRETCH, args![org_id, Timestamptz(starts_at), Timestamptz(at)]);
 }
 
 /// Lets a stretch go on that was to end.
 pub fn reopen(db: &Db, org_id: Uuid, starts_at: Moment, next: Moment) {
-    db.write(&REOPEN_STRETCH, args![org_id, At(starts_at), At(next)]);
+    db.write(&REOPEN_STRETCH, args![org_id, Timestamptz(starts_at), Timestamptz(next)]);
 }
 
 /// Notes that a stretch has no further period.
 pub fn nothing_due(db: &Db, org_id: Uuid, starts_at: Moment) {
-    db.write(&NOTHING_DUE, args![org_id, At(starts_at)]);
+    db.write(&NOTHING_DUE, args![org_id, Timestamptz(starts_at)]);
 }
 
 /// Sets the next period if it still is the one that was seen.
 pub fn advance(db: &Db, org_id: Uuid, old: &Subscription, from: Moment, to: Moment, new: (Vec<i64>, i64)) -> bool {
-    db.write(&ADVANCE, args![org_id, At(old.starts_at), At(from), At(to), new.0, new.1]).count() == 1
+    db.write(&ADVANCE, args![org_id, Timestamptz(old.starts_at), Timestamptz(from), Timestamptz(to), new.0, new.1])
+        .count()
+        == 1
 }
 
 /// Notes what is to happen at the end of the period.
 pub fn set_ending(db: &Db, org_id: Uuid, starts_at: Moment, cancel: bool, plan: Option<&str>) {
-    db.write(&SET_ENDING, args![org_id, At(starts_at), cancel, plan]);
+    db.write(&SET_ENDING, args![org_id, Timestamptz(starts_at), cancel, plan]);
 }
 
 /// Gives an org its own terms for a metric, or takes them away.
@@ -370,7 +375,7 @@ pub fn set_own_terms(db: &Db, org_id: Uuid, metric: &str, own: Override) {
 #[cfg(test)]
 mod tests {
     use super::column;
-    use crate::heap::shapes;
+    use crate::pg::heap::shapes;
 
     #[test]
     fn columns_are_counted_as_they_stand() {

@@ -2,16 +2,15 @@
 //!
 //! Counters are locked after the lanes of their wallets, in the order of (org, metric, period).
 
-use crate::catalog;
+use crate::base::error::{Error, Result};
+use crate::base::time::Moment;
 use crate::catalog::cache::Metric;
-use crate::catalog::price::Price;
-use crate::error::{Error, Result};
-use crate::heap::{self, Attempt, Changed, Held, Is, Key, Snapshot, Table, Value, Write, shapes};
+use crate::catalog::price::{self, Price};
 use crate::ledger::rows::number;
+use crate::pg::heap::{self, Attempt, Changed, Held, Is, Key, Snapshot, Table, Value, Write, shapes};
+use crate::pg::spi::{Db, Row, Timestamptz, ToSql};
 use crate::plans::period::{Span, Terms, Timeline};
 use crate::plans::store as plans;
-use crate::sql::{At, Db, Row, ToSql};
-use crate::time::Moment;
 use crate::usage::record::column as unsettled;
 use crate::usage::tally::{Charge, Tally};
 use crate::{args, statements};
@@ -120,7 +119,7 @@ pub fn lock(db: &Db, names: &[(Uuid, String, Span)]) -> BTreeMap<Name, Counter> 
 fn lock_by_statement(db: &Db, names: &[&(Uuid, String, Span)]) -> BTreeMap<Name, Counter> {
     let orgs = || names.iter().map(|n| n.0).collect::<Vec<_>>();
     let metrics = || names.iter().map(|n| n.1.clone()).collect::<Vec<_>>();
-    let starts = || names.iter().map(|n| At(n.2.start)).collect::<Vec<_>>();
+    let starts = || names.iter().map(|n| Timestamptz(n.2.start)).collect::<Vec<_>>();
     let read = || {
         let rows = db.write(&LOCK, args![orgs(), metrics(), starts()]);
         rows.iter().map(|row| counter(&row)).map(|c| (c.name(), c)).collect::<BTreeMap<_, _>>()
@@ -129,7 +128,7 @@ fn lock_by_statement(db: &Db, names: &[&(Uuid, String, Span)]) -> BTreeMap<Name,
     if found.len() == names.len() {
         return found;
     }
-    let ends: Vec<_> = names.iter().map(|n| At(n.2.end)).collect();
+    let ends: Vec<_> = names.iter().map(|n| Timestamptz(n.2.end)).collect();
     db.write(&MAKE, args![orgs(), metrics(), starts(), ends]);
     read()
 }
@@ -225,7 +224,7 @@ fn save_row(counter: &Counter) -> bool {
 pub fn peek(db: &Db, org_id: Uuid, metric: &str, span: Span) -> Counter {
     let found = match look(org_id, &[(metric.to_owned(), span.start)]) {
         Some(mut found) => found.pop(),
-        None => db.read(&READ, args![org_id, metric, At(span.start)]).first().map(|row| counter(&row)),
+        None => db.read(&READ, args![org_id, metric, Timestamptz(span.start)]).first().map(|row| counter(&row)),
     };
     found.unwrap_or_else(|| Counter::new(org_id, metric, span))
 }
@@ -258,15 +257,15 @@ pub fn save(db: &Db, counters: &[&Counter]) {
         args![
             counters.iter().map(|c| c.org_id).collect::<Vec<_>>(),
             counters.iter().map(|c| c.metric.clone()).collect::<Vec<_>>(),
-            counters.iter().map(|c| At(c.span.start)).collect::<Vec<_>>(),
+            counters.iter().map(|c| Timestamptz(c.span.start)).collect::<Vec<_>>(),
             numbers(|c| c.tally.quantity),
             numbers(|c| c.tally.overage),
             numbers(|c| c.tally.credits),
             numbers(|c| c.tally.priced),
             numbers(|c| c.tally.price_id),
             counters.iter().map(|c| c.level.map(|l| l.0)).collect::<Vec<_>>(),
-            counters.iter().map(|c| At(c.level.map_or(0, |l| l.1))).collect::<Vec<_>>(),
-            counters.iter().map(|c| At(c.span.end)).collect::<Vec<_>>(),
+            counters.iter().map(|c| Timestamptz(c.level.map_or(0, |l| l.1))).collect::<Vec<_>>(),
+            counters.iter().map(|c| Timestamptz(c.span.end)).collect::<Vec<_>>(),
         ],
     );
 }
@@ -288,7 +287,7 @@ impl Metered {
     /// What a consumption of so much comes to; refused where the allowance is used up and there is no price.
     pub fn charge(&self, metric: &Metric, quantity: i64, price: Option<&Price>) -> Result<Charge> {
         let tally = &self.counter.tally;
-        let charge = tally.charge(quantity, self.terms.allowance, self.unsettled, price).map_err(catalog::too_large)?;
+        let charge = tally.charge(quantity, self.terms.allowance, self.unsettled, price).map_err(price::too_large)?;
         if charge.overage > 0 && price.is_none() && self.terms.ends_at_allowance(metric.tier.as_deref()) {
             let remaining = tally.remaining(self.terms.allowance, self.unsettled).unwrap_or(0);
             return Err(Error::plan_limit(&metric.name, self.terms.allowance.unwrap_or(0), remaining, quantity));
@@ -299,7 +298,7 @@ impl Metered {
     /// Notes that it was made.
     pub fn take(&mut self, charge: Charge, price: Option<&Price>) -> Result<()> {
         self.changed = true;
-        self.counter.tally.add(charge, price).map_err(catalog::too_large)
+        self.counter.tally.add(charge, price).map_err(price::too_large)
     }
 }
 
@@ -341,7 +340,7 @@ fn unsettled(db: &Db, names: &[(Uuid, String, Span)]) -> BTreeMap<(Uuid, String)
     }
     let orgs: Vec<_> = names.iter().map(|n| n.0).collect();
     let metrics: Vec<_> = names.iter().map(|n| n.1.clone()).collect();
-    let starts: Vec<_> = names.iter().map(|n| At(n.2.start)).collect();
+    let starts: Vec<_> = names.iter().map(|n| Timestamptz(n.2.start)).collect();
     let rows = db.write(&UNSETTLED, args![orgs, metrics, starts]);
     rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect()
 }
@@ -369,7 +368,7 @@ fn unsettled_rows(names: &[(Uuid, String, Span)]) -> Option<BTreeMap<(Uuid, Stri
 #[cfg(test)]
 mod tests {
     use super::column;
-    use crate::heap::shapes;
+    use crate::pg::heap::shapes;
 
     #[test]
     fn columns_are_counted_as_they_stand() {

@@ -5,16 +5,17 @@
 //! new value of a metric that counts distinct ones, at the same instant.
 
 use crate::access;
-use crate::arguments::{optional_uuid, required, required_uuid};
+use crate::base::error::{Error, Result};
+use crate::base::time::{self, Moment};
 use crate::catalog::cache;
-use crate::clock;
-use crate::error::{Error, Result};
-use crate::heap::{Attempt, Changed, Held, Is, Key, Table, Write, shapes};
-use crate::json::Jsonb;
-use crate::raise::or_raise;
-use crate::sql::{self, At, Db, FromSql, ToSql};
-use crate::time::{self, Moment};
-use crate::usage::events::{self, Event, Place, Placed, Placer};
+use crate::entry_point;
+use crate::pg::arguments::{optional_uuid, required, required_uuid};
+use crate::pg::clock;
+use crate::pg::heap::{Attempt, Changed, Held, Is, Key, Table, Write, shapes};
+use crate::pg::jsonb::Jsonb;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, Db, FromSql, Timestamptz, ToSql};
+use crate::usage::events::{self, Event, EventResolver, ResolvedEvent, UsageBucket};
 use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
@@ -67,14 +68,14 @@ statements! {
 
 /// What a place gains.
 #[derive(Default)]
-struct Gain {
+struct BucketDelta {
     quantity: i64,
     events: i64,
     level: Option<(i64, Moment)>,
 }
 
-impl Gain {
-    fn add(&mut self, placed: &Placed, is_new: bool) -> Result<()> {
+impl BucketDelta {
+    fn add(&mut self, placed: &ResolvedEvent, is_new: bool) -> Result<()> {
         self.events += 1;
         let quantity = placed.event.quantity;
         if placed.gauge {
@@ -95,14 +96,14 @@ impl Gain {
 fn record(db: &Db, event: Event) -> Result<bool> {
     cache::require_installed(db)?;
     let now = clock::now();
-    let placed = Placer::new(db, now).place(event)?;
+    let placed = EventResolver::new(db, now).place(event)?;
     let event = &placed.event;
     if let Some(key) = placed.key
         && !is_new_key(db, event.org_id, key)
     {
         return Ok(false);
     }
-    let mut gain = Gain::default();
+    let mut gain = BucketDelta::default();
     let is_new = placed.value.is_some() && !new_values(db, std::slice::from_ref(&placed)).is_empty();
     gain.add(&placed, is_new)?;
     keep(db, &placed, now);
@@ -119,7 +120,7 @@ fn is_new_key(db: &Db, org_id: Uuid, key: Uuid) -> bool {
 }
 
 /// Notes the event in the partition of its month of arrival.
-fn keep(db: &Db, placed: &Placed, now: Moment) {
+fn keep(db: &Db, placed: &ResolvedEvent, now: Moment) {
     let event = &placed.event;
     let month = time::display(now)[..7].replace('-', "_");
     let partition = format!("usage_events_{month}");
@@ -132,7 +133,7 @@ fn keep(db: &Db, placed: &Placed, now: Moment) {
             event.member_id.to_sql(),
             event.metric.as_str().to_sql(),
             event.event_id.as_deref().to_sql(),
-            crate::json::from_text(&event.properties).to_sql(),
+            crate::pg::jsonb::from_text(&event.properties).to_sql(),
         ]);
         return;
     }
@@ -140,8 +141,8 @@ fn keep(db: &Db, placed: &Placed, now: Moment) {
         &NEW_EVENT,
         args![
             event.org_id,
-            At(now),
-            At(placed.occurred_at),
+            Timestamptz(now),
+            Timestamptz(placed.occurred_at),
             event.quantity,
             event.member_id,
             &event.metric,
@@ -165,7 +166,7 @@ pub mod column {
 }
 
 /// Adds to a row of the place that nobody holds; false where there is none, or none that this transaction could change.
-fn add_to_free(place: &Place, gain: &Gain) -> Result<bool> {
+fn add_to_free(place: &UsageBucket, gain: &BucketDelta) -> Result<bool> {
     let Some(table) = Table::open(&shapes::UNSETTLED_USAGE, Write::Update) else { return Ok(false) };
     let keys = [
         Key(1, Is::Uuid, place.org_id.to_sql()),
@@ -199,15 +200,15 @@ fn too_much() -> Error {
 }
 
 /// Adds to a row of the place that nobody holds, or to one of our own.
-fn count(db: &Db, place: &Place, gain: &Gain) -> Result<()> {
+fn count(db: &Db, place: &UsageBucket, gain: &BucketDelta) -> Result<()> {
     let (org_id, metric) = (place.org_id, place.metric.as_str());
-    let (start, segment) = (At(place.span.start), At(place.segment));
+    let (start, segment) = (Timestamptz(place.span.start), Timestamptz(place.segment));
     let found = add_to_free(place, gain)?;
     if !found {
         // SAFETY: gives the transaction a number, as the writes before have.
         let slot = unsafe { pg_sys::GetTopFullTransactionId() }.value.cast_signed();
-        let (level, level_at) = (gain.level.map(|l| l.0), gain.level.map(|l| At(l.1)));
-        let end = At(place.span.end);
+        let (level, level_at) = (gain.level.map(|l| l.0), gain.level.map(|l| Timestamptz(l.1)));
+        let end = Timestamptz(place.span.end);
         db.write(
             &MAKE,
             args![
@@ -231,8 +232,8 @@ fn count(db: &Db, place: &Place, gain: &Gain) -> Result<()> {
 type Value = (Uuid, String, Moment, Uuid);
 
 /// Which of the values were not seen before in their period.
-fn new_values(db: &Db, placed: &[Placed]) -> BTreeSet<Value> {
-    let of = |p: &Placed| Some((p.place.org_id, p.place.metric.clone(), p.place.span.start, p.value?));
+fn new_values(db: &Db, placed: &[ResolvedEvent]) -> BTreeSet<Value> {
+    let of = |p: &ResolvedEvent| Some((p.place.org_id, p.place.metric.clone(), p.place.span.start, p.value?));
     let all: BTreeSet<Value> = placed.iter().filter_map(of).collect();
     if all.is_empty() {
         return all;
@@ -242,7 +243,7 @@ fn new_values(db: &Db, placed: &[Placed]) -> BTreeSet<Value> {
         args![
             all.iter().map(|v| v.0).collect::<Vec<_>>(),
             all.iter().map(|v| v.1.clone()).collect::<Vec<_>>(),
-            all.iter().map(|v| At(v.2)).collect::<Vec<_>>(),
+            all.iter().map(|v| Timestamptz(v.2)).collect::<Vec<_>>(),
             all.iter().map(|v| v.3).collect::<Vec<_>>(),
         ],
     );
@@ -251,7 +252,7 @@ fn new_values(db: &Db, placed: &[Placed]) -> BTreeSet<Value> {
 
 fn record_all(db: &Db, events: Vec<Event>) -> Result<UsageReceipt> {
     let now = clock::now();
-    let mut place = Placer::new(db, now);
+    let mut place = EventResolver::new(db, now);
     let count_all = events.len();
     let mut placed = Vec::with_capacity(count_all);
     for (item, event) in (1_i64..).zip(events) {
@@ -260,7 +261,7 @@ fn record_all(db: &Db, events: Vec<Event>) -> Result<UsageReceipt> {
     let placed = without_duplicates(db, placed);
     let new = new_values(db, &placed);
     let mut counted: BTreeSet<Value> = BTreeSet::new();
-    let mut gains: BTreeMap<Place, Gain> = BTreeMap::new();
+    let mut gains: BTreeMap<UsageBucket, BucketDelta> = BTreeMap::new();
     for p in &placed {
         let value = p.value.map(|v| (p.place.org_id, p.place.metric.clone(), p.place.span.start, v));
         let is_new = value.is_some_and(|v| new.contains(&v) && counted.insert(v));
@@ -270,8 +271,8 @@ fn record_all(db: &Db, events: Vec<Event>) -> Result<UsageReceipt> {
         &NEW_EVENTS,
         args![
             placed.iter().map(|p| p.event.org_id).collect::<Vec<_>>(),
-            At(now),
-            placed.iter().map(|p| At(p.occurred_at)).collect::<Vec<_>>(),
+            Timestamptz(now),
+            placed.iter().map(|p| Timestamptz(p.occurred_at)).collect::<Vec<_>>(),
             placed.iter().map(|p| p.event.quantity).collect::<Vec<_>>(),
             placed.iter().map(|p| p.event.member_id).collect::<Vec<_>>(),
             placed.iter().map(|p| p.event.metric.clone()).collect::<Vec<_>>(),
@@ -287,7 +288,7 @@ fn record_all(db: &Db, events: Vec<Event>) -> Result<UsageReceipt> {
 }
 
 /// The first of each event id that was not recorded before.
-fn without_duplicates(db: &Db, placed: Vec<Placed>) -> Vec<Placed> {
+fn without_duplicates(db: &Db, placed: Vec<ResolvedEvent>) -> Vec<ResolvedEvent> {
     let keys: BTreeSet<_> = placed.iter().filter_map(|p| Some((p.event.org_id, p.key?))).collect();
     let mut new: BTreeSet<(Uuid, Uuid)> = if keys.is_empty() {
         BTreeSet::new()
@@ -327,7 +328,7 @@ fn record_usage(
             member_id: optional_uuid(member_id),
             properties: properties.map_or_else(|| "{}".to_owned(), Jsonb::text),
         };
-        sql::connect(|db| record(db, event))
+        spi::connect(|db| record(db, event))
     }))
 }
 
@@ -339,29 +340,26 @@ fn record_usage(
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn record_usage_batch(events: Option<Jsonb>) -> UsageReceipt {
-    or_raise(access::service(|| {
+    entry_point::service(|db| {
         let events = required("events", events)?;
         if !events.is_array() {
             return Err(Error::invalid("events", "must be an array"));
         }
-        sql::connect(|db| {
-            cache::require_installed(db)?;
-            let rows = db.read(&PARSE, args![events]);
-            if rows.count() > MOST_EVENTS {
-                return Err(Error::invalid("events", "must have at most 100000 events"));
-            }
-            let parsed = (1_i64..).zip(rows.iter());
-            let parsed = parsed.map(|(item, row)| events::parse(&row).map_err(|error| error.with("item", item)));
-            let parsed = parsed.collect::<Result<Vec<_>>>()?;
-            record_all(db, parsed)
-        })
-    }))
+        let rows = db.read(&PARSE, args![events]);
+        if rows.count() > MOST_EVENTS {
+            return Err(Error::invalid("events", "must have at most 100000 events"));
+        }
+        let parsed = (1_i64..).zip(rows.iter());
+        let parsed = parsed.map(|(item, row)| events::parse(&row).map_err(|error| error.with("item", item)));
+        let parsed = parsed.collect::<Result<Vec<_>>>()?;
+        record_all(db, parsed)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::column;
-    use crate::heap::shapes;
+    use crate::pg::heap::shapes;
 
     #[test]
     fn columns_are_counted_as_they_stand() {

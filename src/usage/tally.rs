@@ -38,7 +38,7 @@ impl Tally {
     }
 
     /// What of `unsettled` usage will be overage, given that nothing else comes before it.
-    fn waiting(&self, allowance: Option<i64>, unsettled: i64) -> i64 {
+    fn unsettled_overage(&self, allowance: Option<i64>, unsettled: i64) -> i64 {
         (unsettled - self.free(allowance)).max(0)
     }
 
@@ -58,7 +58,7 @@ impl Tally {
         self.quantity.checked_add(unsettled).and_then(|sum| sum.checked_add(quantity)).ok_or(Overflow)?;
         let included = self.remaining(allowance, unsettled).map_or(quantity, |left| left.min(quantity));
         let overage = quantity - included;
-        let before = self.overage + self.waiting(allowance, unsettled);
+        let before = self.overage + self.unsettled_overage(allowance, unsettled);
         let credits = match price {
             Some(price) if overage > 0 => price.charge(before, overage)?,
             _ => 0,
