@@ -138,20 +138,20 @@ class DirectRows(LiveTestCase):
         other = self.connect()
         for connection in (self.db, other):
             self.charge(connection), self.charge(connection, self.b)
-        rows(self.db, """begin; alter table billing_internal.lanes rename to lanes_old; create table billing_internal.lanes (like billing.lanes_old including all);
-                         insert into billing_internal.lanes select * from billing.lanes_old order by ctid desc; commit""")
+        rows(self.db, """begin; alter table billing_internal.lanes rename to lanes_old; create table billing_internal.lanes (like billing_internal.lanes_old including all);
+                         insert into billing_internal.lanes select * from billing_internal.lanes_old order by ctid desc; commit""")
         for connection in (self.db, other):
             before = (total(connection, self.a), total(connection, self.b))
             _, doubts = self.doubts(lambda connection=connection: self.charge(connection), connection)
             self.assertEqual((total(connection, self.a), total(connection, self.b)), (before[0] - 1, before[1]))
             self.assertEqual(doubts, [], "a copy of everything is as good")
             self.assert_all_is_well(connection)
-        self.assertEqual(value(self.db, "select sum(balance) from billing.lanes_old"), 1996, "nobody writes into the old one")
+        self.assertEqual(value(self.db, "select sum(balance) from billing_internal.lanes_old"), 1996, "nobody writes into the old one")
         self.drop_old()
 
     def drop_old(self):
         """Drops the table that was renamed, of which the views still are."""
-        rows(self.db, "set client_min_messages = error; drop table billing.lanes_old cascade; select billing.install(); reset client_min_messages")
+        rows(self.db, "set client_min_messages = error; drop table billing_internal.lanes_old cascade; select billing.install(); reset client_min_messages")
 
     def test_renamed_meanwhile(self):
         """Calls that wait for whoever renames a table go on with the one that has the name then."""
@@ -160,8 +160,8 @@ class DirectRows(LiveTestCase):
             self.charge(session)
         owner = self.connect(autocommit=False)
         for _ in range(3):
-            rows(owner, """alter table billing_internal.lanes rename to lanes_old; create table billing_internal.lanes (like billing.lanes_old including all);
-                           insert into billing_internal.lanes select * from billing.lanes_old order by ctid desc""")
+            rows(owner, """alter table billing_internal.lanes rename to lanes_old; create table billing_internal.lanes (like billing_internal.lanes_old including all);
+                           insert into billing_internal.lanes select * from billing_internal.lanes_old order by ctid desc""")
             before = value(owner, "select balance from billing_internal.lanes where org_id = %s", self.a)
 
             def body(i, barrier):
@@ -309,9 +309,9 @@ class DirectRows(LiveTestCase):
         others = {
             "renamed": "alter index billing_internal.lanes_pkey rename to by_wallet",
             "dropped": "alter table billing_internal.lanes drop constraint lanes_pkey",
-            "on another table": """alter table billing_internal.lanes drop constraint lanes_pkey; create table billing.others (like billing_internal.lanes);
-                                   insert into billing.others select * from billing_internal.lanes order by ctid desc;
-                                   alter table billing.others add constraint lanes_pkey primary key (org_id, unit, lane)""",
+            "on another table": """alter table billing_internal.lanes drop constraint lanes_pkey; create table billing_internal.others (like billing_internal.lanes);
+                                   insert into billing_internal.others select * from billing_internal.lanes order by ctid desc;
+                                   alter table billing_internal.others add constraint lanes_pkey primary key (org_id, unit, lane)""",
             "partial": "alter table billing_internal.lanes drop constraint lanes_pkey; create unique index lanes_pkey on billing_internal.lanes (org_id, unit, lane) where lane = 1",
             "of other columns": "alter table billing_internal.lanes drop constraint lanes_pkey; create unique index lanes_pkey on billing_internal.lanes (org_id, lane, unit)",
             "not unique": "alter table billing_internal.lanes drop constraint lanes_pkey; create index lanes_pkey on billing_internal.lanes (org_id, unit, lane)",
@@ -335,7 +335,7 @@ class DirectRows(LiveTestCase):
                     self.assertEqual(any(doubt.startswith("lanes is written by statements") for doubt in doubts), name != "renamed", doubts)
                     self.assert_all_is_well(connection)
                 self.assert_whole()
-                rows(self.db, """drop table if exists billing.others; alter table billing_internal.lanes drop constraint if exists by_wallet;
+                rows(self.db, """drop table if exists billing_internal.others; alter table billing_internal.lanes drop constraint if exists by_wallet;
                                  drop index if exists billing_internal.lanes_pkey; alter table billing_internal.lanes add primary key (org_id, unit, lane)""")
                 self.assert_all_is_well()
 
@@ -362,8 +362,8 @@ class DirectRows(LiveTestCase):
         swapped = """update pg_class c set relfilenode = (select relfilenode from pg_class o where o.relname in ('lanes_pkey', 'others_pkey') and o.oid <> c.oid)
                       where relname in ('lanes_pkey', 'others_pkey')"""
         rows(self.db, "vacuum full billing_internal.lanes")
-        rows(self.db, """create table billing.others (like billing_internal.lanes); insert into billing.others select * from billing_internal.lanes order by ctid desc;
-                         alter table billing.others add primary key (org_id, unit, lane);
+        rows(self.db, """create table billing_internal.others (like billing_internal.lanes); insert into billing_internal.others select * from billing_internal.lanes order by ctid desc;
+                         alter table billing_internal.others add primary key (org_id, unit, lane);
                          set allow_system_table_mods = on""")
         before = (total(self.db, self.a), total(self.db, self.b))
         rows(self.db, swapped)
@@ -374,7 +374,7 @@ class DirectRows(LiveTestCase):
             self.assertEqual(code_of(caught.exception), "XX001 corrupt_index")
             self.assertIn("reindex", caught.exception.diag.message_hint)
         rows(self.db, swapped)
-        rows(self.db, "drop table billing.others")
+        rows(self.db, "drop table billing_internal.others")
         self.assertEqual((total(self.db, self.a), total(self.db, self.b)), before)
         self.assert_all_is_well(session)
 
@@ -398,7 +398,7 @@ class DirectRows(LiveTestCase):
                 self.assertEqual(value(self.db, f"{question} and org_id = %s", left, org), 1)
                 rows(self.db, "reset enable_seqscan; reset enable_indexonlyscan")
                 self.assert_whole()
-                rows(self.db, "drop index billing.of_the_owner")
+                rows(self.db, "drop index billing_internal.of_the_owner")
         # Many rows, so that the ranges of an index of ranges are several.
         rows(self.db, "create index of_the_owner on billing.ledger using brin (entry_id) with (pages_per_range = 1)")
         self.assert_all_is_well()
@@ -507,7 +507,7 @@ class DirectRows(LiveTestCase):
         other = self.connect()
         self.assert_all_is_well(), self.assert_all_is_well(other)
         before = total(self.db, self.a)
-        for publication in ("for all tables", "for table billing_internal.lanes", "for tables in schema billing"):
+        for publication in ("for all tables", "for table billing_internal.lanes", "for tables in schema billing, billing_internal"):
             rows(self.db, "set client_min_messages = error")
             rows(self.db, f"create publication everything {publication}")
             rows(self.db, "reset client_min_messages")

@@ -53,7 +53,7 @@ class Metered(attack.AttackCase):
 
     def test_another_trigger_on_a_metered_table(self):
         """rule 10: the owner hangs the function on its metered table by hand, so that its rows are not the transition table but a view of his."""
-        rows(self.db, f"grant usage on schema billing to {self.owner}; grant execute on all functions in schema billing, billing_internal to {self.owner}")
+        rows(self.db, f"grant usage on schema billing, billing_internal to {self.owner}; grant execute on all functions in schema billing, billing_internal to {self.owner}")
         for event in ("after insert on {} for each row", "after insert on {} referencing new table as other for each statement", "before insert on {} for each statement",
                       "after delete on {} referencing old table as inserted for each statement"):
             with self.subTest(event):

@@ -74,14 +74,16 @@ class Prepared(LiveTestCase):
                       "create collation billing.x from \"C\"", "create text search dictionary billing.x (template = pg_catalog.simple)", "create aggregate billing.x(int) (sfunc = int4pl, stype = int)",
                       "create conversion billing.x for 'LATIN1' to 'UTF8' from iso8859_1_to_utf8", "create materialized view billing.x as select 1 as a")
         for schema in ("billing", "billing_internal"):
+            db = self.prepared("select")
             for thing in things:
                 thing = thing.replace("billing_internal.", "billing.").replace("billing.", f"{schema}.")
                 with self.subTest(thing):
-                    db = self.prepared(f"create schema {schema}; {thing}", f"alter schema {schema} owner to postgres")
+                    rows(db, f"set role {self.role}; create schema {schema}; {thing}; reset role; alter schema {schema} owner to postgres")
                     with self.assertRaises(psycopg2.Error) as caught:
                         rows(db, "create extension pg_billing")
                     self.assertEqual(code_of(caught.exception), "42501 schema_not_empty")
-                    db.close()
+                    rows(db, f"drop schema {schema} cascade")
+            db.close()
 
     def test_open_to_others(self):
         """security 5: a superuser's schema in which others may create."""
@@ -134,16 +136,18 @@ class Prepared(LiveTestCase):
 
     def test_added_to_the_insides_of_a_dropped_extension(self):
         """security 5: what was put beside our tables in billing_internal while the extension was gone is found when it is created again."""
-        for thing in ("create function billing_internal.foreign_things(x int default 1) returns int language plpgsql as $$ begin perform public.note('beside'); return 1; end $$",
-                      "create table billing_internal.metered (a int)",
-                      "create function public.pure(text) returns boolean language plpgsql immutable as $$ begin return public.note('a check'); end $$; "
-                      "alter table billing_internal.settings add check (public.pure(name))"):
+        db = self.prepared("select")
+        rows(db, "create extension pg_billing; select billing.install(); drop extension pg_billing cascade")
+        for thing, gone in (("create function billing_internal.foreign_things(x int default 1) returns int language plpgsql as $$ begin perform public.note('beside'); return 1; end $$",
+                             "drop function billing_internal.foreign_things(int)"),
+                            ("create table billing_internal.metered (a int)", "drop table billing_internal.metered"),
+                            ("create function public.pure(text) returns boolean language plpgsql immutable as $$ begin return public.note('a check'); end $$; "
+                             "alter table billing_internal.settings add constraint pure check (public.pure(name))", "alter table billing_internal.settings drop constraint pure")):
             with self.subTest(thing):
-                db = self.prepared("select")
-                rows(db, "create extension pg_billing; select billing.install(); drop extension pg_billing cascade")
                 rows(db, thing)
                 self.assert_refused(db)
-                db.close()
+                rows(db, gone)
+        rows(db, "create extension pg_billing; select billing.install()")
 
     def test_in_the_path_of_the_script(self):
         """security 5: the script is run by a superuser whose database has a path of another's, with functions and types of the names of the server's own."""

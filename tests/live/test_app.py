@@ -283,7 +283,7 @@ class App(LiveTestCase):
         added = [
             ("create index ledger_model on billing.ledger ((metadata ->> 'model'))", "drop index billing.ledger_model"),
             ("create index ledger_usage on billing.ledger (metric) where kind is null", "drop index billing.ledger_usage"),
-            ("create index lanes_low on billing_internal.lanes (org_id) where balance < 990", "drop index billing.lanes_low"),
+            ("create index lanes_low on billing_internal.lanes (org_id) where balance < 990", "drop index billing_internal.lanes_low"),
             ("create trigger see after insert on billing.ledger for each row execute function app.see()", "drop trigger see on billing.ledger"),
             ("alter index billing.ledger_request rename to keys", "alter index billing.keys rename to ledger_request"),
             ("alter table billing.ledger add column mine int default 7", "alter table billing.ledger drop column mine"),

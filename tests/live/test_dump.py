@@ -90,6 +90,8 @@ class Dump(LiveTestCase):
         self.assertEqual(self.policies(restored), policies)
         self.assertEqual(self.balances(restored), self.balances(self.db))
         self.assert_sound(restored)
+        # Both schemas were in the dump, for both hold tables: neither is the extension's to drop.
+        self.assertEqual(rows(restored, "select nspname from pg_namespace where nspname like 'billing%' and oid in (select objid from pg_depend where deptype = 'e')"), [])
         self.assertIn("nothing changed", value(restored, "select billing.install()"))
 
         # It goes on where it was: replays, ids, roles, guards.

@@ -704,12 +704,12 @@ class Events(Usage):
         added = [
             ("create index events_text on billing.usage_events ((properties ->> 'word'))", "drop index billing.events_text"),
             ("create index events_large on billing.usage_events (quantity) where quantity > 5", "drop index billing.events_large"),
-            ("create index keys_half on billing_internal.usage_event_keys (org_id) where event_key > '80000000-0000-0000-0000-000000000000'", "drop index billing.keys_half"),
-            ("create index unsettled_text on billing_internal.unsettled_usage ((metric || 'x'))", "drop index billing.unsettled_text"),
-            ("create index unsettled_many on billing_internal.unsettled_usage (org_id) where quantity > 3", "drop index billing.unsettled_many"),
+            ("create index keys_half on billing_internal.usage_event_keys (org_id) where event_key > '80000000-0000-0000-0000-000000000000'", "drop index billing_internal.keys_half"),
+            ("create index unsettled_text on billing_internal.unsettled_usage ((metric || 'x'))", "drop index billing_internal.unsettled_text"),
+            ("create index unsettled_many on billing_internal.unsettled_usage (org_id) where quantity > 3", "drop index billing_internal.unsettled_many"),
             ("create index events_when on billing.usage_events using brin (recorded_at)", "drop index billing.events_when"),
-            ("alter index billing_internal.usage_event_keys_pkey rename to keys", "alter index billing.keys rename to usage_event_keys_pkey"),
-            ("alter index billing_internal.unsettled_usage_pkey rename to slots", "alter index billing.slots rename to unsettled_usage_pkey"),
+            ("alter index billing_internal.usage_event_keys_pkey rename to keys", "alter index billing_internal.keys rename to usage_event_keys_pkey"),
+            ("alter index billing_internal.unsettled_usage_pkey rename to slots", "alter index billing_internal.slots rename to unsettled_usage_pkey"),
             ("alter table billing_internal.unsettled_usage add constraint few check (quantity < 1000)", "alter table billing_internal.unsettled_usage drop constraint few"),
         ]  # fmt: skip
         for n, (add, drop) in enumerate(added, 1):

@@ -171,6 +171,10 @@ select is_empty($$select c.relname, a.attname, t.typname from pg_class c join pg
     where c.relnamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and c.relkind in ('r', 'p') and a.attnum > 0 and not a.attisdropped and t.typnamespace <> 'pg_catalog'::regnamespace$$, 'columns have built-in types');
 select is_empty($$select c.relname from pg_class c join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e'
     join pg_extension e on e.oid = d.refobjid and d.refclassid = 'pg_extension'::regclass where e.extname = 'pg_billing' and c.relkind in ('r', 'p', 'v')$$, 'tables and views are no members of the extension');
+select is_empty($$select d.objid::regnamespace from pg_depend d where d.classid = 'pg_namespace'::regclass and d.refclassid = 'pg_extension'::regclass and d.deptype = 'e'$$, 'nor are the schemas in which they are');
+-- The one list of tables and views is of what there is, and of nothing else.
+select set_eq($$select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                 where n.nspname in ('billing', 'billing_internal') and c.relkind in ('r', 'p', 'v') and not c.relispartition$$, 'select schema, name from billing_internal.relations()', 'relations() lists every table and view');
 
 select * from finish();
 rollback;
