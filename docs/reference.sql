@@ -103,7 +103,7 @@ select 'view', c.relname, 0,
        || case l.readers when 'members' then 'member (own orgs), auditor, service.' else 'auditor, service.' end || E'\n\n| column | type |\n|---|---|\n'
        || (select string_agg(r.short, E'\n' order by r.attnum) from reference_column r where r.relation = c.oid)
   from pg_class c
-  join billing_internal.relations() l on l.schema = 'billing' and l.name = c.relname
+  left join billing_internal.relations() l on l.schema = 'billing' and l.name = c.relname
  where c.relnamespace = 'billing'::regnamespace and c.relkind = 'v';
 
 insert into item
@@ -122,7 +122,7 @@ select 'table', c.relname, 0,
        || E'\n\n| column | type | | |\n|---|---|---|---|\n'
        || (select string_agg(r.long, E'\n' order by r.attnum) from reference_column r where r.relation = c.oid)
   from pg_class c
-  join billing_internal.relations() l on l.schema = 'billing' and l.name = c.relname
+  left join billing_internal.relations() l on l.schema = 'billing' and l.name = c.relname
  where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition;
 
 do $$
