@@ -18,15 +18,15 @@ pub const AUTOMATIC: i16 = 0;
 const MINUTE: Moment = 60 * 1_000_000;
 
 statements! {
-    MODE(uuid, text) = "select lanes, contended_at from billing.wallet_settings where org_id = $1 and unit = $2";
+    MODE(uuid, text) = "select lanes, contended_at from billing_internal.wallet_settings where org_id = $1 and unit = $2";
     // Nobody waits for the note, and one is enough.
     CONTENDED(uuid, text, timestamptz) =
-        "update billing.wallet_settings set contended_at = $3
-          where (org_id, unit) in (select org_id, unit from billing.wallet_settings
+        "update billing_internal.wallet_settings set contended_at = $3
+          where (org_id, unit) in (select org_id, unit from billing_internal.wallet_settings
                                     where org_id = $1 and unit = $2 and lanes = 0 for no key update skip locked)";
     CLEAR_CONTENTION(uuid, text) =
-        "update billing.wallet_settings set contended_at = null where org_id = $1 and unit = $2 and contended_at is not null";
-    NUMBERS(uuid, text) = "select lane from billing.lanes where org_id = $1 and unit = $2";
+        "update billing_internal.wallet_settings set contended_at = null where org_id = $1 and unit = $2 and contended_at is not null";
+    NUMBERS(uuid, text) = "select lane from billing_internal.lanes where org_id = $1 and unit = $2";
 }
 
 /// What was asked for a wallet, and when somebody last had to wait.

@@ -1,4 +1,4 @@
-//! `billing.install()`: creates or migrates the tables from the migrations that are compiled in.
+//! `billing.install()` creates the tables, or migrates them, by the scripts that are compiled in.
 
 use crate::access;
 use crate::base::error::Error;
@@ -11,25 +11,34 @@ use crate::schema::version::{self, LATEST};
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 
-/// Numbered migrations, each applied once, in order.
-const MIGRATIONS: [(i64, &str, &str); 16] = [
-    (1, "ledger", include_str!("../sql/migrations/0001_ledger.sql")),
-    (2, "catalog", include_str!("../sql/migrations/0002_catalog.sql")),
-    (3, "guards", include_str!("../sql/migrations/0003_guards.sql")),
-    (4, "plans", include_str!("../sql/migrations/0004_plans.sql")),
-    (5, "metering", include_str!("../sql/migrations/0005_metering.sql")),
-    (6, "usage", include_str!("../sql/migrations/0006_usage.sql")),
-    (7, "settlement", include_str!("../sql/migrations/0007_settlement.sql")),
-    (8, "lanes", include_str!("../sql/migrations/0008_lanes.sql")),
-    (9, "hot_wallets", include_str!("../sql/migrations/0009_hot_wallets.sql")),
-    (10, "fewer_checks", include_str!("../sql/migrations/0010_fewer_checks.sql")),
-    (11, "gift_cards", include_str!("../sql/migrations/0011_gift_cards.sql")),
-    (12, "payments", include_str!("../sql/migrations/0012_payments.sql")),
-    (13, "slim_ledger", include_str!("../sql/migrations/0013_slim_ledger.sql")),
-    (14, "recent", include_str!("../sql/migrations/0014_recent.sql")),
-    (15, "holds", include_str!("../sql/migrations/0015_holds.sql")),
-    (16, "security", include_str!("../sql/migrations/0016_security.sql")),
-];
+/// What brings the tables from one version to the next.
+struct Migration {
+    version: i64,
+    name: &'static str,
+    scripts: &'static [&'static str],
+}
+
+/// The migrations, each applied once, in order. One that was released is never changed: what comes later is a migration of its own,
+/// `sql/migrations/0002_….sql` and so on.
+const MIGRATIONS: [Migration; 1] = [Migration {
+    version: 1,
+    name: "tables",
+    scripts: &[
+        include_str!("../sql/schema/guards.sql"),
+        include_str!("../sql/schema/installation.sql"),
+        include_str!("../sql/schema/catalog.sql"),
+        include_str!("../sql/schema/wallets.sql"),
+        include_str!("../sql/schema/ledger.sql"),
+        include_str!("../sql/schema/usage.sql"),
+        include_str!("../sql/schema/reports.sql"),
+        include_str!("../sql/schema/subscriptions.sql"),
+        include_str!("../sql/schema/settlement.sql"),
+        include_str!("../sql/schema/alerts.sql"),
+        include_str!("../sql/schema/payments.sql"),
+        include_str!("../sql/schema/outbox.sql"),
+        include_str!("../sql/schema/gift_cards.sql"),
+    ],
+}];
 
 /// What refers to functions of the extension, and so may have gone with DROP EXTENSION … CASCADE: put back on every
 /// install(). The scripts change nothing where all is in place.
@@ -40,19 +49,8 @@ const STANDING: [&str; 4] = [
     include_str!("../sql/standing/metering.sql"),
 ];
 
-const _: () = assert!(MIGRATIONS[MIGRATIONS.len() - 1].0 == LATEST, "the last migration makes the latest version");
-
-const BOOKKEEPING: &str = "
-create table if not exists billing.migrations (
-    version bigint primary key,
-    name text not null,
-    applied_at timestamptz not null default clock_timestamp()
-);
-comment on table billing.migrations is 'The migrations that install() has applied.';
-comment on column billing.migrations.version is 'Its number.';
-comment on column billing.migrations.name is 'What it brought.';
-comment on column billing.migrations.applied_at is 'When install() applied it.';
-comment on schema billing is 'Billing by the extension pg_billing: wallets, grants, ledger, catalog.';";
+const _: () =
+    assert!(MIGRATIONS[MIGRATIONS.len() - 1].version == LATEST, "the last migration makes the latest version");
 
 statements! {
     RECORD(int8, text) = "insert into billing.migrations (version, name) values ($1, $2)";
@@ -89,17 +87,16 @@ fn install() -> String {
         if before > LATEST {
             return Err(Error::not_installed(before, LATEST));
         }
-        if before == 0 {
-            db.script(BOOKKEEPING);
-        }
-        let due: Vec<_> = MIGRATIONS.iter().filter(|(version, _, _)| *version > before).collect();
+        let due: Vec<_> = MIGRATIONS.iter().filter(|migration| migration.version > before).collect();
         // What is copied must be what is there now.
         if before > 0 && !due.is_empty() && heap::has_one_snapshot() {
             return Err(Error::one_snapshot());
         }
-        for (version, name, script) in &due {
-            db.script(script);
-            db.write(&RECORD, args![*version, *name]);
+        for migration in &due {
+            for script in migration.scripts {
+                db.script(script);
+            }
+            db.write(&RECORD, args![migration.version, migration.name]);
         }
         let said = |statement| db.write(statement, &[]).first().and_then(|row| row.opt::<String>(0));
         let roles = said(&FIND_ROLES);
@@ -131,7 +128,7 @@ fn install() -> String {
     }))
 }
 
-/// The version of the library, and the versions of the tables that it needs and finds (0: none).
+/// Tells the version of the library, and the versions of the tables that it needs and finds (0: none).
 #[pg_extern(stable, security_definer)]
 #[search_path(pg_catalog, pg_temp)]
 fn version() -> VersionStatus {

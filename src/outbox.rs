@@ -6,7 +6,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 statements! {
-    EMIT(uuid, text, jsonb) = "select billing.emit_event($1, $2, $3)";
+    EMIT(uuid, text, jsonb) = "select billing_internal.emit_event($1, $2, $3)";
 }
 
 /// Puts work there; whoever waits for it is told at the commit.

@@ -6,9 +6,9 @@ use crate::pg::spi::{Db, Timestamptz};
 use crate::{args, statements};
 
 statements! {
-    SECRET(text) = "select secret from billing.secrets where name = $1";
+    SECRET(text) = "select secret from billing_internal.secrets where name = $1";
     KEEP(text, bytea, timestamptz) =
-        "insert into billing.secrets (name, secret, created_at) values ($1, $2, $3) on conflict do nothing";
+        "insert into billing_internal.secrets (name, secret, created_at) values ($1, $2, $3) on conflict do nothing";
 }
 
 /// The key of that name, 32 bytes; made at the first use.

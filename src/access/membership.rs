@@ -20,11 +20,11 @@ use std::ffi::{CStr, CString};
 use uuid::Uuid;
 
 statements! {
-    SETTING() = "select value::text from billing.settings where name = 'membership'";
+    SETTING() = "select value::text from billing_internal.settings where name = 'membership'";
     SET(text) =
-        "insert into billing.settings (name, value) values ('membership', $1::jsonb)
+        "insert into billing_internal.settings (name, value) values ('membership', $1::jsonb)
          on conflict (name) do update set value = excluded.value";
-    UNSET() = "delete from billing.settings where name = 'membership'";
+    UNSET() = "delete from billing_internal.settings where name = 'membership'";
 }
 
 // The type of access modes grew with version 16.
@@ -350,7 +350,7 @@ impl Membership {
     }
 }
 
-/// Names the app's own relation of users and orgs, so that members need no orgs in their claims; all three null: none any more.
+/// Names the app's own table of users and orgs, so that members need no orgs in their claims; three nulls take it away.
 ///
 /// `relation` is an ordinary or partitioned table with one row per user and org: `org_column` of type uuid, `user_column` (which
 /// the claim `sub` is compared with) of type uuid, text, varchar, smallint, integer or bigint, or domains over these. It is read with

@@ -13,20 +13,12 @@ use std::cell::{Cell, RefCell};
 use std::ffi::c_int;
 
 statements! {
-    OURS() = "select oid::int8 from pg_class where relnamespace = to_regnamespace('billing') and relkind in ('r', 'p')";
+    OURS() =
+        "select oid::int8 from pg_class
+          where relnamespace in (to_regnamespace('billing'), to_regnamespace('billing_internal')) and relkind in ('r', 'p')";
     FOREIGN() =
-        "select null::text, null::text, p.oid::regprocedure::text, o.rolname::text
-           from pg_proc p join pg_roles o on o.oid = p.proowner
-          where p.pronamespace in (to_regnamespace('billing'), to_regnamespace('billing_internal')) and not o.rolsuper
-            and p.proowner <> (select extowner from pg_extension where extname = 'pg_billing')
-         union all
-         select t.tgname::text, c.oid::regclass::text, p.oid::regprocedure::text, o.rolname::text
-           from pg_class c
-           join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal
-           join pg_proc p on p.oid = t.tgfoid
-           join pg_roles o on o.oid = p.proowner
-          where c.relnamespace = to_regnamespace('billing') and not o.rolsuper and p.proowner <> c.relowner
-          order by 2, 1 limit 1";
+        "select name, relation::text, routine::text, owner
+           from billing_internal.foreign_things() where kind in ('trigger', 'function') limit 1";
 }
 
 thread_local! {
@@ -90,8 +82,8 @@ pub fn require_sound() -> Result<()> {
             return Ok(());
         };
         let (function, owner): (String, String) = (row.get(2), row.get(3));
-        Err(match row.opt::<String>(0).zip(row.opt::<String>(1)) {
-            Some((trigger, table)) => Error::foreign_trigger(&trigger, &table, &function, &owner),
+        Err(match row.opt::<String>(1) {
+            Some(table) => Error::foreign_trigger(&row.get::<String>(0), &table, &function, &owner),
             None => Error::foreign_function(&function, &owner),
         })
     })

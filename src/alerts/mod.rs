@@ -24,7 +24,7 @@ statements! {
     OPEN(uuid) =
         "select kind, subject, share, null::int8 from billing.alerts where org_id = $1 and resolved_at is null
          union all
-         select null, unit, null, low_balance_threshold from billing.wallet_settings
+         select null, unit, null, low_balance_threshold from billing_internal.wallet_settings
           where org_id = $1 and low_balance_threshold is not null
          union all
          select 'recharge', unit, null, threshold from billing.auto_recharges
@@ -41,15 +41,15 @@ statements! {
            from unnest($2, $3, $4, $5, $6) w (kind, subject, share, value, threshold)
          on conflict (org_id, kind, subject, share) where resolved_at is null do nothing";
     ALERT_BELOW(uuid, text, int8) =
-        "update billing.lanes set alert_below = $3 where org_id = $1 and unit = $2 and lane = 0 and alert_below <> $3";
+        "update billing_internal.lanes set alert_below = $3 where org_id = $1 and unit = $2 and lane = 0 and alert_below <> $3";
     EXPIRING(uuid, timestamptz, timestamptz) =
         "select g.grant_id, g.amount,
-                g.remaining + coalesce((select sum(l.slice_credits) from billing.lanes l
+                g.remaining + coalesce((select sum(l.slice_credits) from billing_internal.lanes l
                                          where l.org_id = g.org_id and l.unit = g.unit and l.slice_grant = g.grant_id), 0)::int8
-           from billing.lots g
+           from billing_internal.grants g
           where g.org_id = $1 and g.expires_at > $2 and g.expires_at <= $3 and g.effective_at <= $2 and g.voided_at is null";
     CONFIGURE(jsonb) =
-        "insert into billing.settings (name, value) values ('alerts', $1) on conflict (name) do update set value = $1";
+        "insert into billing_internal.settings (name, value) values ('alerts', $1) on conflict (name) do update set value = $1";
 }
 
 /// A threshold that is crossed.

@@ -112,7 +112,7 @@ statements! {
     PACKS() = "select pack, terms::text, retired_at is not null from billing.packs";
     SURCHARGES() = "select currency, terms::text from billing.surcharges";
     CAPS() = "select cap, metric, category, per, subject, quantity from billing.caps order by cap";
-    ALERTS() = "select (value -> 'shares')::text, (value ->> 'expiring_days')::int8, (value ->> 'deliver')::boolean from billing.settings where name = 'alerts'";
+    ALERTS() = "select (value -> 'shares')::text, (value ->> 'expiring_days')::int8, (value ->> 'deliver')::boolean from billing_internal.settings where name = 'alerts'";
     PRICES() = "select metric, effective_at, price::text from billing.prices order by metric, effective_at";
     ORG_PRICE_SINCE(uuid, text, timestamptz) =
         "select max(effective_at) from billing.org_prices where org_id = $1 and metric = $2 and effective_at <= $3";

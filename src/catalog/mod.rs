@@ -31,8 +31,8 @@ statements! {
          on conflict (metric) do update
             set unit = $2, aggregation = $3, category = $4, tier = $5, unique_by = $7, retired_at = null";
     COUNTED(text) =
-        "select exists (select from billing.unsettled_usage where metric = $1)
-             or exists (select from billing.period_usage where metric = $1)";
+        "select exists (select from billing_internal.unsettled_usage where metric = $1)
+             or exists (select from billing_internal.period_usage where metric = $1)";
     SAVE_PLAN(text, jsonb, timestamptz) =
         "insert into billing.plans (plan, terms, created_at) values ($1, $2, $3)
          on conflict (plan) do update set terms = $2, retired_at = null";
@@ -233,7 +233,7 @@ fn apply_catalog(
     )
 }
 
-/// The catalog as a document: applying it again changes nothing. Prices are those in force now.
+/// Gives the catalog as a document, with the prices in force now: applying it again changes nothing.
 #[pg_extern(stable)]
 #[search_path(pg_catalog, pg_temp)]
 fn export_catalog() -> pgrx::JsonB {

@@ -20,19 +20,19 @@ const WINDOW: Moment = 3_600_000_000;
 /// How long to wait where an attempt could not be noted.
 const PAUSE: Moment = 60_000_000;
 
-const TABLE: &str = "billing.gift_card_attempts";
+const TABLE: &str = "billing_internal.gift_card_attempts";
 const WORKER: &str = "pg_billing_note_attempt";
 
 statements! {
     // Newest first. Billing time may have gone back: what is far in the future counts as little as what is long ago.
     RECENT(uuid, timestamptz, timestamptz, int8) =
-        "select attempted_at from billing.gift_card_attempts
+        "select attempted_at from billing_internal.gift_card_attempts
           where org_id = $1 and attempted_at > $2 and attempted_at <= $3 order by attempted_at desc limit $4";
     IS_NOTED(uuid, timestamptz, uuid) =
-        "select from billing.gift_card_attempts where org_id = $1 and attempted_at = $2 and attempt_id = $3";
+        "select from billing_internal.gift_card_attempts where org_id = $1 and attempted_at = $2 and attempt_id = $3";
     NOTE(uuid, timestamptz, uuid) =
-        "insert into billing.gift_card_attempts (org_id, attempted_at, attempt_id) values ($1, $2, $3)";
-    FORGET(uuid, timestamptz) = "delete from billing.gift_card_attempts where org_id = $1 and attempted_at < $2";
+        "insert into billing_internal.gift_card_attempts (org_id, attempted_at, attempt_id) values ($1, $2, $3)";
+    FORGET(uuid, timestamptz) = "delete from billing_internal.gift_card_attempts where org_id = $1 and attempted_at < $2";
     TAKES_SIGNALS() =
         "select coalesce(has_function_privilege(to_regprocedure('billing.note_signal(uuid,text,integer,text,jsonb)')::oid, 'execute'), false)";
     SIGNAL(uuid, int8) =

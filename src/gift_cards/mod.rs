@@ -78,7 +78,7 @@ fn source(value: &str) -> Option<&'static str> {
     SOURCES.into_iter().find(|known| *known == value)
 }
 
-/// Makes codes that are worth credit, and gives them, this one time: nobody can look them up later.
+/// Makes codes that are worth credit, and gives them this one time: only their hashes are kept.
 ///
 /// `name`: the batch; the same name again adds to it. `credits`: what each redemption grants, whole units from 1. `count`: so many
 /// codes, 1 to 10,000. `unit`: credit, or a currency (credits are minor units then). `metrics`: the only metrics on which the
@@ -228,7 +228,7 @@ fn redeem_gift_card(
     }))
 }
 
-/// Codes of a batch that are not used up can no longer be redeemed; gives their number. What was redeemed stays.
+/// Voids the codes of a batch that are not used up, and gives their number. What was redeemed stays.
 ///
 /// Errors: PT404 `unknown_batch`; 22023.
 #[pg_extern(volatile)]

@@ -31,41 +31,41 @@ macro_rules! lot_columns {
 
 statements! {
     LOCK_LANE(uuid, text) =
-        concat!("select ", lane_columns!(), " from billing.lanes where org_id = $1 and unit = $2 and lane = 0 for update");
+        concat!("select ", lane_columns!(), " from billing_internal.lanes where org_id = $1 and unit = $2 and lane = 0 for update");
     LOCK_IF_FREE(uuid, text) =
-        concat!("select ", lane_columns!(), " from billing.lanes where org_id = $1 and unit = $2 and lane = 0 for update skip locked");
+        concat!("select ", lane_columns!(), " from billing_internal.lanes where org_id = $1 and unit = $2 and lane = 0 for update skip locked");
     LOCK_OTHER(uuid, text, int2) =
-        concat!("select ", lane_columns!(), " from billing.lanes where org_id = $1 and unit = $2 and lane = $3 for update");
+        concat!("select ", lane_columns!(), " from billing_internal.lanes where org_id = $1 and unit = $2 and lane = $3 for update");
     LOCK_OTHER_IF_FREE(uuid, text, int2) = concat!(
-        "select ", lane_columns!(), " from billing.lanes where org_id = $1 and unit = $2 and lane = $3 for update skip locked");
+        "select ", lane_columns!(), " from billing_internal.lanes where org_id = $1 and unit = $2 and lane = $3 for update skip locked");
     OTHERS(uuid, text) =
-        "select lane, slice_grant, slice_credits, fresh_until from billing.lanes
+        "select lane, slice_grant, slice_credits, fresh_until from billing_internal.lanes
           where org_id = $1 and unit = $2 and lane > 0 and balance > 0 order by lane";
     LOCK_LANES(uuids, texts) = concat!(
         "select ", lane_columns!(), "
            from unnest($1, $2) as k (wanted_org, wanted_unit)
-           join billing.lanes l on l.org_id = k.wanted_org and l.unit = k.wanted_unit and l.lane = 0
+           join billing_internal.lanes l on l.org_id = k.wanted_org and l.unit = k.wanted_unit and l.lane = 0
           where l.org_id = any ($1)
           order by l.org_id, l.unit for update of l");
     LOCK_ORG(uuid) =
-        concat!("select ", lane_columns!(), " from billing.lanes where org_id = $1 and lane = 0 order by unit for update");
+        concat!("select ", lane_columns!(), " from billing_internal.lanes where org_id = $1 and lane = 0 order by unit for update");
     LOCK_ORGS(uuids) =
-        "select from billing.lanes where org_id = any ($1) and lane = 0 order by org_id, unit for update";
+        "select from billing_internal.lanes where org_id = any ($1) and lane = 0 order by org_id, unit for update";
     READ_LANE(uuid, text) =
-        concat!("select ", lane_columns!(), " from billing.lanes where org_id = $1 and unit = $2 and lane = 0");
-    ORG_EXISTS(uuid) = "select from billing.lanes where org_id = $1 limit 1";
+        concat!("select ", lane_columns!(), " from billing_internal.lanes where org_id = $1 and unit = $2 and lane = 0");
+    ORG_EXISTS(uuid) = "select from billing_internal.lanes where org_id = $1 limit 1";
     CREATE_SETTINGS(uuid, text, timestamptz) =
-        "insert into billing.wallet_settings (org_id, unit, created_at) values ($1, $2, $3) on conflict do nothing";
+        "insert into billing_internal.wallet_settings (org_id, unit, created_at) values ($1, $2, $3) on conflict do nothing";
     // The slot is the org's next; who loses a race for it finds no row and tries again.
     CREATE_LANE(uuid, text, int2) =
-        "insert into billing.lanes (org_id, unit, lane, slot, last_entry_id, recent)
+        "insert into billing_internal.lanes (org_id, unit, lane, slot, last_entry_id, recent)
          select $1, $2, $3, s.slot, s.slot::bigint << 40, int8send(s.slot::bigint << 40) || int8send(s.slot::bigint << 40)
-           from (select coalesce(max(slot) + 1, 0)::smallint as slot from billing.lanes where org_id = $1) s
+           from (select coalesce(max(slot) + 1, 0)::smallint as slot from billing_internal.lanes where org_id = $1) s
          on conflict do nothing";
     LOAD_LOTS(uuid, text, int8s) = concat!(
-        "select ", lot_columns!(), " from billing.lots where org_id = $1 and unit = $2 and remaining > 0
+        "select ", lot_columns!(), " from billing_internal.grants where org_id = $1 and unit = $2 and remaining > 0
          union all
-         select ", lot_columns!(), " from billing.lots
+         select ", lot_columns!(), " from billing_internal.grants
           where org_id = $1 and unit = $2 and remaining = 0 and grant_id = any ($3)");
     // None times out before the lane says.
     TIMED_OUT_HOLDS(uuid, text, timestamptz, timestamptz) =
@@ -98,17 +98,17 @@ statements! {
           order by member_id for update";
     SAVE_LANE(uuid, text, int8, int8, int8, int8, int8, int8, int8, int8, int8, int8, timestamptz, timestamptz, bytea, timestamptz,
               int2, int8, int2, bytea) =
-        "update billing.lanes
+        "update billing_internal.lanes
             set last_entry_id = $3, balance = $4, reserved = $5, locked = $6, purchased = $7, consumed = $8,
                 scoped = $9, future = $10, slice_grant = $11, slice_credits = $12, fresh_until = $13, holds_due = $14,
                 head = $15, fast_until = $16, alert_base = $18, lanes = $19, recent = $20
           where org_id = $1 and unit = $2 and lane = $17";
     SAVE_LOT(uuid, int8, int8, boolean, timestamptz, int8) =
-        "update billing.lots
+        "update billing_internal.grants
             set remaining = $3, written_off = $6, voided_at = case when $4 then coalesce(voided_at, $5) else voided_at end
           where org_id = $1 and grant_id = $2";
     NEW_LOT(uuid, int8, int8, int8, int8, timestamptz, timestamptz, timestamptz, int4, text, text, text, text, texts, jsonb, int8, boolean) =
-        "insert into billing.lots (org_id, grant_id, amount, remaining, cost_minor, effective_at, expires_at, created_at,
+        "insert into billing_internal.grants (org_id, grant_id, amount, remaining, cost_minor, effective_at, expires_at, created_at,
                                    priority, unit, source, category, currency, metrics, metadata, written_off, voided_at)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, case when $17 then $8 end)";
     NEW_ENTRIES(uuids, int8s, int8s, int8s, uuids, int8s, timestamptz, int8s, int8s, int8s, uuids, texts, texts, texts, texts,

@@ -15,25 +15,25 @@ use uuid::Uuid;
 
 statements! {
     MAKE(uuids, texts, uuids, timestamptzs) =
-        "insert into billing.cap_usage (org_id, cap, member_id, period_start, quantity)
+        "insert into billing_internal.cap_usage (org_id, cap, member_id, period_start, quantity)
          select k.*, 0 from unnest($1, $2, $3, $4) k order by 1, 2, 3, 4 on conflict do nothing";
     LOCK(uuids, texts, uuids, timestamptzs) =
         "select u.org_id, u.cap, u.member_id, u.period_start, u.quantity
            from unnest($1, $2, $3, $4) k (org_id, cap, member_id, period_start)
-           join billing.cap_usage u using (org_id, cap, member_id, period_start)
+           join billing_internal.cap_usage u using (org_id, cap, member_id, period_start)
           where u.org_id = any ($1)
           order by 1, 2, 3, 4 for update of u";
     READ(uuid, text, uuid, timestamptz) =
-        "select quantity from billing.cap_usage where org_id = $1 and cap = $2 and member_id = $3 and period_start = $4";
+        "select quantity from billing_internal.cap_usage where org_id = $1 and cap = $2 and member_id = $3 and period_start = $4";
     SAVE(uuids, texts, uuids, timestamptzs, int8s) =
-        "update billing.cap_usage u set quantity = k.quantity
+        "update billing_internal.cap_usage u set quantity = k.quantity
            from unnest($1, $2, $3, $4, $5) k (org_id, cap, member_id, period_start, quantity)
           where u.org_id = k.org_id and u.cap = k.cap and u.member_id = k.member_id and u.period_start = k.period_start
             and u.org_id = any ($1)";
     RECORDED(uuid, texts, timestamptz) =
-        "select (coalesce((select sum(quantity) from billing.unsettled_usage
+        "select (coalesce((select sum(quantity) from billing_internal.unsettled_usage
                             where org_id = $1 and metric = any ($2) and segment >= $3), 0)
-               + coalesce((select sum(recorded) from billing.usage_days
+               + coalesce((select sum(recorded) from billing_internal.usage_days
                             where org_id = $1 and metric = any ($2) and day >= ($3 at time zone 'UTC')::date), 0))::int8";
     // A hold that is closed counts no longer for what was not used of it, in the period in which it was made; in caps that
     // were there then.
@@ -49,10 +49,10 @@ statements! {
              group by 1, 2, 3),
          locked as (
             select u.cap, u.member_id, u.period_start, g.quantity
-              from unused g join billing.cap_usage u
+              from unused g join billing_internal.cap_usage u
                 on u.org_id = $1 and u.cap = g.cap and u.member_id = g.member_id and u.period_start = g.period_start
              order by u.cap, u.member_id, u.period_start for update of u)
-         update billing.cap_usage u set quantity = greatest(0, u.quantity - l.quantity)
+         update billing_internal.cap_usage u set quantity = greatest(0, u.quantity - l.quantity)
            from locked l
           where u.org_id = $1 and u.cap = l.cap and u.member_id = l.member_id and u.period_start = l.period_start";
 }

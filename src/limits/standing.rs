@@ -20,17 +20,17 @@ use uuid::Uuid;
 
 statements! {
     LAST_LEVEL(uuid, text, timestamptz) =
-        "select level, level_at from billing.period_usage
+        "select level, level_at from billing_internal.period_usage
           where org_id = $1 and metric = $2 and period_start <= $3 and level is not null order by period_start desc limit 1";
     // What is consumed without a counter: by the day, and what of the ledger is not folded yet.
     CONSUMED(uuid, text, timestamptz, timestamptz) =
-        "select (coalesce((select sum(consumed) from billing.usage_days
+        "select (coalesce((select sum(consumed) from billing_internal.usage_days
                             where org_id = $1 and metric = $2
                               and day between ($3 at time zone 'UTC')::date and ($4 at time zone 'UTC')::date), 0)
                + coalesce((select sum(o.quantity)
                              from (select min(e.quantity) as quantity
-                                     from billing.lanes l
-                                     left join billing.folded f on f.org_id = l.org_id and f.slot = l.slot
+                                     from billing_internal.lanes l
+                                     left join billing_internal.fold_positions f on f.org_id = l.org_id and f.slot = l.slot
                                      join billing.entries e
                                        on e.org_id = l.org_id and e.entry_id <= l.last_entry_id
                                       and e.entry_id > coalesce(f.entry_id, l.slot::bigint << 40)

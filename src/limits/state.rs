@@ -17,10 +17,10 @@ statements! {
     STATE(uuid, texts, timestamptzs) =
         "select 0, metric, period_start, period_end, segment, quantity, level, level_at,
                 null::int8, null::int8, null::int8, null::int8
-           from billing.unsettled_usage where org_id = $1
+           from billing_internal.unsettled_usage where org_id = $1
          union all
          select 1, metric, period_start, period_end, null, quantity, level, level_at, overage, credits, priced, price_id
-           from billing.period_usage where org_id = $1 and metric = any ($2) and period_start = any ($3)
+           from billing_internal.period_usage where org_id = $1 and metric = any ($2) and period_start = any ($3)
          union all
          select 2, unit, period_start, period_start, null, credits, null, null, null, null, null, null
            from billing.unpaid_overage where org_id = $1";

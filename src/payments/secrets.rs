@@ -13,12 +13,12 @@ use pgrx::prelude::*;
 
 statements! {
     VALID(text, timestamptz) =
-        "select secret from billing.webhook_secrets where provider = $1 and (expires_at is null or expires_at > $2)";
+        "select secret from billing_internal.webhook_secrets where provider = $1 and (expires_at is null or expires_at > $2)";
     RETIRE(text, timestamptz) =
-        "update billing.webhook_secrets set expires_at = $2 where provider = $1 and (expires_at is null or expires_at > $2)";
-    FORGET(text, timestamptz) = "delete from billing.webhook_secrets where provider = $1 and expires_at <= $2";
+        "update billing_internal.webhook_secrets set expires_at = $2 where provider = $1 and (expires_at is null or expires_at > $2)";
+    FORGET(text, timestamptz) = "delete from billing_internal.webhook_secrets where provider = $1 and expires_at <= $2";
     SET(text, timestamptz, bytea) =
-        "insert into billing.webhook_secrets (provider, created_at, secret) values ($1, $2, $3)";
+        "insert into billing_internal.webhook_secrets (provider, created_at, secret) values ($1, $2, $3)";
 }
 
 /// The provider of that name, as an argument.

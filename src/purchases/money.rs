@@ -21,7 +21,7 @@ use uuid::Uuid;
 statements! {
     // What a plan granted in the periods that were paid.
     PLAN_GRANTS(uuid, timestamptz, timestamptz, uuid) =
-        "select grant_id from billing.lots l
+        "select grant_id from billing_internal.grants l
           where org_id = $1 and source = 'plan' and unit = 'credit'
             and effective_at >= $2 - interval '12 hours' and effective_at < $3 - interval '12 hours'
             and not exists (select from billing.payments p

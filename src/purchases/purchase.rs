@@ -213,7 +213,7 @@ fn move_to(payment: &mut Payment, status: Status, reason: Option<String>, now: M
         _ => {
             payment.money.status = status;
             // What a provider said before is older.
-            payment.money.news_at = time::to_unix(now);
+            payment.money.last_report_at = time::to_unix(now);
         }
     }
     if status == Status::Failed {

@@ -18,24 +18,24 @@ use uuid::Uuid;
 statements! {
     BEHIND(uuid) =
         "select coalesce(f.entry_id, l.slot::int8 << 40), l.last_entry_id, l.unit, l.lane
-           from billing.lanes l left join billing.folded f on f.org_id = l.org_id and f.slot = l.slot
+           from billing_internal.lanes l left join billing_internal.fold_positions f on f.org_id = l.org_id and f.slot = l.slot
           where l.org_id = $1 order by l.slot";
     ENTRIES(uuid, int8, int8) =
         "select operation_id, kind, metric, source, created_at, quantity, amount, entry_id
            from billing.entries where org_id = $1 and entry_id > $2 and entry_id <= $3 order by entry_id";
     DAYS(uuid, texts, timestamptzs, int8s, int8s) =
-        "insert into billing.usage_days as d (org_id, metric, day, consumed, credits)
+        "insert into billing_internal.usage_days as d (org_id, metric, day, consumed, credits)
          select $1, n.metric, (n.day at time zone 'UTC')::date, n.consumed, n.credits
            from unnest($2, $3, $4, $5) n (metric, day, consumed, credits) order by 2, 3
          on conflict (org_id, metric, day) do update
             set consumed = d.consumed + excluded.consumed, credits = d.credits + excluded.credits";
     MONTHS(uuid, text, timestamptzs, texts, texts, int8s) =
-        "insert into billing.credit_months as m (org_id, unit, month, kind, metric, credits)
+        "insert into billing_internal.credit_months as m (org_id, unit, month, kind, metric, credits)
          select $1, $2, (n.month at time zone 'UTC')::date, n.kind, n.metric, n.credits
            from unnest($3, $4, $5, $6) n (month, kind, metric, credits) order by 3, 4, 5
          on conflict (org_id, unit, month, kind, metric) do update set credits = m.credits + excluded.credits";
     ADVANCE(uuid, int8) =
-        "insert into billing.folded as f (org_id, slot, entry_id) values ($1, ($2 >> 40)::int2, $2)
+        "insert into billing_internal.fold_positions as f (org_id, slot, entry_id) values ($1, ($2 >> 40)::int2, $2)
          on conflict (org_id, slot) do update set entry_id = excluded.entry_id";
 }
 

@@ -19,12 +19,12 @@ statements! {
     // Folded months, and what of the ledger is not folded yet.
     HISTORY(uuid, timestamptz, int4) =
         "with moved as (
-            select unit, month, kind, metric, credits from billing.credit_months where org_id = $1
+            select unit, month, kind, metric, credits from billing_internal.credit_months where org_id = $1
             union all
             select e.unit, date_trunc('month', e.created_at at time zone 'UTC')::date, e.kind,
                    case when e.kind = 'usage' then coalesce(e.metric, '') else '' end, e.amount
-              from billing.lanes l
-              left join billing.folded f on f.org_id = l.org_id and f.slot = l.slot
+              from billing_internal.lanes l
+              left join billing_internal.fold_positions f on f.org_id = l.org_id and f.slot = l.slot
               join billing.entries e on e.org_id = l.org_id and e.entry_id <= l.last_entry_id
                                     and e.entry_id > coalesce(f.entry_id, l.slot::bigint << 40)
              where l.org_id = $1),
@@ -48,15 +48,15 @@ statements! {
                 coalesce(b.used, '{}')::text, coalesce(s.expired, 0)::int8, coalesce(s.refunded, 0)::int8,
                 coalesce(s.change - s.came_in + s.used + s.expired - s.refunded, 0)::int8,
                 coalesce((select sum(c.change) from sums c where c.unit = u.unit and c.month <= m.month), 0)::int8
-           from months m cross join (select distinct unit from billing.lanes where org_id = $1) u
+           from months m cross join (select distinct unit from billing_internal.lanes where org_id = $1) u
            left join sums s on s.unit = u.unit and s.month = m.month
            left join by_metric b on b.unit = u.unit and b.month = m.month
           order by m.month desc, u.unit";
     // As one sum per call: its quantity stands in each of its entries.
     UNFOLDED(uuid) =
         "select e.metric, (min(e.created_at) at time zone 'UTC')::date - date '2000-01-01', coalesce(min(e.quantity), 0), -sum(e.amount)::int8
-           from billing.lanes l
-           left join billing.folded f on f.org_id = l.org_id and f.slot = l.slot
+           from billing_internal.lanes l
+           left join billing_internal.fold_positions f on f.org_id = l.org_id and f.slot = l.slot
            join billing.entries e on e.org_id = l.org_id and e.entry_id <= l.last_entry_id
                                  and e.entry_id > coalesce(f.entry_id, l.slot::bigint << 40)
           where l.org_id = $1 and e.kind = 'usage' and e.source is distinct from 'settlement'
@@ -80,11 +80,16 @@ fn unfolded(org_id: Uuid) -> Option<Vec<Consumed>> {
     Some(all)
 }
 
-/// What an org consumed that is not counted in `usage_days` yet, by metric and day (UTC): for the view `usage_by_day`.
+/// Gives what an org consumed that is not counted in `usage_days` yet, by metric and day (UTC): for the view `usage_by_day`.
 ///
-/// `credits` is what was charged for it. Errors: 42501 for an org that is not the caller's; 22023.
-#[pg_extern(stable)]
-#[search_path(pg_catalog, pg_temp)]
+/// `credits` is what was charged for it. Errors: 42501 `not_authorized` for an org that is not the caller's; 22023.
+#[pg_extern(
+    stable,
+    sql = r#"
+create function billing_internal.unfolded_usage(org_id uuid) returns table (metric text, day date, quantity bigint, credits bigint)
+    language c stable set search_path to pg_catalog, pg_temp
+    as 'MODULE_PATHNAME', 'unfolded_usage_wrapper';"#
+)]
 fn unfolded_usage(
     org_id: Option<pgrx::Uuid>,
 ) -> TableIterator<
@@ -106,11 +111,11 @@ fn unfolded_usage(
     )
 }
 
-/// Credit of an org month by month (calendar, UTC), the current month first: per unit what came in, was used (also per
+/// Gives the credit of an org month by month (calendar, UTC), the current month first: per unit what came in, was used (also per
 /// metric), expired, was refunded, what else moved (holds, adjustments, voids, transfers, payouts), and the closing balance.
 ///
 /// `months`: 1 to 1200. A month's refunds are those made in it. Answers in the same time however long the ledger. Errors:
-/// 42501; 22023.
+/// 42501 `not_authorized`; 22023.
 #[pg_extern(stable)]
 #[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::type_complexity)]

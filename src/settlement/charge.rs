@@ -18,22 +18,22 @@ use uuid::Uuid;
 statements! {
     // Metrics, and units in which something is owed.
     OPEN(uuid) =
-        "select metric, null from billing.unsettled_usage where org_id = $1
+        "select metric, null from billing_internal.unsettled_usage where org_id = $1
          union
-         select metric, null from billing.period_usage where org_id = $1 and level is not null and not carried
+         select metric, null from billing_internal.period_usage where org_id = $1 and level is not null and not carried
          union
          select null, unit from billing.unpaid_overage where org_id = $1";
     // What a writer holds is left for the next time. What reports its newest level waits for the end of the period.
     TAKE(uuid, timestamptz, timestamptz) =
-        "delete from billing.unsettled_usage
-          where ctid = any (array(select s.ctid from billing.unsettled_usage s
+        "delete from billing_internal.unsettled_usage
+          where ctid = any (array(select s.ctid from billing_internal.unsettled_usage s
                                     join billing.metrics m using (metric)
                                    where s.org_id = $1 and s.period_start < $2
                                      and (m.aggregation <> 'last' or s.period_end <= $3)
                                      for update of s skip locked))
          returning metric, period_start, period_end, segment, quantity, level, level_at, events";
     DAYS(uuid, texts, timestamptzs, int8s, int8s, timestamptzs) =
-        "insert into billing.usage_days as d (org_id, metric, day, recorded, credits, level_at)
+        "insert into billing_internal.usage_days as d (org_id, metric, day, recorded, credits, level_at)
          select $1, u.metric, (u.segment at time zone 'UTC')::date,
                 case m.aggregation
                 when 'max' then max(u.quantity)
@@ -50,32 +50,32 @@ statements! {
                                                  else excluded.recorded end
                            else d.recorded + excluded.recorded end";
     LEVELS(uuid, timestamptz) =
-        "select metric, period_start, period_end from billing.period_usage
+        "select metric, period_start, period_end from billing_internal.period_usage
           where org_id = $1 and level is not null and not carried and period_end <= $2
           order by period_start, metric";
     EXISTS(uuid, text, timestamptz) =
-        "select from billing.period_usage where org_id = $1 and metric = $2 and period_start = $3";
+        "select from billing_internal.period_usage where org_id = $1 and metric = $2 and period_start = $3";
     // What a writer holds is left: its segment tells the terms all the same.
     CUT_UNSETTLED(uuid, timestamptz) =
-        "update billing.unsettled_usage set period_end = $2
-          where org_id = $1 and ctid = any (array(select s.ctid from billing.unsettled_usage s
+        "update billing_internal.unsettled_usage set period_end = $2
+          where org_id = $1 and ctid = any (array(select s.ctid from billing_internal.unsettled_usage s
                                                    where s.org_id = $1 and s.period_start < $2 and s.period_end > $2
                                                      for update of s skip locked))";
     CUT_COUNTERS(uuid, timestamptz) =
-        "update billing.period_usage set period_end = $2
+        "update billing_internal.period_usage set period_end = $2
           where org_id = $1 and period_start < $2 and period_end > $2";
     JOIN_UNSETTLED(uuid, timestamptz, timestamptz, timestamptz) =
-        "update billing.unsettled_usage set period_end = $4
-          where org_id = $1 and ctid = any (array(select s.ctid from billing.unsettled_usage s
+        "update billing_internal.unsettled_usage set period_end = $4
+          where org_id = $1 and ctid = any (array(select s.ctid from billing_internal.unsettled_usage s
                                                    where s.org_id = $1 and s.period_start = $2 and s.period_end = $3
                                                      for update of s skip locked))";
     JOIN_COUNTERS(uuid, timestamptz, timestamptz, timestamptz) =
-        "update billing.period_usage set period_end = $4
+        "update billing_internal.period_usage set period_end = $4
           where org_id = $1 and period_start = $2 and period_end = $3";
     SET_END(uuid, text, timestamptz, timestamptz) =
-        "update billing.period_usage set period_end = $4 where org_id = $1 and metric = $2 and period_start = $3";
+        "update billing_internal.period_usage set period_end = $4 where org_id = $1 and metric = $2 and period_start = $3";
     CARRIED(uuid, text, timestamptz) =
-        "update billing.period_usage set carried = true where org_id = $1 and metric = $2 and period_start = $3";
+        "update billing_internal.period_usage set carried = true where org_id = $1 and metric = $2 and period_start = $3";
 }
 
 /// A row of `unsettled_usage` that was taken.

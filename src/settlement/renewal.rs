@@ -22,10 +22,10 @@ statements! {
     // What of the last period's grants expired unused, booked already or about to be.
     EXPIRED(uuid, int8s, timestamptz) =
         "select coalesce(sum(g.written_off + g.remaining
-                             + coalesce((select sum(l.slice_credits) from billing.lanes l
+                             + coalesce((select sum(l.slice_credits) from billing_internal.lanes l
                                           where l.org_id = g.org_id and l.unit = g.unit and l.slice_grant = g.grant_id), 0)),
                          0)::int8
-           from billing.lots g
+           from billing_internal.grants g
           where g.org_id = $1 and g.grant_id = any ($2) and g.expires_at <= $3 and g.voided_at is null";
 }
 

@@ -46,7 +46,7 @@ statements! {
            from jsonb_array_elements($1) i";
     KNOWN_ORGS(uuids) =
         "select k.org_id from unnest($1) k (org_id)
-          where exists (select from billing.lanes l where l.org_id = k.org_id)";
+          where exists (select from billing_internal.lanes l where l.org_id = k.org_id)";
     FIND_REQUESTS(uuids, int8s) =
         "select e.org_id, e.request_id, e.entry_id, e.request_hash, e.result, e.kind, e.metric, e.quantity, e.amount,
                 e.balance_before, e.balance_after, e.member_id, e.metadata::text, e.idempotency_key

@@ -38,7 +38,7 @@ use uuid::Uuid;
 
 statements! {
     UNBURN(uuid, text, int8, int2) =
-        "update billing.lanes l
+        "update billing_internal.lanes l
             set balance = balance + $3,
                 slice_credits = slice_credits + $3,
                 consumed = consumed - $3,
@@ -553,8 +553,8 @@ fn refusal(
 ///
 /// `quantity`: whole units, from 1. `idempotency_key`: 1 to 255 bytes; a repeated call with the same arguments charges
 /// nothing and gives the first result, marked `replayed`. `member_id`: who in the org it was for. `metadata`: an object. The
-/// result's balances are what the org can spend on that metric. Errors: PT402 `insufficient_credits`; PT404 `unknown_org`,
-/// `unknown_metric`; PT409 `idempotency_conflict`; PT429 `cap_exceeded`; 22023.
+/// result's balances are what the org can spend on that metric. Errors: PT402 `insufficient_credits`, `plan_limit`; PT404
+/// `unknown_org`, `unknown_metric`; PT409 `idempotency_conflict`; PT429 `cap_exceeded`; 22023.
 #[pg_extern(volatile)]
 fn consume_credits(
     org_id: Option<pgrx::Uuid>,

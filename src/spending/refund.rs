@@ -32,9 +32,9 @@ impl Answer for RefundReceipt {
 
 statements! {
     REFUNDED(uuid, int8) =
-        "select grant_id, credits from billing.refunds where org_id = $1 and operation_id = $2";
+        "select grant_id, credits from billing_internal.refunds where org_id = $1 and operation_id = $2";
     NOTE(uuid, int8, int8, int8) =
-        "insert into billing.refunds as r (org_id, operation_id, grant_id, credits) values ($1, $2, $3, $4)
+        "insert into billing_internal.refunds as r (org_id, operation_id, grant_id, credits) values ($1, $2, $3, $4)
          on conflict (org_id, operation_id, grant_id) do update set credits = r.credits + $4";
 }
 

@@ -30,18 +30,18 @@ statements! {
     // What is older than what is known changes nothing: but an end is an end, and of money that is missing, money has the last word.
     REPORT(uuid, text, text, text, text, boolean, int8) =
         "insert into billing.provider_subscriptions as s
-                (org_id, provider, subscription, state, plan, cancel_at_period_end, news_at)
+                (org_id, provider, subscription, state, plan, cancel_at_period_end, last_report_at)
          values ($1, $2, $3, $4, $5, $6, $7)
          on conflict (org_id, provider, subscription) do update
-            set state = case when $4 in ('incomplete', 'past_due') and s.paid_news_at > $7 then s.state else $4 end,
-                plan = coalesce($5, s.plan), cancel_at_period_end = $6, news_at = greatest(s.news_at, $7)
-          where (s.news_at <= $7 or $4 = 'canceled') and s.state <> 'canceled'
+            set state = case when $4 in ('incomplete', 'past_due') and s.last_paid_report_at > $7 then s.state else $4 end,
+                plan = coalesce($5, s.plan), cancel_at_period_end = $6, last_report_at = greatest(s.last_report_at, $7)
+          where (s.last_report_at <= $7 or $4 = 'canceled') and s.state <> 'canceled'
          returning state";
     COLLECT(uuid, text, text, text, timestamptz, int8) =
-        "insert into billing.provider_subscriptions as s (org_id, provider, subscription, state, plan, paid_until, paid_news_at)
+        "insert into billing.provider_subscriptions as s (org_id, provider, subscription, state, plan, paid_until, last_paid_report_at)
          values ($1, $2, $3, 'active', $4, $5, $6)
          on conflict (org_id, provider, subscription) do update
-            set plan = $4, paid_until = greatest(s.paid_until, $5), paid_news_at = greatest(s.paid_news_at, $6),
+            set plan = $4, paid_until = greatest(s.paid_until, $5), last_paid_report_at = greatest(s.last_paid_report_at, $6),
                 state = case when s.state in ('incomplete', 'past_due') then 'active' else s.state end";
     STATE(uuid, text, text) =
         "select state from billing.provider_subscriptions where org_id = $1 and provider = $2 and subscription = $3";
@@ -54,7 +54,7 @@ statements! {
             and c.state <> 'canceled' and c.paid_until > $4";
     LATE(uuid, text, text, int8) =
         "update billing.provider_subscriptions set state = 'past_due'
-          where org_id = $1 and provider = $2 and subscription = $3 and greatest(news_at, paid_news_at) <= $4
+          where org_id = $1 and provider = $2 and subscription = $3 and greatest(last_report_at, last_paid_report_at) <= $4
             and state = 'active'";
 }
 

@@ -49,9 +49,9 @@ impl Answer for SubscriptionStatus {
 
 statements! {
     REQUEST(uuid, text) =
-        "select request_hash, result from billing.subscription_requests where org_id = $1 and idempotency_key = $2";
+        "select request_hash, result from billing_internal.subscription_requests where org_id = $1 and idempotency_key = $2";
     KEEP_REQUEST(uuid, text, int8, text) =
-        "insert into billing.subscription_requests (org_id, idempotency_key, request_hash, result) values ($1, $2, $3, $4)";
+        "insert into billing_internal.subscription_requests (org_id, idempotency_key, request_hash, result) values ($1, $2, $3, $4)";
 }
 
 /// A subscription may begin so many months ago, or ahead.

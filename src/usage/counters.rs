@@ -27,19 +27,19 @@ macro_rules! counter_columns {
 
 statements! {
     MAKE(uuids, texts, timestamptzs, timestamptzs) =
-        "insert into billing.period_usage (org_id, metric, period_start, period_end)
+        "insert into billing_internal.period_usage (org_id, metric, period_start, period_end)
          select * from unnest($1, $2, $3, $4) order by 1, 2, 3
          on conflict do nothing";
     // The orgs are named once more, so that no plan reads those of others.
     LOCK(uuids, texts, timestamptzs) = concat!(
         "select ", counter_columns!(), " from unnest($1, $2, $3) k (org_id, metric, period_start)
-           join billing.period_usage u using (org_id, metric, period_start)
+           join billing_internal.period_usage u using (org_id, metric, period_start)
           where u.org_id = any ($1)
           order by u.org_id, u.metric, u.period_start for update of u");
     READ(uuid, text, timestamptz) = concat!(
-        "select ", counter_columns!(), " from billing.period_usage u where org_id = $1 and metric = $2 and period_start = $3");
+        "select ", counter_columns!(), " from billing_internal.period_usage u where org_id = $1 and metric = $2 and period_start = $3");
     SAVE(uuids, texts, timestamptzs, int8s, int8s, int8s, int8s, int8s, int8s, timestamptzs, timestamptzs) =
-        "update billing.period_usage u
+        "update billing_internal.period_usage u
             set quantity = k.quantity, overage = k.overage, credits = k.credits, priced = k.priced, price_id = k.price_id,
                 level = k.level, level_at = case when k.level is not null then k.level_at end, period_end = k.period_end,
                 carried = u.carried and k.level is not distinct from u.level and k.level_at is not distinct from u.level_at
@@ -48,7 +48,7 @@ statements! {
           where u.org_id = k.org_id and u.metric = k.metric and u.period_start = k.period_start and u.org_id = any ($1)";
     UNSETTLED(uuids, texts, timestamptzs) =
         "select u.org_id, u.metric, sum(u.quantity)::int8 from unnest($1, $2, $3) k (org_id, metric, period_start)
-           join billing.unsettled_usage u using (org_id, metric, period_start)
+           join billing_internal.unsettled_usage u using (org_id, metric, period_start)
           where u.org_id = any ($1)
           group by u.org_id, u.metric";
 }

@@ -40,9 +40,9 @@ statements! {
                            ['org_id', 'metric', 'quantity', 'event_id', 'occurred_at', 'member_id', 'properties'])) end
            from jsonb_array_elements($1) i";
     NEW_KEY(uuid, uuid) =
-        "insert into billing.usage_event_keys (org_id, event_key) values ($1, $2) on conflict do nothing";
+        "insert into billing_internal.usage_event_keys (org_id, event_key) values ($1, $2) on conflict do nothing";
     NEW_KEYS(uuids, uuids) =
-        "insert into billing.usage_event_keys (org_id, event_key)
+        "insert into billing_internal.usage_event_keys (org_id, event_key)
          select * from unnest($1, $2) order by 1, 2 on conflict do nothing returning org_id, event_key";
     NEW_EVENT(uuid, timestamptz, timestamptz, int8, uuid, text, text, text) =
         "insert into billing.usage_events (org_id, recorded_at, occurred_at, quantity, member_id, metric, event_id, properties)
@@ -52,12 +52,12 @@ statements! {
          select org_id, $2, occurred_at, quantity, member_id, metric, event_id, properties::jsonb
            from unnest($1, $3, $4, $5, $6, $7, $8) e (org_id, occurred_at, quantity, member_id, metric, event_id, properties)";
     NEW_VALUES(uuids, texts, timestamptzs, uuids) =
-        "insert into billing.usage_uniques (org_id, metric, period_start, value_key)
+        "insert into billing_internal.usage_uniques (org_id, metric, period_start, value_key)
          select * from unnest($1, $2, $3, $4) order by 1, 2, 3, 4
          on conflict do nothing returning org_id, metric, period_start, value_key";
     // The slot is the transaction's number: nobody else makes a row with it.
     MAKE(uuid, text, timestamptz, timestamptz, int8, int8, int8, timestamptz, timestamptz, int8, boolean) =
-        "insert into billing.unsettled_usage as u
+        "insert into billing_internal.unsettled_usage as u
                 (org_id, metric, period_start, segment, quantity, events, level, level_at, period_end, slot)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
          on conflict (org_id, metric, period_start, segment, slot) do update

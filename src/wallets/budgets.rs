@@ -22,13 +22,13 @@ statements! {
                 (coalesce((select -sum(e.amount) from billing.entries e
                             where e.org_id = $1 and e.unit = $2 and e.member_id = $3 and e.created_at >= $6
                               and e.kind = 'usage'), 0)
-                 - coalesce((select sum(r.credits) from billing.refunds r
+                 - coalesce((select sum(r.credits) from billing_internal.refunds r
                              join billing.entries e on e.org_id = r.org_id and e.entry_id = r.operation_id
                             where r.org_id = $1 and e.unit = $2 and e.member_id = $3 and e.created_at >= $6), 0)
                  + coalesce((select sum(h.credits) from billing.holds h
                              where h.org_id = $1 and h.unit = $2 and h.member_id = $3 and h.status = 'open'
                                and h.created_at >= $6
-                               and h.expires_at >= (select holds_due from billing.lanes
+                               and h.expires_at >= (select holds_due from billing_internal.lanes
                                                      where org_id = $1 and unit = $2 and lane = 0)), 0))::bigint
          on conflict (org_id, unit, member_id) do update
             set budget = excluded.budget, budget_per = excluded.budget_per, period_start = excluded.period_start,

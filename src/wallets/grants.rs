@@ -46,10 +46,10 @@ impl Answer for VoidReceipt {
 
 statements! {
     SAVE_SETTINGS(uuid, text, text, int8) =
-        "update billing.wallet_settings
+        "update billing_internal.wallet_settings
             set owner_type = coalesce($3, owner_type), low_balance_threshold = coalesce($4, low_balance_threshold)
           where org_id = $1 and unit = $2";
-    UNIT_OF_GRANT(uuid, int8) = "select unit from billing.lots where org_id = $1 and grant_id = $2";
+    UNIT_OF_GRANT(uuid, int8) = "select unit from billing_internal.grants where org_id = $1 and grant_id = $2";
 }
 
 /// Whose name an entry kind is, for a grant of that source.
@@ -84,7 +84,7 @@ fn create_wallet(
     })
 }
 
-/// Grants credit: makes the wallet when it is the first.
+/// Grants credit, and makes the wallet when it is the first.
 ///
 /// `amount`: whole units, from 1. `source`: purchase | plan | bonus | `gift_card` | voucher | refund | adjustment | transfer.
 /// `category`: paid | promotional, by default paid for purchase, transfer and refund. `metrics`: the only metrics it may be

@@ -14,7 +14,7 @@ use pgrx::prelude::*;
 
 statements! {
     SET_MODE(uuid, text, int2) =
-        "update billing.wallet_settings set lanes = $3, contended_at = null where org_id = $1 and unit = $2";
+        "update billing_internal.wallet_settings set lanes = $3, contended_at = null where org_id = $1 and unit = $2";
 }
 
 /// Splits a wallet that many spend from at once into lanes, so that they need not wait for each other; or joins them again.

@@ -35,14 +35,14 @@ statements! {
           order by e.org_id, e.entry_id";
     LANE(uuid, int8) =
         "select unit, last_entry_id, balance, reserved, locked, purchased, consumed, head
-           from billing.lanes where org_id = $1 and slot = $2";
+           from billing_internal.lanes where org_id = $1 and slot = $2";
     TERMS(uuid, int8) =
         "select category = 'paid', priority, effective_at, expires_at, cost_minor, currency, metrics
-           from billing.lots where org_id = $1 and grant_id = $2";
+           from billing_internal.grants where org_id = $1 and grant_id = $2";
     LANES_WITHOUT_ENTRIES(uuid, uuid) =
         "select l.org_id, l.unit, 'entries_missing',
                 jsonb_build_object('last_entry_id', l.last_entry_id, 'found', l.slot::int8 << 40)::text
-           from billing.lanes l
+           from billing_internal.lanes l
           where l.org_id between $1 and $2
             and (l.last_entry_id <> l.slot::int8 << 40 or l.balance <> 0 or l.reserved <> 0 or l.locked <> 0
                  or l.purchased <> 0 or l.consumed <> 0)
@@ -50,7 +50,7 @@ statements! {
                                and e.entry_id > l.slot::int8 << 40 and e.entry_id < (l.slot::int8 + 1) << 40)";
     GRANTS(uuid, uuid) =
         "with slices as (
-            select org_id, slice_grant as grant_id, sum(slice_credits) as credits from billing.lanes
+            select org_id, slice_grant as grant_id, sum(slice_credits) as credits from billing_internal.lanes
              where slice_grant <> 0 and org_id between $1 and $2 group by 1, 2),
          moved as (
             select org_id, grant_id, min(unit) as unit, min(unit) <> max(unit) as mixed, sum(amount) as credits,
@@ -58,7 +58,7 @@ statements! {
               from billing.entries where grant_id is not null and org_id between $1 and $2 group by 1, 2),
          known as (
             select g.org_id, g.grant_id, g.unit, g.amount, g.remaining + coalesce(s.credits, 0) as remaining
-              from billing.lots g left join slices s using (org_id, grant_id) where g.org_id between $1 and $2)
+              from billing_internal.grants g left join slices s using (org_id, grant_id) where g.org_id between $1 and $2)
          select org_id, coalesce(k.unit, m.unit, '?'),
                 case when k.grant_id is null then 'entry_without_grant' when m.grant_id is null then 'grant_without_entry'
                      when k.remaining not between 0 and k.amount then 'grant_out_of_range'
@@ -72,16 +72,16 @@ statements! {
          union all
          select s.org_id, '?', 'slice_without_grant', jsonb_build_object('grant_id', s.grant_id)::text
            from slices s where s.credits <> 0
-            and not exists (select from billing.lots g where g.org_id = s.org_id and g.grant_id = s.grant_id)";
+            and not exists (select from billing_internal.grants g where g.org_id = s.org_id and g.grant_id = s.grant_id)";
     // What was not effective when the row was written last is effective from fresh_until on, or later.
     DERIVED(uuid, uuid) =
         "with wallets as (
             select org_id, unit, scoped, future, fresh_until
-              from billing.lanes where org_id between $1 and $2 and lane = 0),
+              from billing_internal.lanes where org_id between $1 and $2 and lane = 0),
          restricted as (
             select g.org_id, g.unit, sum(g.remaining) filter (where g.metrics is not null) as scoped,
                    sum(g.remaining) filter (where g.metrics is null and g.effective_at >= w.fresh_until) as future
-              from billing.lots g join wallets w using (org_id, unit) where g.remaining > 0 group by 1, 2)
+              from billing_internal.grants g join wallets w using (org_id, unit) where g.remaining > 0 group by 1, 2)
          select w.org_id, w.unit, 'restricted_mismatch',
                 jsonb_build_object('scoped', w.scoped, 'scoped_grants', coalesce(r.scoped, 0),
                                    'future', w.future, 'future_grants', coalesce(r.future, 0))::text
@@ -91,15 +91,15 @@ statements! {
     FRESHNESS(uuid, uuid) =
         "with wallets as (
             select org_id, unit, lane, fresh_until, holds_due, slice_grant as slice, slice_credits
-              from billing.lanes where org_id between $1 and $2)
+              from billing_internal.lanes where org_id between $1 and $2)
          select w.org_id, w.unit, 'freshness_mismatch',
                 jsonb_build_object('fresh_until', w.fresh_until, 'grant_id', g.grant_id, 'expires_at', g.expires_at)::text
-           from wallets w join billing.lots g using (org_id, unit)
+           from wallets w join billing_internal.grants g using (org_id, unit)
           where (w.lane = 0 and (g.remaining > 0 or g.grant_id = w.slice) or g.grant_id = w.slice and w.slice_credits > 0)
             and g.expires_at < w.fresh_until and g.effective_at < w.fresh_until
          union all
          select org_id, unit, 'freshness_mismatch', jsonb_build_object('fast_until', fast_until)::text
-           from billing.lanes
+           from billing_internal.lanes
           where org_id between $1 and $2
             and fast_until > case when scoped = 0 and future = 0 then least(fresh_until, holds_due)
                                   else '-infinity' end
@@ -112,7 +112,7 @@ statements! {
          select l.org_id, l.unit, 'lanes_mismatch',
                 jsonb_build_object('lane', l.lane, 'lanes', w.lanes, 'balance', l.balance, 'slice_credits', l.slice_credits,
                                    'fast_until', l.fast_until, 'fresh_until', l.fresh_until)::text
-           from billing.lanes l join billing.lanes w on w.org_id = l.org_id and w.unit = l.unit and w.lane = 0
+           from billing_internal.lanes l join billing_internal.lanes w on w.org_id = l.org_id and w.unit = l.unit and w.lane = 0
           where l.org_id between $1 and $2
             and case when l.lane = 0 then l.lanes < 1 or l.lanes > 1 and l.slice_credits <> 0
                      else l.balance <> l.slice_credits or l.lanes <> 1 or l.balance > 0 and l.lane > w.lanes
@@ -120,7 +120,7 @@ statements! {
     VOIDS(uuid, uuid) =
         "select g.org_id, g.unit, 'void_mismatch',
                 jsonb_build_object('grant_id', g.grant_id, 'voided_at', g.voided_at, 'entry', v.grant_id)::text
-           from (select * from billing.lots where org_id between $1 and $2) g
+           from (select * from billing_internal.grants where org_id between $1 and $2) g
            left join (select distinct org_id, source_id as grant_id from billing.entries
                        where kind = 'void' and source = 'grant' and org_id between $1 and $2) v
              on v.org_id = g.org_id and v.grant_id = g.grant_id::text
@@ -139,7 +139,7 @@ statements! {
                    sum(credits) filter (where kind = 'payout') as locked
               from billing.holds where status = 'open' and org_id between $1 and $2 group by 1, 2),
          rows as (
-            select org_id, unit, sum(reserved) as reserved, sum(locked) as locked from billing.lanes
+            select org_id, unit, sum(reserved) as reserved, sum(locked) as locked from billing_internal.lanes
              where org_id between $1 and $2 group by 1, 2)
          select h.org_id, coalesce(h.unit, h.held_unit), 'hold_mismatch',
                 jsonb_build_object('hold_id', h.hold_id, 'status', h.status, 'credits', h.credits, 'held', h.held,
@@ -163,7 +163,7 @@ statements! {
             select org_id, source_id, grant_id, min(unit) as unit, sum(amount) as credits from billing.entries
              where kind = 'refund' and source = 'operation' and org_id between $1 and $2 group by 1, 2, 3),
          noted as (
-            select org_id, operation_id::text as source_id, grant_id, credits from billing.refunds
+            select org_id, operation_id::text as source_id, grant_id, credits from billing_internal.refunds
              where org_id between $1 and $2),
          burned as (
             select e.org_id, e.operation_id::text as source_id, e.grant_id, -sum(e.amount) as credits
@@ -181,7 +181,7 @@ statements! {
     WRITTEN_OFF(uuid, uuid) =
         "select org_id, g.unit, 'written_off_mismatch',
                 jsonb_build_object('grant_id', grant_id, 'written_off', g.written_off, 'entries', e.credits)::text
-           from (select * from billing.lots where org_id between $1 and $2) g
+           from (select * from billing_internal.grants where org_id between $1 and $2) g
            left join (select org_id, grant_id, -sum(amount) as credits from billing.entries
                        where kind in ('expiry', 'void') and org_id between $1 and $2 group by 1, 2) e
              using (org_id, grant_id)

@@ -559,7 +559,7 @@ class History:
         """Right after a settlement."""
         org.decided = org.begun_until = self.now
         if org.account.events:
-            org.units |= {unit for (unit,) in rows(self.db, "select unit from billing.lanes where org_id = %s", org.org)}
+            org.units |= {unit for (unit,) in rows(self.db, "select unit from billing_internal.lanes where org_id = %s", org.org)}
         self.check_charges(org)
         self.check_debts(org)
         self.check_months(org, list(self.metrics))
@@ -576,7 +576,7 @@ class History:
                 select metric, period_start, credits from billing.unpaid_overage where org_id = %s""", org.org, org.org):
             charged[metric, starts[bisect.bisect_right(starts, at) - 1]] += credits
         counted = {(metric, start): (quantity, overage) for metric, start, quantity, overage in
-                   rows(self.db, "select metric, period_start, quantity, overage from billing.period_usage where org_id = %s", org.org)}
+                   rows(self.db, "select metric, period_start, quantity, overage from billing_internal.period_usage where org_id = %s", org.org)}
         self.equal({start for _, start in counted} - set(starts), set(), org)
         costs = Counter()
         for name in {event.metric for event in account.events} | {use.metric for use in account.uses}:

@@ -40,7 +40,7 @@ CATALOG = {"metrics": {"call": {"price": 1}, "page": {"price": 7}, "view": {"pri
 # What is folded of the ledger into months and days, beside the entries themselves.
 MISFOLDED = """
     with entry as (
-        select e.* from billing.entries e join billing.folded f on f.org_id = e.org_id and f.slot = e.entry_id >> 40 where e.entry_id <= f.entry_id),
+        select e.* from billing.entries e join billing_internal.fold_positions f on f.org_id = e.org_id and f.slot = e.entry_id >> 40 where e.entry_id <= f.entry_id),
     operation as (
         select org_id, metric, (min(created_at) at time zone 'UTC')::date as day, min(quantity) as quantity from entry
          where kind = 'usage' and source is distinct from 'settlement' group by org_id, metric, operation_id),
@@ -49,11 +49,11 @@ MISFOLDED = """
                case when kind = 'usage' then coalesce(metric, '') else '' end as metric, sum(amount) as credits
           from entry group by 1, 2, 3, 4, 5)
     select org_id, month::text as at, kind || ' ' || metric as what, m.credits as entries, c.credits as folded
-      from month m full join billing.credit_months c using (org_id, unit, month, kind, metric) where coalesce(m.credits, 0) <> coalesce(c.credits, 0)
+      from month m full join billing_internal.credit_months c using (org_id, unit, month, kind, metric) where coalesce(m.credits, 0) <> coalesce(c.credits, 0)
     union all
     select org_id, day::text, metric, o.quantity, d.consumed
       from (select org_id, metric, day, sum(quantity) as quantity from operation group by 1, 2, 3) o
-      full join billing.usage_days d using (org_id, metric, day) where coalesce(o.quantity, 0) <> coalesce(d.consumed, 0)"""
+      full join billing_internal.usage_days d using (org_id, metric, day) where coalesce(o.quantity, 0) <> coalesce(d.consumed, 0)"""
 
 
 def connect(database=None, **options):

@@ -136,7 +136,7 @@ class Edges(LiveTestCase):
             self.at(day)
             found.append(self.settle())
         self.assertEqual(found[5:], [0, 10, 0])
-        self.assertEqual(value(self.db, "select sum(quantity) from billing.period_usage where org_id = %s", self.org_id), 50)
+        self.assertEqual(value(self.db, "select sum(quantity) from billing_internal.period_usage where org_id = %s", self.org_id), 50)
 
     def test_a_level_outlives_a_subscription_that_never_began(self):
         """The month is whole again."""

@@ -10,7 +10,7 @@ from support import call, connect, rows, value
 
 class Outbox(Payments):
     def emit(self, topic="t", **payload):
-        return value(self.db, "select billing.emit_event(%s, %s, %s)", self.org, topic, json.dumps(payload))
+        return value(self.db, "select billing_internal.emit_event(%s, %s, %s)", self.org, topic, json.dumps(payload))
 
     def claim(self, topic, db=None, **more):
         return rows(db or self.db, "select * from billing.claim_events(%s, %s, %s)", [topic], more.get("limit", 10), more.get("lease", "1 minute"))
@@ -78,7 +78,7 @@ class Outbox(Payments):
 
     def test_what_is_rolled_back_is_not_there(self):
         db, topic = self.connect(autocommit=False), uuid.uuid4().hex
-        value(db, "select billing.emit_event(%s, %s, '{}')", self.org, topic)
+        value(db, "select billing_internal.emit_event(%s, %s, '{}')", self.org, topic)
         db.rollback()
         self.assertEqual(self.claim(topic), [])
 
@@ -141,8 +141,8 @@ class Delivery(Payments):
     def test_http(self):
         db = self.stand_in("http", self.HTTP)
         value(db, "select billing.configure_delivery('http://127.0.0.1/hook', '{a}', '{\"Authorization\": \"Bearer t\"}')")
-        event_id = value(db, "select billing.emit_event(%s, 'a', '{\"n\": 1}')", self.org)
-        value(db, "select billing.emit_event(%s, 'other', '{}')", self.org)
+        event_id = value(db, "select billing_internal.emit_event(%s, 'a', '{\"n\": 1}')", self.org)
+        value(db, "select billing_internal.emit_event(%s, 'other', '{}')", self.org)
         self.assertEqual(value(db, "select billing.deliver_events()"), 1)
         self.assertEqual(value(db, "select billing.deliver_events()"), 0)
         (posted,) = rows(db, "select (request).method, (request).uri, (request).headers::text, (request).content::jsonb from posted")
@@ -157,7 +157,7 @@ class Delivery(Payments):
     def test_pg_net(self):
         db = self.stand_in("pg_net", self.PG_NET)
         value(db, "select billing.configure_delivery('http://127.0.0.1/hook')")
-        events = [value(db, "select billing.emit_event(%s, 'a', '{}')", self.org) for _ in range(2)]
+        events = [value(db, "select billing_internal.emit_event(%s, 'a', '{}')", self.org) for _ in range(2)]
         self.assertEqual(value(db, "select billing.deliver_events()"), 0)
         rows(db, "insert into net._http_response values (1, 204, null), (2, null, 'timeout')")
         self.assertEqual(value(db, "select billing.deliver_events()"), 1)

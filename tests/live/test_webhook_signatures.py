@@ -48,7 +48,7 @@ class Signatures(Payments):
             db = self.connect()
             rows(db, f"set role {self.new_role(self.db, level)}")
             for table in ("webhook_secrets", "secrets"):
-                refused(db, f"select * from billing.{table}", sqlstate="42501")
+                refused(db, f"select * from billing_internal.{table}", sqlstate="42501")
 
     def test_unreadable_payloads_are_kept(self):
         for payload in ["{", "[]", "\"text\"", "{}", json.dumps({"id": "evt_x"}), "{\"id\": 5}", "nul\x01",

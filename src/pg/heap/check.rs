@@ -52,7 +52,7 @@ pub(super) fn look(table: &Table, name: &str, intent: Intent) -> (Option<Found>,
         Ok(found) => (Some(found), true),
         Err(Doubt { what, is_lasting }) => {
             let doing = if intent == Intent::Read { "read" } else { "written" };
-            pgrx::debug1!("billing.{name} is {doing} by statements: {what}");
+            pgrx::debug1!("{}.{name} is {doing} by statements: {what}", table.shape.schema);
             (None, is_lasting)
         }
     }

@@ -1,4 +1,4 @@
-//! The tables that are read and written without statements, as the migrations leave them.
+//! The tables that are read and written without statements, as `install()` makes them.
 //!
 //! What is in the database is compared with this before a row is touched (`check.rs`): whoever changes a table gets statements.
 
@@ -7,7 +7,9 @@ use pgrx::pg_sys;
 
 /// A table.
 pub struct Shape {
-    /// Within the schema `billing`.
+    /// The schema that it is in.
+    pub schema: &'static str,
+    /// Its name there.
     pub name: &'static str,
     /// All of them, in order.
     pub columns: &'static [Column],
@@ -20,9 +22,14 @@ pub struct Shape {
 }
 
 impl Shape {
-    const fn new(name: &'static str, columns: &'static [Column], indexes: &'static [&'static Index]) -> Self {
+    const fn new(
+        schema: &'static str,
+        name: &'static str,
+        columns: &'static [Column],
+        indexes: &'static [&'static Index],
+    ) -> Self {
         assert!(columns.len() <= super::MOST_COLUMNS && indexes.len() <= MOST_INDEXES, "a table of ours");
-        Self { name, columns, indexes, partial: None, parent: None }
+        Self { schema, name, columns, indexes, partial: None, parent: None }
     }
 
     const fn with_partial(mut self, predicate: &'static str, belongs: Belongs) -> Self {
@@ -133,6 +140,7 @@ macro_rules! columns {
 
 /// Wallets, and the parts of those that are split.
 pub static LANES: Shape = Shape::new(
+    "billing_internal",
     "lanes",
     columns! {
         org_id: Uuid,
@@ -169,6 +177,7 @@ const REQUEST_ID: usize = 8;
 
 /// The entries.
 pub static LEDGER: Shape = Shape::new(
+    "billing",
     "ledger",
     columns! {
         org_id: Uuid,
@@ -205,6 +214,7 @@ pub static LEDGER_REQUEST: Index = Index::unique(&["org_id", "request_id"]).only
 
 /// Reservations.
 pub static HOLDS: Shape = Shape::new(
+    "billing",
     "holds",
     columns! {
         org_id: Uuid,
@@ -232,6 +242,7 @@ pub static HOLDS_KEY: Index = Index::unique(&["org_id", "hold_id"]);
 
 /// What is recorded and not settled.
 pub static UNSETTLED_USAGE: Shape = Shape::new(
+    "billing_internal",
     "unsettled_usage",
     columns! {
         org_id: Uuid,
@@ -252,6 +263,7 @@ pub static UNSETTLED_USAGE_KEY: Index = Index::unique(&["org_id", "metric", "per
 
 /// What settlement charged and nobody has paid.
 pub static UNPAID_OVERAGE: Shape = Shape::new(
+    "billing",
     "unpaid_overage",
     columns! { org_id: Uuid, unit: Code, metric: Code, period_start: Moment, credits: Bigint },
     &[&UNPAID_OVERAGE_KEY],
@@ -261,12 +273,13 @@ pub static UNPAID_OVERAGE_KEY: Index = Index::unique(&["org_id", "unit", "metric
 
 /// Orgs that are frozen.
 pub static FREEZES: Shape =
-    Shape::new("freezes", columns! { org_id: Uuid, frozen_at: Moment, reason: Text }, &[&FREEZES_KEY]);
+    Shape::new("billing", "freezes", columns! { org_id: Uuid, frozen_at: Moment, reason: Text }, &[&FREEZES_KEY]);
 /// By org.
 pub static FREEZES_KEY: Index = Index::unique(&["org_id"]);
 
 /// The plans that orgs have and had.
 pub static SUBSCRIPTIONS: Shape = Shape::new(
+    "billing",
     "subscriptions",
     columns! {
         org_id: Uuid,
@@ -293,6 +306,7 @@ pub static SUBSCRIPTIONS_KEY: Index = Index::unique(&["org_id", "starts_at"]);
 
 /// What providers collect for.
 pub static PROVIDER_SUBSCRIPTIONS: Shape = Shape::new(
+    "billing",
     "provider_subscriptions",
     columns! {
         org_id: Uuid,
@@ -302,8 +316,8 @@ pub static PROVIDER_SUBSCRIPTIONS: Shape = Shape::new(
         plan: Code null,
         cancel_at_period_end: Boolean,
         paid_until: Moment null,
-        news_at: Bigint,
-        paid_news_at: Bigint,
+        last_report_at: Bigint,
+        last_paid_report_at: Bigint,
     },
     &[&PROVIDER_SUBSCRIPTIONS_KEY],
 );
@@ -311,16 +325,20 @@ pub static PROVIDER_SUBSCRIPTIONS: Shape = Shape::new(
 pub static PROVIDER_SUBSCRIPTIONS_KEY: Index = Index::unique(&["org_id", "provider", "subscription"]);
 
 /// The ids of events that were recorded.
-pub static USAGE_EVENT_KEYS: Shape =
-    Shape::new("usage_event_keys", columns! { org_id: Uuid, event_key: Uuid }, &[&USAGE_EVENT_KEYS_KEY]);
+pub static USAGE_EVENT_KEYS: Shape = Shape::new(
+    "billing_internal",
+    "usage_event_keys",
+    columns! { org_id: Uuid, event_key: Uuid },
+    &[&USAGE_EVENT_KEYS_KEY],
+);
 /// By id.
 pub static USAGE_EVENT_KEYS_KEY: Index = Index::unique(&["org_id", "event_key"]);
 
 /// Events, by the month in which they came.
-pub static USAGE_EVENTS: Shape = Shape::new("usage_events", USAGE_EVENT, &[]);
+pub static USAGE_EVENTS: Shape = Shape::new("billing", "usage_events", USAGE_EVENT, &[]);
 /// A month of them, whose name has the month besides.
 pub static USAGE_EVENTS_OF_MONTH: Shape =
-    Shape { parent: Some(&USAGE_EVENTS), ..Shape::new("usage_events", USAGE_EVENT, &[]) };
+    Shape { parent: Some(&USAGE_EVENTS), ..Shape::new("billing", "usage_events", USAGE_EVENT, &[]) };
 const USAGE_EVENT: &[Column] = columns! {
     org_id: Uuid,
     recorded_at: Moment,
@@ -334,6 +352,7 @@ const USAGE_EVENT: &[Column] = columns! {
 
 /// What is decided of a metric in a period.
 pub static PERIOD_USAGE: Shape = Shape::new(
+    "billing_internal",
     "period_usage",
     columns! {
         org_id: Uuid,
@@ -358,6 +377,7 @@ pub static PERIOD_USAGE_KEY: Index = Index::unique(&["org_id", "metric", "period
 
 /// Usage by day, as far as it is folded.
 pub static USAGE_DAYS: Shape = Shape::new(
+    "billing_internal",
     "usage_days",
     columns! {
         org_id: Uuid,
@@ -375,6 +395,7 @@ pub static USAGE_DAYS_KEY: Index = Index::unique(&["org_id", "metric", "day"]);
 
 /// What became of credit by month, as far as it is folded.
 pub static CREDIT_MONTHS: Shape = Shape::new(
+    "billing_internal",
     "credit_months",
     columns! { org_id: Uuid, unit: Code, month: Date, kind: Code, metric: Code, credits: Bigint },
     &[&CREDIT_MONTHS_KEY],
@@ -383,8 +404,12 @@ pub static CREDIT_MONTHS: Shape = Shape::new(
 pub static CREDIT_MONTHS_KEY: Index = Index::unique(&["org_id", "unit", "month", "kind", "metric"]);
 
 /// How far lanes are folded.
-pub static FOLDED: Shape =
-    Shape::new("folded", columns! { org_id: Uuid, slot: Smallint, entry_id: Bigint }, &[&FOLDED_KEY]);
+pub static FOLDED: Shape = Shape::new(
+    "billing_internal",
+    "fold_positions",
+    columns! { org_id: Uuid, slot: Smallint, entry_id: Bigint },
+    &[&FOLDED_KEY],
+);
 /// By lane.
 pub static FOLDED_KEY: Index = Index::unique(&["org_id", "slot"]);
 
@@ -392,6 +417,7 @@ const UNRESOLVED: &str = "(resolved_at IS NULL)";
 
 /// Thresholds that were crossed.
 pub static ALERTS: Shape = Shape::new(
+    "billing",
     "alerts",
     columns! {
         org_id: Uuid,

@@ -29,7 +29,7 @@ select grant_id, amount, remaining from billing.grants where org_id = :'acme' or
 select entry_id, kind, amount, balance_after, grant_id, source, source_id, created_at from billing.entries where org_id = :'acme' order by entry_id;
 -- (10 x 100 + 10 x 1000 + 10 x 0) / 30 calls are less than were included before: nothing is left, and nothing is charged again.
 select used, included, remaining, credits_required from billing.check_limit(:'acme', 'call', 1);
-select quantity, overage, credits from billing.period_usage where org_id = :'acme';
+select quantity, overage, credits from billing_internal.period_usage where org_id = :'acme';
 -- What has no price, and of which the plan says nothing, is free.
 select allowed, reason, used, included, remaining from billing.check_limit(:'acme', 'seat');
 -- The next period is mini's own.

@@ -16,7 +16,7 @@ select item, status, operation_id, credits, balance_after, detail from billing.c
     {"org_id": "00000000-0000-4000-8000-000000000001", "metric": "call", "idempotency_key": "k3"},
     {"org_id": "00000000-0000-4000-8000-000000000001", "metric": "call", "idempotency_key": "k1"}
 ]') order by item;
-select metric, quantity, credits from billing.period_usage where org_id = :'acme';
+select metric, quantity, credits from billing_internal.period_usage where org_id = :'acme';
 
 -- A price that does not fit any more.
 select credits from billing.consume_credits(:'acme', 'call', 3000, 'dear');

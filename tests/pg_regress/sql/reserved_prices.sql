@@ -23,7 +23,7 @@ select credits, balance_after from billing.capture_credits(:'acme', :changed_hol
 select credits, balance_after from billing.capture_credits(:'acme', :gift_hold_id, 6, beyond => 'refuse');
 -- 10 at 3 and 8 at 1, as in the steps of the reservation; the month counts on.
 select credits, balance_after from billing.capture_credits(:'acme', :step_hold_id, 18, beyond => 'refuse');
-select metric, quantity, credits from billing.period_usage where org_id = :'acme';
+select metric, quantity, credits from billing_internal.period_usage where org_id = :'acme';
 -- Another unit: the credits that were reserved are those that are charged, also beyond the reservation.
 select billing.set_org_price(:'acme', 'call', '{"credits": 1, "unit": "EUR"}', '2020-01-01 00:00+00');
 select credits, balance_after from billing.capture_credits(:'acme', :unit_hold_id, 11);

@@ -64,13 +64,13 @@ select charged, renewed, events from billing.settle_org(:'corp');
 select billing.record_usage(:'corp', 'call', 90, 'late-1', '2027-02-27 23:00:00+00');
 select used, included, remaining from billing.check_limit(:'corp', 'call');
 select charged, events from billing.settle_org(:'corp');
-select period_start, period_end, quantity, overage, credits from billing.period_usage where org_id = :'corp' order by period_start;
+select period_start, period_end, quantity, overage, credits from billing_internal.period_usage where org_id = :'corp' order by period_start;
 -- The last moment of a period and the first of the next one.
 select billing.record_usage(:'corp', 'call', 1, 'edge-1', '2027-02-28 23:59:59.999999+00'), billing.record_usage(:'corp', 'call', 1, 'edge-2', '2027-03-01 00:00:00+00');
 -- Before there was a plan: a calendar month without one, all of it is charged.
 select billing.record_usage(:'corp', 'call', 4, 'late-2', '2027-01-31 23:00:00+00');
 select charged, events from billing.settle_org(:'corp');
-select period_start, period_end, quantity, overage, credits from billing.period_usage where org_id = :'corp' order by period_start;
+select period_start, period_end, quantity, overage, credits from billing_internal.period_usage where org_id = :'corp' order by period_start;
 select amount, source, source_id, quantity, created_at from billing.entries where org_id = :'corp' and kind = 'usage' order by entry_id;
 -- Clocks differ: up to five minutes ahead.
 select billing.record_usage(:'corp', 'call', 1, 'soon', '2027-03-02 00:05:00+00');
@@ -147,7 +147,7 @@ delete from billing.usage_events where false;
 \echo :LAST_ERROR_SQLSTATE
 truncate billing.usage_events;
 \echo :LAST_ERROR_SQLSTATE
-delete from billing.usage_event_keys;
+delete from billing_internal.usage_event_keys;
 \echo :LAST_ERROR_SQLSTATE
 select org_id, count(*), sum(quantity) from billing.usage_events where event_id is distinct from repeat('e', 255) group by org_id order by org_id;
 select * from billing.verify_ledger();

@@ -1,16 +1,7 @@
--- Gift cards and vouchers. A code stands nowhere: only its hash under a key of this database does, so that neither a dump of
--- gift_cards nor a look at it gives a code that could be redeemed, nor a code that could be tried out elsewhere.
+-- Gift cards and vouchers.
 
-create table billing.secrets (
-    name text collate "C" primary key,
-    secret bytea not null,
-    created_at timestamptz not null
-);
-comment on table billing.secrets is 'Keys that the engine makes for itself. No role may read them; they travel in a dump, since what was made with them is worth nothing without.';
-comment on column billing.secrets.name is 'What it is for.';
-comment on column billing.secrets.secret is 'Random bytes.';
-comment on column billing.secrets.created_at is 'When it was made.';
-
+-- A code stands nowhere: only its hash under a key of this database does, so that neither a dump of gift_cards nor a look at it gives
+-- a code that could be redeemed, nor a code that could be tried out elsewhere.
 create table billing.gift_cards (
     code_hash bytea primary key,
     credits bigint not null check (credits > 0),
@@ -41,6 +32,8 @@ comment on column billing.gift_cards.source is 'gift_card or voucher: the source
 comment on column billing.gift_cards.validity is 'How long the credit can be spent once the code is redeemed, as in 30 days, 6 months, 1 year; null: for ever.';
 comment on column billing.gift_cards.metrics is 'The only metrics on which the credit may be spent; null: any.';
 comment on column billing.gift_cards.metadata is 'What the caller noted.';
+create trigger gift_cards_stay before delete or truncate on billing.gift_cards
+    for each statement execute function billing_internal.refuse_change();
 
 create table billing.gift_card_redemptions (
     org_id uuid not null,
@@ -57,19 +50,16 @@ comment on column billing.gift_card_redemptions.code_hash is 'The code, see gift
 comment on column billing.gift_card_redemptions.grant_id is 'What it was granted.';
 comment on column billing.gift_card_redemptions.redeemed_at is 'When.';
 comment on column billing.gift_card_redemptions.name is 'The batch of the code.';
+create trigger gift_card_redemptions_append_only before update or delete or truncate on billing.gift_card_redemptions
+    for each statement execute function billing_internal.refuse_change();
 
-create table billing.gift_card_attempts (
+create table billing_internal.gift_card_attempts (
     org_id uuid not null,
     attempted_at timestamptz not null,
     attempt_id uuid not null,
     primary key (org_id, attempted_at, attempt_id)
 );
-comment on table billing.gift_card_attempts is 'Codes that an org tried in vain, of the last day: noted in transactions of their own, since a call that fails takes back what it wrote.';
-comment on column billing.gift_card_attempts.org_id is 'Who tried.';
-comment on column billing.gift_card_attempts.attempted_at is 'When, billing time.';
-comment on column billing.gift_card_attempts.attempt_id is 'Random.';
-
-create trigger gift_cards_stay before delete or truncate on billing.gift_cards
-    for each statement execute function billing.refuse_change();
-create trigger gift_card_redemptions_append_only before update or delete or truncate on billing.gift_card_redemptions
-    for each statement execute function billing.refuse_change();
+comment on table billing_internal.gift_card_attempts is 'Codes that an org tried in vain, of the last day: noted in transactions of their own, since a call that fails takes back what it wrote.';
+comment on column billing_internal.gift_card_attempts.org_id is 'Who tried.';
+comment on column billing_internal.gift_card_attempts.attempted_at is 'When, billing time.';
+comment on column billing_internal.gift_card_attempts.attempt_id is 'Random.';

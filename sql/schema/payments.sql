@@ -1,24 +1,4 @@
--- Packs, payments, what providers report of them, automatic recharging, the outbox, and signals of misuse.
-
-create table billing.packs (
-    pack text collate "C" primary key,
-    terms jsonb not null,
-    created_at timestamptz not null,
-    retired_at timestamptz
-);
-comment on table billing.packs is 'Credit for sale, as the catalog document describes it.';
-comment on column billing.packs.pack is 'Its name.';
-comment on column billing.packs.terms is 'As in the document.';
-comment on column billing.packs.created_at is 'When it came into the catalog.';
-comment on column billing.packs.retired_at is 'When a document dropped it; null: it can be bought.';
-
-create table billing.surcharges (
-    currency text collate "C" primary key,
-    terms jsonb not null
-);
-comment on table billing.surcharges is 'Tax and platform fee on the price of a pack, per currency.';
-comment on column billing.surcharges.currency is 'ISO 4217.';
-comment on column billing.surcharges.terms is 'As in the catalog document.';
+-- Payments, what providers report of them, and automatic recharging.
 
 create table billing.payments (
     org_id uuid not null,
@@ -33,8 +13,8 @@ create table billing.payments (
     credits bigint not null check (credits >= 0),
     bonus bigint not null check (bonus >= 0),
     refunded bigint not null default 0 check (refunded >= 0),
-    lost bigint not null default 0 check (lost >= 0),
-    news_at bigint not null default 0,
+    disputed_amount bigint not null default 0 check (disputed_amount >= 0),
+    last_report_at bigint not null default 0,
     unrecovered bigint not null default 0 check (unrecovered >= 0),
     request_hash bigint,
     priority integer not null default 50,
@@ -80,8 +60,8 @@ comment on column billing.payments.total is 'What the provider is to charge, min
 comment on column billing.payments.credits is 'What it buys.';
 comment on column billing.payments.bonus is 'What comes on top.';
 comment on column billing.payments.refunded is 'What went back to the customer so far, minor units.';
-comment on column billing.payments.lost is 'What a lost dispute took, minor units.';
-comment on column billing.payments.news_at is 'When the provider made the newest report of an unpaid payment, in seconds of the Unix epoch: what is older changes nothing.';
+comment on column billing.payments.disputed_amount is 'What a lost dispute took, minor units.';
+comment on column billing.payments.last_report_at is 'When the provider made the newest report of an unpaid payment, in seconds of the Unix epoch: what is older changes nothing.';
 comment on column billing.payments.unrecovered is 'Credit of money that went back, which was spent before: nobody paid for it.';
 comment on column billing.payments.request_hash is 'Fingerprint of the request that started it.';
 comment on column billing.payments.priority is 'Of its grants: lower burns first.';
@@ -141,8 +121,8 @@ create table billing.provider_subscriptions (
     plan text collate "C",
     cancel_at_period_end boolean not null default false,
     paid_until timestamptz,
-    news_at bigint not null default 0,
-    paid_news_at bigint not null default 0,
+    last_report_at bigint not null default 0,
+    last_paid_report_at bigint not null default 0,
     primary key (org_id, provider, subscription)
 );
 create index provider_subscriptions_by_id on billing.provider_subscriptions (provider, subscription);
@@ -154,54 +134,8 @@ comment on column billing.provider_subscriptions.state is 'incomplete, active, p
 comment on column billing.provider_subscriptions.plan is 'The plan of its price; null: not known yet.';
 comment on column billing.provider_subscriptions.cancel_at_period_end is 'It ends with the period that is paid.';
 comment on column billing.provider_subscriptions.paid_until is 'End of the last period that was paid.';
-comment on column billing.provider_subscriptions.news_at is 'When the provider made the newest report, in seconds of the Unix epoch.';
-
-comment on column billing.provider_subscriptions.paid_news_at is 'When the provider made the newest report of a payment, likewise.';
-
-alter table billing.subscriptions add column provider text collate "C", add column provider_subscription text collate "C";
-comment on column billing.subscriptions.provider is 'Who collects for it: its periods begin when they are paid; null: nobody has to pay first.';
-comment on column billing.subscriptions.provider_subscription is 'The provider''s id of it.';
-
-create table billing.webhook_secrets (
-    provider text collate "C" not null,
-    created_at timestamptz not null,
-    expires_at timestamptz,
-    secret bytea not null
-);
-create index webhook_secrets_by_provider on billing.webhook_secrets (provider);
-comment on table billing.webhook_secrets is 'What providers sign with. No role may read it.';
-comment on column billing.webhook_secrets.provider is 'stripe or razorpay.';
-comment on column billing.webhook_secrets.created_at is 'When it was set.';
-comment on column billing.webhook_secrets.expires_at is 'Until when it is good, once another was set; null: it is the newest.';
-comment on column billing.webhook_secrets.secret is 'The secret.';
-
-create table billing.webhook_events (
-    provider text collate "C" not null,
-    event_id text collate "C" not null,
-    type text not null,
-    status text collate "C" not null check (status in ('processed', 'ignored', 'review')),
-    reason text,
-    received_at timestamptz not null,
-    processed_at timestamptz,
-    deliveries bigint not null default 1,
-    org_id uuid,
-    refs text[] not null default '{}',
-    payload text not null,
-    primary key (provider, event_id)
-);
-create index webhook_events_review on billing.webhook_events using gin (refs) where status = 'review';
-comment on table billing.webhook_events is 'What providers reported, signed by them. What waits for a person has the status review: see replay_webhook().';
-comment on column billing.webhook_events.provider is 'Who sent it.';
-comment on column billing.webhook_events.event_id is 'The provider''s id of it.';
-comment on column billing.webhook_events.type is 'The provider''s name of what happened.';
-comment on column billing.webhook_events.status is 'processed; ignored: of a type that is not used; review: kept for a person.';
-comment on column billing.webhook_events.reason is 'Why it waits for a person.';
-comment on column billing.webhook_events.received_at is 'When it came first.';
-comment on column billing.webhook_events.processed_at is 'When its work was done.';
-comment on column billing.webhook_events.deliveries is 'How often it came.';
-comment on column billing.webhook_events.org_id is 'Whom it is about, as far as known.';
-comment on column billing.webhook_events.refs is 'The provider''s ids of the payment that it is about.';
-comment on column billing.webhook_events.payload is 'As it came.';
+comment on column billing.provider_subscriptions.last_report_at is 'When the provider made the newest report, in seconds of the Unix epoch.';
+comment on column billing.provider_subscriptions.last_paid_report_at is 'When the provider made the newest report of a payment, likewise.';
 
 create table billing.auto_recharges (
     org_id uuid not null,
@@ -234,70 +168,45 @@ comment on column billing.auto_recharges.failures is 'Payments that failed since
 comment on column billing.auto_recharges.next_attempt_at is 'Not before this moment, after a failure.';
 comment on column billing.auto_recharges.stopped_at is 'When it gave up; configure_auto_recharge() starts it again.';
 
-create table billing.outbox (
-    org_id uuid not null,
-    event_id uuid not null,
-    topic text collate "C" not null,
-    payload jsonb not null,
+create table billing_internal.webhook_secrets (
+    provider text collate "C" not null,
     created_at timestamptz not null,
-    available_at timestamptz not null,
-    attempts integer not null default 0,
-    delivered_at timestamptz,
-    dead_at timestamptz,
-    request_id bigint,
-    last_error text,
-    primary key (org_id, event_id)
+    expires_at timestamptz,
+    secret bytea not null,
+    secret_id uuid not null default gen_random_uuid() primary key
 );
-create index outbox_due on billing.outbox (topic, available_at) where delivered_at is null and dead_at is null;
-create index outbox_by_id on billing.outbox (event_id);
-comment on table billing.outbox is 'What is to be done outside: payments to make, messages to send. At least once: claim_events(), ack_events(), fail_event().';
-comment on column billing.outbox.org_id is 'The billed customer.';
-comment on column billing.outbox.event_id is 'Its id, in order of time.';
-comment on column billing.outbox.topic is 'What kind of work.';
-comment on column billing.outbox.payload is 'What is to be done.';
-comment on column billing.outbox.created_at is 'When it was put there.';
-comment on column billing.outbox.available_at is 'Not before: after a failure, or while somebody has claimed it.';
-comment on column billing.outbox.attempts is 'How often it was claimed.';
-comment on column billing.outbox.delivered_at is 'When it was acknowledged.';
-comment on column billing.outbox.dead_at is 'When it was given up, see requeue_event().';
-comment on column billing.outbox.request_id is 'Of pg_net, while its answer is waited for.';
-comment on column billing.outbox.last_error is 'What the last attempt said.';
+create index webhook_secrets_by_provider on billing_internal.webhook_secrets (provider);
+comment on table billing_internal.webhook_secrets is 'What providers sign with. No role may read it.';
+comment on column billing_internal.webhook_secrets.provider is 'stripe or razorpay.';
+comment on column billing_internal.webhook_secrets.created_at is 'When it was set.';
+comment on column billing_internal.webhook_secrets.expires_at is 'Until when it is good, once another was set; null: it is the newest.';
+comment on column billing_internal.webhook_secrets.secret is 'The secret.';
+comment on column billing_internal.webhook_secrets.secret_id is 'Tells it from others.';
 
-comment on column billing.alerts.kind is 'allowance, cap, balance, low_balance, expiring, recharge_ceiling or recharge_stopped.';
-
-create table billing.flags (
-    org_id uuid not null,
-    kind text collate "C" not null,
-    raised_at timestamptz not null,
-    seen_at timestamptz not null,
-    resolved_at timestamptz,
-    score integer not null,
-    times bigint not null default 1,
-    reason text not null,
-    detail jsonb not null default '{}',
-    primary key (org_id, kind, raised_at)
+create table billing.webhook_events (
+    provider text collate "C" not null,
+    event_id text collate "C" not null,
+    type text not null,
+    status text collate "C" not null check (status in ('processed', 'ignored', 'review')),
+    reason text,
+    received_at timestamptz not null,
+    processed_at timestamptz,
+    deliveries bigint not null default 1,
+    org_id uuid,
+    refs text[] not null default '{}',
+    payload text not null,
+    primary key (provider, event_id)
 );
-create unique index flags_open on billing.flags (org_id, kind) where resolved_at is null;
-comment on table billing.flags is 'Signals of misuse: one open row per org and kind, with a score.';
-comment on column billing.flags.org_id is 'The billed customer.';
-comment on column billing.flags.kind is 'code_guessing, payment_velocity, shared_card, payment_failures, dispute, refund_spent.';
-comment on column billing.flags.raised_at is 'When it was seen first.';
-comment on column billing.flags.seen_at is 'When it was seen last.';
-comment on column billing.flags.resolved_at is 'When somebody resolved it.';
-comment on column billing.flags.score is 'How bad: 1 to 100.';
-comment on column billing.flags.times is 'How often it was seen.';
-comment on column billing.flags.reason is 'In words.';
-comment on column billing.flags.detail is 'What it was seen by.';
-
-create table billing.freezes (
-    org_id uuid primary key,
-    frozen_at timestamptz not null,
-    reason text not null
-);
-comment on table billing.freezes is 'Orgs of which check_limit() says frozen.';
-comment on column billing.freezes.org_id is 'The billed customer.';
-comment on column billing.freezes.frozen_at is 'Since when.';
-comment on column billing.freezes.reason is 'Why.';
-
-alter table billing.access drop constraint access_level_check,
-    add constraint access_level_check check (level in ('member', 'service', 'auditor', 'webhook'));
+create index webhook_events_review on billing.webhook_events using gin (refs) where status = 'review';
+comment on table billing.webhook_events is 'What providers reported, signed by them. What waits for a person has the status review: see replay_webhook().';
+comment on column billing.webhook_events.provider is 'Who sent it.';
+comment on column billing.webhook_events.event_id is 'The provider''s id of it.';
+comment on column billing.webhook_events.type is 'The provider''s name of what happened.';
+comment on column billing.webhook_events.status is 'processed; ignored: of a type that is not used; review: kept for a person.';
+comment on column billing.webhook_events.reason is 'Why it waits for a person.';
+comment on column billing.webhook_events.received_at is 'When it came first.';
+comment on column billing.webhook_events.processed_at is 'When its work was done.';
+comment on column billing.webhook_events.deliveries is 'How often it came.';
+comment on column billing.webhook_events.org_id is 'Whom it is about, as far as known.';
+comment on column billing.webhook_events.refs is 'The provider''s ids of the payment that it is about.';
+comment on column billing.webhook_events.payload is 'As it came.';
