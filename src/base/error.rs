@@ -5,8 +5,8 @@
 
 use serde_json::{Map, Value};
 
-/// What a rule or a statement answers when it refuses.
-pub type Result<T> = std::result::Result<T, Error>;
+/// The outcome of a rule or a statement that may refuse.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A refusal with all that a caller may want to know about it.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,7 +1,8 @@
-//! What everything else is written in: errors, time, units of wallets and lengths of validity, without a server.
+//! Vocabulary of all other modules: errors, time, units of wallets and lengths of validity. Nothing here needs a server.
 
 pub mod error;
 pub mod hash;
 pub mod time;
 pub mod units;
 pub mod validity;
+pub mod words;

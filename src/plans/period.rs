@@ -4,7 +4,9 @@
 //! the 31st: 31 January, 28 February, 31 March. Without a subscription, periods are calendar months (UTC).
 
 use crate::base::time::{INFINITY, Moment, Period};
-use crate::catalog::plan::{Cycle, Limit, Plan};
+use crate::catalog::cycle::Cycle;
+use crate::catalog::sections::metrics::Tier;
+use crate::catalog::sections::plans::{Limit, Plan};
 use std::rc::Rc;
 
 /// From `start` up to, not including, `end`.
@@ -75,11 +77,11 @@ pub struct Terms {
 
 impl Terms {
     /// Nothing goes beyond the allowance but for credit. A core metric stays open, unless the plan closes it.
-    pub fn ends_at_allowance(&self, tier: Option<&str>) -> bool {
+    pub fn ends_at_allowance(&self, tier: Option<Tier>) -> bool {
         match self.limit {
             Some(Limit::Hard) => true,
             Some(_) => false,
-            None => self.included && tier != Some("core"),
+            None => self.included && !Tier::stays_open(tier),
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use crate::base::error::Result;
 use crate::base::time::{INFINITY, Moment};
+use crate::base::words::Word;
 use crate::catalog::cache::{self, Metric};
-use crate::catalog::plan::Limit;
+use crate::catalog::sections::plans::Limit;
 use crate::ledger::rows::{flag, number, text};
 use crate::pg::heap::{self, Is, Key, Snapshot, Table, Value, shapes};
 use crate::pg::spi::{Db, Row, Timestamptz, ToSql};
