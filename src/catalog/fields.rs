@@ -2,11 +2,9 @@
 
 use crate::base::units;
 use crate::catalog::faults::{Faults, join};
+use crate::providers;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-
-/// Providers that may know a plan or pack by ids of their own.
-const PROVIDERS: [&str; 2] = ["stripe", "razorpay"];
 
 /// Reads the members of an object that may be absent, each with its path and name.
 pub fn members<'v>(
@@ -64,7 +62,7 @@ pub fn provider_ids(faults: &mut Faults, path: &str, object: &Map<String, Value>
     let mut all = BTreeMap::new();
     let value = object.get("provider_ids").filter(|v| !v.is_null());
     let Some(object) = value.and_then(|v| faults.object(&path, v)) else { return all };
-    faults.unknown_keys(&path, object, &PROVIDERS);
+    faults.unknown_keys(&path, object, &providers::names());
     for (provider, ids) in object {
         let texts: Option<Vec<String>> = ids
             .as_array()
