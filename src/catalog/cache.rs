@@ -1,8 +1,8 @@
-//! The catalog as this backend knows it, and whether the tables fit the library.
+//! The catalog as this backend knows it, for lookups by name; and whether the tables fit the library.
 //!
-//! Loaded on first use. `apply_catalog` and `install` send a relcache invalidation of `billing.metrics`, which reaches
-//! every backend (and standby) with the commit and drops what was known: so a transaction that starts after the commit
-//! sees the new prices.
+//! It is loaded on first use. `apply_catalog` and `install` send a relcache invalidation of
+//! `billing.metrics`, which reaches every backend (and standby) with the commit and drops what was
+//! known: so a transaction that starts after the commit sees the new prices.
 
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use uuid::Uuid;
 
-/// A metric and the versions of its list price.
+/// A metric with everything of the catalog that concerns it.
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub struct Metric {
@@ -33,16 +33,17 @@ pub struct Metric {
     pub tier: Option<Tier>,
     pub retired: bool,
     pub versions: Versions,
-    /// The terms that some org has of its own for it.
+    /// The kinds of terms that some org has of its own for it.
     pub own: Own,
-    /// Whether some plan names it: what is free, or stops, depends then on what was used in the period.
+    /// Whether some plan names it: the usage of the period then decides what is free and what stops.
     pub planned: bool,
     /// The caps of the metric and of its category.
     pub caps: Vec<Rc<Cap>>,
 }
 
 impl Metric {
-    /// Whether a charge does not depend on what was used before, nor can usage be refused but for lack of credit.
+    /// Whether a charge needs no counter: it does not depend on what was used before, and only a lack
+    /// of credit refuses it.
     pub fn is_plain(&self, price: Option<&Price>) -> bool {
         !self.planned && !self.own.allowance && self.caps.is_empty() && price.is_none_or(Price::is_linear)
     }
@@ -52,7 +53,7 @@ impl Metric {
         self.aggregation.is_gauge()
     }
 
-    /// The list price in force.
+    /// The list price in force at a moment; None: free.
     pub fn list_price(&self, at: Moment) -> Option<Rc<Price>> {
         self.versions.iter().rev().find(|(from, _)| *from <= at).and_then(|(_, price)| price.clone())
     }
@@ -68,14 +69,14 @@ struct Known {
     alerts: AlertSettings,
 }
 
-/// When alerts are raised.
+/// The settings of alerts.
 #[derive(Debug, Clone)]
 pub struct AlertSettings {
-    /// Percent of an allowance, cap or balance.
+    /// The percentages of an allowance, cap or balance at which an alert is raised.
     pub shares: Vec<i64>,
-    /// Days before a grant expires.
+    /// The days before a grant expires at which an alert is raised.
     pub expiring_days: i64,
-    /// Into the outbox, too.
+    /// Whether alerts go into the outbox, too.
     pub deliver: bool,
 }
 
@@ -102,7 +103,7 @@ statements! {
           where org_id = $1 and metric = $2 and effective_at <= $3 order by effective_at desc limit 1";
 }
 
-/// Registers the callback; once per backend.
+/// Registers the callbacks of invalidations; once per backend.
 pub fn watch_invalidations() {
     let schemas = pg_sys::SysCacheIdentifier::NAMESPACEOID;
     // SAFETY: the callbacks live as long as the library.
@@ -112,7 +113,7 @@ pub fn watch_invalidations() {
     }
 }
 
-/// Under a schema that was renamed, or took the name of another, the catalog is another.
+/// Drops what is known when a schema changes: under one that was renamed, the catalog is another one.
 #[pg_guard]
 unsafe extern "C-unwind" fn forget_all(arg: pg_sys::Datum, _cache: std::ffi::c_int, _hash: u32) {
     // SAFETY: a callback of ours.
@@ -153,8 +154,8 @@ fn known(db: &Db) -> Result<Rc<Known>> {
 }
 
 fn load_newest(db: &Db) -> Result<Known> {
-    // The newest snapshot, also in a repeatable-read transaction: what is kept must not be older than the invalidation
-    // that asked for it.
+    // The newest snapshot, also in a repeatable-read transaction: what is kept must not be older than
+    // the invalidation that asked for it.
     spi::on_newest_snapshot(|| load(db))
 }
 
@@ -213,12 +214,12 @@ fn load_alerts(db: &Db) -> AlertSettings {
     }
 }
 
-/// Refuses to go on when the tables are missing or of another version than the library.
+/// Refuses to go on where the tables are missing, or of another version than the library.
 pub fn require_installed(db: &Db) -> Result<()> {
     known(db).map(drop)
 }
 
-/// A metric of the catalog.
+/// Finds a metric that can be used.
 pub fn metric(db: &Db, name: &str) -> Result<Rc<Metric>> {
     match known(db)?.metrics.get(name) {
         Some(metric) if !metric.retired => Ok(Rc::clone(metric)),
@@ -226,12 +227,12 @@ pub fn metric(db: &Db, name: &str) -> Result<Rc<Metric>> {
     }
 }
 
-/// A metric whose usage is still to be settled, though it may be retired.
+/// Finds a metric, though it may be retired: its usage is still to be settled.
 pub fn any_metric(db: &Db, name: &str) -> Result<Rc<Metric>> {
     known(db)?.metrics.get(name).cloned().ok_or_else(|| Error::unknown("unknown_metric", name))
 }
 
-/// A plan that can be subscribed to.
+/// Finds a plan that can be subscribed to.
 pub fn plan(db: &Db, name: &str) -> Result<Rc<Plan>> {
     match known(db)?.plans.get(name) {
         Some((plan, false)) => Ok(Rc::clone(plan)),
@@ -239,24 +240,24 @@ pub fn plan(db: &Db, name: &str) -> Result<Rc<Plan>> {
     }
 }
 
-/// A plan that somebody is on, though it may be retired.
+/// Finds a plan, though it may be retired: some org is on it.
 pub fn any_plan(db: &Db, name: &str) -> Result<Rc<Plan>> {
     let plan = known(db)?.plans.get(name).map(|(plan, _)| Rc::clone(plan));
     plan.ok_or(Error::corrupt("a subscription names a plan that does not exist"))
 }
 
-/// All plans, and whether each is retired.
+/// Lists all plans, and whether each is retired.
 pub fn all_plans(db: &Db) -> Result<Vec<(Rc<Plan>, bool)>> {
     Ok(known(db)?.plans.values().cloned().collect())
 }
 
-/// The plan of orgs without a subscription; and whether there are plans at all.
+/// Finds the plan of orgs without a subscription; and tells whether there are plans at all.
 pub fn default_plan(db: &Db) -> Result<(Option<Rc<Plan>>, bool)> {
     let known = known(db)?;
     Ok((known.fallback.clone(), !known.plans.is_empty()))
 }
 
-/// A pack that can be bought.
+/// Finds a pack that can be bought.
 pub fn pack(db: &Db, name: &str) -> Result<Rc<Pack>> {
     match known(db)?.packs.get(name) {
         Some((pack, false)) => Ok(Rc::clone(pack)),
@@ -264,32 +265,32 @@ pub fn pack(db: &Db, name: &str) -> Result<Rc<Pack>> {
     }
 }
 
-/// All packs, and whether each is retired.
+/// Lists all packs, and whether each is retired.
 pub fn all_packs(db: &Db) -> Result<Vec<(Rc<Pack>, bool)>> {
     Ok(known(db)?.packs.values().cloned().collect())
 }
 
-/// What comes on top of the price of a pack in a currency.
+/// Finds the surcharge on the prices of packs in a currency.
 pub fn surcharge(db: &Db, currency: &str) -> Result<Surcharge> {
     Ok(known(db)?.surcharges.get(currency).copied().unwrap_or_default())
 }
 
-/// All caps.
+/// Lists all caps, in the order of their names.
 pub fn all_caps(db: &Db) -> Result<Vec<Rc<Cap>>> {
     Ok(known(db)?.caps.clone())
 }
 
-/// When alerts are raised.
+/// Tells when alerts are raised.
 pub fn alert_settings(db: &Db) -> Result<AlertSettings> {
     Ok(known(db)?.alerts.clone())
 }
 
-/// All metrics, retired ones too.
+/// Lists all metrics, retired ones too.
 pub fn all_metrics(db: &Db) -> Result<Vec<Rc<Metric>>> {
     Ok(known(db)?.metrics.values().cloned().collect())
 }
 
-/// Since when the price that was in force for an org at a moment held.
+/// Tells since when the price held that was in force for an org at a moment.
 pub fn price_since(db: &Db, metric: &Metric, org_id: Uuid, at: Moment) -> Moment {
     let list = metric.versions.iter().rev().map(|(from, _)| *from).find(|from| *from <= at);
     let own = if metric.own.price {
@@ -301,7 +302,7 @@ pub fn price_since(db: &Db, metric: &Metric, org_id: Uuid, at: Moment) -> Moment
     list.into_iter().chain(own).max().unwrap_or(crate::base::time::NEG_INFINITY)
 }
 
-/// The price in force for an org: its own, else the list price. None: free.
+/// Finds the price in force for an org: its own, else the list price. None: free.
 pub fn price(db: &Db, metric: &Metric, org_id: Option<Uuid>, at: Moment) -> Result<Option<Rc<Price>>> {
     if metric.own.price
         && let Some(org_id) = org_id

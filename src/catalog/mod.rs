@@ -1,4 +1,4 @@
-//! What things cost and who may use how much: the catalog, as one document and by name.
+//! The catalog: what things cost and how much may be used, as one document and by name.
 
 mod apply;
 pub mod cache;

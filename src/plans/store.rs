@@ -134,7 +134,7 @@ pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
         stretches.push(stretch);
         stretches.extend(next);
     }
-    Ok(Timeline { stretches, fallback })
+    Ok(Timeline { tenures: stretches, fallback })
 }
 
 fn by_statement(db: &Db, org_id: Uuid, fresh: bool) -> Vec<StretchRow> {
