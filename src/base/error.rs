@@ -1,7 +1,8 @@
-//! The errors that callers see: a SQLSTATE, a constant ASCII message, and everything variable in a JSON detail.
+//! The errors that callers see: a SQLSTATE, a constant ASCII message, and everything variable in a
+//! JSON detail.
 //!
-//! `PTnnn` is a convention of `PostgREST`, which answers with HTTP status nnn. The message travels in
-//! an HTTP status line, hence constant and ASCII.
+//! `PTnnn` is a convention of `PostgREST`, which answers with HTTP status nnn. The message travels
+//! in an HTTP status line, hence constant and ASCII.
 
 use serde_json::{Map, Value};
 
@@ -77,7 +78,8 @@ impl Error {
             .with("quantity", quantity)
     }
 
-    /// Refuses the name or id of something that does not exist. A long one is shortened in the detail.
+    /// Refuses the name or id of something that does not exist. A long one is shortened in the
+    /// detail.
     pub fn unknown(code: &'static str, id: impl Into<Value>) -> Self {
         let id = match id.into() {
             Value::String(long) if long.len() > 200 => Value::from(long.chars().take(64).collect::<String>()),
@@ -100,8 +102,8 @@ impl Error {
         Self::new(*b"PT404", code, message).with(name, id)
     }
 
-    /// Refuses a code that does not exist, is used up, expired or voided. The error does not tell which,
-    /// so that nobody learns from it which codes there are.
+    /// Refuses a code that does not exist, is used up, expired or voided. The error does not tell
+    /// which, so that nobody learns from it which codes there are.
     pub fn unknown_code() -> Self {
         Self::new(*b"PT404", "unknown_code", "unknown code")
     }
@@ -211,7 +213,8 @@ impl Error {
             .hint("Run as the owner of the extension: select billing.grant_access('role', 'level'); the right to execute the function is not enough.")
     }
 
-    /// Refuses to work on a table with a trigger that would run somebody else's function with our rights.
+    /// Refuses to work on a table with a trigger that would run somebody else's function with our
+    /// rights.
     pub fn foreign_trigger(trigger: &str, table: &str, function: &str, owner: &str) -> Self {
         Self::new(*b"42501", "foreign_trigger", "a trigger of another role hangs on a table of pg_billing")
             .with("trigger", trigger)
@@ -221,7 +224,8 @@ impl Error {
             .hint("It would run with the rights of the extension. Drop it, and run: select billing.install(); which takes the right to make another.")
     }
 
-    /// Refuses to work beside a function that could be called in the place of one of ours, with our rights.
+    /// Refuses to work beside a function that could be called in the place of one of ours, with our
+    /// rights.
     pub fn foreign_function(function: &str, owner: &str) -> Self {
         Self::new(*b"42501", "foreign_function", "a function of another role stands in a schema of pg_billing")
             .with("function", function)
@@ -248,7 +252,8 @@ impl Error {
         Self::new(*b"0A000", "unsupported_encoding", "pg_billing needs a database with the encoding UTF8")
     }
 
-    /// Gives up after other transactions were faster again and again. A retry of the transaction helps.
+    /// Gives up after other transactions were faster again and again. A retry of the transaction
+    /// helps.
     pub fn contended() -> Self {
         Self::new(*b"40001", "contended", "could not serialize access, try again")
     }

@@ -6,7 +6,8 @@ use uuid::Uuid;
 /// A SHA-256.
 pub type Hash = [u8; 32];
 
-/// A hash over a list of values, of which no two lists look alike: each value is a presence byte, its length, its bytes.
+/// A hash over a list of values, of which no two lists look alike: each value is a presence byte,
+/// its length, its bytes.
 pub struct Fields(Sha256);
 
 impl Fields {

@@ -1,5 +1,5 @@
-//! Errors, time, units of wallets, lengths of validity and lists of words: the vocabulary of all other
-//! modules. Nothing here needs a server.
+//! Errors, time, units of wallets, lengths of validity and lists of words: the vocabulary of all
+//! other modules. Nothing here needs a server.
 
 pub mod error;
 pub mod hash;

@@ -4,7 +4,8 @@ use crate::words;
 use chrono::{DateTime, Datelike, Months, NaiveDate, NaiveTime, Utc};
 use std::str::FromStr;
 
-/// A moment as PostgreSQL keeps it: microseconds since 2000-01-01 UTC, with both infinities at the ends.
+/// A moment as PostgreSQL keeps it: microseconds since 2000-01-01 UTC, with both infinities at the
+/// ends.
 pub type Moment = i64;
 
 /// The moment after all others, `'infinity'::timestamptz`.
@@ -83,7 +84,8 @@ pub fn add_days(at: Moment, days: i64) -> Moment {
     days.checked_mul(DAY).and_then(|d| at.checked_add(d)).unwrap_or(if days < 0 { NEG_INFINITY } else { INFINITY })
 }
 
-/// Adds months, or takes them away, at the same time of day; in a month that is too short, it is the last day.
+/// Adds months, or takes them away, at the same time of day; in a month that is too short, it is
+/// the last day.
 pub fn add_months(at: Moment, months: i64) -> Moment {
     let moved = utc(at).and_then(|t| {
         let count = Months::new(u32::try_from(months.unsigned_abs()).ok()?);

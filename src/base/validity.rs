@@ -1,4 +1,4 @@
-//! The time for which credit can be spent once it is granted: `30 days`, `2 weeks`, `6 months`, `1 year`.
+//! The time for which credit can be spent once it is granted, such as `30 days` or `1 year`.
 
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, Moment};
@@ -55,8 +55,8 @@ impl Validity {
         value.map(|text| Self::parse(text).ok_or_else(|| Error::invalid(name, FAULT))).transpose()
     }
 
-    /// The end of a validity that begins at a moment. Months and years end on the same day of the month,
-    /// or on its last.
+    /// The end of a validity that begins at a moment. Months and years end on the same day of the
+    /// month, or on its last.
     pub fn after(self, at: Moment) -> Moment {
         match self.unit {
             Unit::Day => time::add_days(at, self.count),
@@ -124,7 +124,8 @@ mod tests {
     }
 
     proptest! {
-        /// A validity is shown in a form that is parsed, with any blanks between the words; and it ends after its begin.
+        /// A validity is shown in a form that is parsed, with any blanks between the words; and it
+        /// ends after its begin.
         #[test]
         fn what_is_shown_is_parsed(count in 1..=100i64, unit in 0..4usize, at in 0..1i64 << 60) {
             let validity = Validity { count, unit: Unit::ALL[unit] };

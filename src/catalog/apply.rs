@@ -14,13 +14,14 @@ statements! {
     LOCK_CATALOG() = "lock table billing.metrics in share row exclusive mode";
 }
 
-/// Reads what is stored now, as the cache does: a document is compared with the newest catalog, also in a transaction that
-/// looked at the database before another one was applied.
+/// Reads what is stored now, as the cache does: a document is compared with the newest catalog,
+/// also in a transaction that looked at the database before another one was applied.
 fn load(db: &Db, document: &mut Document) -> Result<()> {
     spi::on_newest_snapshot(|| document.load(db))
 }
 
-/// Makes the catalog what the document says, and tells what that changes; with `dry_run`, only tells.
+/// Makes the catalog what the document says, and tells what that changes; with `dry_run`, only
+/// tells.
 pub fn apply(db: &Db, catalog: &Value, dry_run: bool) -> Result<Vec<Change>> {
     let mut document = Document::parse(catalog).map_err(Error::invalid_catalog)?;
     let now = clock::now();

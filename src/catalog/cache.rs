@@ -1,4 +1,5 @@
-//! The catalog as this backend knows it, for lookups by name; and whether the tables fit the library.
+//! The catalog as this backend knows it, for lookups by name; and whether the tables fit the
+//! library.
 //!
 //! It is loaded on first use. `apply_catalog` and `install` send a relcache invalidation of
 //! `billing.metrics`, which reaches every backend (and standby) with the commit and drops what was
@@ -35,15 +36,16 @@ pub struct Metric {
     pub versions: Versions,
     /// The kinds of terms that some org has of its own for it.
     pub own: Own,
-    /// Whether some plan names it: the usage of the period then decides what is free and what stops.
+    /// Whether some plan names it: the usage of the period then decides what is free and what
+    /// stops.
     pub planned: bool,
     /// The caps of the metric and of its category.
     pub caps: Vec<Rc<Cap>>,
 }
 
 impl Metric {
-    /// Whether a charge needs no counter: it does not depend on what was used before, and only a lack
-    /// of credit refuses it.
+    /// Whether a charge needs no counter: it does not depend on what was used before, and only a
+    /// lack of credit refuses it.
     pub fn is_plain(&self, price: Option<&Price>) -> bool {
         !self.planned && !self.own.allowance && self.caps.is_empty() && price.is_none_or(Price::is_linear)
     }
@@ -113,7 +115,8 @@ pub fn watch_invalidations() {
     }
 }
 
-/// Drops what is known when a schema changes: under one that was renamed, the catalog is another one.
+/// Drops what is known when a schema changes: under one that was renamed, the catalog is another
+/// one.
 #[pg_guard]
 unsafe extern "C-unwind" fn forget_all(arg: pg_sys::Datum, _cache: std::ffi::c_int, _hash: u32) {
     // SAFETY: a callback of ours.
@@ -154,8 +157,8 @@ fn known(db: &Db) -> Result<Rc<Known>> {
 }
 
 fn load_newest(db: &Db) -> Result<Known> {
-    // The newest snapshot, also in a repeatable-read transaction: what is kept must not be older than
-    // the invalidation that asked for it.
+    // The newest snapshot, also in a repeatable-read transaction: what is kept must not be older
+    // than the invalidation that asked for it.
     spi::on_newest_snapshot(|| load(db))
 }
 

@@ -1,4 +1,5 @@
-//! The catalog document: all sections of it, read with every fault listed, and compared with what is stored.
+//! The catalog document: all sections of it, read with every fault listed, and compared with what
+//! is stored.
 
 use crate::base::error::Result;
 use crate::base::time::Moment;
@@ -12,14 +13,15 @@ use crate::catalog::sections::surcharges::Surcharges;
 use crate::pg::spi::Db;
 use serde_json::{Map, Value};
 
-/// Declares the document from the list of its sections, each with its own types: what is done to a document is done to each
-/// section in the order of the list.
+/// Declares the document from the list of its sections, each with its own types: what is done to a
+/// document is done to each section in the order of the list.
 ///
-/// A list of trait objects would do, but its tables of methods would tie the tests of what is pure to the server.
+/// A list of trait objects would do, but its tables of methods would tie the tests of what is pure
+/// to the server.
 macro_rules! document {
     ($($name:ident: $section:ty,)+) => {
-        /// A document beside the catalog as it is stored. A section that is absent is left alone; one that is present is
-        /// complete.
+        /// A document beside the catalog as it is stored. A section that is absent is left alone;
+        /// one that is present is complete.
         #[derive(Default)]
         pub struct Document {
             $($name: Comparison<$section>,)+
@@ -42,7 +44,8 @@ macro_rules! document {
                 Ok(())
             }
 
-            /// Checks what shows only beside what is stored: missing references, and what cannot change.
+            /// Checks what shows only beside what is stored: missing references, and what cannot
+            /// change.
             pub fn check(&self, db: &Db, now: Moment) -> Result<(), Vec<Value>> {
                 let (mut faults, mut names) = (Faults::default(), Names::default());
                 $(self.$name.add_names(&mut names, now);)+

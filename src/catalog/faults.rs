@@ -1,4 +1,5 @@
-//! Faults of a catalog document: each field is read by a method that notes what is wrong with it, and where.
+//! Faults of a catalog document: each field is read by a method that notes what is wrong with it,
+//! and where.
 
 use crate::base::words::Word;
 use serde_json::{Map, Value, json};
@@ -85,7 +86,8 @@ pub fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
-/// Reads terms that were stored as JSON; None where they have any fault, because only checked terms are stored.
+/// Reads terms that were stored as JSON; None where they have any fault, because only checked terms
+/// are stored.
 pub fn stored<T>(terms: &str, parse: impl FnOnce(&mut Faults, &Value) -> Option<T>) -> Option<T> {
     let terms = serde_json::from_str(terms).ok()?;
     let mut faults = Faults::default();

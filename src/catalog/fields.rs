@@ -1,4 +1,5 @@
-//! Fields that several sections of the catalog have: amounts by currency, units and the ids of providers.
+//! Fields that several sections of the catalog have: amounts by currency, units and the ids of
+//! providers.
 
 use crate::base::units;
 use crate::catalog::faults::{Faults, join};

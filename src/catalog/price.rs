@@ -1,7 +1,8 @@
 //! Prices: integer rational steps over the quantity cumulated in a period.
 //!
-//! P(q), the price of the first q units of a period, is the exact sum of the steps, rounded up to a whole credit once. A
-//! charge is P(after) − P(before), so the charges of a period add up to P(total) however the usage was split.
+//! P(q), the price of the first q units of a period, is the exact sum of the steps, rounded up to a
+//! whole credit once. A charge is P(after) − P(before), so the charges of a period add up to
+//! P(total) however the usage was split.
 
 use crate::base::error::Error;
 use crate::base::hash;
@@ -31,7 +32,8 @@ pub struct Price {
     id: Id,
 }
 
-/// The fingerprint of a price, computed on first use. It follows from the other fields, so it tells no two prices apart.
+/// The fingerprint of a price, computed on first use. It follows from the other fields, so it tells
+/// no two prices apart.
 #[derive(Debug, Clone, Default)]
 struct Id(OnceCell<i64>);
 
@@ -46,7 +48,8 @@ impl Eq for Id {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Overflow;
 
-/// The bound of the common multiple of all `per`, over which fractions are summed: beyond it sums might not fit i128.
+/// The bound of the common multiple of all `per`, over which fractions are summed: beyond it sums
+/// might not fit i128.
 const LARGEST_COMMON_MULTIPLE: i128 = 1 << 120;
 const MOST_STEPS: usize = 100;
 
@@ -89,14 +92,16 @@ impl Price {
         })
     }
 
-    /// Whether a charge does not depend on what was used before: one step with whole credits per unit.
+    /// Whether a charge does not depend on what was used before: one step with whole credits per
+    /// unit.
     pub fn is_linear(&self) -> bool {
         matches!(self.steps.as_slice(), [only] if only.credits % only.per == 0)
     }
 
     /// P(quantity): the price of the first `quantity` units of a period.
     pub fn total(&self, quantity: i64) -> Result<i64, Overflow> {
-        // Quotients and remainders are summed apart: a product of two 63-bit numbers fits i128, and so does every sum here.
+        // Quotients and remainders are summed apart: a product of two 63-bit numbers fits i128, and
+        // so does every sum here.
         let mut whole: i128 = 0;
         let mut rest: (i128, i128) = (0, 1);
         let mut from: i64 = 0;

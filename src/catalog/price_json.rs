@@ -25,7 +25,8 @@ pub fn parse_alone(value: &Value) -> Result<WrittenPrice, Vec<Value>> {
     faults.or(parsed)
 }
 
-/// Reads `15`, `{"credits": 1, "per": 1000}` or `{"steps": […]}`, the objects with `unit` and `effective_at`.
+/// Reads `15`, `{"credits": 1, "per": 1000}` or `{"steps": […]}`, the objects with `unit` and
+/// `effective_at`.
 pub fn parse(faults: &mut Faults, path: &str, value: &Value) -> WrittenPrice {
     let mut unit = units::CREDIT.to_owned();
     let mut effective_at = None;

@@ -1,4 +1,5 @@
-//! The shape of a section of the catalog: what its file in `sections` provides, and what a document does with any of them.
+//! The shape of a section of the catalog: what its file in `sections` provides, and what a document
+//! does with any of them.
 
 use crate::base::error::Result;
 use crate::base::time::Moment;
@@ -30,7 +31,8 @@ pub trait Section: Sized + 'static {
     /// Writes an item as documents do, without what is the default.
     fn to_json(item: &Self::Item) -> Value;
 
-    /// Writes a stored item as documents do, with what is in force at a moment; None for a retired one.
+    /// Writes a stored item as documents do, with what is in force at a moment; None for a retired
+    /// one.
     fn current(row: &Self::Row, now: Moment) -> Option<Value>;
 
     /// Lists what a document changes, in the order of names; what it does not name is retired last.
@@ -187,7 +189,8 @@ pub fn differences(from: &Value, to: &Value) -> Value {
 
 /// A section as a document wants it, beside the section as it is stored.
 pub struct Comparison<S: Section> {
-    /// The items that the document names; None: the document does not have the section, which is left alone.
+    /// The items that the document names; None: the document does not have the section, which is
+    /// left alone.
     wanted: Option<Items<S>>,
     stored: Rows<S>,
 }

@@ -1,8 +1,8 @@
 //! Billing periods: which one a moment falls into, and how much an org's plans include in it.
 //!
-//! An org's plans follow each other in tenures. The periods of a subscription count from its anchor,
-//! so that the 31st stays the 31st: 31 January, 28 February, 31 March. Without a subscription, periods
-//! are calendar months (UTC).
+//! An org's plans follow each other in tenures. The periods of a subscription count from its
+//! anchor, so that the 31st stays the 31st: 31 January, 28 February, 31 March. Without a
+//! subscription, periods are calendar months (UTC).
 
 use crate::base::time::{INFINITY, Moment, Period};
 use crate::catalog::cycle::Cycle;
@@ -49,7 +49,8 @@ impl PlanTenure {
         whole_period(self.plan.cycle, self.anchor, at)
     }
 
-    /// Whether the other one counts the same periods: a change of plan within a period keeps the anchor.
+    /// Whether the other one counts the same periods: a change of plan within a period keeps the
+    /// anchor.
     fn shares_period_with(&self, other: &Self) -> bool {
         self.anchor == other.anchor && self.plan.cycle == other.plan.cycle
     }
@@ -77,7 +78,8 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// Whether only credit pays for usage beyond the allowance. A core metric stays open unless its limit is hard.
+    /// Whether only credit pays for usage beyond the allowance. A core metric stays open unless its
+    /// limit is hard.
     pub fn ends_at_allowance(&self, tier: Option<Tier>) -> bool {
         match self.limit {
             Some(Limit::Hard) => true,
@@ -105,7 +107,8 @@ impl Timeline {
         self.at(at).map(|i| &self.tenures[i].plan).or(self.fallback.as_ref())
     }
 
-    /// The credits that the current period will grant once it is begun, where that is still to be done.
+    /// The credits that the current period will grant once it is begun, where that is still to be
+    /// done.
     pub fn credits_due(&self, now: Moment) -> i64 {
         let due = self.at(now).map(|i| &self.tenures[i]).filter(|s| s.next_period_at.is_some_and(|at| at <= now));
         let due = due.filter(|s| !s.awaiting_payment);
@@ -173,7 +176,8 @@ impl Timeline {
         Terms { span, allowance, limit, included: included != Included::Nothing }
     }
 
-    /// The quantity that the plans of a period include, each for the part of the period in which it held.
+    /// The quantity that the plans of a period include, each for the part of the period in which it
+    /// held.
     fn included(&self, metric: &str, span: Span, at: Moment) -> Included {
         let of = |plan: &Plan| match plan.allowances.get(metric) {
             None => Included::Nothing,
@@ -189,7 +193,8 @@ impl Timeline {
             .iter()
             .filter(|s| s.shares_period_with(tenure) && s.starts_at < span.end && s.ends_at > span.start)
             .collect();
-        // An org that has, or had, no limit in the period gets a limited allowance whole, not a part of it.
+        // An org that has, or had, no limit in the period gets a limited allowance whole, not a
+        // part of it.
         let one_plan = parts.iter().all(|s| s.plan.name == tenure.plan.name);
         if one_plan || parts.iter().any(|s| of(&s.plan) == Included::Unlimited) {
             return of(&tenure.plan);

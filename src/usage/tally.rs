@@ -1,10 +1,10 @@
 //! The count of a metric in a billing period: how much was included and how much was charged. Pure.
 //!
-//! Each unit of usage is decided once: the allowance covers it, or it is overage, priced by its place
-//! among the overage of the period. A consumption is decided at once, recorded usage at settlement;
-//! but a consumption leaves to unsettled usage the part of the allowance, and the place in the steps
-//! of the price, that it will take. So the order does not matter, and nothing is charged twice or
-//! skipped.
+//! Each unit of usage is decided once: the allowance covers it, or it is overage, priced by its
+//! place among the overage of the period. A consumption is decided at once, recorded usage at
+//! settlement; but a consumption leaves to unsettled usage the part of the allowance, and the place
+//! in the steps of the price, that it will take. So the order does not matter, and nothing is
+//! charged twice or skipped.
 
 use crate::catalog::price::{Overflow, Price};
 
@@ -39,7 +39,8 @@ impl Tally {
         allowance.map_or(i64::MAX, |all| all.saturating_sub(self.quantity - self.overage).max(0))
     }
 
-    /// The part of `unsettled` usage that will be overage, given that nothing else is decided before it.
+    /// The part of `unsettled` usage that will be overage, given that nothing else is decided
+    /// before it.
     fn unsettled_overage(&self, allowance: Option<i64>, unsettled: i64) -> i64 {
         (unsettled - self.free(allowance)).max(0)
     }
@@ -49,7 +50,8 @@ impl Tally {
         allowance.map(|all| (self.free(Some(all)) - unsettled).max(0))
     }
 
-    /// Decides a consumption without counting it. `unsettled`: the recorded usage that comes before it.
+    /// Decides a consumption without counting it. `unsettled`: the recorded usage that comes before
+    /// it.
     pub fn charge(
         &self,
         quantity: i64,
@@ -82,8 +84,8 @@ impl Tally {
         Ok(())
     }
 
-    /// Decides and counts recorded usage. `superseded`: its price holds no longer, so what was charged at
-    /// another one came later.
+    /// Decides and counts recorded usage. `superseded`: its price holds no longer, so what was
+    /// charged at another one came later.
     pub fn settle(
         &mut self,
         quantity: i64,
@@ -105,9 +107,9 @@ impl Tally {
         Ok(charge)
     }
 
-    /// Computes `priced` anew where the price changed: the overage so far, as if it had been charged at
-    /// this price, so that a later charge pays for its own quantity only. `below`: the overage that takes
-    /// its place below all of that.
+    /// Computes `priced` anew where the price changed: the overage so far, as if it had been
+    /// charged at this price, so that a later charge pays for its own quantity only. `below`: the
+    /// overage that takes its place below all of that.
     fn rebase(&mut self, price: Option<&Price>, below: i64) -> Result<(), Overflow> {
         let id = price.map_or(0, Price::id);
         if id != self.price_id {
@@ -175,8 +177,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is consumed, recorded and settled in whatever order: the allowance is used up before there is
-        /// overage, and the overage costs as much as in one piece.
+        /// Whatever is consumed, recorded and settled in whatever order: the allowance is used up
+        /// before there is overage, and the overage costs as much as in one piece.
         #[test]
         fn any_mix_costs_what_its_sum_costs(
             allowance in 0..300i64,

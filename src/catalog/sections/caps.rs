@@ -1,4 +1,5 @@
-//! The section `caps`: the most of a metric or category per day or month, for an org or each of its members.
+//! The section `caps`: the most of a metric or category per day or month, for an org or each of its
+//! members.
 
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, Moment, Period};
@@ -120,7 +121,7 @@ impl Cap {
     }
 }
 
-/// See the module. Caps stand in an array, since their names follow from their fields.
+/// The section of caps. They stand in an array, since their names follow from their fields.
 pub struct Caps;
 
 impl Section for Caps {

@@ -38,8 +38,8 @@ statements! {
 words! {
     /// The rule by which the events of a period make its quantity.
     ///
-    /// Statements spell these words, too: settlement's `TAKE` and `DAYS`, the view `usage_by_day`, the check of the column, and
-    /// the triggers of `attach_meter`. No compiler names those.
+    /// Statements spell these words, too: settlement's `TAKE` and `DAYS`, the view `usage_by_day`,
+    /// the check of the column, and the triggers of `attach_meter`. No compiler names those.
     pub enum Aggregation {
         /// The sum of the quantities.
         Sum = "sum",
@@ -63,7 +63,8 @@ impl Aggregation {
 }
 
 words! {
-    /// The weight of a metric for the product, which decides what happens where a plan says nothing of a limit.
+    /// The weight of a metric for the product, which decides what happens where a plan says nothing
+    /// of a limit.
     pub enum Tier {
         /// A metric that stays open beyond the allowance, unless its plan closes it.
         Core = "core",
@@ -96,7 +97,8 @@ pub struct MetricSpec {
     pub category: Option<String>,
     /// The property of an event whose distinct values are counted; None: its member.
     pub unique_by: Option<String>,
-    /// The weight of the metric; None: where plans say nothing of a limit, it closes as a premium one does.
+    /// The weight of the metric; None: where plans say nothing of a limit, it closes as a premium
+    /// one does.
     pub tier: Option<Tier>,
     /// The price; None: free.
     pub price: Option<Rc<Price>>,
@@ -170,7 +172,8 @@ impl MetricSpec {
 }
 
 impl MetricRow {
-    /// The metric with the price in force at a moment. A price that has only a future is shown with its date.
+    /// The metric with the price in force at a moment. A price that has only a future is shown with
+    /// its date.
     fn at(&self, now: Moment) -> MetricSpec {
         let in_force = self.versions.iter().rev().find(|(from, _)| *from <= now);
         let (effective_at, price) = match in_force {
@@ -181,7 +184,8 @@ impl MetricRow {
     }
 }
 
-/// The moment from which the price of a document is stored to hold as it says; None where it does so already.
+/// The moment from which the price of a document is stored to hold as it says; None where it does
+/// so already.
 fn new_price(spec: &MetricSpec, known: Option<&MetricRow>, now: Moment) -> Option<Moment> {
     let Some(known) = known else {
         // The first version of a price holds from the beginning of time.
@@ -199,7 +203,7 @@ fn new_price(spec: &MetricSpec, known: Option<&MetricRow>, now: Moment) -> Optio
     }
 }
 
-/// See the module.
+/// The section of metrics and their list prices.
 pub struct Metrics;
 
 impl Section for Metrics {

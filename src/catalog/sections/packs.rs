@@ -1,4 +1,5 @@
-//! The section `packs`: credit for sale, and what a purchase comes to, in whole minor units that are rounded in one place.
+//! The section `packs`: credit for sale, and what a purchase comes to, in whole minor units that
+//! are rounded in one place.
 
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
@@ -161,7 +162,8 @@ impl Pack {
         Value::Object(object)
     }
 
-    /// Quotes a purchase in a currency. `amount`: the minor units that are paid, for packs that have a minimum.
+    /// Quotes a purchase in a currency. `amount`: the minor units that are paid, for packs that
+    /// have a minimum.
     pub fn quote(&self, currency: &str, amount: Option<i64>, surcharge: Surcharge) -> Result<Quote, QuoteError> {
         let listed = *self.price.get(currency).ok_or(QuoteError::Currency)?;
         let (price, credits, bonus) = match (amount, self.minimum.get(currency)) {
@@ -206,7 +208,7 @@ fn metrics(faults: &mut Faults, path: &str, value: Option<&Value>) -> Option<Vec
     }
 }
 
-/// See the module.
+/// The section of packs.
 pub struct Packs;
 
 impl Section for Packs {

@@ -182,7 +182,7 @@ fn parse_credits(faults: &mut Faults, path: &str, value: &Value) -> Option<Credi
     Some(Credits { amount: amount?, rollover })
 }
 
-/// See the module.
+/// The section of plans.
 pub struct Plans;
 
 impl Section for Plans {

@@ -37,7 +37,8 @@ pub struct Surcharge {
 }
 
 impl Rate {
-    /// The rate of a price, rounded to a minor unit: half of one counts as a whole one. None where it does not fit.
+    /// The rate of a price, rounded to a minor unit: half of one counts as a whole one. None where
+    /// it does not fit.
     pub fn of(self, price: i64) -> Option<i64> {
         let share = (i128::from(price) * i128::from(self.basis_points) + 5_000) / 10_000;
         i64::try_from(share + i128::from(self.minor)).ok()
@@ -87,7 +88,7 @@ impl Surcharge {
     }
 }
 
-/// See the module.
+/// The section of surcharges, whose items are named by their currency.
 pub struct Surcharges;
 
 impl Section for Surcharges {
