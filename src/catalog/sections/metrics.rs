@@ -38,8 +38,8 @@ statements! {
 words! {
     /// The rule by which the events of a period make its quantity.
     ///
-    /// Statements spell these words, too: settlement's `TAKE` and `DAYS`, the view `usage_by_day`,
-    /// the check of the column, and the triggers of `attach_meter`. No compiler names those.
+    /// SQL spells these words, too, and no compiler names its places: settlement's `TAKE` and `DAYS`,
+    /// the views `usage_by_day` and `usage_by_month`, the column's check, the triggers of metered tables.
     pub enum Aggregation {
         /// The sum of the quantities.
         Sum = "sum",
