@@ -6,8 +6,6 @@ use crate::access;
 use crate::arguments::required;
 use crate::catalog::cache;
 use crate::error::{Error, Result};
-use crate::heap::{Attempt, Is, Key, Snapshot, Table, Write, shapes};
-use crate::ledger::rows::{int, number};
 use crate::ledger::store as ledger;
 use crate::ledger::wallet::Lane;
 use crate::limits::caps::{self, Caps};
@@ -15,7 +13,9 @@ use crate::limits::standing::Reader;
 use crate::payments::{outbox, recharge};
 use crate::plans::period::Timeline;
 use crate::raise::or_raise;
-use crate::sql::{self, At, Db, Rows, ToSql};
+use crate::schema::alerts::alerts as table;
+use crate::schema::{Insertion, Snapshot, Table};
+use crate::sql::{self, At, Db, Rows};
 use crate::time::Moment;
 use crate::{args, statements};
 use pgrx::prelude::*;
@@ -35,13 +35,6 @@ statements! {
         "update billing.alerts a set resolved_at = $5
           where org_id = $1 and resolved_at is null
             and (kind, subject, share) in (select * from unnest($2, $3, $4))";
-    RAISE(uuid, texts, texts, int8s, int8s, int8s, timestamptz) =
-        "insert into billing.alerts (org_id, kind, subject, share, raised_at, value, threshold, number)
-         select $1, w.kind, w.subject, w.share, $7, w.value, w.threshold,
-                (select coalesce(max(number), 0) + 1 from billing.alerts a
-                  where a.org_id = $1 and a.kind = w.kind and a.subject = w.subject and a.share = w.share)
-           from unnest($2, $3, $4, $5, $6) w (kind, subject, share, value, threshold)
-         on conflict (org_id, kind, subject, share) where resolved_at is null do nothing";
     ALERT_BELOW(uuid, text, int8) =
         "update billing.lanes set alert_below = $3 where org_id = $1 and unit = $2 and lane = 0 and alert_below <> $3";
     EXPIRING(uuid, timestamptz, timestamptz) =
@@ -155,7 +148,7 @@ fn bring_up_to_date(
             ],
         );
     }
-    let mut new: Vec<_> = alerts.iter().filter(|alert| !open.has(alert)).collect();
+    let new: Vec<_> = alerts.iter().filter(|alert| !open.has(alert)).collect();
     if !new.is_empty() && cache::alert_settings(db).is_ok_and(|settings| settings.deliver) {
         for alert in &new {
             outbox::emit(
@@ -172,50 +165,34 @@ fn bring_up_to_date(
             );
         }
     }
-    new.retain(|alert| !raise_row(org_id, alert, now));
-    if !new.is_empty() {
-        db.write(
-            &RAISE,
-            args![
-                org_id,
-                new.iter().map(|a| a.kind.to_owned()).collect::<Vec<_>>(),
-                new.iter().map(|a| a.subject.clone()).collect::<Vec<_>>(),
-                new.iter().map(|a| a.share).collect::<Vec<_>>(),
-                new.iter().map(|a| a.value).collect::<Vec<_>>(),
-                new.iter().map(|a| a.threshold).collect::<Vec<_>>(),
-                At(now),
-            ],
-        );
+    for alert in new {
+        note(org_id, alert, now);
     }
 }
 
-/// Raises one without a statement; false where that takes one.
-fn raise_row(org_id: Uuid, alert: &Alert, now: Moment) -> bool {
-    let Some(table) = Table::open(&shapes::ALERTS, Write::Insert) else { return false };
-    let about = [
-        Key(1, Is::Uuid, org_id.to_sql()),
-        Key(2, Is::Text, alert.kind.to_sql()),
-        Key(3, Is::Text, alert.subject.as_str().to_sql()),
-    ];
-    let Ok(share) = i32::try_from(alert.share) else { return false };
+/// Writes an alert, unless somebody else just has.
+fn note(org_id: Uuid, alert: &Alert, now: Moment) {
+    let share = i32::try_from(alert.share).expect("a share in percent");
+    let table = Table::<table::Table>::to_insert();
     let mut crossings = 0;
-    table.read(&shapes::ALERTS_KEY, &about, Snapshot::Latest, |row, _| {
-        if int(row, 4) == Some(share) {
-            crossings = crossings.max(number(row, 9).unwrap_or(0));
+    table.each(&table::of_subject(org_id, alert.kind, &alert.subject), Snapshot::Latest, |row| {
+        if row.share() == share {
+            crossings = crossings.max(row.number());
         }
+        true
     });
-    let row = [
-        org_id.to_sql(),
-        alert.kind.to_sql(),
-        alert.subject.as_str().to_sql(),
-        share.to_sql(),
-        now.to_sql(),
-        None,
-        alert.value.to_sql(),
-        alert.threshold.to_sql(),
-        (crossings + 1).to_sql(),
-    ];
-    table.insert_new(&shapes::ALERTS_OPEN, &row, Attempt::Told)
+    let row = table::New {
+        org_id,
+        kind: alert.kind,
+        subject: &alert.subject,
+        share,
+        raised_at: now,
+        resolved_at: None,
+        value: alert.value,
+        threshold: alert.threshold,
+        number: crossings + 1,
+    };
+    table.insert_new(&table::OPEN, &row, Insertion::Speculative, || false);
 }
 
 /// Looks at the balance of a wallet, which is locked, which had `base` after its last grant, and is `known` to be looked at below
@@ -243,8 +220,8 @@ pub fn balance(
 
 /// Looks at a wallet, which is locked, as it stands.
 pub fn look(db: &Db, org_id: Uuid, unit: &str, now: Moment) -> Result<()> {
-    let lane = ledger::lock(db, org_id, unit).ok_or(Error::corrupt("a wallet that was locked is gone"))?;
-    let about = (unit, ledger::balance(db, &lane), lane.alert_base, lane.alert_below);
+    let lane = ledger::lock(org_id, unit).ok_or(Error::corrupt("a wallet that was locked is gone"))?;
+    let about = (unit, ledger::balance(&lane), lane.alert_base, lane.alert_below);
     balance(db, org_id, &Open::of(db, org_id), about, now)
 }
 

@@ -22,6 +22,7 @@ mod payments;
 mod plans;
 mod raise;
 mod receipt;
+mod schema;
 mod search_path;
 mod secrets;
 mod settlement;

@@ -4,6 +4,7 @@
 //! Errors of the server are never caught: they unwind to the function call and roll its statement back.
 
 use crate::error::Error;
+use crate::heap::shapes::{Column, Shape};
 use crate::raise::or_raise;
 use crate::search_path::{self, Pinned};
 use crate::time::Moment;
@@ -255,7 +256,7 @@ pub fn connect<R>(work: impl FnOnce(&Db) -> R) -> R {
 
 /// Does `work` in a subtransaction, and undoes it where it says that it was in vain. So it does on an error, which goes on: who
 /// catches it outside must find the transaction as it was.
-pub fn unless_in_vain(work: impl FnOnce() -> bool) -> bool {
+pub fn in_subtransaction(work: impl FnOnce() -> bool) -> bool {
     // The path of a statement in it would end with it.
     let _pinned = Pinned::begin();
     // SAFETY: connected, as the procedural languages do it.
@@ -275,6 +276,13 @@ pub fn unless_in_vain(work: impl FnOnce() -> bool) -> bool {
     }
 }
 
+/// The same for who has done something before that is to be seen too.
+pub fn at_newest_moment<R>(work: impl FnOnce() -> R) -> R {
+    // SAFETY: in a transaction; nothing happens where nothing was written.
+    unsafe { pg_sys::CommandCounterIncrement() };
+    on_newest_snapshot(work)
+}
+
 /// Lets `work` read what is committed by now, under any isolation level.
 pub fn on_newest_snapshot<R>(work: impl FnOnce() -> R) -> R {
     // SAFETY: pushed and popped as a pair; an error unwinds to the end of the transaction, which pops it.
@@ -283,6 +291,28 @@ pub fn on_newest_snapshot<R>(work: impl FnOnce() -> R) -> R {
     // SAFETY: see above.
     unsafe { pg_sys::PopActiveSnapshot() };
     result
+}
+
+/// Lets `work` read by the snapshot of the transaction, which under isolation levels with one snapshot is that of all its statements.
+pub fn on_transaction_snapshot<R>(work: impl FnOnce() -> R) -> R {
+    // SAFETY: pushed and popped as a pair; an error unwinds to the end of the transaction, which pops it.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
+    let result = work();
+    // SAFETY: see above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    result
+}
+
+/// The number by which the server knows this backend.
+pub fn backend_id() -> i32 {
+    // SAFETY: reads a global.
+    unsafe { pg_sys::MyProcPid }
+}
+
+/// The number of the transaction, which no other ever has.
+pub fn transaction_number() -> i64 {
+    // SAFETY: in a transaction that may write.
+    unsafe { pg_sys::GetTopFullTransactionId() }.value.cast_signed()
 }
 
 /// Prepares a statement that is put together at run time, and keeps its plan.
@@ -298,6 +328,15 @@ pub fn prepare(text: &CStr, types: &[pg_sys::Oid]) -> pg_sys::SPIPlanPtr {
         assert_eq!(pg_sys::SPI_keepplan(plan), 0, "statement could not be kept");
         plan
     }
+}
+
+/// A statement that was prepared, and is kept as long as the backend.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan(pg_sys::SPIPlanPtr);
+
+/// Prepares a statement for good.
+pub fn plan(text: &str, types: &[pg_sys::Oid]) -> Plan {
+    Plan(prepare(&CString::new(text).expect("a statement without NUL"), types))
 }
 
 // `self` is the proof that there is a connection.
@@ -336,6 +375,18 @@ impl Db {
         // SAFETY: connected; errors of the server unwind.
         let status = unsafe { pg_sys::SPI_execute(text.as_ptr(), false, 0) };
         assert!(status > 0, "a script failed with SPI status {status}");
+    }
+
+    /// Like [`Db::read`], by a plan that was made of a declaration.
+    pub fn read_by(&self, plan: Plan, args: &[Option<pg_sys::Datum>]) -> Rows {
+        self.read_plan(plan.0, args)
+    }
+
+    /// Like [`Db::write`], by a plan that was made of a declaration.
+    pub fn write_by(&self, plan: Plan, args: &[Option<pg_sys::Datum>]) -> Rows {
+        let _by_keys = ByKeys::begin();
+        self.pin_path();
+        self.run(plan.0, args, false)
     }
 
     /// Like [`Db::read`], by a plan that was prepared at run time.
@@ -440,6 +491,22 @@ impl Row {
         }
         // SAFETY: of one of those types.
         unsafe { T::from_sql(self.columns[index]) }
+    }
+
+    /// All columns, of a statement that names those of a table as it is declared. Raises an error where one is of another type, as
+    /// somebody may have given it.
+    pub fn values(&self, shape: &Shape) -> Vec<Option<pg_sys::Datum>> {
+        assert_eq!(self.columns.len(), shape.columns.len(), "columns of a table");
+        let columns = shape.columns.iter().zip(&self.columns).zip(&self.nulls).enumerate();
+        let value = |(index, ((column, value), is_null)): (usize, ((&Column, &pg_sys::Datum), &bool))| {
+            // SAFETY: there are as many as columns.
+            let found = unsafe { attribute(self.descriptor, index) };
+            if !column.kind.is_read_from(found.atttypid) {
+                or_raise::<()>(Err(changed(found, &[column.kind.oid()])));
+            }
+            (!is_null).then_some(*value)
+        };
+        columns.map(value).collect()
     }
 
     /// A column that may be null.

@@ -112,7 +112,7 @@ pub fn unit(db: &Db, org_id: Uuid, hash: &CodeHash, now: Moment) -> Option<Strin
 pub fn take(db: &Db, org_id: Uuid, hash: &CodeHash, now: Moment) -> Option<Card> {
     let mut taken = None;
     // Undone, so that whoever waited in vain does not hold up the others until he has been refused.
-    sql::unless_in_vain(|| {
+    sql::in_subtransaction(|| {
         taken = db.write(&TAKE, args![hash.as_slice(), org_id, At(now)]).first().as_ref().map(card);
         taken.is_some()
     });

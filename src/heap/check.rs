@@ -4,7 +4,7 @@ use super::index::Written;
 use super::known::Intent;
 use super::partition::{self, Bounds};
 use super::shapes::{Column, Index, MOST_INDEXES, Shape};
-use super::{HEAP, Table};
+use super::Table;
 use crate::sql;
 use pgrx::datum::FromDatum;
 use pgrx::pg_sys;
@@ -52,7 +52,7 @@ pub(super) fn look(table: &Table, name: &str, intent: Intent) -> (Option<Found>,
         Ok(found) => (Some(found), true),
         Err(Doubt { what, is_lasting }) => {
             let doing = if intent == Intent::Read { "read" } else { "written" };
-            pgrx::debug1!("billing.{name} is {doing} by statements: {what}");
+            pgrx::debug1!("{}.{name} is {doing} by statements: {what}", table.shape.schema);
             (None, is_lasting)
         }
     }
@@ -63,7 +63,7 @@ fn examine(table: &Table, intent: Intent) -> Verdict<Found> {
     // SAFETY: an open relation.
     let form = unsafe { &*(*relation).rd_rel };
     expect(form.relkind == pg_sys::RELKIND_RELATION.cast_signed(), "no ordinary table")?;
-    expect(form.relam == pg_sys::Oid::from(HEAP), "its access method")?;
+    expect(form.relam == pg_sys::HEAP_TABLE_AM_OID, "its access method")?;
     expect(form.relpersistence == pg_sys::RELPERSISTENCE_PERMANENT.cast_signed(), "not permanent")?;
     expect(form.relispartition == table.shape.parent.is_some(), "a partition")?;
     expect(!form.relhassubclass, "tables inherit from it")?;

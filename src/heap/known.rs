@@ -101,10 +101,11 @@ pub(super) fn relation_id(shape: &'static Shape, name: &str) -> Option<pg_sys::O
     if let Some(id) = KNOWN.with_borrow(|known| known.iter().find(is_it).map(|facts| facts.id)) {
         return Some(id);
     }
-    let text = CString::new(name).expect("a name without NUL");
+    let text = |name: &str| CString::new(name).expect("a name without NUL");
+    let (schema, text) = (text(shape.schema), text(name));
     // SAFETY: looks names up.
     let id = unsafe {
-        let schema = pg_sys::get_namespace_oid(c"billing".as_ptr(), true);
+        let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
         pg_sys::get_relname_relid(text.as_ptr(), schema)
     };
     if id == pg_sys::Oid::INVALID {

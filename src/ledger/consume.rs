@@ -10,18 +10,19 @@ use crate::arguments::{self, optional_uuid, positive, required, required_uuid};
 use crate::catalog::{self, cache};
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::heap::{Attempt, Changed, Finder, Held, Snapshot, Table, shapes};
 use crate::json::Jsonb;
 use crate::ledger::batch::{self, Item};
 use crate::ledger::call::Answer;
 use crate::ledger::chain::{self, Content, Hash, Position};
 use crate::ledger::lanes::{self, Step, Waits};
-use crate::ledger::rows::{self, EntryRow, column, number};
+use crate::ledger::rows::{self, Entries, EntryRow, Lanes};
 use crate::ledger::split;
 use crate::ledger::store::{self, Replay};
 use crate::ledger::wallet::{MemberDelta, Wallet};
 use crate::raise::or_raise;
-use crate::sql::{self, At, Db, ToSql};
+use crate::schema::ledger::lanes as table;
+use crate::schema::{Changed, Finder, Insertion, LockPolicy, Snapshot, may_change_rows};
+use crate::sql::{self, Db};
 use crate::time::{INFINITY, Moment};
 use crate::usage::fold;
 use crate::usage::recent::{Entry, Recent};
@@ -65,12 +66,6 @@ statements! {
                 head = coalesce((select e.entry_hash from billing.entries e
                                   where e.org_id = $1 and e.entry_id = l.last_entry_id - 1), '')
           where org_id = $1 and unit = $2 and lane = $4";
-    // Without a key there is nothing to conflict with: nulls are distinct.
-    WRITE(uuid, int8, int8, int8, timestamptz, int8, int8, uuid, text, text, jsonb, bytea, uuid, int8, text, text) =
-        "insert into billing.ledger (org_id, entry_id, amount, balance_after, created_at, grant_id, quantity, member_id, unit,
-                                     metric, metadata, entry_hash, key_uuid, request_id, key_text, result)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
-         on conflict (org_id, request_id) where request_id is not null do nothing";
 }
 
 /// How often a split wallet is looked at again before the rules decide.
@@ -239,7 +234,7 @@ fn consume(asked: &Asked<'_>) -> Result<Consumption> {
         Ok(Some(plan)) => charge(db, asked, &plan),
         Ok(None) => batch::consume_one(db, asked.item(), None),
         // Whatever would be refused now: a call that was made before has its answer.
-        Err(error) => replay(db, asked)?.ok_or(error),
+        Err(error) => replay(asked)?.ok_or(error),
     })
 }
 
@@ -270,9 +265,9 @@ fn charge(db: &Db, asked: &Asked<'_>, plan: &Plan) -> Result<Consumption> {
         db.write(&UNBURN, args![asked.org_id, unit, credits, burned.lane]);
         return batch::consume_one(db, asked.item(), None);
     }
-    if !write(db, asked, unit, credits, now, &burned) {
+    if !write(asked, unit, credits, now, &burned) {
         db.write(&UNBURN, args![asked.org_id, unit, credits, burned.lane]);
-        return replay(db, asked)?.ok_or_else(Error::contended);
+        return replay(asked)?.ok_or_else(Error::contended);
     }
     spend_budget(db, asked, unit, credits, now);
     let (lane, waited) = (burned.lane, burned.waited);
@@ -295,11 +290,11 @@ fn charge(db: &Db, asked: &Asked<'_>, plan: &Plan) -> Result<Consumption> {
 /// Reports and alerts. Whoever holds a lane does not wait for the wallet: it is for the next call then.
 fn afterwards(db: &Db, asked: &Asked<'_>, unit: &str, now: Moment, burned: Burned) -> Result<()> {
     let is_low = burned.total < burned.alert_below;
-    if !burned.is_due && !is_low || burned.lane > 0 && store::lock_if_free(db, asked.org_id, unit).is_none() {
+    if !burned.is_due && !is_low || burned.lane > 0 && store::lock_if_free(asked.org_id, unit).is_none() {
         return Ok(());
     }
     if burned.is_due {
-        fold::fold(db, asked.org_id, unit, burned.entry_id, burned.recent);
+        fold::fold(asked.org_id, unit, burned.entry_id, burned.recent);
     }
     if is_low {
         let open = alerts::Open::of(db, asked.org_id);
@@ -308,9 +303,9 @@ fn afterwards(db: &Db, asked: &Asked<'_>, unit: &str, now: Moment, burned: Burne
     Ok(())
 }
 
-fn replay(db: &Db, asked: &Asked<'_>) -> Result<Option<Consumption>> {
+fn replay(asked: &Asked<'_>) -> Result<Option<Consumption>> {
     let Some(key) = asked.key else { return Ok(None) };
-    store::find_replay(db, asked.org_id, key)?.map(|found| replayed(&found, &asked.item())).transpose()
+    store::find_replay(asked.org_id, key)?.map(|found| replayed(&found, &asked.item())).transpose()
 }
 
 /// What all of the entry's columns come to but those that its place in the chain gives.
@@ -338,7 +333,10 @@ fn content(asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment), result:
 }
 
 fn burn(asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment), hot: Hot) -> Burn {
-    let Some(lanes) = rows::open() else { return Burn::Dry(None) };
+    if !may_change_rows() {
+        return Burn::Dry(None);
+    }
+    let lanes = Lanes::to_update();
     let mut is_split = hot.lanes > 1;
     // The note may be old: what is there decides.
     for _ in 0..2 {
@@ -349,13 +347,7 @@ fn burn(asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment), hot: Hot) 
             }
         } else {
             let content = content(asked, (unit, credits, now), None);
-            match burn_lane(
-                (&lanes, None),
-                asked,
-                (unit, credits, now),
-                (0, Held::Wait(rows::queue(asked.org_id, unit, 0))),
-                &content,
-            ) {
+            match burn_lane((&lanes, None), asked, (unit, credits, now), (0, LockPolicy::Wait), &content) {
                 Tried::Burned(burned) => return Burn::Done(burned),
                 Tried::Split => is_split = true,
                 Tried::No | Tried::Held => return Burn::Dry(None),
@@ -366,14 +358,12 @@ fn burn(asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment), hot: Hot) 
 }
 
 /// Burns from one of the lanes of a split wallet; None where it is not split.
-fn burn_split(table: &Table, asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment), hot: Hot) -> Option<Burn> {
+fn burn_split(table: &Lanes, asked: &Asked<'_>, (unit, credits, now): (&str, i64, Moment), hot: Hot) -> Option<Burn> {
     // Backends begin with lanes of their own.
-    // SAFETY: reads a global.
-    let mine = i16::try_from(unsafe { pg_sys::MyProcPid } % i32::from(lanes::MOST)).unwrap_or_default() + 1;
+    let mine = i16::try_from(sql::backend_id() % i32::from(lanes::MOST)).unwrap_or_default() + 1;
     let mut waited = false;
     for _ in 0..LOOKS {
-        let mut finder = table.finder(&shapes::LANES_KEY, Snapshot::Latest);
-        let mut seen = rows::glance(&mut finder, asked.org_id, unit, clock::now())?;
+        let (mut seen, finder) = rows::glance(table, (asked.org_id, unit), Snapshot::Latest, clock::now())?;
         let mut finder = Some(finder);
         if seen.lanes <= 1 {
             Hot { lanes: 1, waits: Waits::NONE, ..hot }.keep(asked, unit);
@@ -396,17 +386,17 @@ fn burn_split(table: &Table, asked: &Asked<'_>, (unit, credits, now): (&str, i64
         loop {
             let (lane, how) = match lanes::step(&seen.view, mine, credits, &seen.held) {
                 Step::Wallet(lane) => return Some(Burn::Dry(Some(lane))),
-                Step::Burn(lane) => (lane, Held::Skip),
-                Step::Await(lane) => (lane, Held::Queue(rows::queue(asked.org_id, unit, lane))),
+                Step::Burn(lane) => (lane, LockPolicy::SkipLocked),
+                Step::Await(lane) => (lane, LockPolicy::JoinQueue),
             };
-            waited |= how != Held::Skip;
+            waited |= how == LockPolicy::JoinQueue;
             match burn_lane((table, finder.take()), asked, (unit, credits, now), (lane, how), &content) {
                 Tried::Burned(burned) => {
                     let (alert_below, alert_base) = (seen.alert_below, seen.alert_base);
                     return Some(Burn::Done(Burned { total, alert_below, alert_base, result, waited, ..burned }));
                 }
                 // Somebody has taken it since we looked.
-                Tried::Held if how == Held::Skip => seen.held.push(lane),
+                Tried::Held if how == LockPolicy::SkipLocked => seen.held.push(lane),
                 // Somebody else was faster, or has waited with us.
                 Tried::Held | Tried::No | Tried::Split => break,
             }
@@ -427,43 +417,41 @@ enum Tried {
 
 /// One update of a lane: checks, burns from its slice, advances the chain, and takes the entry in where it is to be reported.
 fn burn_lane<'a>(
-    (table, seen): (&'a Table, Option<Finder<'a>>),
+    (lanes, seen): (&'a Lanes, Option<Finder<'a, table::Table>>),
     asked: &Asked<'_>,
     (unit, credits, now): (&str, i64, Moment),
-    (lane, how): (i16, Held),
+    (lane, how): (i16, LockPolicy),
     content: &Hash,
 ) -> Tried {
     let mut burned = None;
     let mut is_split = false;
-    let changed = table.update_found(seen, &shapes::LANES_KEY, &rows::key(asked.org_id, unit, lane), how, |row| {
-        is_split = rows::lanes(row) > 1;
+    let changed = lanes.update_seen(seen, &table::one(asked.org_id, unit, lane), how, |row| {
+        is_split = row.lanes() > 1;
         if is_split {
             return None;
         }
-        let (slice, fast_until) = (number(row, column::SLICE_CREDITS)?, number(row, column::FAST_UNTIL)?);
+        let (slice, fast_until) = (row.slice_credits(), row.fast_until());
         if slice < credits || fast_until <= clock::now() {
             return None;
         }
-        let head = rows::bytes(row, column::HEAD)?;
-        let (before, slice_grant) = (number(row, column::BALANCE)?, number(row, column::SLICE_GRANT)?);
-        let (balance, last_entry_id) = (before - credits, number(row, column::LAST_ENTRY_ID)?);
+        let (before, slice_grant) = (row.balance(), row.slice_grant());
+        let (balance, last_entry_id) = (before - credits, row.last_entry_id());
         let entry_id = last_entry_id + 1;
         let is_due = fold::is_due(last_entry_id, entry_id);
-        let recent = rows::recent(row, last_entry_id).map(|mut recent| {
+        let recent = rows::recent(row).map(|mut recent| {
             recent.add(entry(asked, entry_id, credits, now));
             recent
         });
         let kept = Recent::to_keep(recent.as_ref(), entry_id, is_due);
-        let consumed = number(row, column::CONSUMED)?.checked_add(credits)?;
-        let head = chain::link(&head, content, position(entry_id, before, credits, slice_grant)).to_vec();
-        let changed = vec![
-            (column::LAST_ENTRY_ID, entry_id.to_sql()),
-            (column::BALANCE, balance.to_sql()),
-            (column::SLICE_CREDITS, (slice - credits).to_sql()),
-            (column::CONSUMED, consumed.to_sql()),
-            (column::HEAD, head.as_slice().to_sql()),
-            (column::RECENT, kept.as_deref().to_sql()),
-        ];
+        let consumed = row.consumed().checked_add(credits)?;
+        let head = chain::link(row.head(), content, position(entry_id, before, credits, slice_grant)).to_vec();
+        let changed = table::Set::new()
+            .last_entry_id(entry_id)
+            .balance(balance)
+            .slice_credits(slice - credits)
+            .consumed(consumed)
+            .head(head.as_slice())
+            .recent(kept.as_deref());
         burned = Some(Burned {
             lane,
             entry_id,
@@ -472,8 +460,8 @@ fn burn_lane<'a>(
             head,
             fast_until,
             total: balance,
-            alert_below: number(row, column::ALERT_BELOW)?,
-            alert_base: number(row, column::ALERT_BASE)?,
+            alert_below: row.alert_below(),
+            alert_base: row.alert_base(),
             result: None,
             waited: false,
             is_due,
@@ -502,15 +490,8 @@ fn position(entry_id: i64, balance: i64, credits: i64, slice_grant: i64) -> Posi
     Position { entry_id, balance_before: balance, balance_after: balance - credits, grant_id }
 }
 
-/// What WRITE does; false where a statement has to decide.
-fn write_row(
-    asked: &Asked<'_>,
-    unit: &str,
-    (credits, now): (i64, Moment),
-    burned: &Burned,
-    metadata: Option<Jsonb>,
-) -> bool {
-    let Some(entries) = rows::open_entries() else { return false };
+/// Writes the entry; false when the key is taken.
+fn write(asked: &Asked<'_>, unit: &str, credits: i64, now: Moment, burned: &Burned) -> bool {
     let row = EntryRow {
         org_id: asked.org_id,
         operation_id: burned.entry_id,
@@ -528,49 +509,13 @@ fn write_row(
         key: asked.key,
         reason: None,
         actor: None,
-        metadata,
+        metadata: asked.metadata.filter(|metadata| !metadata.is_empty_object()),
         result: burned.result.as_deref(),
         hash: &burned.head,
     };
     // Whoever else uses the key in this wallet waits for lane 0, unless there are others.
-    let attempt = if burned.lane == 0 { Attempt::Untold } else { Attempt::Told };
-    row.insert(&entries, attempt)
-}
-
-/// Writes the entry; false when the key is taken.
-fn write(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment, burned: &Burned) -> bool {
-    let grant = (credits > 0).then_some(burned.slice_grant);
-    let metadata = asked.metadata.filter(|metadata| !metadata.is_empty_object());
-    if write_row(asked, unit, (credits, now), burned, metadata) {
-        return true;
-    }
-    // A statement would wait for whoever is told the same just now.
-    if asked.key.is_some_and(|key| !matches!(store::find_replay(db, asked.org_id, key), Ok(None))) {
-        return false;
-    }
-    let (key_uuid, key_text) = rows::stored_key(asked.key);
-    let written = db.write(
-        &WRITE,
-        args![
-            asked.org_id,
-            burned.entry_id,
-            -credits,
-            burned.balance,
-            At(now),
-            grant,
-            rows::stored_quantity("usage", Some(asked.quantity)),
-            asked.member_id,
-            rows::stored_unit(unit),
-            asked.metric,
-            metadata,
-            burned.head.as_slice(),
-            key_uuid,
-            asked.key.map(chain::request_id),
-            key_text,
-            burned.result.as_deref(),
-        ],
-    );
-    written.count() == 1
+    let insertion = if burned.lane == 0 { Insertion::Plain } else { Insertion::Speculative };
+    row.insert(&Entries::to_insert(), insertion)
 }
 
 fn spend_budget(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Moment) {
@@ -583,7 +528,7 @@ fn spend_budget(db: &Db, asked: &Asked<'_>, unit: &str, credits: i64, now: Momen
 }
 
 fn refusal(db: &Db, asked: &Asked<'_>, unit: &str, member_id: Uuid, credits: i64, now: Moment) -> Result<()> {
-    let lane = store::look(db, asked.org_id, unit).ok_or_else(Error::contended)?;
+    let lane = store::look(asked.org_id, unit).ok_or_else(Error::contended)?;
     let mut wallet = Wallet::new(lane, now);
     store::load_budgets(db, &mut wallet, vec![member_id]);
     wallet.check_budget(Some(member_id), credits)?;

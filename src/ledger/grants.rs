@@ -240,14 +240,14 @@ fn void_grant(
             |db, _| {
                 let unit = db.write(&UNIT_OF_GRANT, args![org_id, grant_id]).first().map(|row| row.get::<String>(0));
                 let Some(unit) = unit else {
-                    store::require_org(db, org_id)?;
+                    store::require_org(org_id)?;
                     return Err(Error::unknown("unknown_grant", grant_id));
                 };
-                store::lock(db, org_id, &unit).ok_or(Error::corrupt("a grant without a wallet"))
+                store::lock(org_id, &unit).ok_or(Error::corrupt("a grant without a wallet"))
             },
             |db, wallet| {
                 store::load(db, wallet, &[grant_id])?;
-                store::gather_all(db, wallet, |away| away.slice.grant_id == grant_id)?;
+                store::gather_all(wallet, |away| away.slice.grant_id == grant_id)?;
                 let lot = wallet.lot(grant_id)?;
                 let voided = lot.remaining;
                 let already_spent = lot.amount - lot.remaining - lot.written_off;
@@ -298,7 +298,7 @@ fn adjust_credits(
             Call::new(org_id, "adjust_credits", &[Some(&text), Some(&reason), Some(unit)], idempotency_key, metadata)?;
         call.run(
             |db, now| {
-                store::require_org(db, org_id)?;
+                store::require_org(org_id)?;
                 if amount > 0 {
                     store::lock_or_create(db, org_id, unit, now)
                 } else {

@@ -64,7 +64,7 @@ fn set_member_budget(
         }
         sql::connect(|db| {
             cache::require_installed(db)?;
-            store::lock(db, org_id, unit).ok_or_else(|| Error::unknown("unknown_org", org_id.to_string()))?;
+            store::lock(org_id, unit).ok_or_else(|| Error::unknown("unknown_org", org_id.to_string()))?;
             if credits.is_some() {
                 // Consumptions on other lanes hold the member's row, not the wallet: they are counted once they have ended.
                 db.write(&MAKE_MEMBER, args![org_id, unit, member_id]);

@@ -45,7 +45,7 @@ fn mode(db: &Db, wallet: &Wallet) -> Option<(i16, Option<Moment>)> {
 /// back, whoever holds them. The wallet must be loaded.
 fn split(db: &Db, wallet: &mut Wallet, count: i16) -> Result<()> {
     let last = if count > 1 { count } else { 0 };
-    store::gather_all(db, wallet, |away| away.lane > last)?;
+    store::gather_all(wallet, |away| away.lane > last)?;
     let rows = db.write(&NUMBERS, args![wallet.lane.org_id, &wallet.lane.unit]);
     let known: Vec<i16> = rows.iter().map(|row| row.get(0)).collect();
     for number in (1..=last).filter(|number| !known.contains(number)) {
@@ -63,7 +63,7 @@ pub fn relax(db: &Db, wallet: &mut Wallet) -> Result<()> {
     }
     match mode(db, wallet) {
         Some((AUTOMATIC, contended_at)) if lanes::is_idle(contended_at, wallet.now()) => {
-            if store::gather_free(db, wallet)? {
+            if store::gather_free(wallet)? {
                 split(db, wallet, 1)?;
                 db.write(&CALM, args![wallet.lane.org_id, &wallet.lane.unit]);
             }
@@ -76,7 +76,7 @@ pub fn relax(db: &Db, wallet: &mut Wallet) -> Result<()> {
 /// Gives a wallet more lanes for whose consumers it takes too long, where it manages them by itself and nobody has its lock but
 /// us. A backend's note is of so many lanes; gives how many there are now.
 pub fn tense(db: &Db, org_id: Uuid, unit: &str, noted: i16) -> Result<i16> {
-    let Some(lane) = store::lock_if_free(db, org_id, unit) else { return Ok(noted) };
+    let Some(lane) = store::lock_if_free(org_id, unit) else { return Ok(noted) };
     let mut wallet = Wallet::new(lane, clock::now());
     let Some((AUTOMATIC, contended_at)) = mode(db, &wallet) else { return Ok(wallet.lane.lanes) };
     let now = wallet.now();
@@ -112,7 +112,7 @@ fn set_wallet_lanes(org_id: Option<pgrx::Uuid>, lanes: Option<i32>, unit: defaul
         let unit = self::unit(unit)?;
         sql::connect(|db| {
             cache::require_installed(db)?;
-            let lane = store::lock(db, org_id, unit);
+            let lane = store::lock(org_id, unit);
             let lane = lane.ok_or_else(|| Error::unknown("unknown_org", org_id.to_string()).with("unit", unit))?;
             let mut wallet = Wallet::new(lane, clock::now());
             store::load(db, &mut wallet, &[])?;

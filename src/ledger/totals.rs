@@ -5,12 +5,12 @@ use crate::arguments::{positive, required, required_uuid, unit};
 use crate::catalog::{self, cache};
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::heap::{Snapshot, Table, shapes};
-use crate::ledger::rows;
+use crate::ledger::rows::{self, Lanes};
 use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
 use crate::payments::store as payments;
 use crate::raise::or_raise;
+use crate::schema::Snapshot;
 use crate::sql::{self, Db};
 use crate::time::INFINITY;
 use crate::{args, receipt, statements};
@@ -46,7 +46,7 @@ statements! {
 
 /// The wallet as it is at this moment, for reading; None when there is none.
 fn current(db: &Db, org_id: Uuid, unit: &str, with_lots: bool) -> Result<Option<Wallet>> {
-    let Some(lane) = store::peek(db, org_id, unit) else { return Ok(None) };
+    let Some(lane) = store::peek(org_id, unit) else { return Ok(None) };
     let mut wallet = Wallet::new(lane, clock::now());
     if with_lots || !wallet.is_fresh() || wallet.lane.is_split() {
         store::load_read_only(db, &mut wallet)?;
@@ -61,7 +61,7 @@ pub fn wallet_status(db: &Db, org_id: Uuid, unit: &str, locked: bool) -> Result<
     let settings = if locked { db.write(&SETTINGS, arguments) } else { db.read(&SETTINGS, arguments) };
     let settings = settings.first().ok_or_else(missing)?;
     let wallet = if locked {
-        let lane = store::lock(db, org_id, unit).ok_or_else(missing)?;
+        let lane = store::lock(org_id, unit).ok_or_else(missing)?;
         let mut wallet = Wallet::new(lane, clock::now());
         if !wallet.is_fresh() || wallet.lane.is_split() {
             store::load_read_only(db, &mut wallet)?;
@@ -96,12 +96,12 @@ pub fn wallet_status(db: &Db, org_id: Uuid, unit: &str, locked: bool) -> Result<
 
 /// What the org can spend now, on a metric where one is named.
 pub fn spendable(db: &Db, org_id: Uuid, unit: &str, metric: Option<&str>) -> Result<i64> {
-    if let Some(lanes) = Table::open_to_read(&shapes::LANES) {
-        let now = clock::now();
-        match rows::glance(&mut lanes.finder(&shapes::LANES_KEY, Snapshot::Callers), org_id, unit, now) {
-            Some(seen) if now < seen.fast_until => return Ok(seen.total),
-            _ => {}
-        }
+    let now = clock::now();
+    let lanes = Lanes::to_read();
+    if let Some((seen, _)) = rows::glance(&lanes, (org_id, unit), Snapshot::Callers, now)
+        && now < seen.fast_until
+    {
+        return Ok(seen.total);
     }
     Ok(current(db, org_id, unit, true)?.map_or(0, |wallet| wallet.spendable(metric)))
 }
@@ -178,7 +178,7 @@ fn explain_consumption(
             access::authorize(db, org_id)?;
             let (unit, credits) = catalog::cost(db, metric, quantity, Some(org_id), clock::now())?;
             let Some(mut wallet) = current(db, org_id, &unit, true)? else {
-                if !store::org_was_known(db, org_id) {
+                if !store::org_was_known(org_id) {
                     return Err(Error::unknown("unknown_org", org_id.to_string()));
                 }
                 return if credits == 0 { Ok(Vec::new()) } else { Err(Error::insufficient(credits, 0)) };

@@ -6,19 +6,16 @@ use crate::catalog::cache;
 use crate::catalog::plan::Limit;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::heap::{Is, Key, Snapshot, Table, shapes};
 use crate::ledger::totals;
 use crate::limits::caps;
 use crate::limits::standing::Reader;
 use crate::raise::or_raise;
-use crate::sql::{self, Db, ToSql};
-use crate::{args, receipt, statements, units};
+use crate::schema::ledger::freezes;
+use crate::schema::{Snapshot, Table};
+use crate::sql::{self, Db};
+use crate::{receipt, units};
 use pgrx::prelude::*;
 use uuid::Uuid;
-
-statements! {
-    FROZEN(uuid) = "select from billing.freezes where org_id = $1";
-}
 
 receipt! {
     /// Whether an org may go on, and what it has.
@@ -36,17 +33,9 @@ receipt! {
 }
 
 /// Whether somebody, or a score, has frozen the org.
-fn is_frozen(db: &Db, org_id: Uuid) -> bool {
-    let by_rows = || {
-        let freezes = Table::open_to_read(&shapes::FREEZES)?;
-        let mut is_frozen = false;
-        if !freezes.is_empty() {
-            let key = [Key(1, Is::Uuid, org_id.to_sql())];
-            freezes.read(&shapes::FREEZES_KEY, &key, Snapshot::Callers, |_, _| is_frozen = true);
-        }
-        Some(is_frozen)
-    };
-    by_rows().unwrap_or_else(|| db.read(&FROZEN, args![org_id]).count() > 0)
+fn is_frozen(org_id: Uuid) -> bool {
+    let table = Table::<freezes::Table>::to_read();
+    !table.is_known_empty() && table.find(&freezes::of_org(org_id), Snapshot::Callers, |_| true).is_some()
 }
 
 /// All that decides.
@@ -123,7 +112,7 @@ fn check(db: &Db, org_id: Uuid, metric: &str, quantity: i64) -> Result<LimitStat
         required: charge.credits,
         available,
     };
-    let (allowed, reason) = if is_frozen(db, org_id) { (false, "frozen") } else { verdict(&facts) };
+    let (allowed, reason) = if is_frozen(org_id) { (false, "frozen") } else { verdict(&facts) };
     Ok(LimitStatus {
         allowed,
         reason: reason.to_owned(),

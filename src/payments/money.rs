@@ -138,7 +138,7 @@ fn take_back(db: &Db, wallet: &mut Wallet, payment: &mut Payment) -> Result<()> 
     let is_all = payment.money.status() == Status::Refunded;
     let mut missing = 0;
     for (grant_id, taken) in &mut payment.grants {
-        ledger::gather_all(db, wallet, |away| away.slice.grant_id == *grant_id)?;
+        ledger::gather_all(wallet, |away| away.slice.grant_id == *grant_id)?;
         let lot = wallet.lot(*grant_id)?;
         let due = payment.money.taken_of(lot.amount) - *taken;
         if due <= 0 || lot.voided {

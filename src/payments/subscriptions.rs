@@ -236,7 +236,7 @@ pub fn subscription(db: &Db, provider: &str, fact: &SubscriptionFact, created: i
         db.write(&REPORT, args![org_id, provider, fact.id.as_str(), state, name, fact.cancel_at_period_end, created]);
     // There is newer news; or nothing of it was paid, or another subscription pays for what runs now.
     let Some(state) = rows.first().map(|row| row.get::<String>(0)) else { return Ok(Done::Processed(Some(org_id))) };
-    let is_ours = subscription::is_collector(db, org_id, &(provider.to_owned(), fact.id.clone()), now);
+    let is_ours = subscription::is_collector(org_id, &(provider.to_owned(), fact.id.clone()), now);
     if is_ours {
         match fact.state {
             SubscriptionState::Canceled => subscription::end_now(db, org_id, now)?,

@@ -135,7 +135,7 @@ fn take(db: &Db, provider: &str, event: &Event, now: Moment) -> WebhookReceipt {
 /// Does the work of an event, or notes why that cannot be; nothing is half done.
 fn take_one(db: &Db, provider: &str, event: &Event, now: Moment) -> WebhookReceipt {
     let mut outcome = Ok(Done::Ignored);
-    sql::unless_in_vain(|| {
+    sql::in_subtransaction(|| {
         outcome = process(db, provider, event);
         !matches!(outcome, Err(_) | Ok(Done::Review(..)))
     });

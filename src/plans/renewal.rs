@@ -30,8 +30,8 @@ statements! {
 const UNUSED: &str = "{}";
 
 /// The subscription whose next period has begun by then, if any.
-pub fn due(db: &Db, org_id: Uuid, as_of: Moment) -> Option<(Subscription, Moment)> {
-    let all = store::subscriptions(db, org_id);
+pub fn due(org_id: Uuid, as_of: Moment) -> Option<(Subscription, Moment)> {
+    let all = store::subscriptions(org_id);
     all.into_iter()
         .filter(|s| !s.waits_for_money)
         .find_map(|s| s.next_period_at.filter(|at| *at <= as_of).map(|at| (s, at)))
@@ -115,7 +115,7 @@ fn grant(
         if lane.is_split() {
             let mut wallet = Wallet::new(lane, start);
             ledger::load(db, &mut wallet, &last.grants)?;
-            ledger::gather_all(db, &mut wallet, |away| last.grants.contains(&away.slice.grant_id))?;
+            ledger::gather_all(&mut wallet, |away| last.grants.contains(&away.slice.grant_id))?;
             ledger::save(db, std::slice::from_mut(&mut wallet), UNUSED)?;
         }
         let rows = db.write(&EXPIRED, args![org_id, last.grants.clone(), At(start)]);
@@ -129,7 +129,7 @@ fn grant(
 /// twice.
 fn covered(db: &Db, org_id: Uuid, new: &Subscription, start: Moment) -> Result<i64> {
     let mut sum: i64 = 0;
-    for old in store::subscriptions(db, org_id) {
+    for old in store::subscriptions(org_id) {
         let Some(end) = old.ends_at else { continue };
         if old.by_default != new.by_default || old.granted == 0 || end > start {
             continue;
@@ -192,7 +192,7 @@ pub fn take_back(db: &Db, org_id: Uuid, grants: &[i64], credits: i64, now: Momen
     let lane = ledger::lock_or_create(db, org_id, units::CREDIT, now)?;
     let mut wallet = Wallet::new(lane, now);
     ledger::load(db, &mut wallet, grants)?;
-    ledger::gather_all(db, &mut wallet, |away| grants.contains(&away.slice.grant_id))?;
+    ledger::gather_all(&mut wallet, |away| grants.contains(&away.slice.grant_id))?;
     let mut missing = credits;
     for grant_id in grants {
         let credits = wallet.lot(*grant_id)?.remaining.min(missing);

@@ -39,7 +39,7 @@ statements! {
 pub fn catch_up(db: &Db, org_id: Uuid, as_of: Moment) -> Result<(i64, i64)> {
     let (mut renewed, mut events) = (0, 0);
     loop {
-        let Some((subscription, start)) = renewal::due(db, org_id, as_of) else {
+        let Some((subscription, start)) = renewal::due(org_id, as_of) else {
             if enroll(db, org_id, as_of)? {
                 continue;
             }
@@ -100,7 +100,7 @@ fn pay(db: &Db, org_id: Uuid, now: Moment, mut debts: Vec<Debt>) -> Result<(i64,
 /// An org without a subscription whose default plan grants credits gets a row, so that its periods are begun.
 fn enroll(db: &Db, org_id: Uuid, now: Moment) -> Result<bool> {
     let (Some(plan), _) = cache::default_plan(db)? else { return Ok(false) };
-    let known = plans::subscriptions(db, org_id);
+    let known = plans::subscriptions(org_id);
     if plan.credits.is_none() || known.iter().any(|s| !s.is_void() && s.ends_at.is_none_or(|end| end > now)) {
         return Ok(false);
     }
@@ -159,11 +159,11 @@ fn settle(db: &Db, org_id: Uuid, as_of: Moment) -> Result<SettlementReceipt> {
             db,
             org_id,
             &open,
-            (&lane.unit, ledger::balance(db, lane), lane.alert_base, lane.alert_below),
+            (&lane.unit, ledger::balance(lane), lane.alert_base, lane.alert_below),
             as_of,
         )?;
     }
-    fold::fold_all(db, org_id);
+    fold::fold_all(org_id);
     alerts::settle(db, org_id, (&open, charged.timeline), &lanes, as_of)?;
     let after: i64 = lanes.iter().fold(0, |sum, lane| lane.consumed.saturating_add(sum));
     Ok(SettlementReceipt { org_id, charged: after - before, unpaid, renewed, events })

@@ -1,0 +1,274 @@
+//! The statements that the declarations of tables come to: for tables that are not, or not any more, as declared, and where
+//! `billing.direct_rows` is off.
+//!
+//! They name all columns, so a row that they give is what the table's typed row expects. Each is prepared once per backend.
+
+use crate::heap::shapes::{Index, Shape};
+use crate::heap::{Change, Changed, Key, KeyType, LockPolicy, Snapshot, Value};
+use crate::sql::{self, Db, Plan};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+/// How rows that are found are locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Lock {
+    None,
+    /// Whoever holds one is waited for.
+    Waiting,
+    /// One row at most, that nobody holds.
+    IfFree,
+}
+
+/// What a statement does with a table.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Form {
+    /// By keys, in the order of these columns.
+    Select {
+        keys: Vec<(i16, KeyType)>,
+        order: &'static [&'static str],
+        lock: Lock,
+    },
+    /// One row, by the columns of the first index.
+    Update,
+    Insert,
+    /// Unless there is one with these columns, of the rows with that predicate.
+    InsertNew {
+        unique: &'static [&'static str],
+        predicate: Option<&'static str>,
+    },
+}
+
+thread_local! {
+    /// By table, which is one of a few statics.
+    static PLANS: RefCell<HashMap<(*const Shape, Form), Plan>> = RefCell::default();
+}
+
+fn plan(shape: &'static Shape, form: Form) -> Plan {
+    PLANS.with_borrow_mut(|plans| {
+        *plans.entry((std::ptr::from_ref(shape), form)).or_insert_with_key(|(_, form)| {
+            let types: Vec<_> = numbers(shape, form).map(|number| shape.columns[number].kind.oid()).collect();
+            sql::plan(&text(shape, form), &types)
+        })
+    })
+}
+
+/// The columns of the parameters, counted from 0.
+fn numbers(shape: &'static Shape, form: &Form) -> Box<dyn Iterator<Item = usize>> {
+    match form {
+        Form::Select { keys, .. } => {
+            let keys: Vec<_> = keys.iter().map(|(column, _)| position(*column)).collect();
+            Box::new(keys.into_iter())
+        }
+        Form::Update | Form::Insert | Form::InsertNew { .. } => Box::new(0..shape.columns.len()),
+    }
+}
+
+fn position(column: i16) -> usize {
+    usize::try_from(column - 1).unwrap_or_default()
+}
+
+fn text(shape: &Shape, form: &Form) -> String {
+    let names: Vec<_> = shape.columns.iter().map(|column| column.name).collect();
+    let columns = names.join(", ");
+    let table = format!("{}.{}", shape.schema, shape.name);
+    let insert = || {
+        let values: Vec<_> = (1..=names.len()).map(|number| format!("${number}")).collect();
+        format!("insert into {table} ({columns}) values ({})", values.join(", "))
+    };
+    match form {
+        Form::Select { keys, order, lock } => {
+            let conditions: Vec<_> = (1..)
+                .zip(keys)
+                .map(|(number, (column, key))| format!("{} {} ${number}", names[position(*column)], key.operator()))
+                .collect();
+            let mut text = format!("select {columns} from {table} where {}", conditions.join(" and "));
+            if !order.is_empty() {
+                let _ = write!(text, " order by {}", order.join(", "));
+            }
+            text.push_str(match lock {
+                Lock::None => "",
+                Lock::Waiting => " for no key update",
+                Lock::IfFree => " limit 1 for no key update skip locked",
+            });
+            text
+        }
+        Form::Update => {
+            let key = shape.indexes[0].columns;
+            let parameters = || (1..).zip(&names).map(|(number, name)| (name, format!("{name} = ${number}")));
+            let set: Vec<_> = parameters().filter(|(name, _)| !key.contains(name)).map(|(_, text)| text).collect();
+            let of: Vec<_> = parameters().filter(|(name, _)| key.contains(name)).map(|(_, text)| text).collect();
+            format!("update {table} set {} where {}", set.join(", "), of.join(" and "))
+        }
+        Form::Insert => insert(),
+        Form::InsertNew { unique, predicate } => {
+            let predicate = predicate.map(|predicate| format!(" where {predicate}")).unwrap_or_default();
+            format!("{} on conflict ({}){predicate} do nothing", insert(), unique.join(", "))
+        }
+    }
+}
+
+fn select(shape: &'static Shape, keys: &[Key], order: &'static [&'static str], lock: Lock) -> (Plan, Vec<Value>) {
+    let form = Form::Select { keys: keys.iter().map(|Key(column, key, _)| (*column, *key)).collect(), order, lock };
+    (plan(shape, form), keys.iter().map(|Key(_, _, value)| *value).collect())
+}
+
+/// Shows rows as long as `show` says so, in the order of an index where one is named.
+pub(super) fn read(
+    shape: &'static Shape,
+    keys: &[Key],
+    order: Option<&'static Index>,
+    at: Snapshot,
+    show: &mut dyn FnMut(&[Value]) -> bool,
+) {
+    sql::connect(|db| {
+        let (plan, arguments) = select(shape, keys, order.map_or(&[], |index| index.columns), Lock::None);
+        let read = || db.read_by(plan, &arguments);
+        let rows = match at {
+            Snapshot::Callers => read(),
+            Snapshot::Latest => sql::at_newest_moment(read),
+        };
+        let _all = rows.iter().all(|row| show(&row.values(shape)));
+    });
+}
+
+/// Locks a row and shows it; not one that others hold, where the policy is to pass by.
+pub(super) fn lock(shape: &'static Shape, keys: &[Key], policy: LockPolicy, show: &mut dyn FnMut(&[Value])) {
+    let lock = if policy == LockPolicy::SkipLocked { Lock::IfFree } else { Lock::Waiting };
+    sql::connect(|db| {
+        let (plan, arguments) = select(shape, keys, &[], lock);
+        if let Some(row) = db.write_by(plan, &arguments).first() {
+            show(&row.values(shape));
+        }
+    });
+}
+
+/// What became of a row to be changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// There is none, or none that is free.
+    NotThere,
+    LeftAlone,
+    Changed,
+}
+
+fn lock_and_change(
+    db: &Db,
+    shape: &'static Shape,
+    keys: &[Key],
+    lock: Lock,
+    change: &mut dyn FnMut(&[Value]) -> Change,
+) -> Outcome {
+    let (select, arguments) = select(shape, keys, &[], lock);
+    let Some(row) = db.write_by(select, &arguments).first() else { return Outcome::NotThere };
+    let mut row = row.values(shape);
+    let Some(changes) = change(&row) else { return Outcome::LeftAlone };
+    for (column, value) in changes {
+        row[column - 1] = value;
+    }
+    db.write_by(plan(shape, Form::Update), &row);
+    Outcome::Changed
+}
+
+/// Changes one row, as [`super::Table::update`] does.
+///
+/// Whoever spends from a lane must not hold others that he has left alone, or two would wait for each other. So a row is looked at
+/// without a lock at first, and a lock is given back with its subtransaction where the row was left alone after all.
+pub(super) fn update(
+    shape: &'static Shape,
+    keys: &[Key],
+    policy: LockPolicy,
+    change: &mut dyn FnMut(&[Value]) -> Change,
+) -> Changed {
+    sql::connect(|db| {
+        if policy == LockPolicy::AlreadyHeld {
+            return match lock_and_change(db, shape, keys, Lock::Waiting, change) {
+                Outcome::Changed => Changed::Yes,
+                Outcome::NotThere | Outcome::LeftAlone => Changed::No,
+            };
+        }
+        let mut is_wanted = false;
+        read(shape, keys, None, Snapshot::Latest, &mut |row| {
+            is_wanted = change(row).is_some();
+            !is_wanted
+        });
+        if !is_wanted {
+            return Changed::No;
+        }
+        let mut attempt = |lock| {
+            let mut outcome = Outcome::NotThere;
+            sql::in_subtransaction(|| {
+                outcome = lock_and_change(db, shape, keys, lock, change);
+                outcome == Outcome::Changed
+            });
+            outcome
+        };
+        if policy != LockPolicy::JoinQueue {
+            match attempt(Lock::IfFree) {
+                Outcome::Changed => return Changed::Yes,
+                Outcome::LeftAlone => return Changed::No,
+                Outcome::NotThere if policy == LockPolicy::SkipLocked => return Changed::Held,
+                Outcome::NotThere => {}
+            }
+        }
+        match attempt(Lock::Waiting) {
+            Outcome::Changed => Changed::AfterWaiting,
+            Outcome::NotThere | Outcome::LeftAlone => Changed::No,
+        }
+    })
+}
+
+/// Inserts a row of all columns.
+pub(super) fn insert(shape: &'static Shape, row: &[Value]) {
+    sql::connect(|db| db.write_by(plan(shape, Form::Insert), row));
+}
+
+/// Inserts a row of all columns, unless there is one like it in a unique index.
+pub(super) fn insert_new(shape: &'static Shape, unique: &'static Index, row: &[Value]) -> bool {
+    let form = Form::InsertNew { unique: unique.columns, predicate: unique.predicate };
+    sql::connect(|db| db.write_by(plan(shape, form), row).count() == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::ledger::{lanes, ledger};
+    use crate::schema::table::Declaration;
+    use crate::schema::usage::{folded, usage_days};
+
+    fn select(shape: &Shape, keys: &[(i16, KeyType)], order: &'static [&'static str], lock: Lock) -> String {
+        text(shape, &Form::Select { keys: keys.to_vec(), order, lock })
+    }
+
+    #[test]
+    fn statements_name_what_is_declared() {
+        let folded = folded::Table::SHAPE;
+        let key = [(1, KeyType::Uuid), (2, KeyType::Small)];
+        let found = "select org_id, slot, entry_id from billing.folded where org_id = $1 and slot = $2";
+        assert_eq!(select(folded, &key, &[], Lock::None), found);
+        assert_eq!(select(folded, &key, &[], Lock::Waiting), format!("{found} for no key update"));
+        assert_eq!(select(folded, &key, &[], Lock::IfFree), format!("{found} limit 1 for no key update skip locked"));
+        assert_eq!(
+            text(folded, &Form::Update),
+            "update billing.folded set entry_id = $3 where org_id = $1 and slot = $2"
+        );
+        assert_eq!(text(folded, &Form::Insert), "insert into billing.folded (org_id, slot, entry_id) values ($1, $2, $3)");
+        let days = select(usage_days::Table::SHAPE, &[(1, KeyType::Uuid), (3, KeyType::DayFrom)], &["day"], Lock::None);
+        assert!(days.ends_with(" from billing.usage_days where org_id = $1 and day >= $2 order by day"), "{days}");
+        let Index { columns, predicate, .. } = &ledger::REQUEST;
+        let entry = text(ledger::Table::SHAPE, &Form::InsertNew { unique: columns, predicate: *predicate });
+        assert!(
+            entry.ends_with("$23) on conflict (org_id, request_id) where (request_id IS NOT NULL) do nothing"),
+            "{entry}"
+        );
+    }
+
+    #[test]
+    fn parameters_are_of_the_columns() {
+        let lanes = lanes::Table::SHAPE;
+        let keys = vec![(1, KeyType::Uuid), (12, KeyType::Text), (10, KeyType::Small)];
+        let of = |form: &Form| numbers(lanes, form).map(|number| lanes.columns[number].name).collect::<Vec<_>>();
+        assert_eq!(of(&Form::Select { keys, order: &[], lock: Lock::None }), ["org_id", "unit", "lane"]);
+        assert_eq!(of(&Form::Update).len(), lanes.columns.len());
+    }
+}
