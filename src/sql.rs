@@ -293,6 +293,17 @@ pub fn on_newest_snapshot<R>(work: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Lets `work` read by a snapshot.
+#[cfg(feature = "compare_ways")]
+pub fn on_snapshot<R>(snapshot: pg_sys::Snapshot, work: impl FnOnce() -> R) -> R {
+    // SAFETY: a snapshot that is registered; pushed and popped as a pair, on errors by the end of the transaction.
+    unsafe { pg_sys::PushActiveSnapshot(snapshot) };
+    let result = work();
+    // SAFETY: see above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    result
+}
+
 /// Lets `work` read by the snapshot of the transaction, which under isolation levels with one snapshot is that of all its statements.
 pub fn on_transaction_snapshot<R>(work: impl FnOnce() -> R) -> R {
     // SAFETY: pushed and popped as a pair; an error unwinds to the end of the transaction, which pops it.

@@ -1,10 +1,10 @@
 //! Whether a table is as its shape says, so that its rows can be read and written as they are.
 
+use super::Table;
 use super::index::Written;
 use super::known::Intent;
 use super::partition::{self, Bounds};
 use super::shapes::{Column, Index, MOST_INDEXES, Shape};
-use super::Table;
 use crate::sql;
 use pgrx::datum::FromDatum;
 use pgrx::pg_sys;

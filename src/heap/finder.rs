@@ -92,6 +92,12 @@ impl<'a> Finder<'a> {
         });
     }
 
+    /// Lets `work` read by the snapshot of this finder.
+    #[cfg(feature = "compare_ways")]
+    pub fn at_its_moment<R>(&self, work: impl FnOnce() -> R) -> R {
+        crate::sql::on_snapshot(self.seen.0, work)
+    }
+
     /// Goes over the rows with these keys as long as `visit` says so. Where there can only be one, looks where it was found the last
     /// time, and else asks the index.
     pub(super) fn visit(

@@ -697,7 +697,8 @@ impl Drop for Table {
 // header of a row has its flags where they are looked at.
 const _: () = assert!(size_of::<pg_sys::Datum>() == 8, "numbers of 64 bits are passed by value");
 const _: () = assert!(size_of::<pg_sys::ItemPointerData>() == 6, "a place is a block and a number");
-const _: () = assert!(std::mem::offset_of!(pg_sys::HeapTupleHeaderData, t_ctid) == 12, "three numbers precede the place");
+const _: () =
+    assert!(std::mem::offset_of!(pg_sys::HeapTupleHeaderData, t_ctid) == 12, "three numbers precede the place");
 const _: () = assert!(std::mem::offset_of!(pg_sys::HeapTupleHeaderData, t_infomask2) == 18, "flags of a row");
 const _: () = assert!(std::mem::offset_of!(pg_sys::HeapTupleHeaderData, t_infomask) == 20, "flags of a row");
 const _: () = assert!(pg_sys::HEAP_XMAX_COMMITTED & pg_sys::HEAP_XMAX_INVALID == 0, "two flags");

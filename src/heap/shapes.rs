@@ -99,6 +99,25 @@ impl Type {
         }
     }
 
+    /// What a value says, for comparing two.
+    ///
+    /// # Safety
+    /// A value of that type.
+    #[cfg(feature = "compare_ways")]
+    pub unsafe fn bytes(self, value: pg_sys::Datum) -> Vec<u8> {
+        match self {
+            Self::Bigint | Self::Boolean | Self::Date | Self::Integer | Self::Moment | Self::Smallint => {
+                value.value().to_ne_bytes().to_vec()
+            }
+            // SAFETY: the caller's promise.
+            Self::Uuid => unsafe { std::slice::from_raw_parts(value.cast_mut_ptr::<u8>(), 16).to_vec() },
+            // SAFETY: the caller's promise.
+            Self::Bigints | Self::Bytea | Self::Code | Self::Jsonb | Self::Text => unsafe {
+                pgrx::varlena::varlena_to_byte_slice(pg_sys::pg_detoast_datum(value.cast_mut_ptr())).to_vec()
+            },
+        }
+    }
+
     /// Whether values of an SQL type are read like this one.
     pub fn is_read_from(self, found: pg_sys::Oid) -> bool {
         let is_text = matches!(self, Self::Code | Self::Text) && found == pg_sys::VARCHAROID;

@@ -3,6 +3,8 @@
 //!
 //! They name all columns, so a row that they give is what the table's typed row expects. Each is prepared once per backend.
 
+#[cfg(feature = "compare_ways")]
+use crate::heap::shapes::Column;
 use crate::heap::shapes::{Index, Shape};
 use crate::heap::{Change, Changed, Key, KeyType, LockPolicy, Snapshot, Value};
 use crate::sql::{self, Db, Plan};
@@ -229,6 +231,37 @@ pub(super) fn insert_new(shape: &'static Shape, unique: &'static Index, row: &[V
     sql::connect(|db| db.write_by(plan(shape, form), row).count() == 1)
 }
 
+/// What the columns of a row say, for comparing.
+#[cfg(feature = "compare_ways")]
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Copied(Vec<(&'static str, Option<Vec<u8>>)>);
+
+#[cfg(feature = "compare_ways")]
+impl Copied {
+    /// The first columns of a row.
+    pub(super) fn of(shape: &'static Shape, row: &[Value]) -> Self {
+        // SAFETY: columns of a table that is as declared, or was read by the types of its declaration.
+        let bytes = |column: &Column, value: Value| value.map(|value| unsafe { column.kind.bytes(value) });
+        Self(shape.columns.iter().zip(row).map(|(column, value)| (column.name, bytes(column, *value))).collect())
+    }
+
+    /// A row as a statement on the caller's snapshot finds it.
+    pub(super) fn by_statement(shape: &'static Shape, keys: &[Key]) -> Option<Self> {
+        let mut copied = None;
+        read(shape, keys, None, Snapshot::Callers, &mut |row| {
+            copied = Some(Self::of(shape, row));
+            false
+        });
+        copied
+    }
+
+    /// Fails where a row that was found directly, of which the first columns are known, is another.
+    pub(super) fn assert_same(&mut self, shape: &'static Shape, row: &[Value]) {
+        self.0.truncate(row.len());
+        assert_eq!(*self, Self::of(shape, row), "a row of {} by both ways", shape.name);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -252,7 +285,10 @@ mod tests {
             text(folded, &Form::Update),
             "update billing.folded set entry_id = $3 where org_id = $1 and slot = $2"
         );
-        assert_eq!(text(folded, &Form::Insert), "insert into billing.folded (org_id, slot, entry_id) values ($1, $2, $3)");
+        assert_eq!(
+            text(folded, &Form::Insert),
+            "insert into billing.folded (org_id, slot, entry_id) values ($1, $2, $3)"
+        );
         let days = select(usage_days::Table::SHAPE, &[(1, KeyType::Uuid), (3, KeyType::DayFrom)], &["day"], Lock::None);
         assert!(days.ends_with(" from billing.usage_days where org_id = $1 and day >= $2 order by day"), "{days}");
         let Index { columns, predicate, .. } = &ledger::REQUEST;

@@ -239,7 +239,22 @@ impl<D: Declaration> Finder<'_, D> {
         // SAFETY: as in `Table::each`; what is not taken apart is not asked for.
         let mut show = |row: &[Value], is_held: bool| found = Some(unsafe { read(D::view(row), is_held) });
         match &mut self.direct {
-            Some(finder) => finder.read(row.keys(), show),
+            Some(finder) => {
+                #[cfg(feature = "compare_ways")]
+                let mut known = finder.at_its_moment(|| statement::Copied::by_statement(D::SHAPE, row.keys()));
+                #[cfg(feature = "compare_ways")]
+                let mut is_found = false;
+                finder.read(row.keys(), |row, is_held| {
+                    #[cfg(feature = "compare_ways")]
+                    {
+                        is_found = true;
+                        known.as_mut().expect("a row that a statement finds too").assert_same(D::SHAPE, row);
+                    }
+                    show(row, is_held);
+                });
+                #[cfg(feature = "compare_ways")]
+                assert_eq!(is_found, known.is_some(), "a row that both ways find");
+            }
             None => statement::read(D::SHAPE, row.keys(), None, self.at, &mut |row| {
                 show(row, false);
                 false
