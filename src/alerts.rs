@@ -15,7 +15,7 @@ use crate::plans::period::Timeline;
 use crate::raise::or_raise;
 use crate::schema::alerts::alerts as table;
 use crate::schema::{Insertion, Snapshot, Table};
-use crate::sql::{self, At, Db, Rows};
+use crate::sql::{self, Db, Rows, Timestamptz};
 use crate::time::Moment;
 use crate::{args, statements};
 use pgrx::prelude::*;
@@ -144,7 +144,7 @@ fn bring_up_to_date(
                 gone.iter().map(|g| g.0.clone()).collect::<Vec<_>>(),
                 gone.iter().map(|g| g.1.clone()).collect::<Vec<_>>(),
                 gone.iter().map(|g| g.2).collect::<Vec<_>>(),
-                At(now),
+                Timestamptz(now),
             ],
         );
     }
@@ -281,7 +281,7 @@ pub fn settle(db: &Db, org_id: Uuid, (open, timeline): (&Open, Timeline), wallet
     let soon = crate::time::add_days(now, settings.expiring_days);
     // What other lanes than lane 0 hold, this one does not tell.
     let may_expire = wallets.iter().any(|wallet| wallet.is_split() || wallet.fresh_until <= soon);
-    let expiring = may_expire.then(|| db.write(&EXPIRING, args![org_id, At(now), At(soon)]));
+    let expiring = may_expire.then(|| db.write(&EXPIRING, args![org_id, Timestamptz(now), Timestamptz(soon)]));
     for row in expiring.iter().flat_map(Rows::iter) {
         let (grant, amount, rest): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
         if rest > 0 {

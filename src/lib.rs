@@ -15,6 +15,7 @@ mod error;
 mod gift_cards;
 mod heap;
 mod install;
+mod invalidation;
 mod json;
 mod ledger;
 mod limits;

@@ -1,7 +1,7 @@
 //! Random bytes, and the keys that the engine makes for itself and keeps in the table `secrets`.
 
 use crate::clock;
-use crate::sql::{At, Db};
+use crate::sql::{Db, Timestamptz};
 use crate::{args, statements};
 use pgrx::pg_sys;
 
@@ -27,6 +27,6 @@ pub fn secret(db: &Db, name: &str) -> Vec<u8> {
             return row.get(0);
         }
         // Who loses the race takes what the winner made, or fails with 40001 where that is after its snapshot.
-        db.write(&KEEP, args![name, random::<32>().as_slice(), At(clock::now())]);
+        db.write(&KEEP, args![name, random::<32>().as_slice(), Timestamptz(clock::now())]);
     }
 }

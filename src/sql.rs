@@ -21,6 +21,9 @@ pub trait ToSql {
     fn to_sql(self) -> Option<pg_sys::Datum>;
 }
 
+/// A parameter of a statement; None is NULL.
+pub type Argument = Option<pg_sys::Datum>;
+
 /// A column of a result.
 pub trait FromSql: Sized {
     /// The SQL types that are read like this.
@@ -116,13 +119,13 @@ impl ToSql for Vec<Option<Uuid>> {
 }
 /// A moment as `timestamptz`: the same 64 bits that an `i64` would be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct At(pub Moment);
-impl ToSql for At {
+pub struct Timestamptz(pub Moment);
+impl ToSql for Timestamptz {
     fn to_sql(self) -> Option<pg_sys::Datum> {
         self.0.into_datum()
     }
 }
-impl ToSql for Vec<At> {
+impl ToSql for Vec<Timestamptz> {
     fn to_sql(self) -> Option<pg_sys::Datum> {
         // What is in no range of the calendar is one of the infinities.
         let infinite = pgrx::datum::TimestampWithTimeZone::positive_infinity;
@@ -354,29 +357,24 @@ pub fn plan(text: &str, types: &[pg_sys::Oid]) -> Plan {
 #[allow(clippy::unused_self)]
 impl Db {
     /// Runs on the caller's snapshot; takes no lock and no transaction id, so it also works on a standby.
-    pub fn read(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Option<pg_sys::Datum>]) -> Rows {
+    pub fn read(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Argument]) -> Rows {
         let _by_keys = ByKeys::begin();
         statement.with(|s| self.execute(s, args, true))
     }
 
     /// Runs on a snapshot of its own, so that it sees what others committed before it started.
-    pub fn write(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Option<pg_sys::Datum>]) -> Rows {
+    pub fn write(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Argument]) -> Rows {
         let _by_keys = ByKeys::begin();
         statement.with(|s| self.execute(s, args, false))
     }
 
     /// One of the two: `fresh` for a call that holds locks, else for one that only reads.
-    pub fn query(
-        &self,
-        fresh: bool,
-        statement: &'static std::thread::LocalKey<Statement>,
-        args: &[Option<pg_sys::Datum>],
-    ) -> Rows {
+    pub fn query(&self, fresh: bool, statement: &'static std::thread::LocalKey<Statement>, args: &[Argument]) -> Rows {
         if fresh { self.write(statement, args) } else { self.read(statement, args) }
     }
 
     /// Like [`Db::read`], for statements that go over whole tables.
-    pub fn scan(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Option<pg_sys::Datum>]) -> Rows {
+    pub fn scan(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Argument]) -> Rows {
         statement.with(|s| self.execute(s, args, true))
     }
 
@@ -389,25 +387,25 @@ impl Db {
     }
 
     /// Like [`Db::read`], by a plan that was made of a declaration.
-    pub fn read_by(&self, plan: Plan, args: &[Option<pg_sys::Datum>]) -> Rows {
+    pub fn read_by(&self, plan: Plan, args: &[Argument]) -> Rows {
         self.read_plan(plan.0, args)
     }
 
     /// Like [`Db::write`], by a plan that was made of a declaration.
-    pub fn write_by(&self, plan: Plan, args: &[Option<pg_sys::Datum>]) -> Rows {
+    pub fn write_by(&self, plan: Plan, args: &[Argument]) -> Rows {
         let _by_keys = ByKeys::begin();
         self.pin_path();
         self.run(plan.0, args, false)
     }
 
     /// Like [`Db::read`], by a plan that was prepared at run time.
-    pub fn read_plan(&self, plan: pg_sys::SPIPlanPtr, args: &[Option<pg_sys::Datum>]) -> Rows {
+    pub fn read_plan(&self, plan: pg_sys::SPIPlanPtr, args: &[Argument]) -> Rows {
         let _by_keys = ByKeys::begin();
         self.pin_path();
         self.run(plan, args, true)
     }
 
-    fn execute(&self, statement: &Statement, args: &[Option<pg_sys::Datum>], read_only: bool) -> Rows {
+    fn execute(&self, statement: &Statement, args: &[Argument], read_only: bool) -> Rows {
         assert_eq!(args.len(), statement.types.len(), "parameters of {}", statement.text);
         self.pin_path();
         self.run(statement.plan(), args, read_only)
@@ -421,7 +419,7 @@ impl Db {
         }
     }
 
-    fn run(&self, plan: pg_sys::SPIPlanPtr, args: &[Option<pg_sys::Datum>], read_only: bool) -> Rows {
+    fn run(&self, plan: pg_sys::SPIPlanPtr, args: &[Argument], read_only: bool) -> Rows {
         let mut values = [pg_sys::Datum::from(0); 32];
         let mut nulls = [b' '.cast_signed(); 32];
         for (i, arg) in args.iter().enumerate() {

@@ -9,6 +9,7 @@ use crate::catalog::plan::{Cap, Plan};
 use crate::catalog::price::Price;
 use crate::error::{Error, Result};
 use crate::install;
+use crate::invalidation::{self, Watcher};
 use crate::sql::{self, Db};
 use crate::time::Moment;
 use crate::{args, statements};
@@ -122,25 +123,18 @@ statements! {
           where org_id = $1 and metric = $2 and effective_at <= $3 order by effective_at desc limit 1";
 }
 
-/// Registers the callback; once per backend.
+/// Lets a backend forget the catalog when it changes; once per backend.
 pub fn watch_invalidations() {
-    let schemas = pg_sys::SysCacheIdentifier::NAMESPACEOID;
-    // SAFETY: the callbacks live as long as the library.
-    unsafe {
-        pg_sys::CacheRegisterRelcacheCallback(Some(forget), pg_sys::Datum::from(0));
-        pg_sys::CacheRegisterSyscacheCallback(schemas.cast_signed(), Some(forget_all), pg_sys::Datum::from(0));
-    }
+    static WATCHER: Watcher = Watcher {
+        relation: forget,
+        // Under a schema that was renamed, or took the name of another, the catalog is another.
+        catalog: |_| forget(pg_sys::Oid::INVALID),
+        catalogs: &[pg_sys::SysCacheIdentifier::NAMESPACEOID],
+    };
+    invalidation::watch(&WATCHER);
 }
 
-/// Under a schema that was renamed, or took the name of another, the catalog is another.
-#[pg_guard]
-unsafe extern "C-unwind" fn forget_all(arg: pg_sys::Datum, _cache: std::ffi::c_int, _hash: u32) {
-    // SAFETY: a callback of ours.
-    unsafe { forget(arg, pg_sys::Oid::INVALID) };
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn forget(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
+fn forget(relation: pg_sys::Oid) {
     let ours = RELATION.get();
     if relation == pg_sys::Oid::INVALID || relation == ours || ours == pg_sys::Oid::INVALID {
         INVALIDATIONS.set(INVALIDATIONS.get().wrapping_add(1));
@@ -378,7 +372,7 @@ pub fn all_metrics(db: &Db) -> Result<Vec<Rc<Metric>>> {
 pub fn price_since(db: &Db, metric: &Metric, org_id: Uuid, at: Moment) -> Moment {
     let list = metric.versions.iter().rev().map(|(from, _)| *from).find(|from| *from <= at);
     let own = if metric.own.price {
-        let rows = db.write(&ORG_PRICE_SINCE, args![org_id, &metric.name, sql::At(at)]);
+        let rows = db.write(&ORG_PRICE_SINCE, args![org_id, &metric.name, sql::Timestamptz(at)]);
         rows.first().and_then(|row| row.opt::<Moment>(0))
     } else {
         None
@@ -390,7 +384,7 @@ pub fn price_since(db: &Db, metric: &Metric, org_id: Uuid, at: Moment) -> Moment
 pub fn price(db: &Db, metric: &Metric, org_id: Option<Uuid>, at: Moment) -> Result<Option<Rc<Price>>> {
     if metric.own.price
         && let Some(org_id) = org_id
-        && let Some(row) = db.read(&ORG_PRICE, args![org_id, &metric.name, sql::At(at)]).first()
+        && let Some(row) = db.read(&ORG_PRICE, args![org_id, &metric.name, sql::Timestamptz(at)]).first()
         && let Some(text) = row.opt::<String>(0)
     {
         return stored_price(&text);

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::json::Jsonb;
 use crate::limits::standing::Reader;
 use crate::raise::or_raise;
-use crate::sql::{self, At, Db};
+use crate::sql::{self, Db, Timestamptz};
 use crate::time::Moment;
 use crate::{args, statements};
 use pgrx::datum::TimestampWithTimeZone;
@@ -156,21 +156,21 @@ fn store(db: &Db, change: &Change, document: &Document, now: Moment) {
     match change.kind {
         "metric" => match document.metrics.as_ref().and_then(|all| all.get(name)) {
             Some(spec) => store_metric(db, change, spec, now),
-            None => drop(db.write(&RETIRE, args![name, At(now)])),
+            None => drop(db.write(&RETIRE, args![name, Timestamptz(now)])),
         },
         "plan" => match document.plans.as_ref().and_then(|all| all.get(name)) {
             Some(plan) => {
                 let terms = crate::json::from_text(&plan.to_json().to_string());
-                db.write(&SAVE_PLAN, args![name, terms, At(now)]);
+                db.write(&SAVE_PLAN, args![name, terms, Timestamptz(now)]);
             }
-            None => drop(db.write(&RETIRE_PLAN, args![name, At(now)])),
+            None => drop(db.write(&RETIRE_PLAN, args![name, Timestamptz(now)])),
         },
         "pack" => match document.packs.as_ref().and_then(|all| all.get(name)) {
             Some(pack) => {
                 let terms = crate::json::from_text(&pack.to_json().to_string());
-                db.write(&SAVE_PACK, args![name, terms, At(now)]);
+                db.write(&SAVE_PACK, args![name, terms, Timestamptz(now)]);
             }
-            None => drop(db.write(&RETIRE_PACK, args![name, At(now)])),
+            None => drop(db.write(&RETIRE_PACK, args![name, Timestamptz(now)])),
         },
         "surcharge" => match document.surcharges.as_ref().and_then(|all| all.get(name)) {
             Some(surcharge) => {
@@ -182,7 +182,10 @@ fn store(db: &Db, change: &Change, document: &Document, now: Moment) {
         _ => match document.caps.as_ref().and_then(|all| all.get(name)) {
             Some(cap) => {
                 let (metric, category) = (cap.metric.as_deref(), cap.category.as_deref());
-                db.write(&SAVE_CAP, args![name, metric, category, &cap.per, &cap.subject, cap.quantity, At(now)]);
+                db.write(
+                    &SAVE_CAP,
+                    args![name, metric, category, &cap.per, &cap.subject, cap.quantity, Timestamptz(now)],
+                );
             }
             None => drop(db.write(&REMOVE_CAP, args![name])),
         },
@@ -198,12 +201,12 @@ fn store_metric(db: &Db, change: &Change, spec: &MetricSpec, now: Moment) {
             &spec.aggregation,
             spec.category.as_deref(),
             spec.tier.as_deref(),
-            At(now),
+            Timestamptz(now),
             spec.unique_by.as_deref(),
         ],
     );
     if let Some(from) = change.new_price {
-        db.write(&SAVE_PRICE, args![&change.name, At(from), stored(spec.price.as_ref())]);
+        db.write(&SAVE_PRICE, args![&change.name, Timestamptz(from), stored(spec.price.as_ref())]);
     }
 }
 
@@ -282,7 +285,7 @@ fn set_org_price(
             let known = cache::metric(db, metric)?;
             let from = given.unwrap_or_else(clock::now);
             let value = price.as_ref().map(|p| stored(Some(p)));
-            db.write(&SAVE_ORG_PRICE, args![org_id, metric, At(from), value]);
+            db.write(&SAVE_ORG_PRICE, args![org_id, metric, Timestamptz(from), value]);
             // The first such price of a metric makes every backend look for them from then on.
             if !known.own.price {
                 cache::invalidate(db);

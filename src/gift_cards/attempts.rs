@@ -6,7 +6,7 @@
 use crate::autonomous;
 use crate::error::{Error, Result};
 use crate::secrets;
-use crate::sql::{self, At, Db};
+use crate::sql::{self, Db, Timestamptz};
 use crate::time::{self, Moment};
 use crate::{args, statements};
 use pgrx::prelude::*;
@@ -69,7 +69,7 @@ impl Attempt {
 /// The newest failed attempts of an org within an hour, at most so many. As committed by now: a transaction must not be able to
 /// go on with what it saw at its beginning.
 fn recent(db: &Db, org_id: Uuid, now: Moment, most: usize) -> Vec<Moment> {
-    let (from, until) = (At(now.saturating_sub(WINDOW)), At(now.saturating_add(WINDOW)));
+    let (from, until) = (Timestamptz(now.saturating_sub(WINDOW)), Timestamptz(now.saturating_add(WINDOW)));
     let most = i64::try_from(most).unwrap_or(i64::MAX);
     sql::on_newest_snapshot(|| {
         db.read(&RECENT, args![org_id, from, until, most]).iter().map(|row| row.get(0)).collect()
@@ -93,7 +93,7 @@ pub fn note(db: &Db, org_id: Uuid, now: Moment) -> Error {
     let id = uuid::Builder::from_random_bytes(secrets::random()).into_uuid();
     let attempt = Attempt { database, org_id, at: now, id };
     let was_run = autonomous::run(WORKER, &attempt.to_string());
-    let is_noted = sql::on_newest_snapshot(|| db.read(&IS_NOTED, args![org_id, At(now), id]).count() > 0);
+    let is_noted = sql::on_newest_snapshot(|| db.read(&IS_NOTED, args![org_id, Timestamptz(now), id]).count() > 0);
     if is_noted {
         // Of many calls at once, so many are told that their codes are wrong, and the others nothing.
         let recent = recent(db, org_id, now, MOST + 1);
@@ -115,8 +115,8 @@ pub extern "C-unwind" fn pg_billing_note_attempt(_told: pg_sys::Datum) {
     let Attempt { org_id, at, id, .. } = attempt;
     autonomous::begin(pg_sys::Oid::from(attempt.database));
     autonomous::transaction(TABLE, move |db| {
-        db.write(&NOTE, args![org_id, At(at), id]);
-        db.write(&FORGET, args![org_id, At(time::add_days(at, -1))]);
+        db.write(&NOTE, args![org_id, Timestamptz(at), id]);
+        db.write(&FORGET, args![org_id, Timestamptz(time::add_days(at, -1))]);
     });
     // In another transaction, so that the attempt stays noted whatever becomes of the flag.
     autonomous::transaction(TABLE, move |db| {

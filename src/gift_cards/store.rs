@@ -2,7 +2,7 @@
 
 use crate::gift_cards::code::CodeHash;
 use crate::json::Jsonb;
-use crate::sql::{self, At, Db, Row};
+use crate::sql::{self, Db, Row, Timestamptz};
 use crate::time::Moment;
 use crate::validity::Validity;
 use crate::{args, statements};
@@ -93,18 +93,18 @@ pub fn create(db: &Db, hashes: &[CodeHash], batch: Batch<'_>, now: Moment) {
             batch.credits,
             batch.metrics,
             batch.max_redemptions,
-            batch.expires_at.map(At),
+            batch.expires_at.map(Timestamptz),
             batch.validity.map(|validity| validity.to_string()),
             batch.source,
             batch.metadata,
-            At(now),
+            Timestamptz(now),
         ],
     );
 }
 
 /// The unit of a card that the org can redeem, as it looks without a lock.
 pub fn unit(db: &Db, org_id: Uuid, hash: &CodeHash, now: Moment) -> Option<String> {
-    db.write(&UNIT, args![hash.as_slice(), org_id, At(now)]).first().map(|row| row.get(0))
+    db.write(&UNIT, args![hash.as_slice(), org_id, Timestamptz(now)]).first().map(|row| row.get(0))
 }
 
 /// Takes one redemption of a card, after whoever is taking another; None where there is none left. The org's wallet is locked,
@@ -113,7 +113,7 @@ pub fn take(db: &Db, org_id: Uuid, hash: &CodeHash, now: Moment) -> Option<Card>
     let mut taken = None;
     // Undone, so that whoever waited in vain does not hold up the others until he has been refused.
     sql::in_subtransaction(|| {
-        taken = db.write(&TAKE, args![hash.as_slice(), org_id, At(now)]).first().as_ref().map(card);
+        taken = db.write(&TAKE, args![hash.as_slice(), org_id, Timestamptz(now)]).first().as_ref().map(card);
         taken.is_some()
     });
     taken
@@ -121,7 +121,7 @@ pub fn take(db: &Db, org_id: Uuid, hash: &CodeHash, now: Moment) -> Option<Card>
 
 /// Notes a redemption.
 pub fn redeemed(db: &Db, org_id: Uuid, hash: &CodeHash, grant_id: i64, now: Moment, name: &str) {
-    db.write(&REDEEMED, args![org_id, hash.as_slice(), grant_id, At(now), name]);
+    db.write(&REDEEMED, args![org_id, hash.as_slice(), grant_id, Timestamptz(now), name]);
 }
 
 /// Whether there is any card of that name.
@@ -131,5 +131,5 @@ pub fn is_there(db: &Db, name: &str) -> bool {
 
 /// Voids the cards of that name that are not used up; gives their number.
 pub fn void(db: &Db, name: &str, now: Moment) -> usize {
-    db.write(&VOID, args![name, At(now)]).count()
+    db.write(&VOID, args![name, Timestamptz(now)]).count()
 }

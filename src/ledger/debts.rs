@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::ledger::wallet::{Facts, Operation, Wallet};
-use crate::sql::{At, Db};
+use crate::sql::{Db, Timestamptz};
 use crate::time::{self, Moment};
 use crate::{args, statements};
 use std::collections::BTreeMap;
@@ -44,7 +44,7 @@ pub fn owe(db: &Db, org_id: Uuid, debts: &[Debt]) {
                 org_id,
                 debts.iter().map(|d| d.unit.clone()).collect::<Vec<_>>(),
                 debts.iter().map(|d| d.metric.clone()).collect::<Vec<_>>(),
-                debts.iter().map(|d| At(d.period_start)).collect::<Vec<_>>(),
+                debts.iter().map(|d| Timestamptz(d.period_start)).collect::<Vec<_>>(),
                 debts.iter().map(|d| d.credits).collect::<Vec<_>>(),
             ],
         );
@@ -98,9 +98,9 @@ pub fn pay(db: &Db, wallet: &mut Wallet, new: &[Debt]) -> Result<(i64, i64)> {
         let left = due.new - (credits - of_noted);
         unpaid = unpaid.saturating_add(due.noted - of_noted).saturating_add(left);
         if of_noted > 0 && of_noted == due.noted {
-            db.write(&ALL_PAID, args![org_id, &unit, &metric, At(period_start)]);
+            db.write(&ALL_PAID, args![org_id, &unit, &metric, Timestamptz(period_start)]);
         } else if of_noted > 0 {
-            db.write(&PAID, args![org_id, &unit, &metric, At(period_start), of_noted]);
+            db.write(&PAID, args![org_id, &unit, &metric, Timestamptz(period_start), of_noted]);
         }
         if left > 0 {
             rest.push(Debt { unit: unit.clone(), metric, period_start, credits: left });

@@ -12,7 +12,7 @@ use crate::ledger::wallet::Wallet;
 use crate::ledger::{lanes, split};
 use crate::plans::store as plans;
 use crate::raise::or_raise;
-use crate::sql::{self, At};
+use crate::sql::{self, Timestamptz};
 use crate::{args, statements};
 use pgrx::prelude::*;
 use uuid::Uuid;
@@ -48,7 +48,7 @@ fn book_expiries(max_wallets: default!(Option<i32>, 500)) -> i64 {
         let due: Vec<(Uuid, String)> = sql::connect(|db| {
             cache::require_installed(db)?;
             let now = clock::now();
-            let rows = db.write(&DUE, args![At(now), most, At(lanes::idle_since(now))]);
+            let rows = db.write(&DUE, args![Timestamptz(now), most, Timestamptz(lanes::idle_since(now))]);
             Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect::<Vec<_>>())
         })?;
         let mut done = 0;

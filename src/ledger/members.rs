@@ -7,7 +7,7 @@ use crate::clock;
 use crate::error::Error;
 use crate::ledger::store;
 use crate::raise::or_raise;
-use crate::sql::{self, At};
+use crate::sql::{self, Timestamptz};
 use crate::time::Period;
 use crate::{args, statements};
 use pgrx::prelude::*;
@@ -69,7 +69,7 @@ fn set_member_budget(
                 // Consumptions on other lanes hold the member's row, not the wallet: they are counted once they have ended.
                 db.write(&MAKE_MEMBER, args![org_id, unit, member_id]);
                 db.write(&LOCK_MEMBER, args![org_id, unit, member_id]);
-                let start = At(period.start(clock::now()));
+                let start = Timestamptz(period.start(clock::now()));
                 db.write(&SET_BUDGET, args![org_id, unit, member_id, credits, per, start]);
             } else {
                 db.write(&CLEAR_BUDGET, args![org_id, unit, member_id]);

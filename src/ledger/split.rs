@@ -9,7 +9,7 @@ use crate::ledger::lanes;
 use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
 use crate::raise::or_raise;
-use crate::sql::{self, At, Db};
+use crate::sql::{self, Db, Timestamptz};
 use crate::time::Moment;
 use crate::{args, statements};
 use pgrx::prelude::*;
@@ -85,7 +85,7 @@ pub fn tense(db: &Db, org_id: Uuid, unit: &str, noted: i16) -> Result<i16> {
         return Ok(wallet.lane.lanes);
     }
     if contended_at.is_none_or(|at| now - at > MINUTE) {
-        db.write(&CONTENDED, args![org_id, unit, At(now)]);
+        db.write(&CONTENDED, args![org_id, unit, Timestamptz(now)]);
     }
     let wanted = lanes::more(noted);
     if wallet.lane.lanes == noted && wanted > noted {
@@ -123,7 +123,7 @@ fn set_wallet_lanes(org_id: Option<pgrx::Uuid>, lanes: Option<i32>, unit: defaul
             store::save(db, std::slice::from_mut(&mut wallet), "{}")?;
             db.write(&SET_MODE, args![org_id, unit, lanes]);
             if lanes == AUTOMATIC && wallet.lane.is_split() {
-                db.write(&CONTENDED, args![org_id, unit, At(wallet.now())]);
+                db.write(&CONTENDED, args![org_id, unit, Timestamptz(wallet.now())]);
             }
             Ok(())
         })

@@ -11,7 +11,7 @@ use crate::ledger::{chain, lanes as protocol};
 use crate::limits::caps;
 use crate::schema::ledger::{holds, lanes};
 use crate::schema::{Changed, Insertion, LockPolicy, Snapshot, Table, at_one_moment};
-use crate::sql::{self, At, Db, Row};
+use crate::sql::{self, Db, Row, Timestamptz};
 use crate::time::{INFINITY, Moment, Period};
 use crate::usage::fold;
 use crate::usage::recent::Recent;
@@ -144,7 +144,7 @@ pub fn look(org_id: Uuid, unit: &str) -> Option<Lane> {
 
 /// Makes a wallet where there is none.
 fn create(db: &Db, org_id: Uuid, unit: &str, now: Moment) {
-    db.write(&CREATE_SETTINGS, args![org_id, unit, At(now)]);
+    db.write(&CREATE_SETTINGS, args![org_id, unit, Timestamptz(now)]);
     db.write(&CREATE_LANE, args![org_id, unit, 0_i16]);
 }
 
@@ -354,11 +354,11 @@ fn load_with(db: &Db, wallet: &mut Wallet, named: &[i64], locking: bool) -> Resu
     let mut next_due = wallet.lane.holds_due;
     // Without credit in holds there is none to come back, and a look books nothing.
     if next_due <= now && (locking || wallet.lane.reserved > 0) {
-        holds = run(&TIMED_OUT_HOLDS, args![org_id, &unit, At(now), At(next_due)])
+        holds = run(&TIMED_OUT_HOLDS, args![org_id, &unit, Timestamptz(now), Timestamptz(next_due)])
             .iter()
             .map(|row| timed_out(&row))
             .collect();
-        let due = run(&NEXT_HOLD_DUE, args![org_id, &unit, At(now)]);
+        let due = run(&NEXT_HOLD_DUE, args![org_id, &unit, Timestamptz(now)]);
         next_due = due.first().and_then(|row| row.opt(0)).unwrap_or(INFINITY);
         if locking {
             let members: Vec<Uuid> = holds.iter().filter_map(|h: &Hold| h.member_id).collect();
@@ -539,7 +539,7 @@ pub fn save_new(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Re
 
 fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()> {
     let lane = &wallet.lane;
-    let now = At(wallet.now());
+    let now = Timestamptz(wallet.now());
     let is_changed = !wallet.entries.is_empty() || wallet.lots.is_some() || lane.lane > 0;
     // The calls on other lanes than lane 0 fold only where nobody is in the way.
     let is_due = |first: &Entry| lane.lane > 0 || fold::is_due(first.position.entry_id - 1, lane.last_entry_id);
@@ -559,8 +559,8 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()>
                     lot.amount,
                     saved.remaining,
                     lot.cost_minor,
-                    At(lot.effective_at),
-                    (lot.expires_at != INFINITY).then_some(At(lot.expires_at)),
+                    Timestamptz(lot.effective_at),
+                    (lot.expires_at != INFINITY).then_some(Timestamptz(lot.expires_at)),
                     now,
                     lot.priority,
                     &lane.unit,
@@ -616,8 +616,8 @@ pub fn save_member(
     now: Moment,
     keep_budget: bool,
 ) -> bool {
-    let (day, month) = (At(Period::Day.start(now)), At(Period::Month.start(now)));
-    let active_at = delta.active_at.map(At);
+    let (day, month) = (Timestamptz(Period::Day.start(now)), Timestamptz(Period::Month.start(now)));
+    let active_at = delta.active_at.map(Timestamptz);
     let arguments = args![org_id, unit, member_id, delta.consumed, delta.period, active_at, day, month, keep_budget];
     db.write(&SAVE_MEMBER, arguments).count() == 1
 }

@@ -6,7 +6,7 @@
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::plan::Cap;
 use crate::error::{Error, Result};
-use crate::sql::{At, Db};
+use crate::sql::{Db, Timestamptz};
 use crate::time::{Moment, Period};
 use crate::{args, statements};
 use std::collections::BTreeMap;
@@ -88,13 +88,13 @@ pub fn recorded(db: &Db, org_id: Uuid, cap: &Cap, now: Moment, fresh: bool) -> R
     let all = cache::all_metrics(db)?.into_iter();
     let metrics: Vec<String> =
         all.filter(|m| !m.is_gauge() && m.caps.iter().any(|c| c.name == cap.name)).map(|m| m.name.clone()).collect();
-    let rows = db.query(fresh, &RECORDED, args![org_id, metrics, At(start(cap, now))]);
+    let rows = db.query(fresh, &RECORDED, args![org_id, metrics, Timestamptz(start(cap, now))]);
     Ok(rows.first().map_or(0, |row| row.get(0)))
 }
 
 /// What of a cap is used, for reading.
 pub fn used(db: &Db, org_id: Uuid, cap: &Cap, now: Moment) -> Result<i64> {
-    let rows = db.read(&READ, args![org_id, &cap.name, Uuid::nil(), At(start(cap, now))]);
+    let rows = db.read(&READ, args![org_id, &cap.name, Uuid::nil(), Timestamptz(start(cap, now))]);
     let consumed = rows.first().map_or(0, |row| row.get::<i64>(0));
     Ok(consumed.saturating_add(recorded(db, org_id, cap, now, false)?))
 }
@@ -130,7 +130,7 @@ impl Caps {
         let orgs = || names.keys().map(|n| n.0).collect::<Vec<_>>();
         let caps = || names.keys().map(|n| n.1.clone()).collect::<Vec<_>>();
         let members = || names.keys().map(|n| n.2).collect::<Vec<_>>();
-        let starts = || names.keys().map(|n| At(n.3)).collect::<Vec<_>>();
+        let starts = || names.keys().map(|n| Timestamptz(n.3)).collect::<Vec<_>>();
         db.write(&MAKE, args![orgs(), caps(), members(), starts()]);
         let mut rows = BTreeMap::new();
         for row in db.write(&LOCK, args![orgs(), caps(), members(), starts()]).iter() {
@@ -177,7 +177,7 @@ impl Caps {
                     changed.iter().map(|(n, _)| n.0).collect::<Vec<_>>(),
                     changed.iter().map(|(n, _)| n.1.clone()).collect::<Vec<_>>(),
                     changed.iter().map(|(n, _)| n.2).collect::<Vec<_>>(),
-                    changed.iter().map(|(n, _)| At(n.3)).collect::<Vec<_>>(),
+                    changed.iter().map(|(n, _)| Timestamptz(n.3)).collect::<Vec<_>>(),
                     changed.iter().map(|(_, row)| row.quantity).collect::<Vec<_>>(),
                 ],
             );

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::limits::state::{Pending, State};
 use crate::plans::period::{Span, Terms, Timeline};
 use crate::plans::store as plans;
-use crate::sql::{At, Db};
+use crate::sql::{Db, Timestamptz};
 use crate::time::Moment;
 use crate::units;
 use crate::usage::counters::{self, Counter};
@@ -135,7 +135,7 @@ impl<'a> Reader<'a> {
         let mine = || self.state().pending.iter().filter(|p| p.metric == metric.name);
         // Of max, what this period itself came to is decided already.
         let until = if metric.aggregation == "max" { start.saturating_sub(1) } else { start };
-        let earlier = self.db.query(self.fresh, &LAST_LEVEL, args![self.org_id, &metric.name, At(until)]);
+        let earlier = self.db.query(self.fresh, &LAST_LEVEL, args![self.org_id, &metric.name, Timestamptz(until)]);
         let earlier = earlier.first().and_then(|row| row.opt::<i64>(0).zip(row.opt::<Moment>(1)));
         let newest = |until: Moment| {
             let recorded = mine().filter(|p| p.span.start < until).filter_map(|p| p.level);

@@ -10,7 +10,7 @@ use crate::payments::recharge;
 use crate::payments::state::Status;
 use crate::payments::store::{self, Payment};
 use crate::settlement;
-use crate::sql::{At, Db};
+use crate::sql::{Db, Timestamptz};
 use crate::time::INFINITY;
 use crate::validity::Validity;
 use crate::{args, statements};
@@ -35,7 +35,9 @@ statements! {
 /// A payment for a subscription brings what its plan grants in the periods that it paid: also what it granted since.
 fn note_plan_grants(db: &Db, payment: &mut Payment) {
     let Some((start, end)) = payment.period else { return };
-    for row in db.write(&PLAN_GRANTS, args![payment.org_id, At(start), At(end), payment.payment_id]).iter() {
+    for row in
+        db.write(&PLAN_GRANTS, args![payment.org_id, Timestamptz(start), Timestamptz(end), payment.payment_id]).iter()
+    {
         let grant_id: i64 = row.get(0);
         if !payment.grants.iter().any(|(known, _)| *known == grant_id) {
             payment.grants.push((grant_id, 0));
@@ -45,7 +47,7 @@ fn note_plan_grants(db: &Db, payment: &mut Payment) {
         && let Some(subscription) = &payment.subscription
     {
         let (org_id, provider) = (payment.org_id, payment.provider.as_str());
-        db.write(&UNPAY, args![org_id, provider, subscription.as_str(), At(start), At(end)]);
+        db.write(&UNPAY, args![org_id, provider, subscription.as_str(), Timestamptz(start), Timestamptz(end)]);
     }
 }
 

@@ -16,7 +16,7 @@ use crate::payments::state::{Money, Status};
 use crate::payments::store::{self, Payment};
 use crate::raise::or_raise;
 use crate::secrets;
-use crate::sql::{self, At, Db};
+use crate::sql::{self, Db, Timestamptz};
 use crate::time::{self, Moment};
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
@@ -221,7 +221,7 @@ fn bound(db: &Db, org_id: Uuid) -> Result<()> {
     let now = clock::now();
     let since = now.saturating_sub(HOUR);
     let most = i64::try_from(MOST_AN_HOUR).unwrap_or(i64::MAX);
-    let begun = db.write(&BEGUN, args![org_id, At(since), most]);
+    let begun = db.write(&BEGUN, args![org_id, Timestamptz(since), most]);
     match begun.iter().nth(MOST_AN_HOUR - 1) {
         Some(first) => Err(Error::too_many_purchases(first.get::<Moment>(0).saturating_add(HOUR))),
         None => Ok(()),

@@ -14,7 +14,7 @@ use crate::payments::quote::quote;
 use crate::payments::state::Status;
 use crate::payments::store::{self, Payment};
 use crate::raise::or_raise;
-use crate::sql::{self, At, Db};
+use crate::sql::{self, Db, Timestamptz};
 use crate::time::{Moment, Period};
 use crate::{args, receipt, statements};
 use pgrx::prelude::*;
@@ -126,8 +126,8 @@ fn verdict(facts: &Facts) -> Verdict {
 
 /// Buys what is set where a wallet, which is locked, has less than its threshold.
 pub fn consider(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) {
-    let lately = At(now.saturating_sub(60 * MINUTE));
-    let rows = db.write(&READ, args![org_id, unit, At(Period::Month.start(now)), lately]);
+    let lately = Timestamptz(now.saturating_sub(60 * MINUTE));
+    let rows = db.write(&READ, args![org_id, unit, Timestamptz(Period::Month.start(now)), lately]);
     let Some(row) = rows.first() else { return };
     // A pack that was retired, or a price that went, is for people to see; the consumption goes on.
     let (name, currency): (String, String) = (row.get(1), row.get(2));
@@ -174,7 +174,7 @@ pub fn ended(db: &Db, payment: &Payment, now: Moment) -> Result<()> {
     }
     let failures = db.write(&FAILURES, args![org_id, unit]).first().map_or(0, |row| row.get::<i32>(0));
     let next = now.saturating_add(pause(failures));
-    let rows = db.write(&FAILED, args![org_id, unit, At(now), At(next), MOST_FAILURES]);
+    let rows = db.write(&FAILED, args![org_id, unit, Timestamptz(now), Timestamptz(next), MOST_FAILURES]);
     if let Some(row) = rows.first()
         && row.get::<bool>(1)
     {

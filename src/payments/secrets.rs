@@ -6,7 +6,7 @@ use crate::catalog::cache;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::raise::or_raise;
-use crate::sql::{self, At, Db};
+use crate::sql::{self, Db, Timestamptz};
 use crate::time::{Moment, NEVER_YET};
 use crate::{args, statements};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
@@ -34,7 +34,7 @@ pub fn provider(name: Option<&str>) -> Result<&'static str> {
 
 /// Those that are good at a moment.
 pub fn good(db: &Db, provider: &str, now: Moment) -> Vec<Vec<u8>> {
-    db.write(&GOOD, args![provider, At(now)]).iter().map(|row| row.get(0)).collect()
+    db.write(&GOOD, args![provider, Timestamptz(now)]).iter().map(|row| row.get(0)).collect()
 }
 
 /// At most ten years, and far from where adding would overflow.
@@ -70,9 +70,9 @@ fn set_webhook_secret(
             cache::require_installed(db)?;
             let now = clock::now();
             let until = later(now, &keep_old)?;
-            db.write(&RETIRE, args![provider, At(until)]);
-            db.write(&FORGET, args![provider, At(now)]);
-            db.write(&SET, args![provider, At(now), secret.as_bytes()]);
+            db.write(&RETIRE, args![provider, Timestamptz(until)]);
+            db.write(&FORGET, args![provider, Timestamptz(now)]);
+            db.write(&SET, args![provider, Timestamptz(now), secret.as_bytes()]);
             Ok(())
         })
     }));

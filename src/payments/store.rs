@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::payments::state::{Money, Status};
-use crate::sql::{At, Db, Row};
+use crate::sql::{Db, Row, Timestamptz};
 use crate::time::Moment;
 use crate::{args, statements};
 use uuid::Uuid;
@@ -163,7 +163,7 @@ pub fn insert(db: &Db, new: &Payment, key: Option<&str>, metadata: &str, now: Mo
         args![
             new.org_id,
             new.payment_id,
-            At(now),
+            Timestamptz(now),
             new.price,
             new.tax,
             new.fee,
@@ -186,8 +186,8 @@ pub fn insert(db: &Db, new: &Payment, key: Option<&str>, metadata: &str, now: Mo
             new.metrics.clone(),
             new.priority,
             new.subscription.as_deref(),
-            new.period.map(|(start, _)| At(start)),
-            new.period.map(|(_, end)| At(end)),
+            new.period.map(|(start, _)| Timestamptz(start)),
+            new.period.map(|(_, end)| Timestamptz(end)),
         ],
     );
 }
@@ -200,9 +200,9 @@ pub fn save(db: &Db, payment: &Payment, now: Moment) {
         args![
             payment.org_id,
             payment.payment_id,
-            At(now),
+            Timestamptz(now),
             payment.money.status().name(),
-            payment.paid_at.map(At),
+            payment.paid_at.map(Timestamptz),
             payment.money.refunded,
             payment.money.lost,
             payment.money.news_at,

@@ -16,7 +16,7 @@ use crate::payments::store::{self, Payment};
 use crate::payments::webhook::Done;
 use crate::plans::subscription;
 use crate::settlement;
-use crate::sql::{At, Db};
+use crate::sql::{Db, Timestamptz};
 use crate::time;
 use crate::{args, statements, units};
 use serde_json::json;
@@ -173,9 +173,9 @@ fn collect(
         return Ok(Err("period_over"));
     }
     let (is_money, collector) = (fact.amount > 0, (provider.to_owned(), id.clone()));
-    let is_beside = db.write(&BESIDE, args![org_id, provider, id.as_str(), At(now)]).count() > 0;
+    let is_beside = db.write(&BESIDE, args![org_id, provider, id.as_str(), Timestamptz(now)]).count() > 0;
     let grants = subscription::collect(db, org_id, plan, (start, until, is_money), &collector, now, || {
-        db.write(&COLLECT, args![org_id, provider, id.as_str(), &plan.name, At(until), created]);
+        db.write(&COLLECT, args![org_id, provider, id.as_str(), &plan.name, Timestamptz(until), created]);
     })?;
     // Paid, and nothing came of it: a second subscription of the same plan, say.
     if is_money && is_beside && grants.is_empty() && plan.credits.is_some() {

@@ -12,7 +12,7 @@ use crate::payments::state::Status;
 use crate::payments::store::{self, Payment};
 use crate::payments::{razorpay, secrets, signature, stripe, subscriptions};
 use crate::raise::or_raise;
-use crate::sql::{self, At, Db};
+use crate::sql::{self, Db, Timestamptz};
 use crate::time::{self, Moment};
 use crate::turn;
 use crate::{args, receipt, statements};
@@ -146,7 +146,7 @@ fn take_one(db: &Db, provider: &str, event: &Event, now: Moment) -> WebhookRecei
         Err(error) => ("review", Some(error.detail_json().to_string()), None),
     };
     let id = event.id.as_str();
-    db.write(&CLOSE, args![provider, id, status, reason.as_deref(), At(now), org_id, refs(event)]);
+    db.write(&CLOSE, args![provider, id, status, reason.as_deref(), Timestamptz(now), org_id, refs(event)]);
     let (event_id, event_type) = (event.id.clone(), event.kind.clone());
     WebhookReceipt { event_id, event_type, status: status.to_owned(), reason, org_id }
 }
@@ -333,7 +333,8 @@ fn handle_webhook(
                 (Err(_), _) => format!("sha256:{:x}", Sha256::digest(payload)),
             };
             let kind = parsed.as_ref().map_or_else(|_| "unreadable".to_owned(), |event| event.kind.clone());
-            let is_new = db.write(&RECEIVE, args![provider, id.as_str(), kind.as_str(), At(now), payload]).count() > 0;
+            let is_new =
+                db.write(&RECEIVE, args![provider, id.as_str(), kind.as_str(), Timestamptz(now), payload]).count() > 0;
             if !is_new {
                 let rows = db.write(&AGAIN, args![provider, id.as_str()]);
                 let row = rows.first().ok_or_else(Error::contended)?;
@@ -355,7 +356,10 @@ fn handle_webhook(
                 Err(fault) => {
                     let none: Option<Uuid> = None;
                     let refs: Vec<String> = Vec::new();
-                    db.write(&CLOSE, args![provider, id.as_str(), "review", fault.as_str(), At(now), none, refs]);
+                    db.write(
+                        &CLOSE,
+                        args![provider, id.as_str(), "review", fault.as_str(), Timestamptz(now), none, refs],
+                    );
                     Ok(WebhookReceipt {
                         event_id: id,
                         event_type: kind,

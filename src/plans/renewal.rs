@@ -10,7 +10,7 @@ use crate::ledger::store as ledger;
 use crate::ledger::wallet::{Facts, Lot, Operation, Wallet};
 use crate::plans::period::{prorated, whole_period};
 use crate::plans::store::{self, Subscription};
-use crate::sql::{At, Db};
+use crate::sql::{Db, Timestamptz};
 use crate::time::{self, INFINITY, Moment};
 use crate::{args, statements, units};
 use std::rc::Rc;
@@ -118,7 +118,7 @@ fn grant(
             ledger::gather_all(&mut wallet, |away| last.grants.contains(&away.slice.grant_id))?;
             ledger::save(db, std::slice::from_mut(&mut wallet), UNUSED)?;
         }
-        let rows = db.write(&EXPIRED, args![org_id, last.grants.clone(), At(start)]);
+        let rows = db.write(&EXPIRED, args![org_id, last.grants.clone(), Timestamptz(start)]);
         let expired = rows.first().map_or(0, |row| row.get::<i64>(0)) - last.taken_back;
         amounts.push(expired.clamp(0, cap));
     }

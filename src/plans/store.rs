@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::plans::period::{Override, Stretch, Timeline};
 use crate::schema::plans::{provider_subscriptions, subscriptions as table};
 use crate::schema::{Snapshot, Table, at_one_moment};
-use crate::sql::{At, Db};
+use crate::sql::{Db, Timestamptz};
 use crate::time::{INFINITY, Moment, NEVER_YET};
 use crate::{args, statements};
 use std::collections::BTreeSet;
@@ -212,10 +212,10 @@ pub fn begin(db: &Db, org_id: Uuid, new: &Subscription, now: Moment, metadata: &
         &BEGIN_STRETCH,
         args![
             org_id,
-            At(new.starts_at),
-            At(new.anchor),
-            new.next_period_at.map(At),
-            At(now),
+            Timestamptz(new.starts_at),
+            Timestamptz(new.anchor),
+            new.next_period_at.map(Timestamptz),
+            Timestamptz(now),
             &new.plan,
             origin,
             metadata,
@@ -230,32 +230,34 @@ pub fn begin(db: &Db, org_id: Uuid, new: &Subscription, now: Moment, metadata: &
 
 /// From now on, a provider collects for it.
 pub fn set_collector(db: &Db, org_id: Uuid, starts_at: Moment, collector: &Collector) {
-    db.write(&SET_COLLECTOR, args![org_id, At(starts_at), collector.0.as_str(), collector.1.as_str()]);
+    db.write(&SET_COLLECTOR, args![org_id, Timestamptz(starts_at), collector.0.as_str(), collector.1.as_str()]);
 }
 
 /// Ends a stretch.
 pub fn end(db: &Db, org_id: Uuid, starts_at: Moment, at: Moment) {
-    db.write(&END_STRETCH, args![org_id, At(starts_at), At(at)]);
+    db.write(&END_STRETCH, args![org_id, Timestamptz(starts_at), Timestamptz(at)]);
 }
 
 /// Lets a stretch go on that was to end.
 pub fn reopen(db: &Db, org_id: Uuid, starts_at: Moment, next: Moment) {
-    db.write(&REOPEN_STRETCH, args![org_id, At(starts_at), At(next)]);
+    db.write(&REOPEN_STRETCH, args![org_id, Timestamptz(starts_at), Timestamptz(next)]);
 }
 
 /// Notes that a stretch has no further period.
 pub fn nothing_due(db: &Db, org_id: Uuid, starts_at: Moment) {
-    db.write(&NOTHING_DUE, args![org_id, At(starts_at)]);
+    db.write(&NOTHING_DUE, args![org_id, Timestamptz(starts_at)]);
 }
 
 /// Sets the next period if it still is the one that was seen.
 pub fn advance(db: &Db, org_id: Uuid, old: &Subscription, from: Moment, to: Moment, new: (Vec<i64>, i64)) -> bool {
-    db.write(&ADVANCE, args![org_id, At(old.starts_at), At(from), At(to), new.0, new.1]).count() == 1
+    db.write(&ADVANCE, args![org_id, Timestamptz(old.starts_at), Timestamptz(from), Timestamptz(to), new.0, new.1])
+        .count()
+        == 1
 }
 
 /// Notes what is to happen at the end of the period.
 pub fn set_ending(db: &Db, org_id: Uuid, starts_at: Moment, cancel: bool, plan: Option<&str>) {
-    db.write(&SET_ENDING, args![org_id, At(starts_at), cancel, plan]);
+    db.write(&SET_ENDING, args![org_id, Timestamptz(starts_at), cancel, plan]);
 }
 
 /// Gives an org its own terms for a metric, or takes them away.

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::ledger::debts::Debt;
 use crate::plans::period::{Span, Timeline};
 use crate::plans::store as plans;
-use crate::sql::{At, Db, Row};
+use crate::sql::{Db, Row, Timestamptz};
 use crate::time::Moment;
 use crate::usage::counters::{self, Counter};
 use crate::{args, statements, units};
@@ -132,14 +132,14 @@ struct Work<'a> {
 
 /// Ends the periods that run at a moment, because the subscription does.
 pub fn cut(db: &Db, org_id: Uuid, at: Moment) {
-    db.write(&CUT_UNSETTLED, args![org_id, At(at)]);
-    db.write(&CUT_COUNTERS, args![org_id, At(at)]);
+    db.write(&CUT_UNSETTLED, args![org_id, Timestamptz(at)]);
+    db.write(&CUT_COUNTERS, args![org_id, Timestamptz(at)]);
 }
 
 /// Takes back what `cut` did at a moment: the period is the whole of `span` again.
 pub fn join(db: &Db, org_id: Uuid, at: Moment, span: Span) {
-    db.write(&JOIN_UNSETTLED, args![org_id, At(span.start), At(at), At(span.end)]);
-    db.write(&JOIN_COUNTERS, args![org_id, At(span.start), At(at), At(span.end)]);
+    db.write(&JOIN_UNSETTLED, args![org_id, Timestamptz(span.start), Timestamptz(at), Timestamptz(span.end)]);
+    db.write(&JOIN_COUNTERS, args![org_id, Timestamptz(span.start), Timestamptz(at), Timestamptz(span.end)]);
 }
 
 /// Decides what was recorded in periods that began before `before`, at `now`, by the plans of that moment.
@@ -147,7 +147,7 @@ pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<Char
     // A period whose last moment this is has ended; the next one has not begun.
     let ended = now.saturating_add(1);
     let mut groups: BTreeMap<(String, Span), Vec<Taken>> = BTreeMap::new();
-    for row in db.write(&TAKE, args![org_id, At(before), At(ended)]).iter() {
+    for row in db.write(&TAKE, args![org_id, Timestamptz(before), Timestamptz(ended)]).iter() {
         let span = Span { start: row.get(1), end: row.get(2) };
         groups.entry((row.get(0), span)).or_default().push(taken(&row));
     }
@@ -234,7 +234,7 @@ impl Work<'_> {
 
     /// Periods that have ended by then, with levels that did not go on yet: metric and period.
     fn ended(&self, by: Moment) -> Vec<(String, Span)> {
-        let rows = self.db.write(&LEVELS, args![self.org_id, At(by)]);
+        let rows = self.db.write(&LEVELS, args![self.org_id, Timestamptz(by)]);
         let mut ended = Vec::new();
         for row in rows.iter() {
             let (name, mut span) = (row.get::<String>(0), Span { start: row.get(1), end: row.get(2) });
@@ -242,7 +242,7 @@ impl Work<'_> {
             let period = self.timeline.period(span.start);
             if period.start == span.start && period.end != span.end {
                 span.end = period.end;
-                self.db.write(&SET_END, args![self.org_id, &name, At(span.start), At(span.end)]);
+                self.db.write(&SET_END, args![self.org_id, &name, Timestamptz(span.start), Timestamptz(span.end)]);
             }
             if span.end <= by {
                 ended.push((name, span));
@@ -294,7 +294,7 @@ impl Work<'_> {
                 self.close_level(metric, span)?;
             }
             // Nothing goes on as nothing, but where a period has it otherwise.
-            let there = db.write(&EXISTS, args![org_id, &metric.name, At(next.start)]).count() > 0;
+            let there = db.write(&EXISTS, args![org_id, &metric.name, Timestamptz(next.start)]).count() > 0;
             if level > 0 || there {
                 let name = (org_id, metric.name.clone(), next);
                 let mut to = counters::lock(&[name]).pop_first().ok_or_else(missing)?.1;
@@ -308,7 +308,7 @@ impl Work<'_> {
                 counters::save(&[&to]);
             }
         }
-        db.write(&CARRIED, args![org_id, &metric.name, At(span.start)]);
+        db.write(&CARRIED, args![org_id, &metric.name, Timestamptz(span.start)]);
         Ok(())
     }
 }
@@ -323,10 +323,10 @@ fn note(db: &Db, org_id: Uuid, days: &[Day]) {
         args![
             org_id,
             days.iter().map(|d| d.metric.name.clone()).collect::<Vec<_>>(),
-            days.iter().map(|d| At(d.segment)).collect::<Vec<_>>(),
+            days.iter().map(|d| Timestamptz(d.segment)).collect::<Vec<_>>(),
             days.iter().map(|d| d.quantity).collect::<Vec<_>>(),
             days.iter().map(|d| d.credits).collect::<Vec<_>>(),
-            days.iter().map(|d| At(d.level_at)).collect::<Vec<_>>(),
+            days.iter().map(|d| Timestamptz(d.level_at)).collect::<Vec<_>>(),
         ],
     );
 }

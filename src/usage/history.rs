@@ -7,7 +7,7 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::raise::or_raise;
 use crate::schema::Snapshot;
-use crate::sql::{self, At};
+use crate::sql::{self, Timestamptz};
 use crate::usage::recent::Sum;
 use crate::usage::tail;
 use crate::{args, statements};
@@ -130,7 +130,7 @@ fn credit_history(
         sql::connect(|db| {
             cache::require_installed(db)?;
             access::authorize(db, org_id)?;
-            let rows = db.read(&HISTORY, args![org_id, At(clock::now()), months]);
+            let rows = db.read(&HISTORY, args![org_id, Timestamptz(clock::now()), months]);
             rows.iter()
                 .map(|row| {
                     let month = pgrx::datum::TimestampWithTimeZone::try_from(row.get::<i64>(0))

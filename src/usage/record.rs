@@ -13,7 +13,7 @@ use crate::json::Jsonb;
 use crate::raise::or_raise;
 use crate::schema::usage::{unsettled_usage, usage_event_keys, usage_events};
 use crate::schema::{Changed, Insertion, LockPolicy, Table, may_change_rows};
-use crate::sql::{self, At, Db};
+use crate::sql::{self, Db, Timestamptz};
 use crate::time::{self, Moment};
 use crate::usage::events::{self, Event, Place, Placed, Placer};
 use crate::{args, receipt, statements};
@@ -192,7 +192,7 @@ fn new_values(db: &Db, placed: &[Placed]) -> BTreeSet<Value> {
         args![
             all.iter().map(|v| v.0).collect::<Vec<_>>(),
             all.iter().map(|v| v.1.clone()).collect::<Vec<_>>(),
-            all.iter().map(|v| At(v.2)).collect::<Vec<_>>(),
+            all.iter().map(|v| Timestamptz(v.2)).collect::<Vec<_>>(),
             all.iter().map(|v| v.3).collect::<Vec<_>>(),
         ],
     );
@@ -220,8 +220,8 @@ fn record_all(db: &Db, events: Vec<Event>) -> Result<UsageReceipt> {
         &NEW_EVENTS,
         args![
             placed.iter().map(|p| p.event.org_id).collect::<Vec<_>>(),
-            At(now),
-            placed.iter().map(|p| At(p.occurred_at)).collect::<Vec<_>>(),
+            Timestamptz(now),
+            placed.iter().map(|p| Timestamptz(p.occurred_at)).collect::<Vec<_>>(),
             placed.iter().map(|p| p.event.quantity).collect::<Vec<_>>(),
             placed.iter().map(|p| p.event.member_id).collect::<Vec<_>>(),
             placed.iter().map(|p| p.event.metric.clone()).collect::<Vec<_>>(),
