@@ -4,7 +4,6 @@
 //! Errors of the server are never caught: they unwind to the function call and roll its statement back.
 
 use crate::error::Error;
-use crate::heap::shapes::{Column, Shape};
 use crate::raise::or_raise;
 use crate::search_path::{self, Pinned};
 use crate::time::Moment;
@@ -502,20 +501,14 @@ impl Row {
         unsafe { T::from_sql(self.columns[index]) }
     }
 
-    /// All columns, of a statement that names those of a table as it is declared. Raises an error where one is of another type, as
-    /// somebody may have given it.
-    pub fn values(&self, shape: &Shape) -> Vec<Option<pg_sys::Datum>> {
-        assert_eq!(self.columns.len(), shape.columns.len(), "columns of a table");
-        let columns = shape.columns.iter().zip(&self.columns).zip(&self.nulls).enumerate();
-        let value = |(index, ((column, value), is_null)): (usize, ((&Column, &pg_sys::Datum), &bool))| {
-            // SAFETY: there are as many as columns.
-            let found = unsafe { attribute(self.descriptor, index) };
-            if !column.kind.is_read_from(found.atttypid) {
-                or_raise::<()>(Err(changed(found, &[column.kind.oid()])));
-            }
-            (!is_null).then_some(*value)
-        };
-        columns.map(value).collect()
+    /// A column as the server has it. Raises an error where it is of none of these types, as somebody may have given it another.
+    pub fn value(&self, index: usize, types: &[pg_sys::Oid]) -> Argument {
+        // SAFETY: there are as many as columns.
+        let found = unsafe { attribute(self.descriptor, index) };
+        if !types.contains(&found.atttypid) {
+            or_raise::<()>(Err(changed(found, types)));
+        }
+        (!self.nulls[index]).then_some(self.columns[index])
     }
 
     /// A column that may be null.

@@ -84,19 +84,7 @@ pub enum Type {
 impl Type {
     /// The server's number of it.
     pub const fn oid(self) -> pg_sys::Oid {
-        match self {
-            Self::Bigint => pg_sys::INT8OID,
-            Self::Bigints => pg_sys::INT8ARRAYOID,
-            Self::Boolean => pg_sys::BOOLOID,
-            Self::Bytea => pg_sys::BYTEAOID,
-            Self::Code | Self::Text => pg_sys::TEXTOID,
-            Self::Date => pg_sys::DATEOID,
-            Self::Integer => pg_sys::INT4OID,
-            Self::Jsonb => pg_sys::JSONBOID,
-            Self::Moment => pg_sys::TIMESTAMPTZOID,
-            Self::Smallint => pg_sys::INT2OID,
-            Self::Uuid => pg_sys::UUIDOID,
-        }
+        self.read_from()[0]
     }
 
     /// What a value says, for comparing two.
@@ -118,10 +106,21 @@ impl Type {
         }
     }
 
-    /// Whether values of an SQL type are read like this one.
-    pub fn is_read_from(self, found: pg_sys::Oid) -> bool {
-        let is_text = matches!(self, Self::Code | Self::Text) && found == pg_sys::VARCHAROID;
-        found == self.oid() || is_text
+    /// The types that are read like this one, itself the first.
+    pub const fn read_from(self) -> &'static [pg_sys::Oid] {
+        match self {
+            Self::Code | Self::Text => &[pg_sys::TEXTOID, pg_sys::VARCHAROID],
+            Self::Bigint => &[pg_sys::INT8OID],
+            Self::Bigints => &[pg_sys::INT8ARRAYOID],
+            Self::Boolean => &[pg_sys::BOOLOID],
+            Self::Bytea => &[pg_sys::BYTEAOID],
+            Self::Date => &[pg_sys::DATEOID],
+            Self::Integer => &[pg_sys::INT4OID],
+            Self::Jsonb => &[pg_sys::JSONBOID],
+            Self::Moment => &[pg_sys::TIMESTAMPTZOID],
+            Self::Smallint => &[pg_sys::INT2OID],
+            Self::Uuid => &[pg_sys::UUIDOID],
+        }
     }
 
     /// Of what is no text: none.

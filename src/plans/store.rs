@@ -52,13 +52,38 @@ statements! {
     CLEAR_OWN_TERMS(uuid, text) = "delete from billing.org_allowances where org_id = $1 and metric = $2";
 }
 
+/// What a row of `subscriptions` says of where periods begin and end.
+struct StretchRow {
+    starts_at: Moment,
+    ends_at: Option<Moment>,
+    anchor: Moment,
+    plan: String,
+    next_period_at: Option<Moment>,
+    is_cancelled: bool,
+    pending_plan: Option<String>,
+    waits_for_money: bool,
+}
+
+fn stretch(row: table::Row<'_>) -> StretchRow {
+    StretchRow {
+        starts_at: row.starts_at(),
+        ends_at: row.ends_at(),
+        anchor: row.anchor(),
+        plan: row.plan().to_owned(),
+        next_period_at: row.next_period_at(),
+        is_cancelled: row.cancel_at_period_end(),
+        pending_plan: row.pending_plan().map(str::to_owned),
+        waits_for_money: waits_for_money(row),
+    }
+}
+
 /// Which plans the org has and had. `fresh`: as of this very moment, for a call that holds the wallet's lock.
 pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
     let (fallback, any) = cache::default_plan(db)?;
     if !any {
         return Ok(Timeline::default());
     }
-    let rows = rows(org_id, fresh);
+    let rows = rows(org_id, fresh, stretch);
     let mut stretches = Vec::new();
     // One that ended where it began counts for nothing.
     for row in rows.into_iter().filter(|row| row.ends_at.is_none_or(|at| at > row.starts_at)) {
@@ -73,7 +98,7 @@ pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
         // What is to happen at the end of the period happens then, also before somebody notes it.
         let turn = stretch.next_period_at.filter(|at| *at > stretch.starts_at);
         if let Some(turn) = turn
-            && (row.cancel_at_period_end || row.pending_plan.is_some())
+            && (row.is_cancelled || row.pending_plan.is_some())
         {
             stretch.ends_at = stretch.ends_at.min(turn);
             stretch.next_period_at = None;
@@ -100,11 +125,11 @@ pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
 }
 
 /// All rows of an org, in order. `fresh`: as of this very moment, for a call that holds the wallet's lock.
-fn rows(org_id: Uuid, fresh: bool) -> Vec<Subscription> {
+fn rows<R>(org_id: Uuid, fresh: bool, read: impl Fn(table::Row<'_>) -> R) -> Vec<R> {
     at_one_moment(fresh, || {
         let mut found = Vec::new();
         Table::<table::Table>::to_read().each(&table::of_org(org_id), Snapshot::Callers, |row| {
-            found.push(subscription(row));
+            found.push(read(row));
             true
         });
         found
@@ -129,9 +154,9 @@ pub fn due(db: &Db, orgs: Vec<Uuid>, as_of: Moment) -> Result<Vec<Uuid>> {
     }
     let enrolls = fallback.is_some_and(|plan| plan.credits.is_some());
     let is_due = |org_id: &Uuid| {
-        let rows = rows(*org_id, true);
-        let begins = |row: &Subscription| row.next_period_at.is_some_and(|at| at <= as_of) && !row.waits_for_money;
-        let is_on = |row: &Subscription| row.ends_at.is_none_or(|at| at > as_of);
+        let rows = rows(*org_id, true, stretch);
+        let begins = |row: &StretchRow| row.next_period_at.is_some_and(|at| at <= as_of) && !row.waits_for_money;
+        let is_on = |row: &StretchRow| row.ends_at.is_none_or(|at| at > as_of);
         rows.iter().any(begins) || (enrolls && !rows.iter().any(is_on))
     };
     Ok(orgs.into_iter().collect::<BTreeSet<_>>().into_iter().filter(is_due).collect())
@@ -201,7 +226,7 @@ fn subscription(row: table::Row<'_>) -> Subscription {
 
 /// All rows of an org, in order. The wallet must be locked.
 pub fn subscriptions(org_id: Uuid) -> Vec<Subscription> {
-    rows(org_id, true)
+    rows(org_id, true, subscription)
 }
 
 /// Begins a stretch. Its first period is to be begun at `next_period_at`.

@@ -7,7 +7,7 @@
 use crate::heap::shapes::Column;
 use crate::heap::shapes::{Index, Shape};
 use crate::heap::{Change, Changed, Key, KeyType, LockPolicy, Snapshot, Value};
-use crate::sql::{self, Db, Plan};
+use crate::sql::{self, Db, Plan, Row};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -110,6 +110,11 @@ fn text(shape: &Shape, form: &Form) -> String {
     }
 }
 
+/// The columns of a row that a statement gives, which names all of the table.
+fn values(shape: &Shape, row: &Row) -> Vec<Value> {
+    shape.columns.iter().enumerate().map(|(index, column)| row.value(index, column.kind.read_from())).collect()
+}
+
 fn select(shape: &'static Shape, keys: &[Key], order: &'static [&'static str], lock: Lock) -> (Plan, Vec<Value>) {
     let form = Form::Select { keys: keys.iter().map(|Key(column, key, _)| (*column, *key)).collect(), order, lock };
     (plan(shape, form), keys.iter().map(|Key(_, _, value)| *value).collect())
@@ -130,7 +135,7 @@ pub(super) fn read(
             Snapshot::Callers => read(),
             Snapshot::Latest => sql::at_newest_moment(read),
         };
-        let _all = rows.iter().all(|row| show(&row.values(shape)));
+        let _all = rows.iter().all(|row| show(&values(shape, &row)));
     });
 }
 
@@ -140,7 +145,7 @@ pub(super) fn lock(shape: &'static Shape, keys: &[Key], policy: LockPolicy, show
     sql::connect(|db| {
         let (plan, arguments) = select(shape, keys, &[], lock);
         if let Some(row) = db.write_by(plan, &arguments).first() {
-            show(&row.values(shape));
+            show(&values(shape, &row));
         }
     });
 }
@@ -163,7 +168,7 @@ fn lock_and_change(
 ) -> Outcome {
     let (select, arguments) = select(shape, keys, &[], lock);
     let Some(row) = db.write_by(select, &arguments).first() else { return Outcome::NotThere };
-    let mut row = row.values(shape);
+    let mut row = values(shape, &row);
     let Some(changes) = change(&row) else { return Outcome::LeftAlone };
     for (column, value) in changes {
         row[column - 1] = value;
