@@ -34,6 +34,11 @@ enum Form {
     /// One row, by the columns of the first index.
     Update,
     Insert,
+    /// Or, where there is one with the columns of the first index, adds to columns of it and replaces others, counted from 1.
+    Merge {
+        sums: Vec<usize>,
+        others: Vec<usize>,
+    },
     /// Unless there is one with these columns, of the rows with that predicate.
     InsertNew {
         unique: &'static [&'static str],
@@ -62,7 +67,7 @@ fn numbers(shape: &'static Shape, form: &Form) -> Box<dyn Iterator<Item = usize>
             let keys: Vec<_> = keys.iter().map(|(column, _)| position(*column)).collect();
             Box::new(keys.into_iter())
         }
-        Form::Update | Form::Insert | Form::InsertNew { .. } => Box::new(0..shape.columns.len()),
+        Form::Update | Form::Insert | Form::Merge { .. } | Form::InsertNew { .. } => Box::new(0..shape.columns.len()),
     }
 }
 
@@ -103,6 +108,14 @@ fn text(shape: &Shape, form: &Form) -> String {
             format!("update {table} set {} where {}", set.join(", "), of.join(" and "))
         }
         Form::Insert => insert(),
+        Form::Merge { sums, others } => {
+            let sum = |name: &str| format!("{name} = {}.{name} + excluded.{name}", shape.name);
+            let new = |name: &str| format!("{name} = excluded.{name}");
+            let sums = sums.iter().map(|column| sum(names[column - 1]));
+            let set: Vec<_> = sums.chain(others.iter().map(|column| new(names[column - 1]))).collect();
+            let key = shape.indexes[0].columns.join(", ");
+            format!("{} on conflict ({key}) do update set {}", insert(), set.join(", "))
+        }
         Form::InsertNew { unique, predicate } => {
             let predicate = predicate.map(|predicate| format!(" where {predicate}")).unwrap_or_default();
             format!("{} on conflict ({}){predicate} do nothing", insert(), unique.join(", "))
@@ -230,6 +243,12 @@ pub(super) fn insert(shape: &'static Shape, row: &[Value]) {
     sql::connect(|db| db.write_by(plan(shape, Form::Insert), row));
 }
 
+/// Inserts a row of all columns, or merges it into the one that there is. Nothing is looked at for that: where all statements of a
+/// transaction see the same, it need not be told to try again.
+pub(super) fn merge(shape: &'static Shape, row: &[Value], sums: Vec<usize>, others: Vec<usize>) {
+    sql::connect(|db| db.write_by(plan(shape, Form::Merge { sums, others }), row));
+}
+
 /// Inserts a row of all columns, unless there is one like it in a unique index.
 pub(super) fn insert_new(shape: &'static Shape, unique: &'static Index, row: &[Value]) -> bool {
     let form = Form::InsertNew { unique: unique.columns, predicate: unique.predicate };
@@ -296,6 +315,11 @@ mod tests {
         );
         let days = select(usage_days::Table::SHAPE, &[(1, KeyType::Uuid), (3, KeyType::DayFrom)], &["day"], Lock::None);
         assert!(days.ends_with(" from billing.usage_days where org_id = $1 and day >= $2 order by day"), "{days}");
+        assert_eq!(
+            text(folded, &Form::Merge { sums: vec![3], others: vec![2] }),
+            "insert into billing.folded (org_id, slot, entry_id) values ($1, $2, $3) on conflict (org_id, slot) do update \
+             set entry_id = folded.entry_id + excluded.entry_id, slot = excluded.slot"
+        );
         let Index { columns, predicate, .. } = &ledger::REQUEST;
         let entry = text(ledger::Table::SHAPE, &Form::InsertNew { unique: columns, predicate: *predicate });
         assert!(

@@ -4,6 +4,7 @@ use crate::heap::shapes::{Index, Shape};
 use crate::heap::{self, Changed, Insertion, Key, KeyType, LockPolicy, Snapshot, Value, Write};
 use crate::schema::kinds::Kind;
 use crate::schema::statement;
+use crate::sql::{FromSql, ToSql};
 use crate::time::Moment;
 use pgrx::pg_sys;
 use std::marker::PhantomData;
@@ -209,11 +210,27 @@ impl<D: Declaration> Table<D> {
         })
     }
 
-    /// Changes the row, or inserts it where there is none.
-    pub fn change_or_insert(&self, row: &Lookup<D>, new: &D::New<'_>, mut change: impl FnMut(D::Row<'_>) -> D::Set) {
-        while self.update(row, LockPolicy::Wait, |row| Some(change(row))) == Changed::No
-            && !Self::to_insert().insert_new(row.index, new, Insertion::Speculative, || false)
-        {}
+    /// Inserts a row, or where there is one with its key, adds the `sums` of the new row to it, and lets it have the new `others`.
+    pub fn merge(&self, key: &Lookup<D>, row: &D::New<'_>, sums: &[Column<D>], others: &[Column<D>]) {
+        let numbers = |columns: &[Column<D>]| columns.iter().map(|column| column.0).collect::<Vec<_>>();
+        row.show(|new| {
+            let merged = |row: &[Value]| {
+                // SAFETY: columns of 64 bits.
+                let number = |value: Value| value.map(|datum| unsafe { i64::from_sql(datum) });
+                let sum = |Column(column, _): &Column<D>| {
+                    let sum = number(row[column - 1])?.checked_add(number(new[column - 1])?)?;
+                    Some((*column, sum.to_sql()))
+                };
+                let mut changes = sums.iter().map(sum).collect::<Option<Vec<_>>>()?;
+                changes.extend(others.iter().map(|Column(column, _)| (*column, new[column - 1])));
+                Some(changes)
+            };
+            let update =
+                |table: &heap::Table| table.update_found(None, key.index, key.keys(), LockPolicy::AlreadyHeld, merged);
+            if self.direct.as_ref().map(update) != Some(Changed::Yes) {
+                statement::merge(D::SHAPE, new, numbers(sums), numbers(others));
+            }
+        });
     }
 }
 

@@ -21,8 +21,6 @@ table! {
         KEY (org_id, metric, period_start, segment, slot);
     }
     find {
-        /// A row by the transaction that made it.
-        one by KEY (org_id, metric, period_start, segment, slot);
         /// All rows of a place.
         of_place by KEY (org_id, metric, period_start, segment);
         /// All rows of a metric in a period.

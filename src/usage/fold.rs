@@ -83,16 +83,15 @@ fn fold_tail(org_id: Uuid, tail: &Tail) {
     let (slot, entry_id) = (tail.slot(), tail.last);
     let new = folded::New { org_id, slot, entry_id };
     let key = folded::of_lane(org_id, slot);
-    Table::<folded::Table>::to_update().change_or_insert(&key, &new, |_| folded::Set::new().entry_id(entry_id));
+    Table::<folded::Table>::to_update().merge(&key, &new, &[], &[folded::column::entry_id]);
 }
 
 fn add_days(org_id: Uuid, days: BTreeMap<DayOf, (i64, i64)>) {
+    use usage_days::column;
     let table = Table::<usage_days::Table>::to_update();
     for ((metric, day), (consumed, credits)) in days {
         let new = usage_days::New { org_id, metric: &metric, day, consumed, recorded: 0, credits, level_at: None };
-        table.change_or_insert(&usage_days::one(org_id, &metric, day), &new, |row| {
-            usage_days::Set::new().consumed(sum(row.consumed(), consumed)).credits(sum(row.credits(), credits))
-        });
+        table.merge(&usage_days::one(org_id, &metric, day), &new, &[column::consumed, column::credits], &[]);
     }
 }
 
@@ -101,13 +100,7 @@ fn add_months(org_id: Uuid, unit: &str, months: BTreeMap<MonthOf, i64>) {
     for ((month, kind, metric), credits) in months {
         let month = day(month);
         let new = credit_months::New { org_id, unit, month, kind: &kind, metric: &metric, credits };
-        table.change_or_insert(&credit_months::one(org_id, unit, month, &kind, &metric), &new, |row| {
-            credit_months::Set::new().credits(sum(row.credits(), credits))
-        });
+        let key = credit_months::one(org_id, unit, month, &kind, &metric);
+        table.merge(&key, &new, &[credit_months::column::credits], &[]);
     }
-}
-
-/// A sum of a report, which fits: what it adds up is in wallets, whose totals fit.
-fn sum(known: i64, more: i64) -> i64 {
-    known.checked_add(more).expect("a sum of a report that fits 63 bits")
 }

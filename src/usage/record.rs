@@ -19,7 +19,6 @@ use crate::usage::events::{self, Event, Place, Placed, Placer};
 use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
@@ -51,6 +50,16 @@ statements! {
         "insert into billing.usage_uniques (org_id, metric, period_start, value_key)
          select * from unnest($1, $2, $3, $4) order by 1, 2, 3, 4
          on conflict do nothing returning org_id, metric, period_start, value_key";
+    // The slot is the transaction's number: nobody else makes a row with it. By statement, because that looks at nothing: who sees
+    // the same in all statements need not be told to try again.
+    MAKE(uuid, text, timestamptz, timestamptz, int8, int8, int8, timestamptz, timestamptz, int8, boolean) =
+        "insert into billing.unsettled_usage as u
+                (org_id, metric, period_start, segment, quantity, events, level, level_at, period_end, slot)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+         on conflict (org_id, metric, period_start, segment, slot) do update
+            set quantity = case when $11 then greatest(u.quantity, $5) else u.quantity + $5 end,
+                events = u.events + $6,
+                level = case when $8 >= u.level_at then $7 else u.level end, level_at = greatest(u.level_at, $8)";
 }
 
 /// What a place gains.
@@ -94,7 +103,7 @@ fn record(db: &Db, event: Event) -> Result<bool> {
     let is_new = placed.value.is_some() && !new_values(db, std::slice::from_ref(&placed)).is_empty();
     gain.add(&placed, is_new)?;
     keep(&placed, now);
-    count(&placed.place, &gain)?;
+    count(db, &placed.place, &gain)?;
     Ok(true)
 }
 
@@ -135,45 +144,42 @@ fn too_much() -> Error {
     Error::invalid("quantity", "the sum would not fit 63 bits")
 }
 
-/// Adds to a row of the place that nobody holds, or to one of our own.
-fn count(place: &Place, gain: &Gain) -> Result<()> {
-    let (org_id, metric, start, segment) = (place.org_id, place.metric.as_str(), place.span.start, place.segment);
+/// Adds to a row of the place that nobody holds; false where there is none, or none that this transaction could change.
+fn add_to_free(place: &Place, gain: &Gain) -> Result<bool> {
+    if !may_change_rows() {
+        return Ok(false);
+    }
+    let of_place = unsettled_usage::of_place(place.org_id, &place.metric, place.span.start, place.segment);
+    let mut fits = true;
     let table = Table::<unsettled_usage::Table>::to_update();
-    let fits = Cell::new(true);
-    let mut change = |row: unsettled_usage::Row<'_>| {
+    let found = table.update(&of_place, LockPolicy::SkipLocked, |row| {
         let new = with_gain(row, gain);
-        fits.set(new.is_some());
+        fits = new.is_some();
         new
-    };
-    // Where all statements see the same, a row that others have changed since could not be added to.
-    let mut found = Changed::No;
-    if may_change_rows() {
-        let of_place = unsettled_usage::of_place(org_id, metric, start, segment);
-        found = table.update(&of_place, LockPolicy::SkipLocked, &mut change);
-    }
-    // The slot is the transaction's number: nobody else makes a row with it.
-    let slot = sql::transaction_number();
-    let own = unsettled_usage::one(org_id, metric, start, segment, slot);
-    if found != Changed::Yes && fits.get() {
-        found = table.update(&own, LockPolicy::AlreadyHeld, &mut change);
-    }
-    if !fits.get() {
-        return Err(too_much());
-    }
-    if found != Changed::Yes {
-        let row = unsettled_usage::New {
-            org_id,
-            metric,
-            period_start: start,
-            segment,
-            slot,
-            period_end: place.span.end,
-            quantity: gain.quantity,
-            level: gain.level.map(|(level, _)| level),
-            level_at: gain.level.map(|(_, at)| at),
-            events: gain.events,
-        };
-        Table::<unsettled_usage::Table>::to_insert().insert(&row);
+    });
+    if fits { Ok(found == Changed::Yes) } else { Err(too_much()) }
+}
+
+/// Adds to a row of the place that nobody holds, or to one of our own.
+fn count(db: &Db, place: &Place, gain: &Gain) -> Result<()> {
+    if !add_to_free(place, gain)? {
+        let (level, level_at) = (gain.level.map(|l| l.0), gain.level.map(|l| Timestamptz(l.1)));
+        db.write(
+            &MAKE,
+            args![
+                place.org_id,
+                &place.metric,
+                Timestamptz(place.span.start),
+                Timestamptz(place.segment),
+                gain.quantity,
+                gain.events,
+                level,
+                level_at,
+                Timestamptz(place.span.end),
+                sql::transaction_number(),
+                gain.level.is_some()
+            ],
+        );
     }
     Ok(())
 }
@@ -230,7 +236,7 @@ fn record_all(db: &Db, events: Vec<Event>) -> Result<UsageReceipt> {
         ],
     );
     for (place, gain) in &gains {
-        count(place, gain)?;
+        count(db, place, gain)?;
     }
     let accepted = i64::try_from(placed.len()).unwrap_or(i64::MAX);
     Ok(UsageReceipt { accepted, duplicates: i64::try_from(count_all).unwrap_or(i64::MAX) - accepted })
