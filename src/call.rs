@@ -6,12 +6,10 @@ use crate::base::time::Moment;
 use crate::catalog::cache;
 use crate::ledger::store;
 use crate::ledger::wallet::{EntryContext, Lane, Operation, Request, Wallet};
-use crate::pg::arguments;
-use crate::pg::clock;
 use crate::pg::jsonb::Jsonb;
 use crate::pg::spi::{self, Db};
-use crate::posting;
-use crate::settlement;
+use crate::pg::{arguments, clock};
+use crate::{posting, settlement};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
@@ -94,17 +92,17 @@ impl Call {
             let (lane, key) = match lock(db, clock::now()) {
                 Ok(locked) => locked,
                 // What was refused before there was a lock may still be a repeated call.
-                Err(error) => return self.replay(db)?.ok_or(error),
+                Err(error) => return self.replay()?.ok_or(error),
             };
             // Who uses the key on another lane is not kept out by our lock.
             let looks_later = key == Key::WithEntry && !lane.is_split();
-            if !looks_later && let Some(answer) = self.replay(db)? {
+            if !looks_later && let Some(answer) = self.replay()? {
                 return Ok(answer);
             }
             let mut wallet = Wallet::new(lane, clock::now());
             let (operation, mut answer, then) = match work(db, &mut wallet) {
                 Ok(done) => done,
-                Err(error) if looks_later => return self.replay(db)?.ok_or(error),
+                Err(error) if looks_later => return self.replay()?.ok_or(error),
                 Err(error) => return Err(error),
             };
             answer.set_operation(operation.id());
@@ -114,7 +112,7 @@ impl Call {
                 // What the work has written goes with the error.
                 posting::save(db, wallets, &self.metadata)?;
             } else if !posting::save_new(db, wallets, &self.metadata)? {
-                return self.replay(db)?.ok_or_else(Error::contended);
+                return self.replay()?.ok_or_else(Error::contended);
             }
             then(db, &wallet)?;
             Ok(answer)
@@ -122,9 +120,9 @@ impl Call {
     }
 
     /// The first answer, marked, when the key was used before; an error when that was for another request.
-    pub fn replay<R: DeserializeOwned + Answer>(&self, db: &Db) -> Result<Option<R>> {
+    pub fn replay<R: DeserializeOwned + Answer>(&self) -> Result<Option<R>> {
         let Some(request) = &self.request else { return Ok(None) };
-        let Some(found) = store::find_replay(db, self.org_id, &request.key)? else { return Ok(None) };
+        let Some(found) = store::find_replay(self.org_id, &request.key)? else { return Ok(None) };
         if found.request_hash != request.hash {
             return Err(Error::idempotency_conflict(&request.key));
         }

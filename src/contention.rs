@@ -39,7 +39,7 @@ fn mode(db: &Db, wallet: &Wallet) -> Option<(i16, Option<Moment>)> {
 /// back, whoever holds them. The wallet must be loaded.
 pub fn split(db: &Db, wallet: &mut Wallet, count: i16) -> Result<()> {
     let last = if count > 1 { count } else { 0 };
-    store::reclaim_lanes(db, wallet, |away| away.lane > last)?;
+    store::reclaim_lanes(wallet, |away| away.lane > last)?;
     let rows = db.write(&NUMBERS, args![wallet.lane.org_id, &wallet.lane.unit]);
     let known: Vec<i16> = rows.iter().map(|row| row.get(0)).collect();
     for number in (1..=last).filter(|number| !known.contains(number)) {
@@ -57,7 +57,7 @@ pub fn merge_idle_lanes(db: &Db, wallet: &mut Wallet) -> Result<()> {
     }
     match mode(db, wallet) {
         Some((AUTOMATIC, contended_at)) if lanes::is_idle(contended_at, wallet.now()) => {
-            if store::reclaim_free_lanes(db, wallet)? {
+            if store::reclaim_free_lanes(wallet)? {
                 split(db, wallet, 1)?;
                 db.write(&CLEAR_CONTENTION, args![wallet.lane.org_id, &wallet.lane.unit]);
             }
@@ -70,7 +70,7 @@ pub fn merge_idle_lanes(db: &Db, wallet: &mut Wallet) -> Result<()> {
 /// Gives a wallet more lanes for whose consumers it takes too long, where it manages them by itself and nobody has its lock but
 /// us. A backend's note is of so many lanes; gives how many there are now.
 pub fn add_lanes_if_contended(db: &Db, org_id: Uuid, unit: &str, noted: i16) -> Result<i16> {
-    let Some(lane) = store::lock_if_free(db, org_id, unit) else { return Ok(noted) };
+    let Some(lane) = store::lock_if_free(org_id, unit) else { return Ok(noted) };
     let mut wallet = Wallet::new(lane, clock::now());
     let Some((AUTOMATIC, contended_at)) = mode(db, &wallet) else { return Ok(wallet.lane.lanes) };
     let now = wallet.now();

@@ -14,6 +14,7 @@ mod contention;
 mod entry_point;
 mod gift_cards;
 mod install;
+mod invalidation;
 #[cfg(test)]
 mod layers;
 mod ledger;

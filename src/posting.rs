@@ -20,7 +20,7 @@ pub fn save(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Result
 
 /// Posts wallets; false, and nothing is written, where a call that was under way elsewhere has taken a key.
 pub fn save_new(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Result<bool> {
-    let is_new = store::write_entries(db, wallets)?;
+    let is_new = store::write_entries(wallets)?;
     if is_new {
         for wallet in wallets.iter().flat_map(|wallet| std::iter::once(wallet).chain(&wallet.lanes)) {
             post(db, wallet, metadata_of_grants)?;
@@ -42,7 +42,7 @@ fn post(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()> {
     caps::give_back(db, lane.org_id, expired, None)?;
     store::save_members(db, wallet);
     if is_folded {
-        fold::fold(db, lane.org_id, &lane.unit, lane.last_entry_id, recent);
+        fold::fold(lane.org_id, &lane.unit, lane.last_entry_id, recent);
     }
     let came_in = wallet.grants.iter().flatten().any(|grant| grant.saved.is_none());
     let balance = wallet.balance();

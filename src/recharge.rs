@@ -165,8 +165,8 @@ fn start_if_below(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) 
 
 /// Looks at a wallet, which is locked, as it stands: for alerts, and for whether a purchase is due.
 fn look(db: &Db, org_id: Uuid, unit: &str, now: Moment) -> Result<()> {
-    let lane = ledger::lock(db, org_id, unit).ok_or(Error::corrupt("a wallet that was locked is gone"))?;
-    let (balance, base, threshold) = (ledger::balance(db, &lane), lane.alert_base, lane.alert_below);
+    let lane = ledger::lock(org_id, unit).ok_or(Error::corrupt("a wallet that was locked is gone"))?;
+    let (balance, base, threshold) = (ledger::balance(&lane), lane.alert_base, lane.alert_below);
     let change = BalanceChange { unit, balance, base, threshold };
     on_balance_change(db, org_id, &ActiveAlerts::of(db, org_id), change, now)
 }

@@ -8,10 +8,11 @@
 
 use crate::access::tables;
 use crate::base::error::{Error, Result};
+use crate::invalidation::{self, Watcher};
 use crate::pg::spi;
 use crate::schema::version;
 use crate::{args, statements};
-use pgrx::{pg_guard, pg_sys};
+use pgrx::pg_sys;
 use std::cell::{Cell, RefCell};
 use std::ffi::{CString, c_int};
 use std::ops::BitOr;
@@ -91,21 +92,19 @@ thread_local! {
     static OWNER: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::Oid::INVALID) };
 }
 
-/// Registers the callbacks that let a backend forget what it knows of roles; once per backend.
+/// Lets a backend forget what it knows of roles when that changes; once per backend.
 pub fn watch_invalidations() {
-    let none = pg_sys::Datum::from(0);
-    // SAFETY: the callbacks live as long as the library.
-    unsafe {
-        pg_sys::CacheRegisterRelcacheCallback(Some(table_changed), none);
-        for cache in [
+    static WATCHER: Watcher = Watcher {
+        relation: table_changed,
+        catalog: catalog_changed,
+        catalogs: &[
             pg_sys::SysCacheIdentifier::AUTHOID,
             pg_sys::SysCacheIdentifier::AUTHMEMROLEMEM,
             pg_sys::SysCacheIdentifier::NAMESPACEOID,
             pg_sys::SysCacheIdentifier::PROCOID,
-        ] {
-            pg_sys::CacheRegisterSyscacheCallback(cache.cast_signed(), Some(catalog_changed), none);
-        }
-    }
+        ],
+    };
+    invalidation::watch(&WATCHER);
 }
 
 fn forget() {
@@ -114,15 +113,13 @@ fn forget() {
     KNOWN.with(|known| known.try_borrow_mut().map(|mut known| known.clear()).ok());
 }
 
-#[pg_guard]
-unsafe extern "C-unwind" fn table_changed(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
+fn table_changed(relation: pg_sys::Oid) {
     if relation == pg_sys::InvalidOid || relation == ACCESS.get() {
         forget();
     }
 }
 
-#[pg_guard]
-unsafe extern "C-unwind" fn catalog_changed(_arg: pg_sys::Datum, cache: c_int, _hash: u32) {
+fn catalog_changed(cache: c_int) {
     OWNER.set(pg_sys::InvalidOid);
     // Functions come and go all the time; they say nothing of roles.
     if cache != pg_sys::SysCacheIdentifier::PROCOID.cast_signed() {

@@ -86,7 +86,7 @@ impl UserType {
     }
 
     /// Reads a subject as a user of that type; None where it cannot be one.
-    fn value(self, subject: &str) -> Option<pg_sys::Datum> {
+    fn value(self, subject: &str) -> spi::Argument {
         match self {
             Self::Uuid => Uuid::parse_str(subject).ok().and_then(ToSql::to_sql),
             Self::Text => subject.to_sql(),

@@ -6,11 +6,11 @@
 //! looked for before anything is written, once for each change of one of our tables, or of a function, that the server tells.
 
 use crate::base::error::{Error, Result};
+use crate::invalidation::{self, Watcher};
 use crate::pg::spi;
 use crate::{args, statements};
-use pgrx::{pg_guard, pg_sys};
+use pgrx::pg_sys;
 use std::cell::{Cell, RefCell};
-use std::ffi::c_int;
 
 statements! {
     OURS() =
@@ -30,24 +30,21 @@ thread_local! {
     static TABLES: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Registers the callbacks; once per backend.
+/// Lets a backend look again when a table of ours, or anything in those catalogs, changes; once per backend.
 pub fn watch_invalidations() {
-    let none = pg_sys::Datum::from(0);
-    // SAFETY: the callbacks live as long as the library.
-    unsafe {
-        pg_sys::CacheRegisterRelcacheCallback(Some(table_changed), none);
-        for cache in [
+    static WATCHER: Watcher = Watcher {
+        relation: table_changed,
+        catalog: |_| changed(),
+        catalogs: &[
             pg_sys::SysCacheIdentifier::NAMESPACEOID,
             pg_sys::SysCacheIdentifier::AUTHOID,
             pg_sys::SysCacheIdentifier::PROCOID,
-        ] {
-            pg_sys::CacheRegisterSyscacheCallback(cache.cast_signed(), Some(catalog_changed), none);
-        }
-    }
+        ],
+    };
+    invalidation::watch(&WATCHER);
 }
 
-#[pg_guard]
-unsafe extern "C-unwind" fn table_changed(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
+fn table_changed(relation: pg_sys::Oid) {
     // Borrows are short and take no invalidation inside. While they are being looked at, any change counts.
     let is_ours = TABLES.with(|tables| tables.try_borrow().is_ok_and(|ours| ours.contains(&relation)));
     if is_ours || relation == pg_sys::InvalidOid || !LOOKED.get() {
@@ -58,11 +55,6 @@ unsafe extern "C-unwind" fn table_changed(_arg: pg_sys::Datum, relation: pg_sys:
 fn changed() {
     LOOKED.set(false);
     CHANGES.set(CHANGES.get().wrapping_add(1));
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn catalog_changed(_arg: pg_sys::Datum, _cache: c_int, _hash: u32) {
-    changed();
 }
 
 /// Refuses to go on where a trigger on one of our tables, or a function in our schemas, is somebody else's. Run as the owner.

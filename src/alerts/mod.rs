@@ -6,17 +6,18 @@ use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
 use crate::catalog::cache;
 use crate::catalog::sections::caps::CapSubject;
-use crate::entry_point;
-use crate::ledger::rows::{int, number};
 use crate::ledger::wallet::Lane;
 use crate::limits::caps::{self, Caps};
 use crate::limits::standing::Reader;
-use crate::outbox;
 use crate::pg::arguments::required;
-use crate::pg::heap::{Attempt, Is, Key, Snapshot, Table, Write, shapes};
-use crate::pg::spi::{Db, Rows, Timestamptz, ToSql};
+use crate::pg::spi::Db;
+use crate::pg::spi::Rows;
+use crate::pg::spi::Timestamptz;
 use crate::plans::period::Timeline;
-use crate::{args, statements};
+use crate::schema::Insertion;
+use crate::schema::alerts::alerts as table;
+use crate::schema::{Snapshot, Table};
+use crate::{args, entry_point, outbox, statements};
 use pgrx::prelude::*;
 use uuid::Uuid;
 
@@ -34,13 +35,6 @@ statements! {
         "update billing.alerts a set resolved_at = $5
           where org_id = $1 and resolved_at is null
             and (kind, subject, share) in (select * from unnest($2, $3, $4))";
-    RAISE(uuid, texts, texts, int8s, int8s, int8s, timestamptz) =
-        "insert into billing.alerts (org_id, kind, subject, share, raised_at, value, threshold, number)
-         select $1, w.kind, w.subject, w.share, $7, w.value, w.threshold,
-                (select coalesce(max(number), 0) + 1 from billing.alerts a
-                  where a.org_id = $1 and a.kind = w.kind and a.subject = w.subject and a.share = w.share)
-           from unnest($2, $3, $4, $5, $6) w (kind, subject, share, value, threshold)
-         on conflict (org_id, kind, subject, share) where resolved_at is null do nothing";
     ALERT_BELOW(uuid, text, int8) =
         "update billing_internal.lanes set alert_below = $3 where org_id = $1 and unit = $2 and lane = 0 and alert_below <> $3";
     EXPIRING(uuid, timestamptz, timestamptz) =
@@ -154,7 +148,7 @@ fn sync(
             ],
         );
     }
-    let mut new: Vec<_> = alerts.iter().filter(|alert| !open.has(alert)).collect();
+    let new: Vec<_> = alerts.iter().filter(|alert| !open.has(alert)).collect();
     if !new.is_empty() && cache::alert_settings(db).is_ok_and(|settings| settings.deliver) {
         for alert in &new {
             outbox::emit(
@@ -171,50 +165,34 @@ fn sync(
             );
         }
     }
-    new.retain(|alert| !raise_row(org_id, alert, now));
-    if !new.is_empty() {
-        db.write(
-            &RAISE,
-            args![
-                org_id,
-                new.iter().map(|a| a.kind.to_owned()).collect::<Vec<_>>(),
-                new.iter().map(|a| a.subject.clone()).collect::<Vec<_>>(),
-                new.iter().map(|a| a.share).collect::<Vec<_>>(),
-                new.iter().map(|a| a.value).collect::<Vec<_>>(),
-                new.iter().map(|a| a.threshold).collect::<Vec<_>>(),
-                Timestamptz(now),
-            ],
-        );
+    for alert in new {
+        note(org_id, alert, now);
     }
 }
 
-/// Raises one without a statement; false where that takes one.
-fn raise_row(org_id: Uuid, alert: &Alert, now: Moment) -> bool {
-    let Some(table) = Table::open(&shapes::ALERTS, Write::Insert) else { return false };
-    let about = [
-        Key(1, Is::Uuid, org_id.to_sql()),
-        Key(2, Is::Text, alert.kind.to_sql()),
-        Key(3, Is::Text, alert.subject.as_str().to_sql()),
-    ];
-    let Ok(share) = i32::try_from(alert.share) else { return false };
+/// Writes an alert, unless somebody else just has.
+fn note(org_id: Uuid, alert: &Alert, now: Moment) {
+    let share = i32::try_from(alert.share).expect("a share in percent");
+    let table = Table::<table::Table>::to_insert();
     let mut crossings = 0;
-    table.read(&shapes::ALERTS_KEY, &about, Snapshot::Latest, |row, _| {
-        if int(row, 4) == Some(share) {
-            crossings = crossings.max(number(row, 9).unwrap_or(0));
+    table.each(&table::of_subject(org_id, alert.kind, &alert.subject), Snapshot::Latest, |row| {
+        if row.share() == share {
+            crossings = crossings.max(row.number());
         }
+        true
     });
-    let row = [
-        org_id.to_sql(),
-        alert.kind.to_sql(),
-        alert.subject.as_str().to_sql(),
-        share.to_sql(),
-        now.to_sql(),
-        None,
-        alert.value.to_sql(),
-        alert.threshold.to_sql(),
-        (crossings + 1).to_sql(),
-    ];
-    table.insert_new(&shapes::ALERTS_OPEN, &row, Attempt::Told)
+    let row = table::New {
+        org_id,
+        kind: alert.kind,
+        subject: &alert.subject,
+        share,
+        raised_at: now,
+        resolved_at: None,
+        value: alert.value,
+        threshold: alert.threshold,
+        number: crossings + 1,
+    };
+    table.insert_new(&table::OPEN, &row, Insertion::Speculative, || false);
 }
 
 /// The balance of a wallet that has changed.

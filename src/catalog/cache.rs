@@ -15,6 +15,7 @@ use crate::catalog::sections::metrics::{Aggregation, MetricRow, Metrics, Own, Ti
 use crate::catalog::sections::packs::{Pack, Packs};
 use crate::catalog::sections::plans::{Plan, Plans};
 use crate::catalog::sections::surcharges::{Surcharge, Surcharges};
+use crate::invalidation::{self, Watcher};
 use crate::pg::spi::{self, Db};
 use crate::schema::version;
 use crate::{args, statements};
@@ -105,26 +106,18 @@ statements! {
           where org_id = $1 and metric = $2 and effective_at <= $3 order by effective_at desc limit 1";
 }
 
-/// Registers the callbacks of invalidations; once per backend.
+/// Lets a backend forget the catalog when it changes; once per backend.
 pub fn watch_invalidations() {
-    let schemas = pg_sys::SysCacheIdentifier::NAMESPACEOID;
-    // SAFETY: the callbacks live as long as the library.
-    unsafe {
-        pg_sys::CacheRegisterRelcacheCallback(Some(forget), pg_sys::Datum::from(0));
-        pg_sys::CacheRegisterSyscacheCallback(schemas.cast_signed(), Some(forget_all), pg_sys::Datum::from(0));
-    }
+    static WATCHER: Watcher = Watcher {
+        relation: forget,
+        // Under a schema that was renamed, or took the name of another, the catalog is another.
+        catalog: |_| forget(pg_sys::Oid::INVALID),
+        catalogs: &[pg_sys::SysCacheIdentifier::NAMESPACEOID],
+    };
+    invalidation::watch(&WATCHER);
 }
 
-/// Drops what is known when a schema changes: under one that was renamed, the catalog is another
-/// one.
-#[pg_guard]
-unsafe extern "C-unwind" fn forget_all(arg: pg_sys::Datum, _cache: std::ffi::c_int, _hash: u32) {
-    // SAFETY: a callback of ours.
-    unsafe { forget(arg, pg_sys::Oid::INVALID) };
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn forget(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
+fn forget(relation: pg_sys::Oid) {
     let ours = RELATION.get();
     if relation == pg_sys::Oid::INVALID || relation == ours || ours == pg_sys::Oid::INVALID {
         INVALIDATIONS.set(INVALIDATIONS.get().wrapping_add(1));

@@ -1,6 +1,5 @@
 //! What is known of a call that was made before under the same idempotency key.
 
-use crate::pg::spi::Row;
 use uuid::Uuid;
 
 /// The first entry of the operation that took a key.
@@ -19,25 +18,4 @@ pub struct Replay {
     pub member_id: Option<Uuid>,
     pub metadata: String,
     pub key: Option<String>,
-}
-
-impl Replay {
-    /// Reads it from a row of a statement whose columns from `at` on stand in the order of the fields, but that hash and result come
-    /// after the operation.
-    pub fn of_row(row: &Row, at: usize) -> Self {
-        Self {
-            operation_id: row.get(at),
-            request_hash: row.opt(at + 1),
-            result: row.opt(at + 2),
-            kind: row.get(at + 3),
-            metric: row.opt(at + 4),
-            quantity: row.opt(at + 5),
-            amount: row.get(at + 6),
-            balance_before: row.get(at + 7),
-            balance_after: row.get(at + 8),
-            member_id: row.opt(at + 9),
-            metadata: row.get(at + 10),
-            key: row.opt(at + 11),
-        }
-    }
 }

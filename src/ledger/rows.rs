@@ -1,4 +1,4 @@
-//! Lanes and entries by the server's access methods (`heap`): what the shortest calls look at and write.
+//! Lanes and entries row by row: what the shortest calls look at and write, and how the ledger stores what an entry says.
 
 use crate::base::time::Moment;
 use crate::base::units;
@@ -7,210 +7,60 @@ use crate::ledger::lanes::View;
 use crate::ledger::recent::LaneSummary;
 use crate::ledger::replay::Replay;
 use crate::ledger::wallet::Lane;
-use crate::pg::heap::{self, Attempt, Changed, Finder, Held, Is, Key, Snapshot, Table, Value, Write, shapes};
 use crate::pg::jsonb::Jsonb;
-use crate::pg::spi::{FromSql, ToSql};
-use pgrx::datum::FromDatum;
+use crate::schema::ledger::{lanes, ledger};
+use crate::schema::{Changed, Finder, Insertion, LockPolicy, Snapshot, Table, at_one_moment};
 use uuid::Uuid;
 
-/// Columns of `lanes`.
-pub mod column {
-    #![allow(missing_docs)]
-    pub const ORG_ID: i16 = 1;
-    pub const FRESH_UNTIL: usize = 2;
-    pub const HOLDS_DUE: usize = 3;
-    pub const RESERVED: usize = 4;
-    pub const LOCKED: usize = 5;
-    pub const PURCHASED: usize = 6;
-    pub const SCOPED: usize = 7;
-    pub const FUTURE: usize = 8;
-    pub const SLICE_GRANT: usize = 9;
-    pub const LANE: i16 = 10;
-    pub const UNIT: i16 = 12;
-    pub const FAST_UNTIL: usize = 13;
-    pub const LAST_ENTRY_ID: usize = 14;
-    pub const BALANCE: usize = 15;
-    pub const SLICE_CREDITS: usize = 16;
-    pub const CONSUMED: usize = 17;
-    pub const HEAD: usize = 18;
-    pub const ALERT_BELOW: usize = 19;
-    pub const LANES: usize = 20;
-    pub const ALERT_BASE: usize = 21;
-    pub const RECENT: usize = 22;
-}
+/// The table of lanes, open.
+pub type Lanes = Table<lanes::Table>;
 
-/// Columns of `ledger`, of which 2 is the entry's number.
-pub mod entry {
-    #![allow(missing_docs)]
-    pub const ENTRY_ID: usize = 2;
-    pub const AMOUNT: usize = 3;
-    pub const BALANCE_AFTER: usize = 4;
-    pub const CREATED_AT: usize = 5;
-    pub const QUANTITY: usize = 7;
-    pub const KEY_UUID: usize = 9;
-    pub const MEMBER_ID: usize = 10;
-    pub const OPERATION_ID: usize = 11;
-    pub const REQUEST_HASH: usize = 12;
-    pub const KIND: usize = 14;
-    pub const METRIC: usize = 15;
-    pub const SOURCE: usize = 16;
-    pub const KEY_TEXT: usize = 18;
-    pub const METADATA: usize = 21;
-    pub const RESULT: usize = 22;
-}
+/// The ledger, open.
+pub type Entries = Table<ledger::Table>;
 
-/// The lanes, for changing one; None where that takes a statement.
-pub fn open() -> Option<Table> {
-    Table::open(&shapes::LANES, Write::Update)
-}
-
-/// The key of a lane.
-pub fn key(org_id: Uuid, unit: &str, lane: i16) -> [Key; 3] {
-    let [org_id, unit] = wallet(org_id, unit);
-    [org_id, unit, Key(column::LANE, Is::Small, lane.to_sql())]
-}
-
-/// As the others are counted.
-const LANE_COLUMN: usize = 10;
-
-fn wallet(org_id: Uuid, unit: &str) -> [Key; 2] {
-    [Key(column::ORG_ID, Is::Uuid, org_id.to_sql()), Key(column::UNIT, Is::Text, unit.to_sql())]
-}
-
-/// The queue of those who wait for a lane.
-pub fn queue(org_id: Uuid, unit: &str, lane: i16) -> u32 {
-    heap::queue((org_id, unit, lane))
-}
-
-/// The access methods do not do.
-pub struct NeedsStatement;
-
-/// A column of 64 bits.
-pub fn number(row: &[Value], column: usize) -> Option<i64> {
-    // SAFETY: such a column, by value.
-    row[column - 1].map(|datum| unsafe { i64::from_sql(datum) })
-}
-
-/// A column of 32 bits, or a date.
-pub fn int(row: &[Value], column: usize) -> Option<i32> {
-    // SAFETY: such a column, by value.
-    row[column - 1].map(|datum| unsafe { i32::from_sql(datum) })
-}
-
-fn small(row: &[Value], column: usize) -> Option<i16> {
-    // SAFETY: a column of 16 bits, by value.
-    row[column - 1].map(|datum| unsafe { i16::from_sql(datum) })
-}
-
-/// A column of type boolean.
-pub fn flag(row: &[Value], column: usize) -> Option<bool> {
-    // SAFETY: such a column, by value.
-    row[column - 1].map(|datum| unsafe { bool::from_sql(datum) })
-}
-
-/// A column of type text.
-pub fn text(row: &[Value], column: usize) -> Option<String> {
-    // SAFETY: such a column.
-    row[column - 1].map(|datum| unsafe { FromSql::from_sql(datum) })
-}
-
-/// A column of type bytea.
-pub fn bytes(row: &[Value], column: usize) -> Option<Vec<u8>> {
-    // SAFETY: such a column.
-    row[column - 1].map(|datum| unsafe { FromSql::from_sql(datum) })
-}
-
-/// A column of type uuid.
-pub fn uuid(row: &[Value], column: usize) -> Option<Uuid> {
-    // SAFETY: such a column.
-    row[column - 1].map(|datum| unsafe { FromSql::from_sql(datum) })
-}
-
-/// A column of type jsonb, as the server prints it.
-pub fn json(row: &[Value], column: usize) -> Option<String> {
-    // SAFETY: such a column.
-    row[column - 1].and_then(|datum| unsafe { Jsonb::from_datum(datum, false) }).map(Jsonb::text)
-}
-
-/// Whether an org has any wallet; None where that takes a statement.
-pub fn has_wallet(org_id: Uuid) -> Option<bool> {
-    heap::look(true, || {
-        let lanes = Table::open_to_read(&shapes::LANES)?;
-        let mut is_there = false;
+/// Whether an org has any wallet. `fresh`: as of this very moment, for a call that holds locks.
+pub fn has_wallet(org_id: Uuid, fresh: bool) -> bool {
+    at_one_moment(fresh, || {
+        let table = Lanes::to_read();
         // Most have this one.
-        let mut finder = lanes.finder(&shapes::LANES_KEY, Snapshot::Callers);
-        finder.read(&key(org_id, units::CREDIT, 0), |_, _| is_there = true);
-        drop(finder);
-        if !is_there {
-            let of_org = [Key(column::ORG_ID, Is::Uuid, org_id.to_sql())];
-            lanes.read_while(&shapes::LANES_KEY, &of_org, Snapshot::Callers, |_| {
+        let usual = table.find(&lanes::one(org_id, units::CREDIT, 0), Snapshot::Callers, |_| true);
+        usual.unwrap_or_else(|| {
+            let mut is_there = false;
+            table.each(&lanes::of_org(org_id), Snapshot::Callers, |_| {
                 is_there = true;
                 false
             });
-        }
-        Some(is_there)
+            is_there
+        })
     })
 }
-
-/// The key of an entry or a hold.
-pub fn numbered(org_id: Uuid, id: i64) -> [Key; 2] {
-    [Key(column::ORG_ID, Is::Uuid, org_id.to_sql()), Key(2, Is::Big, id.to_sql())]
-}
-
-/// Shows a hold; false where that takes a statement.
-pub fn read_hold(org_id: Uuid, hold_id: i64, mut show: impl FnMut(&[Value])) -> bool {
-    let Some(holds) = Table::open_to_read(&shapes::HOLDS) else { return false };
-    let mut finder = holds.finder(&shapes::HOLDS_KEY, Snapshot::Latest);
-    finder.read(&numbered(org_id, hold_id), |row, _| show(row));
-    true
-}
-
-/// Writes a hold; false where that takes a statement.
-pub fn make_hold(org_id: Uuid, hold_id: i64, row: &[Value]) -> bool {
-    let Some(holds) = Table::open(&shapes::HOLDS, Write::Insert) else { return false };
-    holds.insert_as(&shapes::HOLDS_KEY, &numbered(org_id, hold_id), row);
-    true
-}
-
-/// Closes an open hold; false where that takes a statement, or it is not open. The wallet is locked.
-pub fn close_hold(org_id: Uuid, hold_id: i64, status: &str, now: Moment, operation_id: i64) -> bool {
-    let Some(holds) = Table::open(&shapes::HOLDS, Write::Update) else { return false };
-    let closed = holds.update_one(&shapes::HOLDS_KEY, &numbered(org_id, hold_id), Held::Ours, |row| {
-        (text(row, 13)? == "open").then(|| vec![(13, status.to_sql()), (8, now.to_sql()), (9, operation_id.to_sql())])
-    });
-    closed == Changed::Yes
-}
-
-/// As keys are counted.
-const REQUEST_COLUMN: i16 = 8;
 
 /// The entry that took a key, if there is one.
-pub fn find_request(org_id: Uuid, request_id: i64) -> Result<Option<Replay>, NeedsStatement> {
-    let entries = Table::open_to_read(&shapes::LEDGER).ok_or(NeedsStatement)?;
-    let key = [Key(column::ORG_ID, Is::Uuid, org_id.to_sql()), Key(REQUEST_COLUMN, Is::Big, request_id.to_sql())];
+pub fn find_request(org_id: Uuid, request_id: i64) -> Option<Replay> {
     let mut found = None;
-    entries.read(&shapes::LEDGER_REQUEST, &key, Snapshot::Latest, |row, _| {
-        found = replay(row);
+    Entries::to_read().each(&ledger::request(org_id, request_id), Snapshot::Latest, |row| {
+        found = Some(replay(row));
+        true
     });
-    Ok(found)
+    found
 }
 
-fn replay(row: &[Value]) -> Option<Replay> {
-    let (amount, balance_after) = (number(row, entry::AMOUNT)?, number(row, entry::BALANCE_AFTER)?);
-    Some(Replay {
-        operation_id: number(row, entry::ENTRY_ID)?,
-        request_hash: number(row, entry::REQUEST_HASH),
-        result: text(row, entry::RESULT),
-        kind: kind_of(row),
-        metric: text(row, entry::METRIC),
+fn replay(row: ledger::Row<'_>) -> Replay {
+    let text = |text: Option<&str>| text.map(str::to_owned);
+    Replay {
+        operation_id: row.entry_id(),
+        request_hash: row.request_hash(),
+        result: text(row.result()),
+        kind: kind_of(row).to_owned(),
+        metric: text(row.metric()),
         quantity: quantity_of(row),
-        amount,
-        balance_before: balance_after.wrapping_sub(amount),
-        balance_after,
-        member_id: uuid(row, entry::MEMBER_ID),
-        metadata: json(row, entry::METADATA).unwrap_or_else(|| NO_METADATA.to_owned()),
-        key: text(row, entry::KEY_TEXT).or_else(|| uuid(row, entry::KEY_UUID).map(|key| key.to_string())),
-    })
+        amount: row.amount(),
+        balance_before: row.balance_after().wrapping_sub(row.amount()),
+        balance_after: row.balance_after(),
+        member_id: row.member_id(),
+        metadata: row.metadata().map_or_else(|| NO_METADATA.to_owned(), Jsonb::text),
+        key: text(row.key_text()).or_else(|| row.key_uuid().map(|key| key.to_string())),
+    }
 }
 
 // What the ledger leaves out.
@@ -218,29 +68,29 @@ const USUAL_KIND: &str = "usage";
 const NO_METADATA: &str = "{}";
 
 /// The unit of an entry, as it is stored.
-pub fn stored_unit(unit: &str) -> Option<&str> {
+fn stored_unit(unit: &str) -> Option<&str> {
     (unit != units::CREDIT).then_some(unit)
 }
 
 /// The kind of an entry, as it is stored.
-pub fn stored_kind(kind: &str) -> Option<&str> {
+fn stored_kind(kind: &str) -> Option<&str> {
     (kind != USUAL_KIND).then_some(kind)
 }
 
 /// The kind of a stored entry.
-pub fn kind_of(row: &[Value]) -> String {
-    text(row, entry::KIND).unwrap_or_else(|| USUAL_KIND.to_owned())
+pub fn kind_of(row: ledger::Row<'_>) -> &str {
+    row.kind().unwrap_or(USUAL_KIND)
 }
 
 /// The quantity of an entry, as it is stored: of usage, which cannot be 0, nothing stands for 1, and 0 for nothing.
-pub fn stored_quantity(kind: &str, quantity: Option<i64>) -> Option<i64> {
+fn stored_quantity(kind: &str, quantity: Option<i64>) -> Option<i64> {
     if kind == USUAL_KIND { Some(quantity.unwrap_or(0)).filter(|quantity| *quantity != 1) } else { quantity }
 }
 
 /// The quantity of a stored entry.
-pub fn quantity_of(row: &[Value]) -> Option<i64> {
-    let stored = number(row, entry::QUANTITY);
-    if row[entry::KIND - 1].is_some() { stored } else { Some(stored.unwrap_or(1)).filter(|quantity| *quantity != 0) }
+pub fn quantity_of(row: ledger::Row<'_>) -> Option<i64> {
+    let stored = row.quantity();
+    if row.kind().is_some() { stored } else { Some(stored.unwrap_or(1)).filter(|quantity| *quantity != 0) }
 }
 
 /// The metadata of an entry, as they are stored.
@@ -249,17 +99,17 @@ pub fn stored_metadata(metadata: &str) -> Option<&str> {
 }
 
 /// The operation of an entry, as it is stored.
-pub fn stored_operation(operation_id: i64, entry_id: i64) -> Option<i64> {
+fn stored_operation(operation_id: i64, entry_id: i64) -> Option<i64> {
     (operation_id != entry_id).then_some(operation_id)
 }
 
 /// The operation of a stored entry.
-pub fn operation_of(row: &[Value]) -> Option<i64> {
-    number(row, entry::OPERATION_ID).or_else(|| number(row, entry::ENTRY_ID))
+pub fn operation_of(row: ledger::Row<'_>) -> i64 {
+    row.operation_id().unwrap_or_else(|| row.entry_id())
 }
 
 /// An idempotency key as it is stored: a UUID takes less than half the room of its text.
-pub fn stored_key(key: Option<&str>) -> (Option<Uuid>, Option<&str>) {
+fn stored_key(key: Option<&str>) -> (Option<Uuid>, Option<&str>) {
     let is_same = |uuid: &Uuid, key: &str| uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == key;
     match key.and_then(|key| Uuid::try_parse(key).ok().filter(|uuid| is_same(uuid, key))) {
         Some(uuid) => (Some(uuid), None),
@@ -267,95 +117,90 @@ pub fn stored_key(key: Option<&str>) -> (Option<Uuid>, Option<&str>) {
     }
 }
 
-/// Locks a wallet: its lane 0, if there is one.
-pub fn lock(org_id: Uuid, unit: &str) -> Result<Option<Lane>, NeedsStatement> {
-    let lanes = open().ok_or(NeedsStatement)?;
-    Ok(lanes
-        .lock_one(&shapes::LANES_KEY, &key(org_id, unit, 0), queue(org_id, unit, 0), |row| lane(row, org_id, unit))
-        .flatten())
+/// Locks a lane; None where there is none, or somebody holds it and is not waited for.
+pub fn lock(org_id: Uuid, unit: &str, number: i16, policy: LockPolicy) -> Option<Lane> {
+    Lanes::to_update().lock(&lanes::one(org_id, unit, number), policy, lane)
 }
 
 /// Locks all wallets of an org, in the one order.
-pub fn lock_org(org_id: Uuid) -> Result<Vec<Lane>, NeedsStatement> {
-    let lanes = open().ok_or(NeedsStatement)?;
+pub fn lock_org(org_id: Uuid) -> Vec<Lane> {
+    let table = Lanes::to_update();
     let mut units = Vec::new();
-    let of_org = [Key(column::ORG_ID, Is::Uuid, org_id.to_sql())];
-    lanes.read(&shapes::LANES_KEY, &of_org, Snapshot::Latest, |row, _| {
-        units.extend(text(row, 12).filter(|_| small(row, LANE_COLUMN) == Some(0)));
+    table.each(&lanes::of_org(org_id), Snapshot::Latest, |row| {
+        units.extend((row.lane() == 0).then(|| row.unit().to_owned()));
+        true
     });
-    let lock = |unit: &String| lock(org_id, unit).transpose();
+    let lock = |unit: &String| table.lock(&lanes::one(org_id, unit, 0), LockPolicy::Wait, lane);
     units.iter().filter_map(lock).collect()
 }
 
-fn lane(row: &[Value], org_id: Uuid, unit: &str) -> Option<Lane> {
-    Some(Lane {
-        org_id,
-        unit: unit.to_owned(),
-        lane: small(row, LANE_COLUMN)?,
-        last_entry_id: number(row, column::LAST_ENTRY_ID)?,
-        balance: number(row, column::BALANCE)?,
-        reserved: number(row, column::RESERVED)?,
-        locked: number(row, column::LOCKED)?,
-        purchased: number(row, column::PURCHASED)?,
-        consumed: number(row, column::CONSUMED)?,
-        scoped: number(row, column::SCOPED)?,
-        future: number(row, column::FUTURE)?,
-        slice_grant: number(row, column::SLICE_GRANT)?,
-        slice_credits: number(row, column::SLICE_CREDITS)?,
-        fresh_until: number(row, column::FRESH_UNTIL)?,
-        holds_due: number(row, column::HOLDS_DUE)?,
-        head: bytes(row, column::HEAD)?,
-        alert_below: number(row, column::ALERT_BELOW)?,
-        alert_base: number(row, column::ALERT_BASE)?,
-        lanes: lanes(row),
-        recent: bytes(row, column::RECENT),
-    })
+/// A wallet's lane 0 without a lock.
+pub fn read_lane(org_id: Uuid, unit: &str, at: Snapshot) -> Option<Lane> {
+    Lanes::to_read().find(&lanes::one(org_id, unit, 0), at, lane)
 }
 
-/// The number of a lane.
-pub fn lane_number(row: &[Value]) -> Option<i16> {
-    small(row, LANE_COLUMN)
+fn lane(row: lanes::Row<'_>) -> Lane {
+    Lane {
+        org_id: row.org_id(),
+        unit: row.unit().to_owned(),
+        lane: row.lane(),
+        last_entry_id: row.last_entry_id(),
+        balance: row.balance(),
+        reserved: row.reserved(),
+        locked: row.locked(),
+        purchased: row.purchased(),
+        consumed: row.consumed(),
+        scoped: row.scoped(),
+        future: row.future(),
+        slice_grant: row.slice_grant(),
+        slice_credits: row.slice_credits(),
+        fresh_until: row.fresh_until(),
+        holds_due: row.holds_due(),
+        head: row.head().to_vec(),
+        alert_below: row.alert_below(),
+        alert_base: row.alert_base(),
+        lanes: row.lanes(),
+        recent: row.recent().map(<[u8]>::to_vec),
+    }
 }
 
 /// What a lane knows of the entries that are not folded.
-pub fn recent(row: &[Value], last_entry_id: i64) -> Option<LaneSummary> {
-    LaneSummary::of_lane(bytes(row, column::RECENT).as_deref(), last_entry_id)
+pub fn recent(row: lanes::Row<'_>) -> Option<LaneSummary> {
+    LaneSummary::of_lane(row.recent(), row.last_entry_id())
 }
 
 /// Lets a lane that is locked know it.
 pub fn keep_recent(org_id: Uuid, unit: &str, recent: &LaneSummary) {
-    if let Some(table) = open() {
-        let _changed = table.update_one(&shapes::LANES_KEY, &key(org_id, unit, 0), Held::Ours, |_| {
-            Some(vec![(column::RECENT, recent.encode().as_deref().to_sql())])
-        });
-    }
+    let _changed = Lanes::to_update().update(&lanes::one(org_id, unit, 0), LockPolicy::AlreadyHeld, |_| {
+        Some(lanes::Set::new().recent(recent.encode().as_deref()))
+    });
 }
 
-/// Writes a lane that is locked; false where that takes a statement.
-pub fn save(lane: &Lane, recent: Option<&[u8]>) -> bool {
-    let Some(table) = open() else { return false };
-    let changed = table.update_one(&shapes::LANES_KEY, &key(lane.org_id, &lane.unit, lane.lane), Held::Ours, |_| {
-        Some(vec![
-            (column::FRESH_UNTIL, lane.fresh_until.to_sql()),
-            (column::HOLDS_DUE, lane.holds_due.to_sql()),
-            (column::RESERVED, lane.reserved.to_sql()),
-            (column::LOCKED, lane.locked.to_sql()),
-            (column::PURCHASED, lane.purchased.to_sql()),
-            (column::SCOPED, lane.scoped.to_sql()),
-            (column::FUTURE, lane.future.to_sql()),
-            (column::SLICE_GRANT, lane.slice_grant.to_sql()),
-            (column::FAST_UNTIL, lane.fast_until().to_sql()),
-            (column::LAST_ENTRY_ID, lane.last_entry_id.to_sql()),
-            (column::BALANCE, lane.balance.to_sql()),
-            (column::SLICE_CREDITS, lane.slice_credits.to_sql()),
-            (column::CONSUMED, lane.consumed.to_sql()),
-            (column::HEAD, lane.head.as_slice().to_sql()),
-            (column::LANES, lane.lanes.to_sql()),
-            (column::ALERT_BASE, lane.alert_base.to_sql()),
-            (column::RECENT, recent.to_sql()),
-        ])
+/// Writes a lane that is locked.
+pub fn save(lane: &Lane, recent: Option<&[u8]>) {
+    let key = lanes::one(lane.org_id, &lane.unit, lane.lane);
+    let changed = Lanes::to_update().update(&key, LockPolicy::AlreadyHeld, |_| {
+        let new = lanes::Set::new()
+            .fresh_until(lane.fresh_until)
+            .holds_due(lane.holds_due)
+            .reserved(lane.reserved)
+            .locked(lane.locked)
+            .purchased(lane.purchased)
+            .scoped(lane.scoped)
+            .future(lane.future)
+            .slice_grant(lane.slice_grant)
+            .fast_until(lane.fast_until())
+            .last_entry_id(lane.last_entry_id)
+            .balance(lane.balance)
+            .slice_credits(lane.slice_credits)
+            .consumed(lane.consumed)
+            .head(lane.head.as_slice())
+            .lanes(lane.lanes)
+            .alert_base(lane.alert_base)
+            .recent(recent);
+        Some(new)
     });
-    changed == Changed::Yes
+    debug_assert_eq!(changed, Changed::Yes, "a lane that is locked");
 }
 
 /// What is written of an entry.
@@ -384,50 +229,47 @@ pub struct EntryRow<'a> {
 }
 
 impl EntryRow<'_> {
-    /// Inserts it; false where its key is taken, or may be.
-    pub fn insert(&self, entries: &Table, attempt: Attempt) -> bool {
+    /// Inserts the entry; false where its key is taken. Before whoever is just taking it is waited for, it is looked for among those that
+    /// are taken.
+    pub fn insert(&self, entries: &Entries, insertion: Insertion) -> bool {
         let (key_uuid, key_text) = stored_key(self.key);
-        let row = [
-            self.org_id.to_sql(),
-            self.position.entry_id.to_sql(),
-            self.amount.to_sql(),
-            self.position.balance_after.to_sql(),
-            self.created_at.to_sql(),
-            self.position.grant_id.to_sql(),
-            stored_quantity(self.kind, self.quantity).to_sql(),
-            self.key.map(chain::request_id).to_sql(),
-            key_uuid.to_sql(),
-            self.member_id.to_sql(),
-            stored_operation(self.operation_id, self.position.entry_id).to_sql(),
-            self.request_hash.to_sql(),
-            stored_unit(self.unit).to_sql(),
-            stored_kind(self.kind).to_sql(),
-            self.metric.to_sql(),
-            self.source.to_sql(),
-            self.source_id.to_sql(),
-            key_text.to_sql(),
-            self.reason.to_sql(),
-            self.actor.to_sql(),
-            self.metadata.to_sql(),
-            self.result.to_sql(),
-            self.hash.to_sql(),
-        ];
-        if self.key.is_none() {
-            entries.insert(&row);
-            return true;
+        let request_id = self.key.map(chain::request_id);
+        let row = ledger::New {
+            org_id: self.org_id,
+            entry_id: self.position.entry_id,
+            amount: self.amount,
+            balance_after: self.position.balance_after,
+            created_at: self.created_at,
+            grant_id: self.position.grant_id,
+            quantity: stored_quantity(self.kind, self.quantity),
+            request_id,
+            key_uuid,
+            member_id: self.member_id,
+            operation_id: stored_operation(self.operation_id, self.position.entry_id),
+            request_hash: self.request_hash,
+            unit: stored_unit(self.unit),
+            kind: stored_kind(self.kind),
+            metric: self.metric,
+            source: self.source,
+            source_id: self.source_id,
+            key_text,
+            reason: self.reason,
+            actor: self.actor,
+            metadata: self.metadata,
+            result: self.result,
+            entry_hash: self.hash,
+        };
+        match request_id {
+            None => {
+                entries.insert(&row);
+                true
+            }
+            Some(request_id) => {
+                let is_taken = || find_request(self.org_id, request_id).is_some();
+                entries.insert_new(&ledger::REQUEST, &row, insertion, is_taken)
+            }
         }
-        entries.insert_new(&shapes::LEDGER_REQUEST, &row, attempt)
     }
-}
-
-/// The ledger, for entries to be inserted; None where that takes a statement.
-pub fn open_entries() -> Option<Table> {
-    Table::open(&shapes::LEDGER, Write::Insert)
-}
-
-/// Into how many lanes the wallet is split, as its lane 0 tells.
-pub fn lanes(row: &[Value]) -> i16 {
-    small(row, column::LANES).unwrap_or(1)
 }
 
 /// A wallet at a glance.
@@ -451,95 +293,45 @@ pub struct WalletSnapshot {
 
 impl WalletSnapshot {
     /// What lane 0 tells of it.
-    fn of(row: &[Value]) -> Option<Self> {
-        let balance = number(row, column::BALANCE)?;
-        Some(Self {
-            fast_until: number(row, column::FAST_UNTIL)?,
+    fn of(row: lanes::Row<'_>) -> Self {
+        let balance = row.balance();
+        Self {
+            fast_until: row.fast_until(),
             view: View { rest: balance, lanes: Vec::new() },
             held: Vec::new(),
             total: balance,
-            lanes: lanes(row),
-            alert_below: number(row, column::ALERT_BELOW)?,
-            alert_base: number(row, column::ALERT_BASE)?,
-        })
+            lanes: row.lanes(),
+            alert_below: row.alert_below(),
+            alert_base: row.alert_base(),
+        }
     }
 }
 
-/// Looks at a wallet; None where there is none, or nothing is known without a statement.
-pub fn read_wallet_snapshot(lanes: &mut Finder<'_>, org_id: Uuid, unit: &str, now: Moment) -> Option<WalletSnapshot> {
-    let mut seen: Option<WalletSnapshot> = None;
-    let mut key = key(org_id, unit, 0);
-    lanes.read(&key, |row, _| seen = WalletSnapshot::of(row));
-    let mut seen = seen?;
+/// Looks at a wallet at one moment, and gives what can look at it again; None where there is none.
+pub fn read_wallet_snapshot<'a>(
+    table: &'a Lanes,
+    (org_id, unit): (Uuid, &str),
+    at: Snapshot,
+    now: Moment,
+) -> Option<(WalletSnapshot, Finder<'a, lanes::Table>)> {
+    let mut key = lanes::one(org_id, unit, 0);
+    let mut finder = table.finder(&key, at);
+    let mut seen = finder.read(&key, |row, _| WalletSnapshot::of(row))?;
     let last = if seen.lanes > 1 { seen.lanes } else { 0 };
     if last > 0 {
-        lanes.show_first(column::BALANCE);
+        finder.show_up_to(&lanes::column::balance);
     }
     for lane in 1..=last {
-        let mut slice = 0;
-        key[2].2 = lane.to_sql();
-        lanes.read(&key, |row, is_held| {
-            let is_fresh = number(row, column::FRESH_UNTIL).is_some_and(|until| until > now);
-            slice = number(row, column::BALANCE).filter(|_| is_fresh).unwrap_or(0);
+        key.set_lane(lane);
+        let slice = finder.read(&key, |row, is_held| {
             if is_held {
                 seen.held.push(lane);
             }
+            if row.fresh_until() > now { row.balance() } else { 0 }
         });
+        let slice = slice.unwrap_or(0);
         seen.total += slice;
         seen.view.lanes.push(slice);
     }
-    Some(seen)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::pg::heap::shapes;
-
-    #[test]
-    fn columns_are_counted_as_they_stand() {
-        shapes::LANES.assert_numbers(&[
-            (column::ORG_ID.unsigned_abs().into(), "org_id"),
-            (column::FRESH_UNTIL, "fresh_until"),
-            (column::HOLDS_DUE, "holds_due"),
-            (column::RESERVED, "reserved"),
-            (column::LOCKED, "locked"),
-            (column::PURCHASED, "purchased"),
-            (column::SCOPED, "scoped"),
-            (column::FUTURE, "future"),
-            (column::SLICE_GRANT, "slice_grant"),
-            (column::LANE.unsigned_abs().into(), "lane"),
-            (column::UNIT.unsigned_abs().into(), "unit"),
-            (column::FAST_UNTIL, "fast_until"),
-            (column::LAST_ENTRY_ID, "last_entry_id"),
-            (column::BALANCE, "balance"),
-            (column::SLICE_CREDITS, "slice_credits"),
-            (column::CONSUMED, "consumed"),
-            (column::HEAD, "head"),
-            (column::ALERT_BELOW, "alert_below"),
-            (column::LANES, "lanes"),
-            (column::ALERT_BASE, "alert_base"),
-            (column::RECENT, "recent"),
-            (LANE_COLUMN, "lane"),
-        ]);
-        shapes::LEDGER.assert_numbers(&[
-            (entry::ENTRY_ID, "entry_id"),
-            (entry::AMOUNT, "amount"),
-            (entry::BALANCE_AFTER, "balance_after"),
-            (entry::CREATED_AT, "created_at"),
-            (entry::QUANTITY, "quantity"),
-            (entry::KEY_UUID, "key_uuid"),
-            (entry::MEMBER_ID, "member_id"),
-            (entry::OPERATION_ID, "operation_id"),
-            (entry::REQUEST_HASH, "request_hash"),
-            (entry::KIND, "kind"),
-            (entry::METRIC, "metric"),
-            (entry::SOURCE, "source"),
-            (entry::KEY_TEXT, "key_text"),
-            (entry::METADATA, "metadata"),
-            (entry::RESULT, "result"),
-            (REQUEST_COLUMN.unsigned_abs().into(), "request_id"),
-        ]);
-        shapes::HOLDS.assert_numbers(&[(2, "hold_id"), (8, "closed_at"), (9, "closed_by"), (13, "status")]);
-    }
+    Some((seen, finder))
 }

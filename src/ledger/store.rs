@@ -4,24 +4,25 @@
 //! members. A row is locked by the statement that reads it, and every writer of a wallet's grants and holds holds lane 0: so its
 //! row is the wallet's lock, under any isolation level. `lanes.rs` says how the other lanes go with it.
 
+use crate::args;
 use crate::base::error::{Error, Result};
 use crate::base::time::{INFINITY, Moment, Period};
 use crate::base::words::Word;
 use crate::ledger::replay::Replay;
-use crate::ledger::rows::{self, EntryRow};
+use crate::ledger::rows::{self, Entries, EntryRow, Lanes};
 use crate::ledger::wallet::{Budget, Entry, Grant, Hold, Lane, MemberDelta, Part, Saved, UnlockedLane, Wallet};
-use crate::ledger::{chain, lanes};
-use crate::pg::heap::{Attempt, Table};
+use crate::ledger::{chain, lanes as protocol};
 use crate::pg::spi::{self, Db, Row, Timestamptz};
-use crate::{args, statements};
+use crate::schema::Changed;
+use crate::schema::Insertion;
+use crate::schema::LockPolicy;
+use crate::schema::Snapshot;
+use crate::schema::Table;
+use crate::schema::at_one_moment;
+use crate::schema::ledger::{holds, lanes};
+use crate::statements;
+use std::collections::BTreeSet;
 use uuid::Uuid;
-
-macro_rules! lane_columns {
-    () => {
-        "org_id, unit, lane, last_entry_id, balance, reserved, locked, purchased, consumed, scoped, future,
-         slice_grant, slice_credits, fresh_until, holds_due, head, alert_below, alert_base, lanes, recent"
-    };
-}
 
 macro_rules! lot_columns {
     () => {
@@ -31,30 +32,8 @@ macro_rules! lot_columns {
 }
 
 statements! {
-    LOCK_LANE(uuid, text) =
-        concat!("select ", lane_columns!(), " from billing_internal.lanes where org_id = $1 and unit = $2 and lane = 0 for update");
-    LOCK_IF_FREE(uuid, text) =
-        concat!("select ", lane_columns!(), " from billing_internal.lanes where org_id = $1 and unit = $2 and lane = 0 for update skip locked");
-    LOCK_OTHER(uuid, text, int2) =
-        concat!("select ", lane_columns!(), " from billing_internal.lanes where org_id = $1 and unit = $2 and lane = $3 for update");
-    LOCK_OTHER_IF_FREE(uuid, text, int2) = concat!(
-        "select ", lane_columns!(), " from billing_internal.lanes where org_id = $1 and unit = $2 and lane = $3 for update skip locked");
-    OTHERS(uuid, text) =
-        "select lane, slice_grant, slice_credits, fresh_until from billing_internal.lanes
-          where org_id = $1 and unit = $2 and lane > 0 and balance > 0 order by lane";
-    LOCK_LANES(uuids, texts) = concat!(
-        "select ", lane_columns!(), "
-           from unnest($1, $2) as k (wanted_org, wanted_unit)
-           join billing_internal.lanes l on l.org_id = k.wanted_org and l.unit = k.wanted_unit and l.lane = 0
-          where l.org_id = any ($1)
-          order by l.org_id, l.unit for update of l");
-    LOCK_ORG(uuid) =
-        concat!("select ", lane_columns!(), " from billing_internal.lanes where org_id = $1 and lane = 0 order by unit for update");
     LOCK_ORGS(uuids) =
         "select from billing_internal.lanes where org_id = any ($1) and lane = 0 order by org_id, unit for update";
-    READ_LANE(uuid, text) =
-        concat!("select ", lane_columns!(), " from billing_internal.lanes where org_id = $1 and unit = $2 and lane = 0");
-    ORG_EXISTS(uuid) = "select from billing_internal.lanes where org_id = $1 limit 1";
     CREATE_SETTINGS(uuid, text, timestamptz) =
         "insert into billing_internal.wallet_settings (org_id, unit, created_at) values ($1, $2, $3) on conflict do nothing";
     // The slot is the org's next; who loses a race for it finds no row and tries again.
@@ -89,21 +68,10 @@ statements! {
     OPERATION(uuid, int8, int8) =
         "select operation_id, kind, grant_id, -amount, unit, metric, member_id, created_at from billing.entries
           where org_id = $1 and entry_id >= $2 order by entry_id limit $3";
-    FIND_REQUEST(uuid, int8) =
-        "select entry_id, request_hash, result, kind, metric, quantity, amount, balance_before, balance_after,
-                member_id, metadata::text, idempotency_key
-           from billing.entries where org_id = $1 and request_id = $2";
     BUDGETS(uuid, text, uuids) =
         "select member_id, budget, budget_per, period_start, period_consumed from billing.member_usage
           where org_id = $1 and unit = $2 and member_id = any ($3) and budget is not null
           order by member_id for update";
-    SAVE_LANE(uuid, text, int8, int8, int8, int8, int8, int8, int8, int8, int8, int8, timestamptz, timestamptz, bytea, timestamptz,
-              int2, int8, int2, bytea) =
-        "update billing_internal.lanes
-            set last_entry_id = $3, balance = $4, reserved = $5, locked = $6, purchased = $7, consumed = $8,
-                scoped = $9, future = $10, slice_grant = $11, slice_credits = $12, fresh_until = $13, holds_due = $14,
-                head = $15, fast_until = $16, alert_base = $18, lanes = $19, recent = $20
-          where org_id = $1 and unit = $2 and lane = $17";
     SAVE_LOT(uuid, int8, int8, boolean, timestamptz, int8) =
         "update billing_internal.grants
             set remaining = $3, written_off = $6, voided_at = case when $4 then coalesce(voided_at, $5) else voided_at end
@@ -112,22 +80,6 @@ statements! {
         "insert into billing_internal.grants (org_id, grant_id, amount, remaining, cost_minor, effective_at, expires_at, created_at,
                                    priority, unit, source, category, currency, metrics, metadata, written_off, voided_at)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, case when $17 then $8 end)";
-    NEW_ENTRIES(uuids, int8s, int8s, int8s, uuids, int8s, timestamptz, int8s, int8s, int8s, uuids, texts, texts, texts, texts,
-                texts, texts, texts, texts, texts, texts, byteas, int8s) =
-        "insert into billing.ledger (org_id, operation_id, entry_id, amount, key_uuid, balance_after, created_at,
-                                     grant_id, quantity, request_hash, member_id, unit, kind, metric, source, source_id,
-                                     key_text, reason, actor, metadata, result, entry_hash, request_id)
-         select org_id, operation_id, entry_id, amount, key_uuid, balance_after, $7,
-                grant_id, quantity, request_hash, member_id, unit, kind, metric, source, source_id,
-                key_text, reason, actor, metadata::jsonb, result, entry_hash, request_id
-           from unnest($1, $2, $3, $4, $5, $6, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)
-                as e (org_id, operation_id, entry_id, amount, key_uuid, balance_after,
-                      grant_id, quantity, request_hash, member_id, unit, kind, metric, source, source_id,
-                      key_text, reason, actor, metadata, result, entry_hash, request_id)
-         on conflict (org_id, request_id) where request_id is not null do nothing";
-    CLOSE_HOLD(uuid, int8, text, timestamptz, int8) =
-        "update billing.holds set status = $3, closed_at = $4, closed_by = $5
-          where org_id = $1 and hold_id = $2 and status = 'open'";
     // Deltas, not values: a member's row can be reached from several lanes. A period begins with the first call of it; one
     // that was earlier and comes later counts in the newer period. Gives no row when the budget does not suffice.
     SAVE_MEMBER(uuid, text, uuid, int8, int8, timestamptz, timestamptz, timestamptz, boolean) =
@@ -147,31 +99,6 @@ statements! {
                     when m.period_start < case m.budget_per when 'day' then $7 when 'month' then $8 else '-infinity' end
                     then 0 else m.period_consumed end <= m.budget
          returning true";
-}
-
-fn lane(row: &Row) -> Lane {
-    Lane {
-        org_id: row.get(0),
-        unit: row.get(1),
-        lane: row.get(2),
-        last_entry_id: row.get(3),
-        balance: row.get(4),
-        reserved: row.get(5),
-        locked: row.get(6),
-        purchased: row.get(7),
-        consumed: row.get(8),
-        scoped: row.get(9),
-        future: row.get(10),
-        slice_grant: row.get(11),
-        slice_credits: row.get(12),
-        fresh_until: row.get(13),
-        holds_due: row.get(14),
-        head: row.get(15),
-        alert_below: row.get(16),
-        alert_base: row.get(17),
-        lanes: row.get(18),
-        recent: row.opt(19),
-    }
 }
 
 fn grant_of_row(row: &Row) -> Grant {
@@ -195,29 +122,29 @@ fn grant_of_row(row: &Row) -> Grant {
 }
 
 /// Locks a wallet; None when there is none.
-pub fn lock(db: &Db, org_id: Uuid, unit: &str) -> Option<Lane> {
-    rows::lock(org_id, unit).unwrap_or_else(|_| db.write(&LOCK_LANE, args![org_id, unit]).first().as_ref().map(lane))
+pub fn lock(org_id: Uuid, unit: &str) -> Option<Lane> {
+    rows::lock(org_id, unit, 0, LockPolicy::Wait)
 }
 
 /// Locks a wallet unless somebody else has.
-pub fn lock_if_free(db: &Db, org_id: Uuid, unit: &str) -> Option<Lane> {
-    db.write(&LOCK_IF_FREE, args![org_id, unit]).first().as_ref().map(lane)
+pub fn lock_if_free(org_id: Uuid, unit: &str) -> Option<Lane> {
+    rows::lock(org_id, unit, 0, LockPolicy::SkipLocked)
 }
 
 /// Locks wallets in the one order; those that do not exist are missing from the result.
-fn lock_all(db: &Db, wallets: &[(Uuid, String)]) -> Vec<Lane> {
-    let (orgs, units): (Vec<Uuid>, Vec<String>) = wallets.iter().cloned().unzip();
-    db.write(&LOCK_LANES, args![orgs, units]).iter().map(|row| lane(&row)).collect()
+fn lock_all(wallets: &[(Uuid, String)]) -> Vec<Lane> {
+    let in_order: BTreeSet<_> = wallets.iter().collect();
+    in_order.into_iter().filter_map(|(org_id, unit)| lock(*org_id, unit)).collect()
 }
 
 /// A wallet without a lock, for reading.
-pub fn read_lane_unlocked(db: &Db, org_id: Uuid, unit: &str) -> Option<Lane> {
-    db.read(&READ_LANE, args![org_id, unit]).first().as_ref().map(lane)
+pub fn read_lane_unlocked(org_id: Uuid, unit: &str) -> Option<Lane> {
+    rows::read_lane(org_id, unit, Snapshot::Callers)
 }
 
 /// The same as of this moment.
-pub fn read_lane(db: &Db, org_id: Uuid, unit: &str) -> Option<Lane> {
-    db.write(&READ_LANE, args![org_id, unit]).first().as_ref().map(lane)
+pub fn read_lane(org_id: Uuid, unit: &str) -> Option<Lane> {
+    rows::read_lane(org_id, unit, Snapshot::Latest)
 }
 
 /// Makes a wallet where there is none.
@@ -227,9 +154,9 @@ fn create(db: &Db, org_id: Uuid, unit: &str, now: Moment) {
 }
 
 /// Locks another lane than lane 0 of a wallet that is locked; None when there is none, or somebody holds it and we do not wait.
-pub fn lock_other(db: &Db, wallet: &Lane, number: i16, wait: bool) -> Option<Lane> {
-    let statement = if wait { &LOCK_OTHER } else { &LOCK_OTHER_IF_FREE };
-    db.write(statement, args![wallet.org_id, &wallet.unit, number]).first().as_ref().map(lane)
+pub fn lock_other(wallet: &Lane, number: i16, wait: bool) -> Option<Lane> {
+    let policy = if wait { LockPolicy::Wait } else { LockPolicy::SkipLocked };
+    rows::lock(wallet.org_id, &wallet.unit, number, policy)
 }
 
 /// Makes another lane of a wallet that is locked, and has none of that number.
@@ -240,45 +167,52 @@ pub fn create_lane(db: &Db, wallet: &Lane, number: i16) -> Result<()> {
 }
 
 /// What the lanes of a wallet hold besides lane 0, as committed.
-fn others(db: &Db, wallet: &Lane, fresh: bool) -> Vec<UnlockedLane> {
+fn others(wallet: &Lane, fresh: bool) -> Vec<UnlockedLane> {
     if !wallet.is_split() {
         return Vec::new();
     }
-    let rows = db.query(fresh, &OTHERS, args![wallet.org_id, &wallet.unit]);
-    let away = rows.iter().map(|row| UnlockedLane {
-        lane: row.get(0),
-        slice: Part { grant_id: row.get(1), credits: row.get(2) },
-        fresh_until: row.get(3),
+    let mut others = Vec::new();
+    at_one_moment(fresh, || {
+        Lanes::to_read().each(&lanes::of_wallet(wallet.org_id, &wallet.unit), Snapshot::Callers, |row| {
+            if row.lane() > 0 && row.balance() > 0 {
+                others.push(UnlockedLane {
+                    lane: row.lane(),
+                    slice: Part { grant_id: row.slice_grant(), credits: row.slice_credits() },
+                    fresh_until: row.fresh_until(),
+                });
+            }
+            true
+        });
     });
-    away.collect()
+    others
 }
 
 /// What a wallet has, all lanes together. Lane 0 is locked.
-pub fn balance(db: &Db, lane: &Lane) -> i64 {
-    lane.balance + others(db, lane, true).iter().map(|away| away.slice.credits).sum::<i64>()
+pub fn balance(lane: &Lane) -> i64 {
+    lane.balance + others(lane, true).iter().map(|away| away.slice.credits).sum::<i64>()
 }
 
 /// Takes back what a lane holds; false where it is held and we do not wait.
-fn reclaim_lane(db: &Db, wallet: &mut Wallet, number: i16, wait: bool) -> Result<bool> {
-    let Some(lane) = lock_other(db, &wallet.lane, number, wait) else { return Ok(false) };
+fn reclaim_lane(wallet: &mut Wallet, number: i16, wait: bool) -> Result<bool> {
+    let Some(lane) = lock_other(&wallet.lane, number, wait) else { return Ok(false) };
     wallet.reclaim_lane(lane)?;
     Ok(true)
 }
 
 /// Takes back what all lanes hold of which `which` says so, whoever holds them.
-pub fn reclaim_lanes(db: &Db, wallet: &mut Wallet, which: impl Fn(&UnlockedLane) -> bool) -> Result<()> {
+pub fn reclaim_lanes(wallet: &mut Wallet, which: impl Fn(&UnlockedLane) -> bool) -> Result<()> {
     let numbers: Vec<i16> = wallet.away.iter().filter(|away| which(away)).map(|away| away.lane).collect();
     for number in numbers {
-        reclaim_lane(db, wallet, number, true)?;
+        reclaim_lane(wallet, number, true)?;
     }
     Ok(())
 }
 
 /// Takes back what all lanes hold, but those that are held; false where some were.
-pub fn reclaim_free_lanes(db: &Db, wallet: &mut Wallet) -> Result<bool> {
+pub fn reclaim_free_lanes(wallet: &mut Wallet) -> Result<bool> {
     let numbers: Vec<i16> = wallet.away.iter().map(|away| away.lane).collect();
     for number in numbers {
-        reclaim_lane(db, wallet, number, false)?;
+        reclaim_lane(wallet, number, false)?;
     }
     Ok(wallet.away.is_empty())
 }
@@ -300,7 +234,7 @@ pub fn ensure_spendable(db: &Db, wallet: &mut Wallet, credits: i64, metric: Opti
             break;
         }
         for number in wanted {
-            if !reclaim_lane(db, wallet, number, false)? {
+            if !reclaim_lane(wallet, number, false)? {
                 passed.push(number);
             }
         }
@@ -310,10 +244,11 @@ pub fn ensure_spendable(db: &Db, wallet: &mut Wallet, credits: i64, metric: Opti
         let now = wallet.now();
         let live = wallet.away.iter().filter(|away| away.fresh_until > now);
         let away: Vec<_> = live.map(|away| (away.lane, away.slice.credits)).collect();
-        let Some((number, wait)) = lanes::next_lane_to_reclaim(wallet.at_hand(metric), &away, credits, &passed) else {
+        let Some((number, wait)) = protocol::next_lane_to_reclaim(wallet.at_hand(metric), &away, credits, &passed)
+        else {
             return Ok(());
         };
-        if !reclaim_lane(db, wallet, number, wait)? {
+        if !reclaim_lane(wallet, number, wait)? {
             passed.push(number);
         }
     }
@@ -321,13 +256,10 @@ pub fn ensure_spendable(db: &Db, wallet: &mut Wallet, credits: i64, metric: Opti
 
 /// After a consumption that had to lock the wallet because its lane had run dry: gives that lane its share, unless somebody
 /// holds it.
-pub fn refill(db: &Db, wallet: &mut Wallet, number: i16, credits: i64) -> Result<()> {
+pub fn refill(wallet: &mut Wallet, number: i16, credits: i64) -> Result<()> {
     let is_ours = wallet.lanes.iter().any(|lane| lane.lane.lane == number);
     let in_use = (1..=wallet.lane.lanes).contains(&number);
-    if wallet.lane.is_split()
-        && in_use
-        && wallet.grants.is_some()
-        && (is_ours || reclaim_lane(db, wallet, number, false)?)
+    if wallet.lane.is_split() && in_use && wallet.grants.is_some() && (is_ours || reclaim_lane(wallet, number, false)?)
     {
         wallet.refill_lane(number, credits)?;
     }
@@ -337,8 +269,7 @@ pub fn refill(db: &Db, wallet: &mut Wallet, number: i16, credits: i64) -> Result
 /// Locks all wallets of an org, and makes those that are missing of the units.
 pub fn lock_org(db: &Db, org_id: Uuid, units: &[String], now: Moment) -> Result<Vec<Lane>> {
     for _ in 0..100 {
-        let lanes: Vec<Lane> = rows::lock_org(org_id)
-            .unwrap_or_else(|_| db.write(&LOCK_ORG, args![org_id]).iter().map(|row| lane(&row)).collect());
+        let lanes = rows::lock_org(org_id);
         let missing: Vec<_> = units.iter().filter(|unit| !lanes.iter().any(|l| l.unit == **unit)).collect();
         if missing.is_empty() {
             return Ok(lanes);
@@ -356,24 +287,24 @@ pub fn lock_orgs(db: &Db, orgs: Vec<Uuid>) {
 }
 
 /// Whether the org has any wallet, as of this very moment.
-pub fn org_exists(db: &Db, org_id: Uuid) -> bool {
-    rows::has_wallet(org_id).unwrap_or_else(|| db.write(&ORG_EXISTS, args![org_id]).count() > 0)
+pub fn org_exists(org_id: Uuid) -> bool {
+    rows::has_wallet(org_id, true)
 }
 
 /// The same on the caller's snapshot, for functions that only read.
-pub fn org_was_known(db: &Db, org_id: Uuid) -> bool {
-    db.read(&ORG_EXISTS, args![org_id]).count() > 0
+pub fn org_was_known(org_id: Uuid) -> bool {
+    rows::has_wallet(org_id, false)
 }
 
 /// Refuses an org without any wallet.
-pub fn require_org(db: &Db, org_id: Uuid) -> Result<()> {
-    if org_exists(db, org_id) { Ok(()) } else { Err(Error::unknown("unknown_org", org_id.to_string())) }
+pub fn require_org(org_id: Uuid) -> Result<()> {
+    if org_exists(org_id) { Ok(()) } else { Err(Error::unknown("unknown_org", org_id.to_string())) }
 }
 
 /// Locks a wallet and makes it first where there is none: a row that is not there cannot be locked.
 pub fn lock_or_create(db: &Db, org_id: Uuid, unit: &str, now: Moment) -> Result<Lane> {
     for _ in 0..100 {
-        if let Some(lane) = lock(db, org_id, unit) {
+        if let Some(lane) = lock(org_id, unit) {
             return Ok(lane);
         }
         create(db, org_id, unit, now);
@@ -383,10 +314,10 @@ pub fn lock_or_create(db: &Db, org_id: Uuid, unit: &str, now: Moment) -> Result<
 
 /// Locks a wallet that must exist for the org to have credit in it: an org that is known may lack one in this unit.
 pub fn lock_known(db: &Db, org_id: Uuid, unit: &str, required: i64, now: Moment) -> Result<Lane> {
-    match lock(db, org_id, unit) {
+    match lock(org_id, unit) {
         Some(lane) => Ok(lane),
         None => {
-            require_org(db, org_id)?;
+            require_org(org_id)?;
             // What costs nothing is noted in a wallet all the same.
             if required == 0 { lock_or_create(db, org_id, unit, now) } else { Err(Error::insufficient(required, 0)) }
         }
@@ -398,8 +329,8 @@ pub fn lock_known(db: &Db, org_id: Uuid, unit: &str, required: i64, now: Moment)
 pub fn lock_all_or_create(db: &Db, wallets: &[(Uuid, String)], now: Moment) -> Result<Vec<Lane>> {
     for _ in 0..100 {
         let lanes = match wallets {
-            [(org_id, unit)] => lock(db, *org_id, unit).into_iter().collect(),
-            _ => lock_all(db, wallets),
+            [(org_id, unit)] => lock(*org_id, unit).into_iter().collect(),
+            _ => lock_all(wallets),
         };
         let is_there = |name: &&(Uuid, String)| lanes.iter().any(|l| l.org_id == name.0 && l.unit == name.1);
         let missing: Vec<_> = wallets.iter().filter(|name| !is_there(name)).collect();
@@ -441,13 +372,13 @@ fn load_with(db: &Db, wallet: &mut Wallet, named: &[i64], locking: bool) -> Resu
             // Who holds a lane may wait for a member: so lanes are not waited for after that.
             if wallet.lane.is_split() && !members.is_empty() {
                 for number in 1..=wallet.lane.lanes {
-                    lock_other(db, &wallet.lane, number, true);
+                    lock_other(&wallet.lane, number, true);
                 }
             }
             load_budgets(db, wallet, members);
         }
     }
-    let away = others(db, &wallet.lane, locking);
+    let away = others(&wallet.lane, locking);
     let mut ids = named.to_vec();
     ids.push(wallet.lane.slice_grant);
     ids.extend(holds.iter().flat_map(|h| &h.parts).map(|p| p.grant_id));
@@ -468,7 +399,7 @@ fn load_with(db: &Db, wallet: &mut Wallet, named: &[i64], locking: bool) -> Resu
     // What lanes hold of grants that have expired is booked too. Whoever holds such a lane leaves it for the next time.
     let expired: Vec<i16> = wallet.away.iter().filter(|away| away.fresh_until <= now).map(|away| away.lane).collect();
     for number in expired {
-        reclaim_lane(db, wallet, number, false)?;
+        reclaim_lane(wallet, number, false)?;
     }
     wallet.write_off_dead_grants()
 }
@@ -544,12 +475,9 @@ fn posted_entry(row: &Row) -> PostedEntry {
 }
 
 /// Looks a key up.
-pub fn find_replay(db: &Db, org_id: Uuid, key: &str) -> Result<Option<Replay>> {
+pub fn find_replay(org_id: Uuid, key: &str) -> Result<Option<Replay>> {
     let request_id = chain::request_id(key);
-    let found = rows::find_request(org_id, request_id).unwrap_or_else(|_| {
-        db.write(&FIND_REQUEST, args![org_id, request_id]).first().map(|row| Replay::of_row(&row, 0))
-    });
-    match found {
+    match rows::find_request(org_id, request_id) {
         Some(found) if found.key.as_deref() != Some(key) => Err(Error::idempotency_conflict(key)),
         found => Ok(found),
     }
@@ -564,11 +492,11 @@ pub fn key_is_taken(wallets: &[Wallet]) -> Error {
 
 /// Closes the wallets for writing, and writes their entries; false, and nothing is written, where a call that was under way
 /// elsewhere has taken a key.
-pub fn write_entries(db: &Db, wallets: &mut [Wallet]) -> Result<bool> {
+pub fn write_entries(wallets: &mut [Wallet]) -> Result<bool> {
     for wallet in wallets.iter_mut() {
         // Credit that goes before what lanes hold goes before it from now on, but for lanes that are held just now.
         for number in wallet.later_lanes() {
-            reclaim_lane(db, wallet, number, false)?;
+            reclaim_lane(wallet, number, false)?;
         }
         wallet.close();
     }
@@ -578,9 +506,9 @@ pub fn write_entries(db: &Db, wallets: &mut [Wallet]) -> Result<bool> {
         .iter()
         .any(|w| (w.lane.is_split() || !w.lanes.is_empty()) && w.entries.iter().any(|e| e.request().is_some()));
     if may_be_taken {
-        return Ok(spi::in_subtransaction(|| insert_entries(db, &all) == Inserted::All));
+        return Ok(spi::in_subtransaction(|| insert_entries(&all) == Inserted::All));
     }
-    match insert_entries(db, &all) {
+    match insert_entries(&all) {
         Inserted::All => Ok(true),
         Inserted::Nothing => Ok(false),
         // It goes with the error.
@@ -593,32 +521,8 @@ pub fn save_wallet(db: &Db, wallet: &Wallet, kept: Option<&[u8]>, metadata_of_gr
     let lane = &wallet.lane;
     let now = Timestamptz(wallet.now());
     let is_changed = !wallet.entries.is_empty() || wallet.grants.is_some() || lane.lane > 0;
-    if is_changed && !rows::save(lane, kept) {
-        db.write(
-            &SAVE_LANE,
-            args![
-                lane.org_id,
-                &lane.unit,
-                lane.last_entry_id,
-                lane.balance,
-                lane.reserved,
-                lane.locked,
-                lane.purchased,
-                lane.consumed,
-                lane.scoped,
-                lane.future,
-                lane.slice_grant,
-                lane.slice_credits,
-                Timestamptz(lane.fresh_until),
-                Timestamptz(lane.holds_due),
-                lane.head.as_slice(),
-                Timestamptz(lane.fast_until()),
-                lane.lane,
-                lane.alert_base,
-                lane.lanes,
-                kept,
-            ],
-        );
+    if is_changed {
+        rows::save(lane, kept);
     }
     for (grant, saved) in wallet.grants_to_save() {
         if grant.saved.is_none() {
@@ -652,7 +556,7 @@ pub fn save_wallet(db: &Db, wallet: &Wallet, kept: Option<&[u8]>, metadata_of_gr
         }
     }
     for (hold_id, operation_id) in &wallet.expired_holds {
-        close_hold(db, lane.org_id, *hold_id, "expired", wallet.now(), *operation_id);
+        close_hold(lane.org_id, *hold_id, "expired", wallet.now(), *operation_id);
     }
 }
 
@@ -679,106 +583,70 @@ pub fn save_member(
     db.write(&SAVE_MEMBER, arguments).count() == 1
 }
 
-/// Closes a hold; false where it is not open.
-pub fn close_hold(db: &Db, org_id: Uuid, hold_id: i64, status: &str, now: Moment, operation_id: i64) -> bool {
-    rows::close_hold(org_id, hold_id, status, now, operation_id)
-        || db.write(&CLOSE_HOLD, args![org_id, hold_id, status, Timestamptz(now), operation_id]).count() == 1
+/// Closes a hold; false where it is not open. The wallet is locked.
+pub fn close_hold(org_id: Uuid, hold_id: i64, status: &str, now: Moment, operation_id: i64) -> bool {
+    let holds = Table::<holds::Table>::to_update();
+    let changed = holds.update(&holds::one(org_id, hold_id), LockPolicy::AlreadyHeld, |row| {
+        let closed = || holds::Set::new().status(status).closed_at(Some(now)).closed_by(Some(operation_id));
+        (row.status() == "open").then(closed)
+    });
+    changed == Changed::Yes
 }
 
-/// Writes entries without a statement; false, and none is written, where that cannot decide.
-fn insert_rows(all: &[(&Wallet, &Entry)]) -> bool {
-    let (keyed, others): (Vec<_>, Vec<_>) = all.iter().copied().partition(|(_, entry)| entry.request().is_some());
-    // Whoever else uses the key in a wallet that is not split waits for lane 0.
-    let is_split = all.iter().any(|(wallet, _)| wallet.lane.lane > 0 || wallet.lane.is_split());
-    let attempt = if is_split { Attempt::Told } else { Attempt::Untold };
-    // Those with a key are the first: so nothing is written where the one key is taken.
-    let in_order: Vec<_> = keyed.iter().chain(&others).copied().collect();
-    let insert = |attempt| rows::open_entries().is_some_and(|entries| insert_each(&entries, &in_order, attempt));
-    if keyed.len() < 2 { insert(attempt) } else { spi::in_subtransaction(|| insert(Attempt::Untold)) }
-}
-
-/// False at the first whose key is taken, or may be.
-fn insert_each(entries: &Table, all: &[(&Wallet, &Entry)], attempt: Attempt) -> bool {
-    all.iter().all(|(wallet, entry)| {
-        let (context, request) = (&entry.context, entry.request());
-        let row = EntryRow {
-            org_id: wallet.lane.org_id,
-            operation_id: entry.operation_id,
-            position: entry.position,
-            amount: entry.amount,
-            created_at: wallet.now(),
-            quantity: context.quantity,
-            request_hash: request.and_then(|r| r.hash),
-            member_id: context.member_id,
-            unit: &wallet.lane.unit,
-            kind: entry.kind,
-            metric: context.metric.as_deref(),
-            source: context.source.as_deref(),
-            source_id: context.source_id.as_deref(),
-            key: request.map(|r| r.key.as_str()),
-            reason: context.reason.as_deref(),
-            actor: context.actor.as_deref(),
-            metadata: rows::stored_metadata(&context.metadata).map(crate::pg::jsonb::from_text),
-            result: entry.result.as_deref(),
-            hash: &entry.hash,
-        };
-        row.insert(entries, attempt)
-    })
+fn insert_entry(entries: &Entries, wallet: &Wallet, entry: &Entry, insertion: Insertion) -> bool {
+    let (context, request) = (&entry.context, entry.request());
+    let row = EntryRow {
+        org_id: wallet.lane.org_id,
+        operation_id: entry.operation_id,
+        position: entry.position,
+        amount: entry.amount,
+        created_at: wallet.now(),
+        quantity: context.quantity,
+        request_hash: request.and_then(|r| r.hash),
+        member_id: context.member_id,
+        unit: &wallet.lane.unit,
+        kind: entry.kind,
+        metric: context.metric.as_deref(),
+        source: context.source.as_deref(),
+        source_id: context.source_id.as_deref(),
+        key: request.map(|r| r.key.as_str()),
+        reason: context.reason.as_deref(),
+        actor: context.actor.as_deref(),
+        metadata: rows::stored_metadata(&context.metadata).map(crate::pg::jsonb::from_text),
+        result: entry.result.as_deref(),
+        hash: &entry.hash,
+    };
+    row.insert(entries, insertion)
 }
 
 /// What became of entries to be written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Inserted {
     All,
-    /// Not those whose key was taken.
+    /// Not those whose key was taken, nor what came after the first of them.
     Some,
     /// The one key was taken.
     Nothing,
 }
 
-fn insert_entries(db: &Db, wallets: &[&Wallet]) -> Inserted {
-    let all: Vec<(&Wallet, &Entry)> =
-        wallets.iter().copied().flat_map(|w| w.entries.iter().map(move |e| (w, e))).collect();
-    if all.is_empty() || insert_rows(&all) {
+fn insert_entries(wallets: &[&Wallet]) -> Inserted {
+    let all = || wallets.iter().copied().flat_map(|wallet| wallet.entries.iter().map(move |entry| (wallet, entry)));
+    if all().next().is_none() {
         return Inserted::All;
     }
-    let mut requests = all.iter().filter_map(|(wallet, entry)| Some((wallet.lane.org_id, entry.request()?)));
-    if let (Some((org_id, request)), None) = (requests.next(), requests.next())
-        && !matches!(find_replay(db, org_id, &request.key), Ok(None))
-    {
-        return Inserted::Nothing;
+    // Whoever else uses the key in a wallet that is not split waits for lane 0.
+    let is_split = wallets.iter().any(|wallet| wallet.lane.lane > 0 || wallet.lane.is_split());
+    let insertion = if is_split { Insertion::Speculative } else { Insertion::Plain };
+    let entries = Entries::to_insert();
+    // Those with a key are the first: so nothing is written where the one key is taken.
+    for (wallet, entry) in all().filter(|(_, entry)| entry.request().is_some()) {
+        if !insert_entry(&entries, wallet, entry, insertion) {
+            let is_only = all().filter(|(_, entry)| entry.request().is_some()).nth(1).is_none();
+            return if is_only { Inserted::Nothing } else { Inserted::Some };
+        }
     }
-    let numbers = |f: fn(&Entry) -> i64| all.iter().map(|(_, e)| f(e)).collect::<Vec<i64>>();
-    let options = |f: fn(&Entry) -> Option<i64>| all.iter().map(|(_, e)| f(e)).collect::<Vec<_>>();
-    let texts = |f: fn(&Entry) -> Option<String>| all.iter().map(|(_, e)| f(e)).collect::<Vec<_>>();
-    let keys: Vec<_> = all.iter().map(|(_, e)| rows::stored_key(e.request().map(|r| r.key.as_str()))).collect();
-    let written = db.write(
-        &NEW_ENTRIES,
-        args![
-            all.iter().map(|(w, _)| w.lane.org_id).collect::<Vec<_>>(),
-            options(|e| rows::stored_operation(e.operation_id, e.position.entry_id)),
-            numbers(|e| e.position.entry_id),
-            numbers(|e| e.amount),
-            keys.iter().map(|(uuid, _)| *uuid).collect::<Vec<_>>(),
-            numbers(|e| e.position.balance_after),
-            Timestamptz(wallets[0].now()),
-            options(|e| e.position.grant_id),
-            options(|e| rows::stored_quantity(e.kind, e.context.quantity)),
-            options(|e| e.request().and_then(|r| r.hash)),
-            all.iter().map(|(_, e)| e.context.member_id).collect::<Vec<_>>(),
-            all.iter().map(|(w, _)| rows::stored_unit(&w.lane.unit).map(str::to_owned)).collect::<Vec<_>>(),
-            texts(|e| rows::stored_kind(e.kind).map(str::to_owned)),
-            texts(|e| e.context.metric.clone()),
-            texts(|e| e.context.source.clone()),
-            texts(|e| e.context.source_id.clone()),
-            keys.iter().map(|(_, text)| text.map(str::to_owned)).collect::<Vec<_>>(),
-            texts(|e| e.context.reason.clone()),
-            texts(|e| e.context.actor.clone()),
-            texts(|e| rows::stored_metadata(&e.context.metadata).map(str::to_owned)),
-            texts(|e| e.result.clone()),
-            all.iter().map(|(_, e)| e.hash.to_vec()).collect::<Vec<_>>(),
-            all.iter().map(|(_, e)| e.request().map(|r| chain::request_id(&r.key))).collect::<Vec<_>>(),
-        ],
-    );
-    if written.count() == all.len() { Inserted::All } else { Inserted::Some }
+    for (wallet, entry) in all().filter(|(_, entry)| entry.request().is_none()) {
+        insert_entry(&entries, wallet, entry, insertion);
+    }
+    Inserted::All
 }

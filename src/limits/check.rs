@@ -12,16 +12,14 @@ use crate::limits::caps;
 use crate::limits::standing::Reader;
 use crate::pg::arguments::{positive, required, required_uuid};
 use crate::pg::clock;
-use crate::pg::heap::{Is, Key, Snapshot, Table, shapes};
 use crate::pg::raise::or_raise;
-use crate::pg::spi::{self, Db, ToSql};
-use crate::{args, receipt, statements};
+use crate::pg::spi;
+use crate::pg::spi::Db;
+use crate::receipt;
+use crate::schema::ledger::freezes;
+use crate::schema::{Snapshot, Table};
 use pgrx::prelude::*;
 use uuid::Uuid;
-
-statements! {
-    FROZEN(uuid) = "select from billing.freezes where org_id = $1";
-}
 
 receipt! {
     /// Whether an org may go on, and what it has.
@@ -39,17 +37,9 @@ receipt! {
 }
 
 /// Whether somebody, or a score, has frozen the org.
-fn is_frozen(db: &Db, org_id: Uuid) -> bool {
-    let by_rows = || {
-        let freezes = Table::open_to_read(&shapes::FREEZES)?;
-        let mut is_frozen = false;
-        if !freezes.is_empty() {
-            let key = [Key(1, Is::Uuid, org_id.to_sql())];
-            freezes.read(&shapes::FREEZES_KEY, &key, Snapshot::Callers, |_, _| is_frozen = true);
-        }
-        Some(is_frozen)
-    };
-    by_rows().unwrap_or_else(|| db.read(&FROZEN, args![org_id]).count() > 0)
+fn is_frozen(org_id: Uuid) -> bool {
+    let table = Table::<freezes::Table>::to_read();
+    !table.is_known_empty() && table.find(&freezes::of_org(org_id), Snapshot::Callers, |_| true).is_some()
 }
 
 /// All that decides.
@@ -126,7 +116,7 @@ fn check(db: &Db, org_id: Uuid, metric: &str, quantity: i64) -> Result<LimitStat
         required: charge.credits,
         available,
     };
-    let (allowed, reason) = if is_frozen(db, org_id) { (false, "frozen") } else { verdict(&inputs) };
+    let (allowed, reason) = if is_frozen(org_id) { (false, "frozen") } else { verdict(&inputs) };
     Ok(LimitStatus {
         allowed,
         reason: reason.to_owned(),

@@ -23,21 +23,6 @@ statements! {
     LAST_LEVEL(uuid, text, timestamptz) =
         "select level, level_at from billing_internal.period_usage
           where org_id = $1 and metric = $2 and period_start <= $3 and level is not null order by period_start desc limit 1";
-    // What is consumed without a counter: by the day, and what of the ledger is not folded yet.
-    CONSUMED(uuid, text, timestamptz, timestamptz) =
-        "select (coalesce((select sum(consumed) from billing_internal.usage_days
-                            where org_id = $1 and metric = $2
-                              and day between ($3 at time zone 'UTC')::date and ($4 at time zone 'UTC')::date), 0)
-               + coalesce((select sum(o.quantity)
-                             from (select min(e.quantity) as quantity
-                                     from billing_internal.lanes l
-                                     left join billing_internal.fold_positions f on f.org_id = l.org_id and f.slot = l.slot
-                                     join billing.entries e
-                                       on e.org_id = l.org_id and e.entry_id <= l.last_entry_id
-                                      and e.entry_id > coalesce(f.entry_id, l.slot::bigint << 40)
-                                    where l.org_id = $1 and e.kind = 'usage' and e.metric = $2 and e.created_at >= $3
-                                      and e.source is distinct from 'settlement'
-                                    group by e.operation_id) o), 0))::int8";
 }
 
 /// Reads where one org stands, at one moment.
@@ -105,12 +90,12 @@ impl<'a> Reader<'a> {
         let state = self.state.get_or_init(|| self.look(vec![name.clone()]));
         match state.counters.get(&name) {
             Some(known) => known.clone().unwrap_or_else(|| Counter::new(self.org_id, metric, span)),
-            None => counters::peek(self.db, self.org_id, metric, span),
+            None => counters::peek(self.org_id, metric, span),
         }
     }
 
     fn look(&self, names: Vec<(String, Moment)>) -> UnsettledState {
-        UnsettledState::look(self.db, self.org_id, names, self.fresh)
+        UnsettledState::look(self.org_id, names, self.fresh)
     }
 
     fn terms(&self, metric: &Metric, at: Moment) -> Terms {
@@ -142,11 +127,7 @@ impl<'a> Reader<'a> {
 
     /// What was consumed of a metric without a counter.
     fn consumed(&self, metric: &str, span: Span) -> i64 {
-        tail::consumed(self.org_id, metric, span.start, span.end).unwrap_or_else(|| {
-            let found =
-                self.db.read(&CONSUMED, args![self.org_id, metric, Timestamptz(span.start), Timestamptz(span.end)]);
-            found.first().map_or(0, |row| row.get(0))
-        })
+        tail::consumed(self.org_id, metric, span.start, span.end)
     }
 
     /// The level of a gauge: for max the highest of the period, for last the newest. A period begins with the level before it.

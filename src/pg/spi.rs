@@ -23,6 +23,9 @@ pub trait ToSql {
     fn to_sql(self) -> Option<pg_sys::Datum>;
 }
 
+/// A parameter of a statement; None is NULL.
+pub type Argument = Option<pg_sys::Datum>;
+
 /// A column of a result.
 pub trait FromSql: Sized {
     /// The SQL types that are read like this.
@@ -314,6 +317,13 @@ fn concerns_transaction(error: &(dyn Any + Send)) -> bool {
     )
 }
 
+/// The same for who has done something before that is to be seen too.
+pub fn at_newest_moment<R>(work: impl FnOnce() -> R) -> R {
+    // SAFETY: in a transaction; nothing happens where nothing was written.
+    unsafe { pg_sys::CommandCounterIncrement() };
+    on_newest_snapshot(work)
+}
+
 /// Lets `work` read what is committed by now, under any isolation level.
 pub fn on_newest_snapshot<R>(work: impl FnOnce() -> R) -> R {
     // SAFETY: pushed and popped as a pair; an error unwinds to the end of the transaction, which pops it.
@@ -322,6 +332,39 @@ pub fn on_newest_snapshot<R>(work: impl FnOnce() -> R) -> R {
     // SAFETY: see above.
     unsafe { pg_sys::PopActiveSnapshot() };
     result
+}
+
+/// Lets `work` read by a snapshot.
+#[cfg(feature = "compare_ways")]
+pub fn on_snapshot<R>(snapshot: pg_sys::Snapshot, work: impl FnOnce() -> R) -> R {
+    // SAFETY: a snapshot that is registered; pushed and popped as a pair, on errors by the end of the transaction.
+    unsafe { pg_sys::PushActiveSnapshot(snapshot) };
+    let result = work();
+    // SAFETY: see above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    result
+}
+
+/// Lets `work` read by the snapshot of the transaction, which under isolation levels with one snapshot is that of all its statements.
+pub fn on_transaction_snapshot<R>(work: impl FnOnce() -> R) -> R {
+    // SAFETY: pushed and popped as a pair; an error unwinds to the end of the transaction, which pops it.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
+    let result = work();
+    // SAFETY: see above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    result
+}
+
+/// The number by which the server knows this backend.
+pub fn backend_id() -> i32 {
+    // SAFETY: reads a global.
+    unsafe { pg_sys::MyProcPid }
+}
+
+/// The number of the transaction, which no other ever has.
+pub fn transaction_number() -> i64 {
+    // SAFETY: in a transaction that may write.
+    unsafe { pg_sys::GetTopFullTransactionId() }.value.cast_signed()
 }
 
 /// Prepares a statement that is put together at run time, and keeps its plan.
@@ -339,33 +382,37 @@ pub fn prepare(text: &CStr, types: &[pg_sys::Oid]) -> pg_sys::SPIPlanPtr {
     }
 }
 
+/// A statement that was prepared, and is kept as long as the backend.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan(pg_sys::SPIPlanPtr);
+
+/// Prepares a statement for good.
+pub fn plan(text: &str, types: &[pg_sys::Oid]) -> Plan {
+    Plan(prepare(&CString::new(text).expect("a statement without NUL"), types))
+}
+
 // `self` is the proof that there is a connection.
 #[allow(clippy::unused_self)]
 impl Db {
     /// Runs on the caller's snapshot; takes no lock and no transaction id, so it also works on a standby.
-    pub fn read(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Option<pg_sys::Datum>]) -> Rows {
+    pub fn read(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Argument]) -> Rows {
         let _by_keys = ByKeys::begin();
         statement.with(|s| self.execute(s, args, true))
     }
 
     /// Runs on a snapshot of its own, so that it sees what others committed before it started.
-    pub fn write(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Option<pg_sys::Datum>]) -> Rows {
+    pub fn write(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Argument]) -> Rows {
         let _by_keys = ByKeys::begin();
         statement.with(|s| self.execute(s, args, false))
     }
 
     /// One of the two: `fresh` for a call that holds locks, else for one that only reads.
-    pub fn query(
-        &self,
-        fresh: bool,
-        statement: &'static std::thread::LocalKey<Statement>,
-        args: &[Option<pg_sys::Datum>],
-    ) -> Rows {
+    pub fn query(&self, fresh: bool, statement: &'static std::thread::LocalKey<Statement>, args: &[Argument]) -> Rows {
         if fresh { self.write(statement, args) } else { self.read(statement, args) }
     }
 
     /// Like [`Db::read`], for statements that go over whole tables.
-    pub fn scan(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Option<pg_sys::Datum>]) -> Rows {
+    pub fn scan(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Argument]) -> Rows {
         statement.with(|s| self.execute(s, args, true))
     }
 
@@ -377,14 +424,26 @@ impl Db {
         assert!(status > 0, "a script failed with SPI status {status}");
     }
 
+    /// Like [`Db::read`], by a plan that was made of a declaration.
+    pub fn read_by(&self, plan: Plan, args: &[Argument]) -> Rows {
+        self.read_plan(plan.0, args)
+    }
+
+    /// Like [`Db::write`], by a plan that was made of a declaration.
+    pub fn write_by(&self, plan: Plan, args: &[Argument]) -> Rows {
+        let _by_keys = ByKeys::begin();
+        self.pin_path();
+        self.run(plan.0, args, false)
+    }
+
     /// Like [`Db::read`], by a plan that was prepared at run time.
-    pub fn read_plan(&self, plan: pg_sys::SPIPlanPtr, args: &[Option<pg_sys::Datum>]) -> Rows {
+    pub fn read_plan(&self, plan: pg_sys::SPIPlanPtr, args: &[Argument]) -> Rows {
         let _by_keys = ByKeys::begin();
         self.pin_path();
         self.run(plan, args, true)
     }
 
-    fn execute(&self, statement: &Statement, args: &[Option<pg_sys::Datum>], read_only: bool) -> Rows {
+    fn execute(&self, statement: &Statement, args: &[Argument], read_only: bool) -> Rows {
         assert_eq!(args.len(), statement.types.len(), "parameters of {}", statement.text);
         self.pin_path();
         self.run(statement.plan(), args, read_only)
@@ -398,7 +457,7 @@ impl Db {
         }
     }
 
-    fn run(&self, plan: pg_sys::SPIPlanPtr, args: &[Option<pg_sys::Datum>], read_only: bool) -> Rows {
+    fn run(&self, plan: pg_sys::SPIPlanPtr, args: &[Argument], read_only: bool) -> Rows {
         let mut values = [pg_sys::Datum::from(0); 32];
         let mut nulls = [b' '.cast_signed(); 32];
         for (i, arg) in args.iter().enumerate() {
@@ -479,6 +538,16 @@ impl Row {
         }
         // SAFETY: of one of those types.
         unsafe { T::from_sql(self.columns[index]) }
+    }
+
+    /// A column as the server has it. Raises an error where it is of none of these types, as somebody may have given it another.
+    pub fn value(&self, index: usize, types: &[pg_sys::Oid]) -> Argument {
+        // SAFETY: there are as many as columns.
+        let found = unsafe { attribute(self.descriptor, index) };
+        if !types.contains(&found.atttypid) {
+            or_raise::<()>(Err(changed(found, types)));
+        }
+        (!self.nulls[index]).then_some(self.columns[index])
     }
 
     /// A column that may be null.

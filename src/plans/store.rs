@@ -1,49 +1,26 @@
 //! The statements of plans: an org's subscriptions and its own allowances.
 
 use crate::base::error::Result;
-use crate::base::time::{INFINITY, Moment};
+use crate::base::time::{INFINITY, Moment, NEG_INFINITY};
 use crate::base::words::Word;
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::sections::plans::Limit;
-use crate::ledger::rows::{flag, number, text};
-use crate::pg::heap::{self, Is, Key, Snapshot, Table, Value, shapes};
-use crate::pg::spi::{Db, Row, Timestamptz, ToSql};
+use crate::pg::spi::Db;
+use crate::pg::spi::Timestamptz;
 use crate::plans::period::{Override, PlanTenure, Timeline};
+use crate::schema::at_one_moment;
+use crate::schema::plans::{provider_subscriptions, subscriptions as table};
+use crate::schema::{Snapshot, Table};
 use crate::{args, statements};
+use std::collections::BTreeSet;
 use uuid::Uuid;
 
-/// Whether the next period of a row `s` waits: a provider is to collect for it first. With half a day of grace, because a
-/// provider's clock is not ours and its months end in its own way.
-macro_rules! awaiting_payment {
-    () => {
-        "s.provider is not null
-         and s.next_period_at >= coalesce((select c.paid_until - interval '12 hours' from billing.provider_subscriptions c
-                                            where c.org_id = s.org_id and c.provider = s.provider
-                                              and c.subscription = s.provider_subscription), '-infinity')"
-    };
-}
-
-/// The same half a day.
+/// How long a period waits at most for the money of the one before: half a day, because a provider's clock is not ours and its months
+/// end in its own way.
 const GRACE: i64 = 12 * 3600 * 1_000_000;
 
 statements! {
-    STRETCHES(uuid) = concat!("
-         select starts_at, ends_at, anchor, plan, next_period_at, cancel_at_period_end, pending_plan,
-                ", awaiting_payment!(), "
-           from billing.subscriptions s
-          where org_id = $1 order by starts_at");
-    DUE(uuids, timestamptz, boolean) = concat!("
-         select k.org_id from unnest($1) k (org_id)
-          where exists (select from billing.subscriptions s where s.org_id = k.org_id and s.next_period_at <= $2
-                                                             and not (", awaiting_payment!(), "))
-             or ($3 and not exists (select from billing.subscriptions s
-                                     where s.org_id = k.org_id and (s.ends_at is null or s.ends_at > $2)))
-          order by k.org_id");
     OWN_TERMS(uuid, text) = "select allowance, limit_kind from billing.org_allowances where org_id = $1 and metric = $2";
-    SUBSCRIPTIONS(uuid) = concat!("
-         select starts_at, ends_at, anchor, next_period_at, plan, pending_plan, cancel_at_period_end, origin = 'default', grants,
-                granted, taken_back, ", awaiting_payment!(), ", provider, provider_subscription
-           from billing.subscriptions s where org_id = $1 order by starts_at");
     SET_COLLECTOR(uuid, timestamptz, text, text) =
         "update billing.subscriptions set provider = $3, provider_subscription = $4 where org_id = $1 and starts_at = $2";
     // One that ended where it began gives its place to the next one.
@@ -85,9 +62,22 @@ struct StretchRow {
     anchor: Moment,
     plan: String,
     next_period_at: Option<Moment>,
-    cancelled: bool,
-    pending: Option<String>,
+    is_cancelled: bool,
+    pending_plan: Option<String>,
     awaiting_payment: bool,
+}
+
+fn stretch(row: table::Row<'_>) -> StretchRow {
+    StretchRow {
+        starts_at: row.starts_at(),
+        ends_at: row.ends_at(),
+        anchor: row.anchor(),
+        plan: row.plan().to_owned(),
+        next_period_at: row.next_period_at(),
+        is_cancelled: row.cancel_at_period_end(),
+        pending_plan: row.pending_plan().map(str::to_owned),
+        awaiting_payment: awaiting_payment(row),
+    }
 }
 
 /// Which plans the org has and had. `fresh`: as of this very moment, for a call that holds the wallet's lock.
@@ -96,7 +86,7 @@ pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
     if !any {
         return Ok(Timeline::default());
     }
-    let rows = by_rows(org_id, fresh).unwrap_or_else(|| by_statement(db, org_id, fresh));
+    let rows = rows(org_id, fresh, stretch);
     let mut stretches = Vec::new();
     // One that ended where it began counts for nothing.
     for row in rows.into_iter().filter(|row| row.ends_at.is_none_or(|at| at > row.starts_at)) {
@@ -111,12 +101,12 @@ pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
         // What is to happen at the end of the period happens then, also before somebody notes it.
         let turn = stretch.next_period_at.filter(|at| *at > stretch.starts_at);
         if let Some(turn) = turn
-            && (row.cancelled || row.pending.is_some())
+            && (row.is_cancelled || row.pending_plan.is_some())
         {
             stretch.ends_at = stretch.ends_at.min(turn);
             stretch.next_period_at = None;
         }
-        let next = match (turn, row.pending) {
+        let next = match (turn, row.pending_plan) {
             (Some(turn), Some(name)) => {
                 let plan = cache::any_plan(db, &name)?;
                 let anchor = if plan.cycle == stretch.plan.cycle { stretch.anchor } else { turn };
@@ -137,88 +127,26 @@ pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
     Ok(Timeline { tenures: stretches, fallback })
 }
 
-fn by_statement(db: &Db, org_id: Uuid, fresh: bool) -> Vec<StretchRow> {
-    let rows = db.query(fresh, &STRETCHES, args![org_id]);
-    let row = |row: Row| StretchRow {
-        starts_at: row.get(0),
-        ends_at: row.opt(1),
-        anchor: row.get(2),
-        plan: row.get(3),
-        next_period_at: row.opt(4),
-        cancelled: row.get(5),
-        pending: row.opt(6),
-        awaiting_payment: row.opt(7).unwrap_or(false),
-    };
-    rows.iter().map(row).collect()
-}
-
-/// Columns of `subscriptions`.
-mod column {
-    pub const STARTS_AT: usize = 2;
-    pub const ENDS_AT: usize = 3;
-    pub const ANCHOR: usize = 4;
-    pub const NEXT_PERIOD_AT: usize = 5;
-    pub const PLAN: usize = 7;
-    pub const PENDING_PLAN: usize = 8;
-    pub const CANCEL_AT_PERIOD_END: usize = 9;
-    pub const PROVIDER: usize = 15;
-    pub const PROVIDER_SUBSCRIPTION: usize = 16;
-}
-
-/// The same without a statement; None where that takes one.
-fn by_rows(org_id: Uuid, fresh: bool) -> Option<Vec<StretchRow>> {
-    heap::look(fresh, || {
-        let subscriptions = Table::open_to_read(&shapes::SUBSCRIPTIONS)?;
-        let of_org = [Key(1, Is::Uuid, org_id.to_sql())];
+/// All rows of an org, in order. `fresh`: as of this very moment, for a call that holds the wallet's lock.
+fn rows<R>(org_id: Uuid, fresh: bool, read: impl Fn(table::Row<'_>) -> R) -> Vec<R> {
+    at_one_moment(fresh, || {
         let mut found = Vec::new();
-        subscriptions.read(&shapes::SUBSCRIPTIONS_KEY, &of_org, Snapshot::Callers, |row, _| {
-            found.push(stretch(org_id, row));
+        Table::<table::Table>::to_read().each(&table::of_org(org_id), Snapshot::Callers, |row| {
+            found.push(read(row));
+            true
         });
-        let mut found = found.into_iter().collect::<Option<Vec<_>>>()?;
-        found.sort_by_key(|row| row.starts_at);
-        Some(found)
+        found
     })
 }
 
-fn stretch(org_id: Uuid, row: &[Value]) -> Option<StretchRow> {
-    let next_period_at = number(row, column::NEXT_PERIOD_AT);
-    let awaiting_payment = match (next_period_at, text(row, column::PROVIDER)) {
-        (Some(at), Some(provider)) => {
-            let subscription = text(row, column::PROVIDER_SUBSCRIPTION);
-            awaiting_payment(at, (org_id, &provider, subscription.as_deref()))?
-        }
-        _ => false,
-    };
-    Some(StretchRow {
-        starts_at: number(row, column::STARTS_AT)?,
-        ends_at: number(row, column::ENDS_AT),
-        anchor: number(row, column::ANCHOR)?,
-        plan: text(row, column::PLAN)?,
-        next_period_at,
-        cancelled: flag(row, column::CANCEL_AT_PERIOD_END)?,
-        pending: text(row, column::PENDING_PLAN),
-        awaiting_payment,
-    })
-}
-
-/// What the macro of that name says, of a row with a provider. None where that takes a statement.
-fn awaiting_payment(
-    next_period_at: Moment,
-    (org_id, provider, subscription): (Uuid, &str, Option<&str>),
-) -> Option<bool> {
-    const PAID_UNTIL: usize = 7;
-    let Some(subscription) = subscription else { return Some(true) };
-    let collected = Table::open_to_read(&shapes::PROVIDER_SUBSCRIPTIONS)?;
-    let key = [
-        Key(1, Is::Uuid, org_id.to_sql()),
-        Key(2, Is::Text, provider.to_sql()),
-        Key(3, Is::Text, subscription.to_sql()),
-    ];
-    let mut paid_until = None;
-    let mut finder = collected.finder(&shapes::PROVIDER_SUBSCRIPTIONS_KEY, Snapshot::Callers);
-    finder.read(&key, |row, _| paid_until = number(row, PAID_UNTIL));
-    drop(finder);
-    Some(paid_until.is_none_or(|at| next_period_at >= at.saturating_sub(GRACE)))
+/// Whether the next period waits: a provider is to collect for it first.
+fn awaiting_payment(row: table::Row<'_>) -> bool {
+    let (Some(next_period_at), Some(provider)) = (row.next_period_at(), row.provider()) else { return false };
+    let Some(subscription) = row.provider_subscription() else { return true };
+    let key = provider_subscriptions::one(row.org_id(), provider, subscription);
+    let collected = Table::<provider_subscriptions::Table>::to_read();
+    let paid_until = collected.find(&key, Snapshot::Callers, |row| row.paid_until().unwrap_or(NEG_INFINITY));
+    paid_until.is_none_or(|at| next_period_at >= at.saturating_sub(GRACE))
 }
 
 /// Which of the orgs have a period to begin by then.
@@ -228,15 +156,13 @@ pub fn due(db: &Db, orgs: Vec<Uuid>, as_of: Moment) -> Result<Vec<Uuid>> {
         return Ok(Vec::new());
     }
     let enrolls = fallback.is_some_and(|plan| plan.credits.is_some());
-    if let [org_id] = orgs.as_slice()
-        && let Some(rows) = by_rows(*org_id, true)
-    {
+    let is_due = |org_id: &Uuid| {
+        let rows = rows(*org_id, true, stretch);
         let begins = |row: &StretchRow| row.next_period_at.is_some_and(|at| at <= as_of) && !row.awaiting_payment;
         let is_on = |row: &StretchRow| row.ends_at.is_none_or(|at| at > as_of);
-        let is_due = rows.iter().any(begins) || (enrolls && !rows.iter().any(is_on));
-        return Ok(if is_due { orgs } else { Vec::new() });
-    }
-    Ok(db.write(&DUE, args![orgs, Timestamptz(as_of), enrolls]).iter().map(|row| row.get(0)).collect())
+        rows.iter().any(begins) || (enrolls && !rows.iter().any(is_on))
+    };
+    Ok(orgs.into_iter().collect::<BTreeSet<_>>().into_iter().filter(is_due).collect())
 }
 
 /// The org's own terms for a metric, if it has any.
@@ -282,27 +208,28 @@ impl Subscription {
     }
 }
 
-fn subscription(row: &Row) -> Subscription {
+fn subscription(row: table::Row<'_>) -> Subscription {
+    let text = |text: Option<&str>| text.map(str::to_owned);
     Subscription {
-        starts_at: row.get(0),
-        ends_at: row.opt(1),
-        anchor: row.get(2),
-        next_period_at: row.opt(3),
-        plan: row.get(4),
-        pending_plan: row.opt(5),
-        cancel_at_period_end: row.get(6),
-        by_default: row.get(7),
-        grants: row.get(8),
-        granted: row.get(9),
-        taken_back: row.get(10),
-        awaiting_payment: row.opt(11).unwrap_or(false),
-        billing_provider: row.opt(12).zip(row.opt(13)),
+        starts_at: row.starts_at(),
+        ends_at: row.ends_at(),
+        anchor: row.anchor(),
+        next_period_at: row.next_period_at(),
+        plan: row.plan().to_owned(),
+        pending_plan: text(row.pending_plan()),
+        cancel_at_period_end: row.cancel_at_period_end(),
+        by_default: row.origin() == "default",
+        grants: row.grants(),
+        granted: row.granted(),
+        taken_back: row.taken_back(),
+        awaiting_payment: awaiting_payment(row),
+        billing_provider: text(row.provider()).zip(text(row.provider_subscription())),
     }
 }
 
 /// All rows of an org, in order. The wallet must be locked.
-pub fn subscriptions(db: &Db, org_id: Uuid) -> Vec<Subscription> {
-    db.write(&SUBSCRIPTIONS, args![org_id]).iter().map(|row| subscription(&row)).collect()
+pub fn subscriptions(org_id: Uuid) -> Vec<Subscription> {
+    rows(org_id, true, subscription)
 }
 
 /// Begins a stretch. Its first period is to be begun at `next_period_at`.
@@ -370,26 +297,5 @@ pub fn set_own_terms(db: &Db, org_id: Uuid, metric: &str, own: Override) {
         db.write(&CLEAR_OWN_TERMS, args![org_id, metric]);
     } else {
         db.write(&SAVE_OWN_TERMS, args![org_id, metric, own.allowance, own.limit.map(Limit::name)]);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::column;
-    use crate::pg::heap::shapes;
-
-    #[test]
-    fn columns_are_counted_as_they_stand() {
-        shapes::SUBSCRIPTIONS.assert_numbers(&[
-            (column::STARTS_AT, "starts_at"),
-            (column::ENDS_AT, "ends_at"),
-            (column::ANCHOR, "anchor"),
-            (column::NEXT_PERIOD_AT, "next_period_at"),
-            (column::PLAN, "plan"),
-            (column::PENDING_PLAN, "pending_plan"),
-            (column::CANCEL_AT_PERIOD_END, "cancel_at_period_end"),
-            (column::PROVIDER, "provider"),
-            (column::PROVIDER_SUBSCRIPTION, "provider_subscription"),
-        ]);
     }
 }

@@ -144,7 +144,7 @@ fn take_back(db: &Db, wallet: &mut Wallet, payment: &mut Payment) -> Result<()> 
     let is_all = payment.money.status() == Status::Refunded;
     let mut missing = 0;
     for (grant_id, taken) in &mut payment.grants {
-        ledger::reclaim_lanes(db, wallet, |away| away.slice.grant_id == *grant_id)?;
+        ledger::reclaim_lanes(wallet, |away| away.slice.grant_id == *grant_id)?;
         let grant = wallet.find_grant(*grant_id)?;
         let due = payment.money.taken_of(grant.amount) - *taken;
         if due <= 0 || grant.voided {

@@ -1,43 +1,15 @@
 //! Folding the ledger into days and months, so that reports need not read it: by settlement, and now and then by the calls that
 //! write entries. The wallet must be locked. What is not folded yet is read from the entries, or known to their lane
 //! (`recent.rs`), so a report is never behind.
-//!
-//! Done without statements where that can be (`heap`), because calls that wait for an answer do it.
 
 use crate::base::time::{Moment, NEG_INFINITY, Period, day, start_of};
-use crate::ledger::recent::{Entry, LaneSummary, Sum};
-use crate::ledger::rows::{self, number};
-use crate::pg::heap::shapes::{self, Index, Shape};
-use crate::pg::heap::{Change, Changed, Held, Is, Key, Snapshot, Table, Value, Write};
-use crate::pg::spi::{Db, Row, Timestamptz, ToSql};
+use crate::ledger::recent::{LaneSummary, Sum};
+use crate::ledger::rows;
 use crate::reports::tail::{self, UnfoldedEntries};
-use crate::{args, statements};
+use crate::schema::usage::{credit_months, fold_positions, usage_days};
+use crate::schema::{Snapshot, Table};
 use std::collections::BTreeMap;
 use uuid::Uuid;
-
-statements! {
-    BEHIND(uuid) =
-        "select coalesce(f.entry_id, l.slot::int8 << 40), l.last_entry_id, l.unit, l.lane
-           from billing_internal.lanes l left join billing_internal.fold_positions f on f.org_id = l.org_id and f.slot = l.slot
-          where l.org_id = $1 order by l.slot";
-    ENTRIES(uuid, int8, int8) =
-        "select operation_id, kind, metric, source, created_at, quantity, amount, entry_id
-           from billing.entries where org_id = $1 and entry_id > $2 and entry_id <= $3 order by entry_id";
-    DAYS(uuid, texts, timestamptzs, int8s, int8s) =
-        "insert into billing_internal.usage_days as d (org_id, metric, day, consumed, credits)
-         select $1, n.metric, (n.day at time zone 'UTC')::date, n.consumed, n.credits
-           from unnest($2, $3, $4, $5) n (metric, day, consumed, credits) order by 2, 3
-         on conflict (org_id, metric, day) do update
-            set consumed = d.consumed + excluded.consumed, credits = d.credits + excluded.credits";
-    MONTHS(uuid, text, timestamptzs, texts, texts, int8s) =
-        "insert into billing_internal.credit_months as m (org_id, unit, month, kind, metric, credits)
-         select $1, $2, (n.month at time zone 'UTC')::date, n.kind, n.metric, n.credits
-           from unnest($3, $4, $5, $6) n (month, kind, metric, credits) order by 3, 4, 5
-         on conflict (org_id, unit, month, kind, metric) do update set credits = m.credits + excluded.credits";
-    ADVANCE(uuid, int8) =
-        "insert into billing_internal.fold_positions as f (org_id, slot, entry_id) values ($1, ($2 >> 40)::int2, $2)
-         on conflict (org_id, slot) do update set entry_id = excluded.entry_id";
-}
 
 /// Metric and day.
 type DayOf = (String, i32);
@@ -71,20 +43,11 @@ impl Reports {
 }
 
 /// Folds all lanes of an org, whose wallets are locked.
-pub fn fold_all(db: &Db, org_id: Uuid) {
-    let tails = tail::tails(org_id, Snapshot::Latest).unwrap_or_else(|| {
-        let tail = |row: Row| UnfoldedEntries {
-            from: row.get(0),
-            last: row.get(1),
-            unit: row.get(2),
-            lane: row.get(3),
-            recent: None,
-        };
-        db.write(&BEHIND, args![org_id]).iter().map(tail).collect()
-    });
+pub fn fold_all(org_id: Uuid) {
+    let tails = tail::tails(org_id, Snapshot::Latest);
     for tail in &tails {
         if tail.from < tail.last {
-            fold_tail(db, org_id, tail);
+            fold_tail(org_id, tail);
             // Nobody else writes lane 0.
             if tail.lane == 0 {
                 rows::keep_recent(org_id, &tail.unit, &LaneSummary::after(tail.last));
@@ -94,104 +57,42 @@ pub fn fold_all(db: &Db, org_id: Uuid) {
 }
 
 /// Folds the entries of a lane up to its newest one, which come to `recent` where that is known. The wallet must be locked.
-pub fn fold(db: &Db, org_id: Uuid, unit: &str, last: i64, recent: Option<LaneSummary>) {
-    match tail::folded_until(org_id, last, Snapshot::Latest) {
-        Some(from) if from < last => {
-            let recent = recent.filter(|recent| recent.after == from && recent.last == last);
-            fold_tail(db, org_id, &UnfoldedEntries { unit: unit.to_owned(), lane: 0, from, last, recent });
-        }
-        Some(_) => {}
-        None => fold_all(db, org_id),
+pub fn fold(org_id: Uuid, unit: &str, last: i64, recent: Option<LaneSummary>) {
+    let from = tail::folded_until(org_id, last, Snapshot::Latest);
+    if from < last {
+        let recent = recent.filter(|recent| recent.after == from && recent.last == last);
+        fold_tail(org_id, &UnfoldedEntries { unit: unit.to_owned(), lane: 0, from, last, recent });
     }
 }
 
-fn fold_tail(db: &Db, org_id: Uuid, tail: &UnfoldedEntries) {
+fn fold_tail(org_id: Uuid, tail: &UnfoldedEntries) {
     let reports = match &tail.recent {
         Some(recent) => Reports::of(&recent.sums),
-        None => Reports::of(&read(db, org_id, tail).sums),
+        None => Reports::of(&tail::read(org_id, tail, Snapshot::Latest, NEG_INFINITY).sums),
     };
-    add_days(db, org_id, reports.days);
-    add_months(db, org_id, &tail.unit, reports.months);
-    let key = [Key(1, Is::Uuid, org_id.to_sql()), Key(2, Is::Small, tail.slot().to_sql())];
-    if !change(&shapes::FOLDED, &shapes::FOLDED_KEY, &key, |_| Some(vec![(3, tail.last.to_sql())])) {
-        db.write(&ADVANCE, args![org_id, tail.last]);
+    add_days(org_id, reports.days);
+    add_months(org_id, &tail.unit, reports.months);
+    let (slot, entry_id) = (tail.slot(), tail.last);
+    let new = fold_positions::New { org_id, slot, entry_id };
+    let key = fold_positions::of_lane(org_id, slot);
+    Table::<fold_positions::Table>::to_update().merge(&key, &new, &[], &[fold_positions::column::entry_id]);
+}
+
+fn add_days(org_id: Uuid, days: BTreeMap<DayOf, (i64, i64)>) {
+    use usage_days::column;
+    let table = Table::<usage_days::Table>::to_update();
+    for ((metric, day), (consumed, credits)) in days {
+        let new = usage_days::New { org_id, metric: &metric, day, consumed, recorded: 0, credits, level_at: None };
+        table.merge(&usage_days::one(org_id, &metric, day), &new, &[column::consumed, column::credits], &[]);
     }
 }
 
-/// What the entries come to, from the ledger.
-fn read(db: &Db, org_id: Uuid, tail: &UnfoldedEntries) -> LaneSummary {
-    tail::read(org_id, tail, Snapshot::Latest, NEG_INFINITY).unwrap_or_else(|| {
-        let mut recent = LaneSummary::after(tail.from);
-        for row in db.write(&ENTRIES, args![org_id, tail.from, tail.last]).iter() {
-            recent.add(Entry {
-                entry_id: row.get(7),
-                operation_id: row.get(0),
-                kind: &row.get::<String>(1),
-                metric: row.opt::<String>(2).as_deref(),
-                source: row.opt::<String>(3).as_deref(),
-                created_at: row.get(4),
-                quantity: row.opt(5),
-                amount: row.get(6),
-            });
-        }
-        recent
-    })
-}
-
-/// Changes a row that the wallet's lock keeps others from; false where there is none, or it takes a statement.
-fn change(table: &'static Shape, index: &'static Index, key: &[Key], change: impl FnMut(&[Value]) -> Change) -> bool {
-    let table = Table::open(table, Write::Update);
-    table.is_some_and(|table| table.update_one(index, key, Held::Ours, change) == Changed::Yes)
-}
-
-/// A column to which something is added.
-fn plus(row: &[Value], column: usize, more: i64) -> Option<(usize, Value)> {
-    Some((column, number(row, column)?.checked_add(more)?.to_sql()))
-}
-
-fn add_days(db: &Db, org_id: Uuid, mut days: BTreeMap<DayOf, (i64, i64)>) {
-    days.retain(|(metric, on), (quantity, credits)| {
-        let key = [Key(1, Is::Uuid, org_id.to_sql()), Key(2, Is::Text, metric.to_sql()), Key(3, Is::Day, on.to_sql())];
-        !change(&shapes::USAGE_DAYS, &shapes::USAGE_DAYS_KEY, &key, |row| {
-            Some(vec![plus(row, 4, *quantity)?, plus(row, 6, *credits)?])
-        })
-    });
-    if !days.is_empty() {
-        db.write(
-            &DAYS,
-            args![
-                org_id,
-                days.keys().map(|k| k.0.clone()).collect::<Vec<_>>(),
-                days.keys().map(|k| Timestamptz(start_of(k.1))).collect::<Vec<_>>(),
-                days.values().map(|v| v.0).collect::<Vec<_>>(),
-                days.values().map(|v| v.1).collect::<Vec<_>>(),
-            ],
-        );
-    }
-}
-
-fn add_months(db: &Db, org_id: Uuid, unit: &str, mut months: BTreeMap<MonthOf, i64>) {
-    months.retain(|(month, kind, metric), credits| {
-        let key = [
-            Key(1, Is::Uuid, org_id.to_sql()),
-            Key(2, Is::Text, unit.to_sql()),
-            Key(3, Is::Day, day(*month).to_sql()),
-            Key(4, Is::Text, kind.to_sql()),
-            Key(5, Is::Text, metric.to_sql()),
-        ];
-        !change(&shapes::CREDIT_MONTHS, &shapes::CREDIT_MONTHS_KEY, &key, |row| Some(vec![plus(row, 6, *credits)?]))
-    });
-    if !months.is_empty() {
-        db.write(
-            &MONTHS,
-            args![
-                org_id,
-                unit,
-                months.keys().map(|k| Timestamptz(k.0)).collect::<Vec<_>>(),
-                months.keys().map(|k| k.1.clone()).collect::<Vec<_>>(),
-                months.keys().map(|k| k.2.clone()).collect::<Vec<_>>(),
-                months.values().copied().collect::<Vec<_>>(),
-            ],
-        );
+fn add_months(org_id: Uuid, unit: &str, months: BTreeMap<MonthOf, i64>) {
+    let table = Table::<credit_months::Table>::to_update();
+    for ((month, kind, metric), credits) in months {
+        let month = day(month);
+        let new = credit_months::New { org_id, unit, month, kind: &kind, metric: &metric, credits };
+        let key = credit_months::one(org_id, unit, month, &kind, &metric);
+        table.merge(&key, &new, &[credit_months::column::credits], &[]);
     }
 }

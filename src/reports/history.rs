@@ -1,15 +1,13 @@
 //! Credit month by month: what came in, what it was used for, what expired, what was refunded, and the balance at the end.
 
-use crate::access;
 use crate::base::error::{Error, Result};
-use crate::entry_point;
 use crate::ledger::recent::Sum;
 use crate::pg::arguments::{required, required_uuid};
 use crate::pg::clock;
 use crate::pg::heap::Snapshot;
 use crate::pg::spi::Timestamptz;
 use crate::reports::tail;
-use crate::{args, statements};
+use crate::{access, args, entry_point, statements};
 use pgrx::prelude::*;
 use uuid::Uuid;
 
@@ -52,32 +50,22 @@ statements! {
            left join sums s on s.unit = u.unit and s.month = m.month
            left join by_metric b on b.unit = u.unit and b.month = m.month
           order by m.month desc, u.unit";
-    // As one sum per call: its quantity stands in each of its entries.
-    UNFOLDED(uuid) =
-        "select e.metric, (min(e.created_at) at time zone 'UTC')::date - date '2000-01-01', coalesce(min(e.quantity), 0), -sum(e.amount)::int8
-           from billing_internal.lanes l
-           left join billing_internal.fold_positions f on f.org_id = l.org_id and f.slot = l.slot
-           join billing.entries e on e.org_id = l.org_id and e.entry_id <= l.last_entry_id
-                                 and e.entry_id > coalesce(f.entry_id, l.slot::bigint << 40)
-          where l.org_id = $1 and e.kind = 'usage' and e.source is distinct from 'settlement'
-          group by e.metric, e.operation_id";
 }
 
 /// What was consumed of a metric on a day, and charged for it.
 type Consumed = (String, i32, i64, i64);
 
-/// What an org consumed that is not folded into days yet, without a statement; None where that takes one.
-fn unfolded(org_id: Uuid) -> Option<Vec<Consumed>> {
+/// What an org consumed that is not folded into days yet.
+fn unfolded(org_id: Uuid) -> Vec<Consumed> {
     let mut all = Vec::new();
-    for tail in tail::tails(org_id, Snapshot::Callers)? {
-        let recent = match tail.recent {
-            Some(recent) => recent,
-            None => tail::read(org_id, &tail, Snapshot::Callers, crate::base::time::NEG_INFINITY)?,
-        };
+    for mut tail in tail::tails(org_id, Snapshot::Callers) {
+        let known = tail.recent.take();
+        let recent =
+            known.unwrap_or_else(|| tail::read(org_id, &tail, Snapshot::Callers, crate::base::time::NEG_INFINITY));
         let consumed = recent.sums.into_iter().filter(Sum::is_consumed);
         all.extend(consumed.map(|sum| (sum.metric, sum.day, sum.quantity, sum.amount.saturating_neg())));
     }
-    Some(all)
+    all
 }
 
 /// Gives what an org consumed that is not counted in `usage_days` yet, by metric and day (UTC): for the view `usage_by_day`.
@@ -99,10 +87,7 @@ fn unfolded_usage(
     let rows = entry_point::reader(|db| {
         let org_id = required_uuid("org_id", org_id)?;
         access::authorize(db, org_id)?;
-        Ok(unfolded(org_id).unwrap_or_else(|| {
-            let rows = db.read(&UNFOLDED, args![org_id]);
-            rows.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3))).collect()
-        }))
+        Ok(unfolded(org_id))
     });
     // SAFETY: days of moments of the ledger, which are dates.
     let date = |day| unsafe { pgrx::datum::Date::from_pg_epoch_days(day) };

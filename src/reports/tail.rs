@@ -1,32 +1,29 @@
-//! What was consumed of a metric, to the last entry: the days that are folded, and what of the ledger is not yet. Without
-//! statements (`heap`), since the shortest answers ask for it.
+//! What was consumed of a metric, to the last entry: the days that are folded, and what of the ledger is not yet.
 
 use crate::base::time::{Moment, day, start_of};
 use crate::ledger::recent::{Entry, LaneSummary};
-use crate::ledger::rows::{self, column, entry, int, number, text};
-use crate::pg::heap::{Is, Key, Snapshot, Table, shapes};
-use crate::pg::spi::ToSql;
+use crate::ledger::rows;
+use crate::schema::ledger::{lanes, ledger};
+use crate::schema::usage::{fold_positions, usage_days};
+use crate::schema::{Snapshot, Table};
 use uuid::Uuid;
 
-/// The sum of what was consumed from one moment to another, by whole days where it is folded. None where that takes a statement.
-pub fn consumed(org_id: Uuid, metric: &str, from: Moment, to: Moment) -> Option<i64> {
-    let sum = folded(org_id, metric, from, to)?;
-    Some(sum.saturating_add(unfolded(org_id, metric, from)?))
+/// The sum of what was consumed from one moment to another, by whole days where it is folded.
+pub fn consumed(org_id: Uuid, metric: &str, from: Moment, to: Moment) -> i64 {
+    folded_days(org_id, metric, from, to).saturating_add(unfolded(org_id, metric, from))
 }
 
-fn folded(org_id: Uuid, metric: &str, from: Moment, to: Moment) -> Option<i64> {
-    let days = Table::open_to_read(&shapes::USAGE_DAYS)?;
-    let keys =
-        [Key(1, Is::Uuid, org_id.to_sql()), Key(2, Is::Text, metric.to_sql()), Key(3, Is::DayFrom, day(from).to_sql())];
+fn folded_days(org_id: Uuid, metric: &str, from: Moment, to: Moment) -> i64 {
     let (mut sum, last) = (0_i64, day(to));
-    days.read_while(&shapes::USAGE_DAYS_KEY, &keys, Snapshot::Callers, |row| {
-        let is_within = int(row, 3).is_some_and(|day| day <= last);
+    let days = Table::<usage_days::Table>::to_read();
+    days.each(&usage_days::since(org_id, metric, day(from)), Snapshot::Callers, |row| {
+        let is_within = row.day() <= last;
         if is_within {
-            sum = sum.saturating_add(number(row, 4).unwrap_or(0));
+            sum = sum.saturating_add(row.consumed());
         }
         is_within
     });
-    Some(sum)
+    sum
 }
 
 /// The entries of a lane that are not folded: what comes after one, up to another.
@@ -54,62 +51,52 @@ fn slot(entry_id: i64) -> i16 {
     i16::try_from(entry_id >> 40).unwrap_or(i16::MAX)
 }
 
-/// The last folded entry of the lane that has this entry; None where that takes a statement.
-pub fn folded_until(org_id: Uuid, entry_id: i64, snapshot: Snapshot) -> Option<i64> {
-    let folded = Table::open_to_read(&shapes::FOLDED)?;
-    let mut position = i64::from(slot(entry_id)) << 40;
-    let of_lane = [Key(1, Is::Uuid, org_id.to_sql()), Key(2, Is::Small, slot(entry_id).to_sql())];
-    folded.finder(&shapes::FOLDED_KEY, snapshot).read(&of_lane, |row, _| position = number(row, 3).unwrap_or(position));
-    Some(position)
+/// The last folded entry of the lane that has this entry.
+pub fn folded_until(org_id: Uuid, entry_id: i64, at: Snapshot) -> i64 {
+    let of_lane = fold_positions::of_lane(org_id, slot(entry_id));
+    let mut known = None;
+    Table::<fold_positions::Table>::to_read().find(&of_lane, at, |row| known = Some(row.entry_id()));
+    known.unwrap_or_else(|| i64::from(slot(entry_id)) << 40)
 }
 
-/// Of each lane of an org; None where that takes a statement.
-pub fn tails(org_id: Uuid, snapshot: Snapshot) -> Option<Vec<UnfoldedEntries>> {
-    let lanes = Table::open_to_read(&shapes::LANES)?;
-    let mut found = Vec::new();
-    let of_org = [Key(1, Is::Uuid, org_id.to_sql())];
-    lanes.read(&shapes::LANES_KEY, &of_org, snapshot, |row, _| {
-        let known = || {
-            let (unit, last) = (text(row, 12)?, number(row, column::LAST_ENTRY_ID)?);
-            Some((unit, rows::lane_number(row)?, last, rows::recent(row, last)))
-        };
-        found.extend(known());
-    });
-    let tail = |(unit, lane, last, recent): (String, i16, i64, Option<LaneSummary>)| {
-        let from = folded_until(org_id, last, snapshot)?;
-        Some(UnfoldedEntries { unit, lane, from, last, recent: recent.filter(|recent| recent.after == from) })
-    };
-    found.into_iter().map(tail).collect()
-}
-
-/// What the entries of a tail come to, those that were made since a moment; None where that takes a statement.
-pub fn read(org_id: Uuid, tail: &UnfoldedEntries, snapshot: Snapshot, since: Moment) -> Option<LaneSummary> {
-    let mut recent = LaneSummary::after(tail.from);
-    if tail.from >= tail.last {
-        return Some(recent);
-    }
-    let entries = Table::open_to_read(&shapes::LEDGER)?;
-    let after = [Key(1, Is::Uuid, org_id.to_sql()), Key(2, Is::BigAbove, tail.from.to_sql())];
-    entries.read_while(&shapes::LEDGER_KEY, &after, snapshot, |row| {
-        let Some(entry_id) = number(row, entry::ENTRY_ID).filter(|entry_id| *entry_id <= tail.last) else {
-            return false;
-        };
-        let created_at = number(row, entry::CREATED_AT).unwrap_or_default();
-        if created_at >= since {
-            recent.add(Entry {
-                entry_id,
-                operation_id: rows::operation_of(row).unwrap_or(entry_id),
-                kind: &rows::kind_of(row),
-                metric: text(row, entry::METRIC).as_deref(),
-                source: text(row, entry::SOURCE).as_deref(),
-                created_at,
-                quantity: rows::quantity_of(row),
-                amount: number(row, entry::AMOUNT).unwrap_or_default(),
-            });
-        }
+/// Of each lane of an org.
+pub fn tails(org_id: Uuid, at: Snapshot) -> Vec<UnfoldedEntries> {
+    let mut tails = Vec::new();
+    Table::<lanes::Table>::to_read().each(&lanes::of_org(org_id), at, |row| {
+        let (unit, last) = (row.unit().to_owned(), row.last_entry_id());
+        tails.push(UnfoldedEntries { unit, lane: row.lane(), from: last, last, recent: rows::recent(row) });
         true
     });
-    Some(recent)
+    for tail in &mut tails {
+        tail.from = folded_until(org_id, tail.last, at);
+        tail.recent = tail.recent.take().filter(|recent| recent.after == tail.from);
+    }
+    tails
+}
+
+/// What the entries of a tail come to, those that were made since a moment.
+pub fn read(org_id: Uuid, tail: &UnfoldedEntries, at: Snapshot, since: Moment) -> LaneSummary {
+    let mut recent = LaneSummary::after(tail.from);
+    if tail.from >= tail.last {
+        return recent;
+    }
+    Table::<ledger::Table>::to_read().each(&ledger::after(org_id, tail.from), at, |row| {
+        let is_within = row.entry_id() <= tail.last;
+        if is_within && row.created_at() >= since {
+            recent.add(Entry {
+                entry_id: row.entry_id(),
+                operation_id: rows::operation_of(row),
+                kind: rows::kind_of(row),
+                metric: row.metric(),
+                source: row.source(),
+                created_at: row.created_at(),
+                quantity: rows::quantity_of(row),
+                amount: row.amount(),
+            });
+        }
+        is_within
+    });
+    recent
 }
 
 /// What was consumed since a moment; None where a day has to be divided.
@@ -122,16 +109,13 @@ fn consumed_since(recent: &LaneSummary, metric: &str, from: Moment) -> Option<i6
 }
 
 /// Of each lane, what came after its last folded entry.
-fn unfolded(org_id: Uuid, metric: &str, from: Moment) -> Option<i64> {
-    tails(org_id, Snapshot::Callers)?.iter().try_fold(0_i64, |sum, tail| {
+fn unfolded(org_id: Uuid, metric: &str, from: Moment) -> i64 {
+    tails(org_id, Snapshot::Callers).iter().fold(0_i64, |sum, tail| {
         let known = tail.recent.as_ref().and_then(|recent| consumed_since(recent, metric, from));
-        let consumed = match known {
-            Some(known) => known,
-            None => {
-                let read = read(org_id, tail, Snapshot::Callers, from)?;
-                read.consumed(metric).fold(0, |total, sum| sum.quantity.saturating_add(total))
-            }
-        };
-        Some(sum.saturating_add(consumed))
+        let consumed = known.unwrap_or_else(|| {
+            let read = read(org_id, tail, Snapshot::Callers, from);
+            read.consumed(metric).fold(0, |total, sum| sum.quantity.saturating_add(total))
+        });
+        sum.saturating_add(consumed)
     })
 }

@@ -158,7 +158,7 @@ pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<Char
     let mut events = 0;
     if !groups.is_empty() {
         let names: Vec<_> = groups.keys().map(|(metric, span)| (org_id, metric.clone(), *span)).collect();
-        let mut locked = counters::lock(db, &names);
+        let mut locked = counters::lock(&names);
         let mut order: Vec<_> = groups.into_iter().collect();
         order.sort_by_key(|((_, span), _)| span.start);
         for ((name, span), mut taken) in order {
@@ -170,7 +170,7 @@ pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<Char
                 work.decide(&metric, counter, &part)?;
             }
         }
-        counters::save(db, &locked.values().collect::<Vec<_>>());
+        counters::save(&locked.values().collect::<Vec<_>>());
     }
     // Most catalogs have none.
     if cache::all_metrics(db)?.iter().any(|metric| metric.is_gauge()) {
@@ -267,11 +267,11 @@ impl Work<'_> {
 
     fn close_level(&mut self, metric: &Rc<Metric>, span: Span) -> Result<()> {
         let name = (self.org_id, metric.name.clone(), span);
-        let mut counter = counters::lock(self.db, &[name]).pop_first().ok_or_else(missing)?.1;
+        let mut counter = counters::lock(&[name]).pop_first().ok_or_else(missing)?.1;
         if let Some((level, at)) = counter.level {
             let quantity = (level - counter.tally.quantity).max(0);
             self.take(metric, &mut counter, (quantity, level), span.end - 1, at)?;
-            counters::save(self.db, &[&counter]);
+            counters::save(&[&counter]);
         }
         Ok(())
     }
@@ -288,7 +288,7 @@ impl Work<'_> {
 
     fn carry_level(&mut self, metric: &Rc<Metric>, span: Span) -> Result<()> {
         let (db, org_id) = (self.db, self.org_id);
-        let from = counters::lock(db, &[(org_id, metric.name.clone(), span)]).pop_first().ok_or_else(missing)?.1;
+        let from = counters::lock(&[(org_id, metric.name.clone(), span)]).pop_first().ok_or_else(missing)?.1;
         let next = self.timeline.period(span.end);
         if let Some((level, at)) = from.level
             && next.start > span.start
@@ -301,7 +301,7 @@ impl Work<'_> {
             let there = db.write(&EXISTS, args![org_id, &metric.name, Timestamptz(next.start)]).count() > 0;
             if level > 0 || there {
                 let name = (org_id, metric.name.clone(), next);
-                let mut to = counters::lock(db, &[name]).pop_first().ok_or_else(missing)?.1;
+                let mut to = counters::lock(&[name]).pop_first().ok_or_else(missing)?.1;
                 if to.level.is_none_or(|(_, known)| known <= at) {
                     to.level = Some((level, at));
                 }
@@ -312,7 +312,7 @@ impl Work<'_> {
                     }
                     Aggregation::Last | Aggregation::Sum | Aggregation::Unique => {}
                 }
-                counters::save(db, &[&to]);
+                counters::save(&[&to]);
             }
         }
         db.write(&CARRIED, args![org_id, &metric.name, Timestamptz(span.start)]);

@@ -11,8 +11,6 @@ use crate::base::error::{Error, Result};
 use crate::base::time::{Moment, Period};
 use crate::base::units;
 use crate::catalog::cache;
-use crate::contention;
-use crate::entry_point;
 use crate::ledger::debts::{self, Debt};
 use crate::ledger::store as ledger;
 use crate::ledger::wallet::Wallet;
@@ -21,10 +19,8 @@ use crate::pg::clock;
 use crate::pg::spi::{self, Db};
 use crate::plans::period::whole_period;
 use crate::plans::store::{self as plans, Subscription};
-use crate::posting;
-use crate::receipt;
-use crate::recharge;
 use crate::reports::fold;
+use crate::{contention, entry_point, posting, receipt, recharge};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use uuid::Uuid;
@@ -38,7 +34,7 @@ receipt! {
 pub fn catch_up(db: &Db, org_id: Uuid, as_of: Moment) -> Result<(i64, i64)> {
     let (mut renewed, mut events) = (0, 0);
     loop {
-        let Some((subscription, start)) = renewal::due(db, org_id, as_of) else {
+        let Some((subscription, start)) = renewal::due(org_id, as_of) else {
             if enroll(db, org_id, as_of)? {
                 continue;
             }
@@ -99,7 +95,7 @@ fn pay(db: &Db, org_id: Uuid, now: Moment, mut debts: Vec<Debt>) -> Result<(i64,
 /// An org without a subscription whose default plan grants credits gets a row, so that its periods are begun.
 fn enroll(db: &Db, org_id: Uuid, now: Moment) -> Result<bool> {
     let (Some(plan), _) = cache::default_plan(db)? else { return Ok(false) };
-    let known = plans::subscriptions(db, org_id);
+    let known = plans::subscriptions(org_id);
     if plan.credits.is_none() || known.iter().any(|s| !s.is_void() && s.ends_at.is_none_or(|end| end > now)) {
         return Ok(false);
     }
@@ -157,11 +153,11 @@ fn settle(db: &Db, org_id: Uuid, as_of: Moment) -> Result<SettlementReceipt> {
     let lanes = ledger::lock_org(db, org_id, &[], as_of)?;
     let open = ActiveAlerts::of(db, org_id);
     for lane in &lanes {
-        let (balance, base, threshold) = (ledger::balance(db, lane), lane.alert_base, lane.alert_below);
+        let (balance, base, threshold) = (ledger::balance(lane), lane.alert_base, lane.alert_below);
         let change = BalanceChange { unit: &lane.unit, balance, base, threshold };
         recharge::on_balance_change(db, org_id, &open, change, as_of)?;
     }
-    fold::fold_all(db, org_id);
+    fold::fold_all(org_id);
     alerts::settle(db, org_id, (&open, charged.timeline), &lanes, as_of)?;
     let after: i64 = lanes.iter().fold(0, |sum, lane| lane.consumed.saturating_add(sum));
     Ok(SettlementReceipt { org_id, charged: after - before, unpaid, renewed, events })

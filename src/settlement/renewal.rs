@@ -7,14 +7,12 @@ use crate::base::time::{self, INFINITY, Moment};
 use crate::base::units;
 use crate::catalog::cache;
 use crate::catalog::sections::plans::{Credits, Plan, Rollover};
-use crate::ledger::debts;
-use crate::ledger::store as ledger;
 use crate::ledger::wallet::{EntryContext, Grant, Operation, Wallet};
+use crate::ledger::{debts, store as ledger};
 use crate::pg::spi::{Db, Timestamptz};
 use crate::plans::period::{prorated, whole_period};
 use crate::plans::store::{self, Subscription};
-use crate::posting;
-use crate::{args, statements};
+use crate::{args, posting, statements};
 use std::rc::Rc;
 use uuid::Uuid;
 
@@ -32,8 +30,8 @@ statements! {
 const UNUSED: &str = "{}";
 
 /// The subscription whose next period has begun by then, if any.
-pub fn due(db: &Db, org_id: Uuid, as_of: Moment) -> Option<(Subscription, Moment)> {
-    let all = store::subscriptions(db, org_id);
+pub fn due(org_id: Uuid, as_of: Moment) -> Option<(Subscription, Moment)> {
+    let all = store::subscriptions(org_id);
     all.into_iter()
         .filter(|s| !s.awaiting_payment)
         .find_map(|s| s.next_period_at.filter(|at| *at <= as_of).map(|at| (s, at)))
@@ -117,7 +115,7 @@ fn grant(
         if lane.is_split() {
             let mut wallet = Wallet::new(lane, start);
             ledger::load(db, &mut wallet, &last.grants)?;
-            ledger::reclaim_lanes(db, &mut wallet, |away| last.grants.contains(&away.slice.grant_id))?;
+            ledger::reclaim_lanes(&mut wallet, |away| last.grants.contains(&away.slice.grant_id))?;
             posting::save(db, std::slice::from_mut(&mut wallet), UNUSED)?;
         }
         let rows = db.write(&EXPIRED, args![org_id, last.grants.clone(), Timestamptz(start)]);
@@ -131,7 +129,7 @@ fn grant(
 /// twice.
 fn covered(db: &Db, org_id: Uuid, new: &Subscription, start: Moment) -> Result<i64> {
     let mut sum: i64 = 0;
-    for old in store::subscriptions(db, org_id) {
+    for old in store::subscriptions(org_id) {
         let Some(end) = old.ends_at else { continue };
         if old.by_default != new.by_default || old.granted == 0 || end > start {
             continue;
@@ -194,7 +192,7 @@ pub fn take_back(db: &Db, org_id: Uuid, grants: &[i64], credits: i64, now: Momen
     let lane = ledger::lock_or_create(db, org_id, units::CREDIT, now)?;
     let mut wallet = Wallet::new(lane, now);
     ledger::load(db, &mut wallet, grants)?;
-    ledger::reclaim_lanes(db, &mut wallet, |away| grants.contains(&away.slice.grant_id))?;
+    ledger::reclaim_lanes(&mut wallet, |away| grants.contains(&away.slice.grant_id))?;
     let mut missing = credits;
     for grant_id in grants {
         let credits = wallet.find_grant(*grant_id)?.remaining.min(missing);

@@ -1,30 +1,23 @@
 //! Many consumptions at once, each with its own outcome; also the way of the single consumption that is not the common one.
 
-use crate::access;
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
 use crate::base::units;
 use crate::call::to_json;
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::price::{self, Price};
-use crate::contention;
-use crate::ledger::chain;
 use crate::ledger::replay::Replay;
-use crate::ledger::rows;
-use crate::ledger::store;
 use crate::ledger::wallet::{EntryContext, Operation, Request, Wallet};
+use crate::ledger::{chain, rows, store};
 use crate::limits::caps::Caps;
-use crate::pg::arguments;
-use crate::pg::clock;
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, Db, Row};
-use crate::posting;
-use crate::settlement;
+use crate::pg::{arguments, clock};
 use crate::spending::consumption::{self, Consumption, Item};
 use crate::usage::counters::{self, Metered};
 use crate::usage::tally::Charge;
-use crate::{alerts, args, statements};
+use crate::{access, alerts, args, contention, posting, settlement, statements};
 use pgrx::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
@@ -47,11 +40,6 @@ statements! {
     KNOWN_ORGS(uuids) =
         "select k.org_id from unnest($1) k (org_id)
           where exists (select from billing_internal.lanes l where l.org_id = k.org_id)";
-    FIND_REQUESTS(uuids, int8s) =
-        "select e.org_id, e.request_id, e.entry_id, e.request_hash, e.result, e.kind, e.metric, e.quantity, e.amount,
-                e.balance_before, e.balance_after, e.member_id, e.metadata::text, e.idempotency_key
-           from unnest($1, $2) k (org_id, request_id)
-           join billing.entries e on e.org_id = k.org_id and e.request_id = k.request_id";
 }
 
 /// What an item is of: its metric, and the price of that (None: free).
@@ -143,7 +131,7 @@ fn try_all(db: &Db, items: &[Result<Item>], lane: Option<i16>) -> Result<Option<
         for wallet in locked.wallets.values_mut() {
             contention::merge_idle_lanes(db, wallet)?;
             let credits = items.iter().flatten().map(|item| charge_plain(item.price(), item.item.quantity)).next();
-            store::refill(db, wallet, lane, credits.and_then(Result::ok).unwrap_or(0))?;
+            store::refill(wallet, lane, credits.and_then(Result::ok).unwrap_or(0))?;
         }
     }
     Ok(save(db, locked)?.then_some(outcomes))
@@ -152,7 +140,7 @@ fn try_all(db: &Db, items: &[Result<Item>], lane: Option<i16>) -> Result<Option<
 fn known_orgs(db: &Db, orgs: BTreeSet<Uuid>) -> BTreeSet<Uuid> {
     let orgs: Vec<Uuid> = orgs.into_iter().collect();
     if let [org_id] = orgs.as_slice() {
-        return store::org_exists(db, *org_id).then_some(*org_id).into_iter().collect();
+        return store::org_exists(*org_id).then_some(*org_id).into_iter().collect();
     }
     db.write(&KNOWN_ORGS, args![orgs]).iter().map(|row| row.get(0)).collect()
 }
@@ -210,23 +198,14 @@ fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Result<Locked> {
     let keyed = items.iter().flatten();
     let requests: Vec<_> =
         keyed.filter_map(|p| p.item.key.as_ref().map(|key| (p.item.org_id, chain::request_id(key)))).collect();
-    Ok(Locked { wallets, metered, caps, replays: replays(db, &requests) })
+    Ok(Locked { wallets, metered, caps, replays: replays(&requests) })
 }
 
 /// What the keys were used for.
-fn replays(db: &Db, requests: &[(Uuid, i64)]) -> HashMap<(Uuid, i64), Replay> {
-    match requests {
-        [] => return HashMap::new(),
-        [(org_id, request_id)] => {
-            if let Ok(found) = rows::find_request(*org_id, *request_id) {
-                return found.into_iter().map(|found| ((*org_id, *request_id), found)).collect();
-            }
-        }
-        _ => {}
-    }
-    let (orgs, requests): (Vec<Uuid>, Vec<i64>) = requests.iter().copied().unzip();
-    let found = db.write(&FIND_REQUESTS, args![orgs, requests]);
-    found.iter().map(|row| ((row.get(0), row.get(1)), Replay::of_row(&row, 2))).collect()
+fn replays(requests: &[(Uuid, i64)]) -> HashMap<(Uuid, i64), Replay> {
+    let find =
+        |(org_id, request_id): &(Uuid, i64)| Some(((*org_id, *request_id), rows::find_request(*org_id, *request_id)?));
+    requests.iter().filter_map(find).collect()
 }
 
 /// Gathers what split wallets need for all items, as long as nobody who holds a lane can wait for us.
@@ -334,7 +313,7 @@ fn save(db: &Db, locked: Locked) -> Result<bool> {
         return Ok(false);
     }
     let changed: Vec<_> = locked.metered.values().filter(|m| m.changed).map(|m| &m.counter).collect();
-    counters::save(db, &changed);
+    counters::save(&changed);
     locked.caps.save(db);
     alerts::caps(db, &locked.caps)?;
     Ok(true)

@@ -6,31 +6,37 @@
 //! rules, as a batch of one.
 
 use crate::access;
-use crate::alerts::{ActiveAlerts, BalanceChange};
+use crate::alerts::ActiveAlerts;
+use crate::alerts::BalanceChange;
+use crate::args;
 use crate::base::error::{Error, Result};
 use crate::base::hash::Hash;
 use crate::base::time::{INFINITY, Moment};
 use crate::base::units;
-use crate::catalog::cache;
-use crate::catalog::price;
+use crate::catalog::{cache, price};
 use crate::contention;
 use crate::ledger::chain::{self, Content, Position};
 use crate::ledger::lanes::{self, ContentionMeter, Step};
 use crate::ledger::recent::{Entry, LaneSummary, is_fold_due};
-use crate::ledger::rows::{self, EntryRow, column, number};
+use crate::ledger::rows;
+use crate::ledger::rows::Entries;
+use crate::ledger::rows::EntryRow;
+use crate::ledger::rows::Lanes;
 use crate::ledger::store;
 use crate::ledger::wallet::{MemberDelta, Wallet};
 use crate::pg::arguments::{self, optional_uuid, positive, required, required_uuid};
 use crate::pg::clock;
-use crate::pg::heap::{Attempt, Changed, Finder, Held, Snapshot, Table, shapes};
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
-use crate::pg::spi::{self, Db, Timestamptz, ToSql};
+use crate::pg::spi;
+use crate::pg::spi::Db;
 use crate::recharge;
 use crate::reports::fold;
+use crate::schema::ledger::lanes as table;
+use crate::schema::{Changed, Finder, Insertion, LockPolicy, Snapshot, may_change_rows};
 use crate::spending::batch;
 use crate::spending::consumption::{Consumption, Item, StoredAnswer, replayed};
-use crate::{args, statements};
+use crate::statements;
 use pgrx::prelude::*;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -46,12 +52,6 @@ statements! {
                 head = coalesce((select e.entry_hash from billing.entries e
                                   where e.org_id = $1 and e.entry_id = l.last_entry_id - 1), '')
           where org_id = $1 and unit = $2 and lane = $4";
-    // Without a key there is nothing to conflict with: nulls are distinct.
-    WRITE(uuid, int8, int8, int8, timestamptz, int8, int8, uuid, text, text, jsonb, bytea, uuid, int8, text, text) =
-        "insert into billing.ledger (org_id, entry_id, amount, balance_after, created_at, grant_id, quantity, member_id, unit,
-                                     metric, metadata, entry_hash, key_uuid, request_id, key_text, result)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
-         on conflict (org_id, request_id) where request_id is not null do nothing";
 }
 
 /// How often a split wallet is looked at again before the rules decide.
@@ -181,7 +181,7 @@ fn consume(request: &ConsumeRequest<'_>) -> Result<Consumption> {
         Ok(Some(quote)) => charge(db, request, &quote),
         Ok(None) => batch::consume_one(db, request.item(), None),
         // Whatever would be refused now: a call that was made before has its answer.
-        Err(error) => replay(db, request)?.ok_or(error),
+        Err(error) => replay(request)?.ok_or(error),
     })
 }
 
@@ -212,9 +212,9 @@ fn charge(db: &Db, request: &ConsumeRequest<'_>, quote: &ChargeQuote) -> Result<
         db.write(&UNBURN, args![request.org_id, unit, credits, burned.lane]);
         return batch::consume_one(db, request.item(), None);
     }
-    if !write(db, request, unit, credits, now, &burned) {
+    if !write(request, unit, credits, now, &burned) {
         db.write(&UNBURN, args![request.org_id, unit, credits, burned.lane]);
-        return replay(db, request)?.ok_or_else(Error::contended);
+        return replay(request)?.ok_or_else(Error::contended);
     }
     spend_budget(db, request, unit, credits, now);
     let (lane, waited) = (burned.lane, burned.waited);
@@ -241,11 +241,11 @@ fn charge(db: &Db, request: &ConsumeRequest<'_>, quote: &ChargeQuote) -> Result<
 /// Reports and alerts. Whoever holds a lane does not wait for the wallet: it is for the next call then.
 fn afterwards(db: &Db, request: &ConsumeRequest<'_>, unit: &str, now: Moment, burned: Burned) -> Result<()> {
     let is_low = burned.total < burned.alert_below;
-    if !burned.is_due && !is_low || burned.lane > 0 && store::lock_if_free(db, request.org_id, unit).is_none() {
+    if !burned.is_due && !is_low || burned.lane > 0 && store::lock_if_free(request.org_id, unit).is_none() {
         return Ok(());
     }
     if burned.is_due {
-        fold::fold(db, request.org_id, unit, burned.entry_id, burned.recent);
+        fold::fold(request.org_id, unit, burned.entry_id, burned.recent);
     }
     if is_low {
         let open = ActiveAlerts::of(db, request.org_id);
@@ -255,9 +255,9 @@ fn afterwards(db: &Db, request: &ConsumeRequest<'_>, unit: &str, now: Moment, bu
     Ok(())
 }
 
-fn replay(db: &Db, request: &ConsumeRequest<'_>) -> Result<Option<Consumption>> {
+fn replay(request: &ConsumeRequest<'_>) -> Result<Option<Consumption>> {
     let Some(key) = request.key else { return Ok(None) };
-    store::find_replay(db, request.org_id, key)?.map(|found| replayed(&found, &request.item())).transpose()
+    store::find_replay(request.org_id, key)?.map(|found| replayed(&found, &request.item())).transpose()
 }
 
 /// What all of the entry's columns come to but those that its place in the chain gives.
@@ -285,7 +285,10 @@ fn content(request: &ConsumeRequest<'_>, (unit, credits, now): (&str, i64, Momen
 }
 
 fn burn(request: &ConsumeRequest<'_>, (unit, credits, now): (&str, i64, Moment), hint: ContentionHint) -> FastPath {
-    let Some(lanes) = rows::open() else { return FastPath::NeedsSlowPath(None) };
+    if !may_change_rows() {
+        return FastPath::NeedsSlowPath(None);
+    }
+    let lanes = Lanes::to_update();
     let mut is_split = hint.lanes > 1;
     // The note may be old: what is there decides.
     for _ in 0..2 {
@@ -296,13 +299,7 @@ fn burn(request: &ConsumeRequest<'_>, (unit, credits, now): (&str, i64, Moment),
             }
         } else {
             let content = content(request, (unit, credits, now), None);
-            match burn_lane(
-                (&lanes, None),
-                request,
-                (unit, credits, now),
-                (0, Held::Wait(rows::queue(request.org_id, unit, 0))),
-                &content,
-            ) {
+            match burn_lane((&lanes, None), request, (unit, credits, now), (0, LockPolicy::Wait), &content) {
                 LaneAttempt::Burned(burned) => return FastPath::Done(burned),
                 LaneAttempt::Split => is_split = true,
                 LaneAttempt::No | LaneAttempt::Held => return FastPath::NeedsSlowPath(None),
@@ -314,18 +311,17 @@ fn burn(request: &ConsumeRequest<'_>, (unit, credits, now): (&str, i64, Moment),
 
 /// Burns from one of the lanes of a split wallet; None where it is not split.
 fn burn_split(
-    table: &Table,
+    table: &Lanes,
     request: &ConsumeRequest<'_>,
     (unit, credits, now): (&str, i64, Moment),
     hint: ContentionHint,
 ) -> Option<FastPath> {
     // Backends begin with lanes of their own.
-    // SAFETY: reads a global.
-    let mine = i16::try_from(unsafe { pg_sys::MyProcPid } % i32::from(lanes::MOST)).unwrap_or_default() + 1;
+    let mine = i16::try_from(spi::backend_id() % i32::from(lanes::MOST)).unwrap_or_default() + 1;
     let mut waited = false;
     for _ in 0..LOOKS {
-        let mut finder = table.finder(&shapes::LANES_KEY, Snapshot::Latest);
-        let mut seen = rows::read_wallet_snapshot(&mut finder, request.org_id, unit, clock::now())?;
+        let (mut seen, finder) =
+            rows::read_wallet_snapshot(table, (request.org_id, unit), Snapshot::Latest, clock::now())?;
         let mut finder = Some(finder);
         if seen.lanes <= 1 {
             ContentionHint { lanes: 1, waits: ContentionMeter::NONE, ..hint }.keep(request, unit);
@@ -348,17 +344,17 @@ fn burn_split(
         loop {
             let (lane, how) = match lanes::step(&seen.view, mine, credits, &seen.held) {
                 Step::Wallet(lane) => return Some(FastPath::NeedsSlowPath(Some(lane))),
-                Step::Burn(lane) => (lane, Held::Skip),
-                Step::Await(lane) => (lane, Held::Queue(rows::queue(request.org_id, unit, lane))),
+                Step::Burn(lane) => (lane, LockPolicy::SkipLocked),
+                Step::Await(lane) => (lane, LockPolicy::JoinQueue),
             };
-            waited |= how != Held::Skip;
+            waited |= how == LockPolicy::JoinQueue;
             match burn_lane((table, finder.take()), request, (unit, credits, now), (lane, how), &content) {
                 LaneAttempt::Burned(burned) => {
                     let (alert_below, alert_base) = (seen.alert_below, seen.alert_base);
                     return Some(FastPath::Done(Burned { total, alert_below, alert_base, result, waited, ..burned }));
                 }
                 // Somebody has taken it since we looked.
-                LaneAttempt::Held if how == Held::Skip => seen.held.push(lane),
+                LaneAttempt::Held if how == LockPolicy::SkipLocked => seen.held.push(lane),
                 // Somebody else was faster, or has waited with us.
                 LaneAttempt::Held | LaneAttempt::No | LaneAttempt::Split => break,
             }
@@ -379,43 +375,41 @@ enum LaneAttempt {
 
 /// One update of a lane: checks, burns from its slice, advances the chain, and takes the entry in where it is to be reported.
 fn burn_lane<'a>(
-    (table, seen): (&'a Table, Option<Finder<'a>>),
+    (lanes, seen): (&'a Lanes, Option<Finder<'a, table::Table>>),
     request: &ConsumeRequest<'_>,
     (unit, credits, now): (&str, i64, Moment),
-    (lane, how): (i16, Held),
+    (lane, how): (i16, LockPolicy),
     content: &Hash,
 ) -> LaneAttempt {
     let mut burned = None;
     let mut is_split = false;
-    let changed = table.update_found(seen, &shapes::LANES_KEY, &rows::key(request.org_id, unit, lane), how, |row| {
-        is_split = rows::lanes(row) > 1;
+    let changed = lanes.update_seen(seen, &table::one(request.org_id, unit, lane), how, |row| {
+        is_split = row.lanes() > 1;
         if is_split {
             return None;
         }
-        let (slice, fast_until) = (number(row, column::SLICE_CREDITS)?, number(row, column::FAST_UNTIL)?);
+        let (slice, fast_until) = (row.slice_credits(), row.fast_until());
         if slice < credits || fast_until <= clock::now() {
             return None;
         }
-        let head = rows::bytes(row, column::HEAD)?;
-        let (before, slice_grant) = (number(row, column::BALANCE)?, number(row, column::SLICE_GRANT)?);
-        let (balance, last_entry_id) = (before - credits, number(row, column::LAST_ENTRY_ID)?);
+        let (before, slice_grant) = (row.balance(), row.slice_grant());
+        let (balance, last_entry_id) = (before - credits, row.last_entry_id());
         let entry_id = last_entry_id + 1;
         let is_due = is_fold_due(last_entry_id, entry_id);
-        let recent = rows::recent(row, last_entry_id).map(|mut recent| {
+        let recent = rows::recent(row).map(|mut recent| {
             recent.add(entry(request, entry_id, credits, now));
             recent
         });
         let kept = LaneSummary::to_keep(recent.as_ref(), entry_id, is_due);
-        let consumed = number(row, column::CONSUMED)?.checked_add(credits)?;
-        let head = chain::link(&head, content, position(entry_id, before, credits, slice_grant)).to_vec();
-        let changed = vec![
-            (column::LAST_ENTRY_ID, entry_id.to_sql()),
-            (column::BALANCE, balance.to_sql()),
-            (column::SLICE_CREDITS, (slice - credits).to_sql()),
-            (column::CONSUMED, consumed.to_sql()),
-            (column::HEAD, head.as_slice().to_sql()),
-            (column::RECENT, kept.as_deref().to_sql()),
-        ];
+        let consumed = row.consumed().checked_add(credits)?;
+        let head = chain::link(row.head(), content, position(entry_id, before, credits, slice_grant)).to_vec();
+        let changed = table::Set::new()
+            .last_entry_id(entry_id)
+            .balance(balance)
+            .slice_credits(slice - credits)
+            .consumed(consumed)
+            .head(head.as_slice())
+            .recent(kept.as_deref());
         burned = Some(Burned {
             lane,
             entry_id,
@@ -424,8 +418,8 @@ fn burn_lane<'a>(
             head,
             fast_until,
             total: balance,
-            alert_below: number(row, column::ALERT_BELOW)?,
-            alert_base: number(row, column::ALERT_BASE)?,
+            alert_below: row.alert_below(),
+            alert_base: row.alert_base(),
             result: None,
             waited: false,
             is_due,
@@ -454,15 +448,8 @@ fn position(entry_id: i64, balance: i64, credits: i64, slice_grant: i64) -> Posi
     Position { entry_id, balance_before: balance, balance_after: balance - credits, grant_id }
 }
 
-/// What WRITE does; false where a statement has to decide.
-fn write_row(
-    request: &ConsumeRequest<'_>,
-    unit: &str,
-    (credits, now): (i64, Moment),
-    burned: &Burned,
-    metadata: Option<Jsonb>,
-) -> bool {
-    let Some(entries) = rows::open_entries() else { return false };
+/// Writes the entry; false when the key is taken.
+fn write(request: &ConsumeRequest<'_>, unit: &str, credits: i64, now: Moment, burned: &Burned) -> bool {
     let row = EntryRow {
         org_id: request.org_id,
         operation_id: burned.entry_id,
@@ -480,49 +467,13 @@ fn write_row(
         key: request.key,
         reason: None,
         actor: None,
-        metadata,
+        metadata: request.metadata.filter(|metadata| !metadata.is_empty_object()),
         result: burned.result.as_deref(),
         hash: &burned.head,
     };
     // Whoever else uses the key in this wallet waits for lane 0, unless there are others.
-    let attempt = if burned.lane == 0 { Attempt::Untold } else { Attempt::Told };
-    row.insert(&entries, attempt)
-}
-
-/// Writes the entry; false when the key is taken.
-fn write(db: &Db, request: &ConsumeRequest<'_>, unit: &str, credits: i64, now: Moment, burned: &Burned) -> bool {
-    let grant = (credits > 0).then_some(burned.slice_grant);
-    let metadata = request.metadata.filter(|metadata| !metadata.is_empty_object());
-    if write_row(request, unit, (credits, now), burned, metadata) {
-        return true;
-    }
-    // A statement would wait for whoever is told the same just now.
-    if request.key.is_some_and(|key| !matches!(store::find_replay(db, request.org_id, key), Ok(None))) {
-        return false;
-    }
-    let (key_uuid, key_text) = rows::stored_key(request.key);
-    let written = db.write(
-        &WRITE,
-        args![
-            request.org_id,
-            burned.entry_id,
-            -credits,
-            burned.balance,
-            Timestamptz(now),
-            grant,
-            rows::stored_quantity("usage", Some(request.quantity)),
-            request.member_id,
-            rows::stored_unit(unit),
-            request.metric,
-            metadata,
-            burned.head.as_slice(),
-            key_uuid,
-            request.key.map(chain::request_id),
-            key_text,
-            burned.result.as_deref(),
-        ],
-    );
-    written.count() == 1
+    let insertion = if burned.lane == 0 { Insertion::Plain } else { Insertion::Speculative };
+    row.insert(&Entries::to_insert(), insertion)
 }
 
 fn spend_budget(db: &Db, request: &ConsumeRequest<'_>, unit: &str, credits: i64, now: Moment) {
@@ -542,7 +493,7 @@ fn refusal(
     credits: i64,
     now: Moment,
 ) -> Result<()> {
-    let lane = store::read_lane(db, request.org_id, unit).ok_or_else(Error::contended)?;
+    let lane = store::read_lane(request.org_id, unit).ok_or_else(Error::contended)?;
     let mut wallet = Wallet::new(lane, now);
     store::load_budgets(db, &mut wallet, vec![member_id]);
     wallet.check_budget(Some(member_id), credits)?;

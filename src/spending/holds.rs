@@ -1,6 +1,5 @@
 //! Two-phase spending (reserve, then capture or release) and payout holds.
 
-use crate::access;
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
 use crate::base::units;
@@ -8,17 +7,19 @@ use crate::call::{Answer, Call, Key};
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::price::{self, Price};
 use crate::ledger::chain::{self, HoldTerms};
+use crate::ledger::store;
 use crate::ledger::wallet::{EntryContext, Hold, Operation, Part, Wallet, split};
-use crate::ledger::{rows, store};
 use crate::limits::caps::{self, Caps};
 use crate::pg::arguments::{optional_uuid, positive, reason, required, required_uuid, unit};
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
-use crate::pg::spi::{Db, Timestamptz, ToSql};
+use crate::pg::spi::Db;
+use crate::schema::ledger::holds;
+use crate::schema::{Snapshot, Table};
 use crate::spending::consumption::Consumption;
 use crate::usage::counters::{self, Metered};
 use crate::usage::tally::Charge;
-use crate::{alerts, args, receipt, statements};
+use crate::{access, alerts, receipt};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -49,16 +50,6 @@ impl Answer for HoldReceipt {
     }
 }
 
-statements! {
-    NEW_HOLD(uuid, int8, text, text, text, int8, int8, uuid, text, timestamptz, timestamptz, int4, text, int8) =
-        "insert into billing.holds (org_id, hold_id, unit, kind, metric, quantity, credits, member_id, reason, expires_at,
-                                    created_at, parts, price, grant_id)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::jsonb, $14)";
-    HOLD(uuid, int8) =
-        "select unit, kind, status, metric, quantity, credits, member_id, expires_at, created_at, price::text, grant_id
-           from billing.holds where org_id = $1 and hold_id = $2";
-}
-
 /// A hold as the table has it.
 struct Stored {
     unit: String,
@@ -76,58 +67,32 @@ struct Stored {
     grant_id: Option<i64>,
 }
 
-fn find(db: &Db, org_id: Uuid, hold_id: i64) -> Result<Stored> {
-    if let Some(found) = find_row(org_id, hold_id) {
-        return found;
-    }
-    match db.write(&HOLD, args![org_id, hold_id]).first() {
-        Some(row) => Ok(Stored {
-            grant_id: row.opt(10),
-            unit: row.get(0),
-            kind: row.get(1),
-            status: row.get(2),
-            metric: row.opt(3),
-            quantity: row.opt(4),
-            credits: row.get(5),
-            member_id: row.opt(6),
-            expires_at: row.opt(7),
-            created_at: row.get(8),
-            price: price(row.opt(9))?,
-        }),
-        None => {
-            store::require_org(db, org_id)?;
-            Err(Error::unknown("unknown_hold", hold_id))
-        }
-    }
+fn find(org_id: Uuid, hold_id: i64) -> Result<Stored> {
+    let text = |text: Option<&str>| text.map(str::to_owned);
+    let found = Table::<holds::Table>::to_read().find(&holds::one(org_id, hold_id), Snapshot::Latest, |row| {
+        Ok(Stored {
+            unit: row.unit().to_owned(),
+            kind: row.kind().to_owned(),
+            status: row.status().to_owned(),
+            metric: text(row.metric()),
+            quantity: row.quantity(),
+            credits: row.credits(),
+            member_id: row.member_id(),
+            expires_at: row.expires_at(),
+            created_at: row.created_at(),
+            price: price(row.price().map(Jsonb::text))?,
+            grant_id: row.grant_id(),
+        })
+    });
+    found.unwrap_or_else(|| {
+        store::require_org(org_id)?;
+        Err(Error::unknown("unknown_hold", hold_id))
+    })
 }
 
 fn price(text: Option<String>) -> Result<Option<Price>> {
     let unreadable = |_| Error::corrupt("the price of a hold cannot be read");
     text.map(|text| serde_json::from_str(&text).map_err(unreadable)).transpose()
-}
-
-/// The same without a statement; None where there is none, or that takes one.
-fn find_row(org_id: Uuid, hold_id: i64) -> Option<Result<Stored>> {
-    let mut found = None;
-    rows::read_hold(org_id, hold_id, |row| {
-        let known = || {
-            Some(Stored {
-                unit: rows::text(row, 11)?,
-                kind: rows::text(row, 12)?,
-                status: rows::text(row, 13)?,
-                metric: rows::text(row, 14),
-                quantity: rows::number(row, 4),
-                credits: rows::number(row, 3)?,
-                member_id: rows::uuid(row, 5),
-                expires_at: rows::number(row, 6),
-                created_at: rows::number(row, 7)?,
-                price: None,
-                grant_id: rows::number(row, 17),
-            })
-        };
-        found = known().map(|hold| Ok(Stored { price: price(rows::json(row, 16))?, ..hold }));
-    });
-    found
 }
 
 impl Stored {
@@ -155,53 +120,28 @@ impl Stored {
 }
 
 /// Writes the row of a hold.
-fn make(db: &Db, wallet: &Wallet, hold_id: i64, terms: &HoldTerms<'_>, grant_id: Option<i64>, reason: Option<&str>) {
-    if !make_row(wallet, hold_id, terms, grant_id, reason) {
-        db.write(
-            &NEW_HOLD,
-            args![
-                wallet.lane.org_id,
-                hold_id,
-                &wallet.lane.unit,
-                terms.kind,
-                terms.metric,
-                terms.quantity,
-                terms.credits,
-                terms.member_id,
-                reason,
-                terms.expires_at.map(Timestamptz),
-                Timestamptz(terms.created_at),
-                terms.parts,
-                terms.price,
-                grant_id,
-            ],
-        );
-    }
-}
-
-/// What NEW_HOLD does; false where that takes the statement.
-fn make_row(wallet: &Wallet, hold_id: i64, terms: &HoldTerms<'_>, grant_id: Option<i64>, reason: Option<&str>) -> bool {
+fn make(wallet: &Wallet, hold_id: i64, terms: &HoldTerms<'_>, grant_id: Option<i64>, reason: Option<&str>) {
     let org_id = wallet.lane.org_id;
-    let row = [
-        org_id.to_sql(),
-        hold_id.to_sql(),
-        terms.credits.to_sql(),
-        terms.quantity.to_sql(),
-        terms.member_id.to_sql(),
-        terms.expires_at.to_sql(),
-        terms.created_at.to_sql(),
-        None,
-        None,
-        terms.parts.to_sql(),
-        wallet.lane.unit.as_str().to_sql(),
-        terms.kind.to_sql(),
-        "open".to_sql(),
-        terms.metric.to_sql(),
-        reason.to_sql(),
-        terms.price.map(crate::pg::jsonb::from_known_text).to_sql(),
-        grant_id.to_sql(),
-    ];
-    rows::make_hold(org_id, hold_id, &row)
+    let row = holds::New {
+        org_id,
+        hold_id,
+        credits: terms.credits,
+        quantity: terms.quantity,
+        member_id: terms.member_id,
+        expires_at: terms.expires_at,
+        created_at: terms.created_at,
+        closed_at: None,
+        closed_by: None,
+        parts: terms.parts,
+        unit: &wallet.lane.unit,
+        kind: terms.kind,
+        status: "open",
+        metric: terms.metric,
+        reason,
+        price: terms.price.map(crate::pg::jsonb::from_known_text),
+        grant_id,
+    };
+    Table::<holds::Table>::to_insert().insert_as(&holds::one(org_id, hold_id), &row);
 }
 
 /// How many entries took that: one per grant, and one for nothing.
@@ -270,7 +210,7 @@ fn reserve_credits(
                 } else {
                     // It may cost nothing: that is for the counters to say.
                     if cache::default_plan(db)?.0.is_none() {
-                        store::require_org(db, org_id)?;
+                        store::require_org(org_id)?;
                     }
                     store::lock_or_create(db, org_id, unit, now)
                 };
@@ -320,7 +260,7 @@ fn reserve_credits(
                 let then = move |db: &Db, wallet: &Wallet| {
                     caps.save(db);
                     alerts::caps(db, &caps)?;
-                    make(db, wallet, hold_id, &HoldTerms { price: price.as_deref(), ..terms }, grant_id, None);
+                    make(wallet, hold_id, &HoldTerms { price: price.as_deref(), ..terms }, grant_id, None);
                     Ok(())
                 };
                 let balance_after = wallet.spendable(Some(metric));
@@ -403,8 +343,8 @@ fn capture_credits(
         call.run_then(
             |db, _| {
                 // All of it stays as it is but whether it is open.
-                let hold = find(db, org_id, hold_id)?;
-                let lane = store::lock(db, org_id, &hold.unit).ok_or(Error::corrupt("a hold without a wallet"))?;
+                let hold = find(org_id, hold_id)?;
+                let lane = store::lock(org_id, &hold.unit).ok_or(Error::corrupt("a hold without a wallet"))?;
                 let key = hold.key(db)?;
                 *found.borrow_mut() = Some(hold);
                 Ok((lane, key))
@@ -412,14 +352,14 @@ fn capture_credits(
             |db, wallet| {
                 let hold = found.take().ok_or(Error::corrupt("a hold that was not looked at"))?;
                 let now = wallet.now();
-                let is_open = move |db: &Db| find(db, org_id, hold_id)?.require_open(hold_id, now);
+                let is_open = move |_db: &Db| find(org_id, hold_id)?.require_open(hold_id, now);
                 let (operation, answer) = hold
                     .require_open(hold_id, now)
                     .and_then(|()| capture(db, wallet, &call, (hold_id, &hold), quantity, beyond))
                     .map_err(|error| is_open(db).err().unwrap_or(error))?;
                 let operation_id = operation.id();
                 let then = move |db: &Db, _: &Wallet| {
-                    if store::close_hold(db, org_id, hold_id, "captured", now, operation_id) {
+                    if store::close_hold(org_id, hold_id, "captured", now, operation_id) {
                         return Ok(());
                     }
                     // Somebody closed it while we waited for the wallet.
@@ -457,7 +397,7 @@ fn capture(
     let beyond = (credits - hold.credits).max(0);
     if !(in_slice && wallet.slice_suffices(beyond)) {
         // It may have been closed while we waited for the wallet; then its grants have their credit back.
-        find(db, call.org_id, hold_id)?.require_open(hold_id, wallet.now())?;
+        find(call.org_id, hold_id)?.require_open(hold_id, wallet.now())?;
         let named: Vec<i64> = parts.iter().map(|p| p.grant_id).collect();
         store::load(db, wallet, &named)?;
         store::ensure_spendable(db, wallet, beyond, Some(metric))?;
@@ -489,7 +429,7 @@ fn capture(
     wallet.write_off_dead_grants()?;
     if let Some(mut metered) = metered {
         metered.take(charge, price)?;
-        counters::save(db, &[&metered.counter]);
+        counters::save(&[&metered.counter]);
     }
     let answer = Consumption {
         operation_id: operation.id(),
@@ -518,9 +458,9 @@ fn release_credits(org_id: Option<pgrx::Uuid>, hold_id: Option<i64>) -> HoldRece
         let hold_id = required("hold_id", hold_id)?;
         let call = Call::new(org_id, "release_credits", &[], None, None)?;
         call.run(
-            |db, _| lock_of(db, org_id, hold_id),
+            |_db, _| lock_of(org_id, hold_id),
             |db, wallet| {
-                let hold = find(db, org_id, hold_id)?;
+                let hold = find(org_id, hold_id)?;
                 hold.require_open(hold_id, wallet.now())?;
                 let kind = if hold.is_payout() { "payout_release" } else { "release" };
                 let operation = give_back(db, wallet, &call, (hold_id, &hold), kind)?;
@@ -531,15 +471,15 @@ fn release_credits(org_id: Option<pgrx::Uuid>, hold_id: Option<i64>) -> HoldRece
                     wallet.note_member(hold.member_id, 0, -counted, None);
                 }
                 wallet.write_off_dead_grants()?;
-                Ok(close(db, wallet, operation, (hold_id, &hold), "released"))
+                Ok(close(wallet, operation, (hold_id, &hold), "released"))
             },
         )
     }))
 }
 
-fn lock_of(db: &Db, org_id: Uuid, hold_id: i64) -> Result<crate::ledger::wallet::Lane> {
-    let unit = find(db, org_id, hold_id)?.unit;
-    store::lock(db, org_id, &unit).ok_or(Error::corrupt("a hold without a wallet"))
+fn lock_of(org_id: Uuid, hold_id: i64) -> Result<crate::ledger::wallet::Lane> {
+    let unit = find(org_id, hold_id)?.unit;
+    store::lock(org_id, &unit).ok_or(Error::corrupt("a hold without a wallet"))
 }
 
 fn give_back(
@@ -564,13 +504,12 @@ fn give_back(
 }
 
 fn close(
-    db: &Db,
     wallet: &Wallet,
     operation: Operation,
     (hold_id, hold): (i64, &Stored),
     status: &str,
 ) -> (Operation, HoldReceipt) {
-    store::close_hold(db, wallet.lane.org_id, hold_id, status, wallet.now(), operation.id());
+    store::close_hold(wallet.lane.org_id, hold_id, status, wallet.now(), operation.id());
     let receipt = HoldReceipt {
         hold_id,
         credits: hold.credits,
@@ -629,7 +568,7 @@ fn lock_credits(
                     price: None,
                 };
                 wallet.bind_terms_hash(hold_id, chain::hold_terms(&terms));
-                make(db, wallet, hold_id, &terms, only_grant(&parts), Some(&reason));
+                make(wallet, hold_id, &terms, only_grant(&parts), Some(&reason));
                 let balance_after = wallet.spendable(None);
                 Ok((
                     operation,
@@ -656,9 +595,9 @@ fn pay_out(
         let hold_id = required("hold_id", hold_id)?;
         let call = Call::new(org_id, "pay_out", &[Some(&hold_id.to_string())], idempotency_key, metadata)?;
         call.run(
-            |db, _| lock_of(db, org_id, hold_id),
+            |_db, _| lock_of(org_id, hold_id),
             |db, wallet| {
-                let hold = find(db, org_id, hold_id)?;
+                let hold = find(org_id, hold_id)?;
                 if !hold.is_payout() {
                     return Err(Error::invalid("hold_id", "is a usage hold: use capture_credits or release_credits"));
                 }
@@ -666,7 +605,7 @@ fn pay_out(
                 let mut operation = give_back(db, wallet, &call, (hold_id, &hold), "payout_release")?;
                 let parts = parts_of(db, org_id, (hold_id, &hold));
                 wallet.take(&mut operation, "payout", &parts)?;
-                Ok(close(db, wallet, operation, (hold_id, &hold), "paid_out"))
+                Ok(close(wallet, operation, (hold_id, &hold), "paid_out"))
             },
         )
     }))

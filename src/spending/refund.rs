@@ -84,7 +84,7 @@ fn refund_credits(
             let all = store::past_operation(db, org_id, operation_id);
             let burned: Vec<PostedEntry> = all.into_iter().filter(|e| e.kind == "usage").collect();
             if burned.is_empty() {
-                store::require_org(db, org_id)?;
+                store::require_org(org_id)?;
                 return Err(Error::unknown("unknown_operation", operation_id));
             }
             Ok(burned)
@@ -92,7 +92,7 @@ fn refund_credits(
         call.run(
             |db, _| {
                 let burned = burned_by(db)?;
-                store::lock(db, org_id, &burned[0].unit).ok_or(Error::corrupt("an entry without a wallet"))
+                store::lock(org_id, &burned[0].unit).ok_or(Error::corrupt("an entry without a wallet"))
             },
             |db, wallet| {
                 let burned = burned_by(db)?;

@@ -1,13 +1,11 @@
 //! Subscriptions that a provider collects for: periods begin when they are paid, whichever of its reports comes first.
 
 use crate::base::error::{Error, Result};
-use crate::base::time;
-use crate::base::units;
+use crate::base::{time, units};
 use crate::catalog::cache;
 use crate::catalog::sections::packs::Pack;
 use crate::catalog::sections::plans::Plan;
 use crate::ledger::store as ledger;
-use crate::outbox;
 use crate::payments::quote::quote;
 use crate::payments::report::Handled;
 use crate::payments::request;
@@ -17,9 +15,8 @@ use crate::pg::clock;
 use crate::pg::spi::{Db, Timestamptz};
 use crate::providers::event::{InvoiceFact, SubscriptionFact, SubscriptionState};
 use crate::purchases::money;
-use crate::settlement;
 use crate::subscriptions::subscribe;
-use crate::{args, statements};
+use crate::{args, outbox, settlement, statements};
 use serde_json::json;
 use std::rc::Rc;
 use uuid::Uuid;
@@ -238,7 +235,7 @@ pub fn subscription(db: &Db, provider: &str, fact: &SubscriptionFact, created: i
         db.write(&REPORT, args![org_id, provider, fact.id.as_str(), state, name, fact.cancel_at_period_end, created]);
     // There is newer news; or nothing of it was paid, or another subscription pays for what runs now.
     let Some(state) = rows.first().map(|row| row.get::<String>(0)) else { return Ok(Handled::Processed(Some(org_id))) };
-    let is_ours = subscribe::is_billing_provider(db, org_id, &(provider.to_owned(), fact.id.clone()), now);
+    let is_ours = subscribe::is_billing_provider(org_id, &(provider.to_owned(), fact.id.clone()), now);
     if is_ours {
         match fact.state {
             SubscriptionState::Canceled => subscribe::end_now(db, org_id, now)?,

@@ -98,7 +98,7 @@ impl<'a> Call<'a> {
             }
             let now = clock::now();
             settlement::catch_up(db, self.org_id, now)?;
-            let answer = work(db, &store::subscriptions(db, self.org_id), now)?;
+            let answer = work(db, &store::subscriptions(self.org_id), now)?;
             if let Some(key) = self.key {
                 let text = to_json(&answer)?;
                 db.write(&KEEP_REQUEST, args![self.org_id, key, self.hash, text.as_str()]);
@@ -128,7 +128,7 @@ fn active(all: &[Subscription], now: Moment) -> Option<&Subscription> {
 
 /// The newest subscription as it is now.
 fn status(db: &Db, org_id: Uuid, now: Moment) -> Result<SubscriptionStatus> {
-    let all = store::subscriptions(db, org_id);
+    let all = store::subscriptions(org_id);
     let newest = all.iter().rev().find(|s| !s.is_void()).or(all.last());
     let newest = newest.ok_or_else(|| Error::no_subscription(&org_id.to_string()))?;
     status_of(db, org_id, newest, now)
@@ -192,7 +192,7 @@ fn subscribe_to(
             }
             settlement::cut_period(db, org_id, now, starts_at)?;
             // The default plan until then.
-            for other in store::subscriptions(db, org_id).iter().filter(|s| s.by_default && !s.is_void()) {
+            for other in store::subscriptions(org_id).iter().filter(|s| s.by_default && !s.is_void()) {
                 if other.ends_at.is_none_or(|end| end > starts_at) {
                     store::end(db, org_id, other.starts_at, starts_at);
                 }
@@ -374,7 +374,7 @@ pub fn collect(
 ) -> Result<Vec<i64>> {
     let call = Call::new(org_id, "collect", &[], None, None)?;
     settlement::catch_up(db, org_id, now)?;
-    let before = store::subscriptions(db, org_id);
+    let before = store::subscriptions(org_id);
     let running = active(&before, now).filter(|s| !s.by_default && s.starts_at <= now);
     // Money for the time after its end takes a cancellation back.
     if let Some(current) = running.filter(|s| s.cancel_at_period_end)
@@ -420,13 +420,13 @@ pub fn collect(
             }
         }
     }
-    let all = store::subscriptions(db, org_id);
+    let all = store::subscriptions(org_id);
     if let Some(current) = active(&all, now).filter(|s| !s.by_default) {
         store::set_collector(db, org_id, current.starts_at, billing_provider);
     }
     settlement::catch_up(db, org_id, now)?;
     let known: Vec<i64> = before.iter().flat_map(|s| s.grants.clone()).collect();
-    let mut new: Vec<i64> = store::subscriptions(db, org_id).iter().flat_map(|s| s.grants.clone()).collect();
+    let mut new: Vec<i64> = store::subscriptions(org_id).iter().flat_map(|s| s.grants.clone()).collect();
     new.retain(|grant_id| !known.contains(grant_id));
     new.sort_unstable();
     new.dedup();
@@ -456,7 +456,7 @@ fn begin_paid(db: &Db, call: &Call<'_>, plan: &Plan, anchor: Moment, now: Moment
         grants = renewal::grant_amounts(db, org_id, plan, &[credits.amount], (now, end), now)?;
     }
     settlement::cut_period(db, org_id, now, now)?;
-    for other in store::subscriptions(db, org_id).iter().filter(|s| s.by_default && !s.is_void()) {
+    for other in store::subscriptions(org_id).iter().filter(|s| s.by_default && !s.is_void()) {
         if other.ends_at.is_none_or(|end| end > now) {
             store::end(db, org_id, other.starts_at, now);
         }
@@ -467,15 +467,15 @@ fn begin_paid(db: &Db, call: &Call<'_>, plan: &Plan, anchor: Moment, now: Moment
 }
 
 /// Whether a provider's subscription pays for what runs.
-pub fn is_billing_provider(db: &Db, org_id: Uuid, billing_provider: &Collector, now: Moment) -> bool {
-    let all = store::subscriptions(db, org_id);
+pub fn is_billing_provider(org_id: Uuid, billing_provider: &Collector, now: Moment) -> bool {
+    let all = store::subscriptions(org_id);
     active(&all, now).is_some_and(|s| !s.by_default && s.billing_provider.as_ref() == Some(billing_provider))
 }
 
 /// The plan of what a provider collects for changed: from the next period on, or as soon as the difference is paid. The wallets
 /// are locked.
 pub fn schedule_plan_change(db: &Db, org_id: Uuid, plan: &Plan, now: Moment) {
-    let all = store::subscriptions(db, org_id);
+    let all = store::subscriptions(org_id);
     if let Some(current) = active(&all, now).filter(|s| !s.by_default && s.starts_at <= now) {
         let pending = (current.plan != plan.name).then_some(plan.name.as_str());
         if current.pending_plan.as_deref() != pending {
@@ -486,7 +486,7 @@ pub fn schedule_plan_change(db: &Db, org_id: Uuid, plan: &Plan, now: Moment) {
 
 /// It ends with its period, or goes on. The wallets are locked.
 pub fn end_with_period(db: &Db, org_id: Uuid, ends: bool, now: Moment) {
-    let all = store::subscriptions(db, org_id);
+    let all = store::subscriptions(org_id);
     if let Some(current) = active(&all, now).filter(|s| !s.by_default && s.cancel_at_period_end != ends) {
         store::set_ending(db, org_id, current.starts_at, ends, current.pending_plan.as_deref().filter(|_| !ends));
     }
@@ -494,7 +494,7 @@ pub fn end_with_period(db: &Db, org_id: Uuid, ends: bool, now: Moment) {
 
 /// It ends at once, where there is one. The wallets are locked.
 pub fn end_now(db: &Db, org_id: Uuid, now: Moment) -> Result<()> {
-    let all = store::subscriptions(db, org_id);
+    let all = store::subscriptions(org_id);
     if let Some(current) = active(&all, now).filter(|s| !s.by_default && s.starts_at <= now) {
         settlement::cut_period(db, org_id, now, now)?;
         // A period that waited for its money never was.

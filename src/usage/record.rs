@@ -11,10 +11,11 @@ use crate::catalog::cache;
 use crate::entry_point;
 use crate::pg::arguments::{optional_uuid, required, required_uuid};
 use crate::pg::clock;
-use crate::pg::heap::{Attempt, Changed, Held, Is, Key, Table, Write, shapes};
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
-use crate::pg::spi::{self, Db, FromSql, Timestamptz, ToSql};
+use crate::pg::spi::{self, Db, Timestamptz};
+use crate::schema::usage::{unsettled_usage, usage_event_keys, usage_events};
+use crate::schema::{Changed, Insertion, LockPolicy, Table, may_change_rows};
 use crate::usage::events::{self, Event, EventResolver, ResolvedEvent, UsageBucket};
 use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
@@ -39,14 +40,9 @@ statements! {
                      then (select min(k) from jsonb_object_keys(i) k where k <> all (array
                            ['org_id', 'metric', 'quantity', 'event_id', 'occurred_at', 'member_id', 'properties'])) end
            from jsonb_array_elements($1) i";
-    NEW_KEY(uuid, uuid) =
-        "insert into billing_internal.usage_event_keys (org_id, event_key) values ($1, $2) on conflict do nothing";
     NEW_KEYS(uuids, uuids) =
         "insert into billing_internal.usage_event_keys (org_id, event_key)
          select * from unnest($1, $2) order by 1, 2 on conflict do nothing returning org_id, event_key";
-    NEW_EVENT(uuid, timestamptz, timestamptz, int8, uuid, text, text, text) =
-        "insert into billing.usage_events (org_id, recorded_at, occurred_at, quantity, member_id, metric, event_id, properties)
-         values ($1, $2, $3, $4, $5, $6, $7, $8::jsonb)";
     NEW_EVENTS(uuids, timestamptz, timestamptzs, int8s, uuids, texts, texts, texts) =
         "insert into billing.usage_events (org_id, recorded_at, occurred_at, quantity, member_id, metric, event_id, properties)
          select org_id, $2, occurred_at, quantity, member_id, metric, event_id, properties::jsonb
@@ -55,7 +51,8 @@ statements! {
         "insert into billing_internal.usage_uniques (org_id, metric, period_start, value_key)
          select * from unnest($1, $2, $3, $4) order by 1, 2, 3, 4
          on conflict do nothing returning org_id, metric, period_start, value_key";
-    // The slot is the transaction's number: nobody else makes a row with it.
+    // The slot is the transaction's number: nobody else makes a row with it. By statement, because that looks at nothing: who sees
+    // the same in all statements need not be told to try again.
     MAKE(uuid, text, timestamptz, timestamptz, int8, int8, int8, timestamptz, timestamptz, int8, boolean) =
         "insert into billing_internal.unsettled_usage as u
                 (org_id, metric, period_start, segment, quantity, events, level, level_at, period_end, slot)
@@ -99,129 +96,88 @@ fn record(db: &Db, event: Event) -> Result<bool> {
     let placed = EventResolver::new(db, now).place(event)?;
     let event = &placed.event;
     if let Some(key) = placed.key
-        && !is_new_key(db, event.org_id, key)
+        && !is_new_key(event.org_id, key)
     {
         return Ok(false);
     }
     let mut gain = BucketDelta::default();
     let is_new = placed.value.is_some() && !new_values(db, std::slice::from_ref(&placed)).is_empty();
     gain.add(&placed, is_new)?;
-    keep(db, &placed, now);
+    keep(&placed, now);
     count(db, &placed.place, &gain)?;
     Ok(true)
 }
 
 /// Whether the event was not recorded before; waits for whoever is just recording it.
-fn is_new_key(db: &Db, org_id: Uuid, key: Uuid) -> bool {
-    let row = [org_id.to_sql(), key.to_sql()];
-    Table::open(&shapes::USAGE_EVENT_KEYS, Write::Insert)
-        .is_some_and(|keys| keys.insert_new(&shapes::USAGE_EVENT_KEYS_KEY, &row, Attempt::Told))
-        || db.write(&NEW_KEY, args![org_id, key]).count() == 1
+fn is_new_key(org_id: Uuid, event_key: Uuid) -> bool {
+    let keys = Table::<usage_event_keys::Table>::to_insert();
+    let row = usage_event_keys::New { org_id, event_key };
+    keys.insert_new(&usage_event_keys::KEY, &row, Insertion::Speculative, || false)
 }
 
 /// Notes the event in the partition of its month of arrival.
-fn keep(db: &Db, placed: &ResolvedEvent, now: Moment) {
+fn keep(placed: &ResolvedEvent, now: Moment) {
     let event = &placed.event;
     let month = time::display(now)[..7].replace('-', "_");
-    let partition = format!("usage_events_{month}");
-    if let Some(partition) = Table::open_partition(&shapes::USAGE_EVENTS_OF_MONTH, &partition, now) {
-        partition.insert(&[
-            event.org_id.to_sql(),
-            now.to_sql(),
-            placed.occurred_at.to_sql(),
-            event.quantity.to_sql(),
-            event.member_id.to_sql(),
-            event.metric.as_str().to_sql(),
-            event.event_id.as_deref().to_sql(),
-            crate::pg::jsonb::from_text(&event.properties).to_sql(),
-        ]);
-        return;
-    }
-    db.write(
-        &NEW_EVENT,
-        args![
-            event.org_id,
-            Timestamptz(now),
-            Timestamptz(placed.occurred_at),
-            event.quantity,
-            event.member_id,
-            &event.metric,
-            event.event_id.as_deref(),
-            &event.properties,
-        ],
-    );
-}
-
-/// Columns of `unsettled_usage`.
-#[allow(missing_docs)]
-pub mod column {
-    pub const METRIC: usize = 2;
-    pub const PERIOD_START: usize = 3;
-    pub const SEGMENT: usize = 4;
-    pub const PERIOD_END: usize = 6;
-    pub const QUANTITY: usize = 7;
-    pub const LEVEL: usize = 8;
-    pub const LEVEL_AT: usize = 9;
-    pub const EVENTS: usize = 10;
-}
-
-/// Adds to a row of the place that nobody holds; false where there is none, or none that this transaction could change.
-fn add_to_free(place: &UsageBucket, gain: &BucketDelta) -> Result<bool> {
-    let Some(table) = Table::open(&shapes::UNSETTLED_USAGE, Write::Update) else { return Ok(false) };
-    let keys = [
-        Key(1, Is::Uuid, place.org_id.to_sql()),
-        Key(2, Is::Text, place.metric.as_str().to_sql()),
-        Key(3, Is::Moment, place.span.start.to_sql()),
-        Key(4, Is::Moment, place.segment.to_sql()),
-    ];
-    let mut fits = true;
-    let found = table.update_one(&shapes::UNSETTLED_USAGE_KEY, &keys, Held::Skip, |row| {
-        // SAFETY: columns of 64 bits, by value.
-        let number = |column: usize| row[column - 1].map(|datum| unsafe { i64::from_sql(datum) });
-        let (quantity, events) = (number(column::QUANTITY)?, number(column::EVENTS)?);
-        let mut changed = vec![(column::EVENTS, (events + gain.events).to_sql())];
-        if let Some((level, at)) = gain.level {
-            changed.push((column::QUANTITY, quantity.max(gain.quantity).to_sql()));
-            if number(column::LEVEL_AT).is_none_or(|known| at >= known) {
-                changed.extend([(column::LEVEL, level.to_sql()), (column::LEVEL_AT, at.to_sql())]);
-            }
-        } else {
-            let sum = quantity.checked_add(gain.quantity);
-            fits = sum.is_some();
-            changed.push((column::QUANTITY, sum?.to_sql()));
-        }
-        Some(changed)
+    let partition = Table::<usage_events::Table>::partition_to_insert(&format!("usage_events_{month}"), now);
+    partition.insert(&usage_events::New {
+        org_id: event.org_id,
+        recorded_at: now,
+        occurred_at: placed.occurred_at,
+        quantity: event.quantity,
+        member_id: event.member_id,
+        metric: &event.metric,
+        event_id: event.event_id.as_deref(),
+        properties: crate::pg::jsonb::from_text(&event.properties),
     });
-    if fits { Ok(found == Changed::Yes) } else { Err(too_much()) }
+}
+
+/// What a row of a place comes to with what is gained; None where the sum would not fit.
+fn with_gain(row: unsettled_usage::Row<'_>, gain: &BucketDelta) -> Option<unsettled_usage::Set> {
+    let new = unsettled_usage::Set::new().events(row.events() + gain.events);
+    let Some((level, at)) = gain.level else { return Some(new.quantity(row.quantity().checked_add(gain.quantity)?)) };
+    let new = new.quantity(row.quantity().max(gain.quantity));
+    let is_newest = row.level_at().is_none_or(|known| at >= known);
+    Some(if is_newest { new.level(Some(level)).level_at(Some(at)) } else { new })
 }
 
 fn too_much() -> Error {
     Error::invalid("quantity", "the sum would not fit 63 bits")
 }
 
+/// Adds to a row of the place that nobody holds; false where there is none, or none that this transaction could change.
+fn add_to_free(place: &UsageBucket, gain: &BucketDelta) -> Result<bool> {
+    if !may_change_rows() {
+        return Ok(false);
+    }
+    let of_place = unsettled_usage::of_place(place.org_id, &place.metric, place.span.start, place.segment);
+    let mut fits = true;
+    let table = Table::<unsettled_usage::Table>::to_update();
+    let found = table.update(&of_place, LockPolicy::SkipLocked, |row| {
+        let new = with_gain(row, gain);
+        fits = new.is_some();
+        new
+    });
+    if fits { Ok(found == Changed::Yes) } else { Err(too_much()) }
+}
+
 /// Adds to a row of the place that nobody holds, or to one of our own.
 fn count(db: &Db, place: &UsageBucket, gain: &BucketDelta) -> Result<()> {
-    let (org_id, metric) = (place.org_id, place.metric.as_str());
-    let (start, segment) = (Timestamptz(place.span.start), Timestamptz(place.segment));
-    let found = add_to_free(place, gain)?;
-    if !found {
-        // SAFETY: gives the transaction a number, as the writes before have.
-        let slot = unsafe { pg_sys::GetTopFullTransactionId() }.value.cast_signed();
+    if !add_to_free(place, gain)? {
         let (level, level_at) = (gain.level.map(|l| l.0), gain.level.map(|l| Timestamptz(l.1)));
-        let end = Timestamptz(place.span.end);
         db.write(
             &MAKE,
             args![
-                org_id,
-                metric,
-                start,
-                segment,
+                place.org_id,
+                &place.metric,
+                Timestamptz(place.span.start),
+                Timestamptz(place.segment),
                 gain.quantity,
                 gain.events,
                 level,
                 level_at,
-                end,
-                slot,
+                Timestamptz(place.span.end),
+                spi::transaction_number(),
                 gain.level.is_some()
             ],
         );
@@ -354,24 +310,4 @@ fn record_usage_batch(events: Option<Jsonb>) -> UsageReceipt {
         let parsed = parsed.collect::<Result<Vec<_>>>()?;
         record_all(db, parsed)
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::column;
-    use crate::pg::heap::shapes;
-
-    #[test]
-    fn columns_are_counted_as_they_stand() {
-        shapes::UNSETTLED_USAGE.assert_numbers(&[
-            (column::METRIC, "metric"),
-            (column::PERIOD_START, "period_start"),
-            (column::SEGMENT, "segment"),
-            (column::PERIOD_END, "period_end"),
-            (column::QUANTITY, "quantity"),
-            (column::LEVEL, "level"),
-            (column::LEVEL_AT, "level_at"),
-            (column::EVENTS, "events"),
-        ]);
-    }
 }

@@ -1,10 +1,8 @@
 //! What an org has: totals, the wallet, and a dry run of a consumption.
 
-use crate::access;
 use crate::base::error::{Error, Result};
 use crate::base::time::INFINITY;
 use crate::catalog::cache;
-use crate::entry_point;
 use crate::ledger::spendable::{current, spendable};
 use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
@@ -13,7 +11,7 @@ use crate::payments::store as payments;
 use crate::pg::arguments::{positive, required, required_uuid, unit};
 use crate::pg::clock;
 use crate::pg::spi::Db;
-use crate::{args, receipt, statements};
+use crate::{access, args, entry_point, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use uuid::Uuid;
@@ -51,7 +49,7 @@ pub fn wallet_status(db: &Db, org_id: Uuid, unit: &str, locked: bool) -> Result<
     let settings = if locked { db.write(&SETTINGS, arguments) } else { db.read(&SETTINGS, arguments) };
     let settings = settings.first().ok_or_else(missing)?;
     let wallet = if locked {
-        let lane = store::lock(db, org_id, unit).ok_or_else(missing)?;
+        let lane = store::lock(org_id, unit).ok_or_else(missing)?;
         let mut wallet = Wallet::new(lane, clock::now());
         if !wallet.is_fresh() || wallet.lane.is_split() {
             store::load_read_only(db, &mut wallet)?;
@@ -149,7 +147,7 @@ fn explain_consumption(
         access::authorize(db, org_id)?;
         let (unit, credits) = cost::cost(db, metric, quantity, Some(org_id), clock::now())?;
         let Some(mut wallet) = current(db, org_id, &unit, true)? else {
-            if !store::org_was_known(db, org_id) {
+            if !store::org_was_known(org_id) {
                 return Err(Error::unknown("unknown_org", org_id.to_string()));
             }
             return if credits == 0 { Ok(Vec::new()) } else { Err(Error::insufficient(credits, 0)) };

@@ -61,7 +61,7 @@ fn set_member_budget(
         if credits.is_some_and(|c| c < 0) {
             return Err(Error::invalid("credits", "must not be negative"));
         }
-        store::lock(db, org_id, unit).ok_or_else(|| Error::unknown("unknown_org", org_id.to_string()))?;
+        store::lock(org_id, unit).ok_or_else(|| Error::unknown("unknown_org", org_id.to_string()))?;
         if credits.is_some() {
             // Consumptions on other lanes hold the member's row, not the wallet: they are counted once they have ended.
             db.write(&MAKE_MEMBER, args![org_id, unit, member_id]);

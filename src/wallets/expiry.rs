@@ -63,7 +63,7 @@ fn book_expiries(max_wallets: default!(Option<i32>, 500)) -> i64 {
                     return Ok(0);
                 }
                 // A wallet that somebody works on is left to him: he books what is due, or the next run does.
-                let Some(lane) = store::lock_if_free(db, *org_id, unit) else { return Ok(0) };
+                let Some(lane) = store::lock_if_free(*org_id, unit) else { return Ok(0) };
                 let mut wallet = Wallet::new(lane, clock::now());
                 store::load(db, &mut wallet, &[])?;
                 contention::merge_idle_lanes(db, &mut wallet)?;

@@ -238,14 +238,14 @@ fn void_grant(
             |db, _| {
                 let unit = db.write(&UNIT_OF_GRANT, args![org_id, grant_id]).first().map(|row| row.get::<String>(0));
                 let Some(unit) = unit else {
-                    store::require_org(db, org_id)?;
+                    store::require_org(org_id)?;
                     return Err(Error::unknown("unknown_grant", grant_id));
                 };
-                store::lock(db, org_id, &unit).ok_or(Error::corrupt("a grant without a wallet"))
+                store::lock(org_id, &unit).ok_or(Error::corrupt("a grant without a wallet"))
             },
             |db, wallet| {
                 store::load(db, wallet, &[grant_id])?;
-                store::reclaim_lanes(db, wallet, |away| away.slice.grant_id == grant_id)?;
+                store::reclaim_lanes(wallet, |away| away.slice.grant_id == grant_id)?;
                 let grant = wallet.find_grant(grant_id)?;
                 let voided = grant.remaining;
                 let already_spent = grant.amount - grant.remaining - grant.written_off;
@@ -296,7 +296,7 @@ fn adjust_credits(
             Call::new(org_id, "adjust_credits", &[Some(&text), Some(&reason), Some(unit)], idempotency_key, metadata)?;
         call.run(
             |db, now| {
-                store::require_org(db, org_id)?;
+                store::require_org(org_id)?;
                 if amount > 0 {
                     store::lock_or_create(db, org_id, unit, now)
                 } else {

@@ -1,15 +1,11 @@
 //! `set_wallet_lanes()`: splitting a wallet into lanes and joining them again, by hand.
 
 use crate::base::error::Error;
-use crate::contention;
-use crate::entry_point;
-use crate::ledger::lanes;
-use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
+use crate::ledger::{lanes, store};
 use crate::pg::arguments::{required, required_uuid, unit};
 use crate::pg::clock;
-use crate::posting;
-use crate::{args, statements};
+use crate::{args, contention, entry_point, posting, statements};
 use pgrx::prelude::*;
 
 statements! {
@@ -31,7 +27,7 @@ fn set_wallet_lanes(org_id: Option<pgrx::Uuid>, lanes: Option<i32>, unit: defaul
         let lanes = i16::try_from(required("lanes", lanes)?).ok().filter(|n| (0..=lanes::MOST).contains(n));
         let lanes = lanes.ok_or(Error::invalid("lanes", "must be 0 to 64"))?;
         let unit = self::unit(unit)?;
-        let lane = store::lock(db, org_id, unit);
+        let lane = store::lock(org_id, unit);
         let lane = lane.ok_or_else(|| Error::unknown("unknown_org", org_id.to_string()).with("unit", unit))?;
         let mut wallet = Wallet::new(lane, clock::now());
         store::load(db, &mut wallet, &[])?;

@@ -60,14 +60,14 @@ fn transfer(call: &Call, to_org: Uuid, amount: i64, unit: &str) -> Result<Transf
     let from_org = call.org_id;
     spi::connect(|db| {
         cache::require_installed(db)?;
-        if !store::org_exists(db, from_org) {
+        if !store::org_exists(from_org) {
             return Err(Error::unknown("unknown_org", from_org.to_string()));
         }
         settlement::begin_due(db, vec![from_org, to_org])?;
         // Both in the one order. A giver without a wallet in that unit gets one, which goes with the refusal.
         let names = [(from_org, unit.to_owned()), (to_org, unit.to_owned())];
         let lanes = store::lock_all_or_create(db, &names, clock::now())?;
-        if let Some(answer) = call.replay(db)? {
+        if let Some(answer) = call.replay()? {
             return Ok(answer);
         }
         let now = clock::now();

@@ -1,10 +1,10 @@
 //! Whether a table is as its shape says, so that its rows can be read and written as they are.
 
+use super::Table;
 use super::index::Written;
 use super::known::Intent;
 use super::partition::{self, Bounds};
 use super::shapes::{Column, Index, MOST_INDEXES, Shape};
-use super::{HEAP, Table};
 use crate::pg::spi;
 use pgrx::datum::FromDatum;
 use pgrx::pg_sys;
@@ -63,7 +63,7 @@ fn examine(table: &Table, intent: Intent) -> Verdict<Found> {
     // SAFETY: an open relation.
     let form = unsafe { &*(*relation).rd_rel };
     expect(form.relkind == pg_sys::RELKIND_RELATION.cast_signed(), "no ordinary table")?;
-    expect(form.relam == pg_sys::Oid::from(HEAP), "its access method")?;
+    expect(form.relam == pg_sys::HEAP_TABLE_AM_OID, "its access method")?;
     expect(form.relpersistence == pg_sys::RELPERSISTENCE_PERMANENT.cast_signed(), "not permanent")?;
     expect(form.relispartition == table.shape.parent.is_some(), "a partition")?;
     expect(!form.relhassubclass, "tables inherit from it")?;

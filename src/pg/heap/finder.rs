@@ -1,26 +1,26 @@
 //! Looking at single rows: where they were found the last time, and else by the index.
 
-use super::places::{Name, Place, Places};
+use super::places::{KeyHash, TidCache, TidHint};
 use super::shapes::Index;
-use super::sight::{self, At};
+use super::sight::{self, PageReader};
 use super::{Key, MOST_COLUMNS, Row, Snapshot, Table, Value, is_serializable, next_command, was_held};
 use pgrx::pg_sys;
 use std::cell::RefCell;
 
 thread_local! {
     /// Where rows were found.
-    static PLACES: RefCell<Places> = RefCell::default();
+    static PLACES: RefCell<TidCache> = RefCell::default();
 }
 
 /// Notes where a row is.
-pub(super) fn note(name: Name, place: Place) {
+pub(super) fn note(name: KeyHash, place: TidHint) {
     PLACES.with_borrow_mut(|places| places.note(name, place));
 }
 
 /// A snapshot that is kept as long as this is.
-pub(super) struct Seen(pub(super) pg_sys::Snapshot);
+pub(super) struct RegisteredSnapshot(pub(super) pg_sys::Snapshot);
 
-impl Seen {
+impl RegisteredSnapshot {
     pub(super) fn new(at: Snapshot) -> Self {
         if at == Snapshot::Latest {
             next_command();
@@ -35,7 +35,7 @@ impl Seen {
     }
 }
 
-impl Drop for Seen {
+impl Drop for RegisteredSnapshot {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             // SAFETY: registered before.
@@ -56,7 +56,7 @@ pub(super) enum Purpose {
 pub struct Finder<'a> {
     pub(super) table: &'a Table,
     pub(super) index: &'static Index,
-    pub(super) seen: Seen,
+    pub(super) seen: RegisteredSnapshot,
     /// Where the last row was: rows that are looked at together often stand together.
     pub(super) buffer: pg_sys::Buffer,
     /// Where room was made for new versions.
@@ -66,7 +66,7 @@ pub struct Finder<'a> {
 }
 
 impl<'a> Finder<'a> {
-    pub(super) fn new(table: &'a Table, index: &'static Index, seen: Seen) -> Self {
+    pub(super) fn new(table: &'a Table, index: &'static Index, seen: RegisteredSnapshot) -> Self {
         let none = pg_sys::InvalidBuffer.cast_signed();
         Self { table, index, seen, buffer: none, pruned: none, first: None }
     }
@@ -92,6 +92,12 @@ impl<'a> Finder<'a> {
         });
     }
 
+    /// Lets `work` read by the snapshot of this finder.
+    #[cfg(feature = "compare_ways")]
+    pub fn at_its_moment<R>(&self, work: impl FnOnce() -> R) -> R {
+        crate::pg::spi::on_snapshot(self.seen.0, work)
+    }
+
     /// Goes over the rows with these keys as long as `visit` says so. Where there can only be one, looks where it was found the last
     /// time, and else asks the index.
     pub(super) fn visit(
@@ -103,14 +109,14 @@ impl<'a> Finder<'a> {
         let index = self.table.index_id(self.index);
         // What a serializable transaction has read is noted where the index is asked.
         let is_whole = self.index.is_unique && self.index.columns.len() == keys.len() && !is_serializable();
-        let name = if is_whole { Key::name(index, keys) } else { None };
+        let name = if is_whole { Key::hash(index, keys) } else { None };
         let place = name.and_then(|name| PLACES.with_borrow(|places| places.get(name)));
         // SAFETY: keys of this table, and an index of it with columns for all of them.
         unsafe {
             if let Some((name, place)) = name.zip(place)
                 && let Some(seen) = self.visit_at(purpose, place, keys, &mut visit)
             {
-                let found = Place { seen, buffer: self.buffer, ..place };
+                let found = TidHint { seen, buffer: self.buffer, ..place };
                 if found != place {
                     note(name, found);
                 }
@@ -132,7 +138,7 @@ impl<'a> Finder<'a> {
     unsafe fn visit_at(
         &mut self,
         purpose: Purpose,
-        place: Place,
+        place: TidHint,
         keys: &[Key],
         visit: &mut impl FnMut(pg_sys::HeapTuple, &[Value]) -> bool,
     ) -> Option<u16> {
@@ -153,7 +159,7 @@ impl<'a> Finder<'a> {
                 None => (self.table.columns(), self.table.descriptor()),
             };
             assert!(columns <= MOST_COLUMNS, "a table of ours");
-            let at = At { relation, buffer, snapshot, descriptor };
+            let at = PageReader { relation, buffer, snapshot, descriptor };
             // Another row may have come to where that version was; then the chain begins where the index knows it.
             [(place.seen, false), (place.number, true)].into_iter().find_map(|(number, is_first)| {
                 let mut sight = at.version(place.block, number, is_first)?;
@@ -168,7 +174,7 @@ impl<'a> Finder<'a> {
     }
 
     /// Pins the block of a place; false where there is no such block any more.
-    fn pin(&mut self, purpose: Purpose, place: Place) -> bool {
+    fn pin(&mut self, purpose: Purpose, place: TidHint) -> bool {
         let relation = self.table.relation;
         let none = pg_sys::InvalidBuffer.cast_signed();
         // SAFETY: an open relation, and a block that it has.

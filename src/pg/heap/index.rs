@@ -4,27 +4,6 @@ use super::check::{printed, stored};
 use super::{Table, Value, split};
 use pgrx::pg_sys;
 
-/// Which rows belong into a partial index.
-#[derive(Clone, Copy)]
-pub enum Belongs {
-    /// None of those that are written.
-    No,
-    /// All of them.
-    Yes,
-    /// Those with this column.
-    Having(usize),
-}
-
-impl Belongs {
-    pub(super) fn row(self, row: &[Value]) -> bool {
-        match self {
-            Self::No => false,
-            Self::Yes => true,
-            Self::Having(column) => row[column - 1].is_some(),
-        }
-    }
-}
-
 /// An index that is written with a row, or looked at for that.
 pub(super) struct Written {
     pub(super) relation: pg_sys::Relation,
@@ -101,7 +80,7 @@ impl Written {
             if !info.ii_ReadyForInserts {
                 return true;
             }
-            if !info.ii_Predicate.is_null() && !table.shape.partial.is_some_and(|partial| partial.belongs.row(row)) {
+            if !info.ii_Predicate.is_null() && !table.shape.partial.is_some_and(|partial| (partial.belongs)(row)) {
                 return true;
             }
             let columns = usize::try_from(info.ii_NumIndexAttrs).unwrap_or_default();

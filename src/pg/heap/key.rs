@@ -1,17 +1,18 @@
 //! By which columns a row is looked for.
 
 use super::Value;
-use super::places::Name;
+use super::places::KeyHash;
 use pgrx::datum::FromDatum;
 use pgrx::{pg_sys, varlena};
 
-/// What a column must be, and the value for that.
-pub struct Key(pub i16, pub Is, pub Value);
-
-/// Equal, if nothing else is said; by the type of the column.
+/// A condition on a column, which is counted from 1: it is equal to a value, or what the type of the key says instead.
 #[derive(Clone, Copy)]
+pub struct Key(pub i16, pub KeyType, pub Value);
+
+/// The type of a key's column, and how the two are compared: equal, if nothing else is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
-pub enum Is {
+pub enum KeyType {
     Uuid,
     /// Of the collation "C".
     Text,
@@ -35,35 +36,42 @@ impl Key {
         // SAFETY: the caller's promise.
         unsafe {
             match self.1 {
-                Is::Uuid => uuid(value) == uuid(column),
-                Is::Text => match (text(value), text(column)) {
+                KeyType::Uuid => uuid(value) == uuid(column),
+                KeyType::Text => match (text(value), text(column)) {
                     (Some(value), Some(column)) => value == column,
                     // Compressed, or stored elsewhere.
                     _ => String::from_datum(value, false) == String::from_datum(column, false),
                 },
-                Is::Small => self.1.fits(number::<i16>(value), number::<i16>(column)),
-                Is::Day | Is::DayFrom => self.1.fits(number::<i32>(value), number::<i32>(column)),
-                Is::Big | Is::BigAbove | Is::Moment => self.1.fits(number::<i64>(value), number::<i64>(column)),
+                KeyType::Small => self.1.fits(number::<i16>(value), number::<i16>(column)),
+                KeyType::Day | KeyType::DayFrom => self.1.fits(number::<i32>(value), number::<i32>(column)),
+                KeyType::Big | KeyType::BigAbove | KeyType::Moment => {
+                    self.1.fits(number::<i64>(value), number::<i64>(column))
+                }
             }
         }
     }
 
-    /// What a row with all these keys, told by an index, is remembered by; None where they are not all of it.
-    pub(super) fn name(index: pg_sys::Oid, keys: &[Self]) -> Option<Name> {
-        let mut name = Name::new(index.to_u32().into());
+    /// The number of the queue for the row with these keys.
+    pub(super) fn queue(keys: &[Self]) -> u32 {
+        Self::hash(pg_sys::Oid::INVALID, keys).map_or(0, KeyHash::queue)
+    }
+
+    /// The hash by which a row with all these keys of an index is remembered; None where they name no single row.
+    pub(super) fn hash(index: pg_sys::Oid, keys: &[Self]) -> Option<KeyHash> {
+        let mut hash = KeyHash::new(index.to_u32().into());
         for Self(_, is, value) in keys {
             let value = (*value)?;
             // SAFETY: values of these types.
             unsafe {
-                name = match is {
-                    Is::Uuid => name.and_bytes(uuid(value)),
-                    Is::Text => name.and_bytes(text(value)?),
-                    Is::Small | Is::Big | Is::Moment => name.and(value.value() as u64),
-                    Is::BigAbove | Is::Day | Is::DayFrom => return None,
+                hash = match is {
+                    KeyType::Uuid => hash.and_bytes(uuid(value)),
+                    KeyType::Text => hash.and_bytes(text(value)?),
+                    KeyType::Small | KeyType::Big | KeyType::Moment => hash.and(value.value() as u64),
+                    KeyType::BigAbove | KeyType::Day | KeyType::DayFrom => return None,
                 };
             }
         }
-        Some(name)
+        Some(hash)
     }
 }
 
@@ -94,7 +102,7 @@ unsafe fn number<T: FromDatum + Into<i64>>(value: pg_sys::Datum) -> Option<i64> 
     unsafe { T::from_datum(value, false) }.map(Into::into)
 }
 
-impl Is {
+impl KeyType {
     /// Whether a column of that type is what is looked for.
     fn fits(self, key: Option<i64>, column: Option<i64>) -> bool {
         key.zip(column).is_some_and(|(key, column)| match self {
@@ -102,6 +110,15 @@ impl Is {
             Self::DayFrom => column >= key,
             Self::Uuid | Self::Text | Self::Moment | Self::Small | Self::Big | Self::Day => column == key,
         })
+    }
+
+    /// The operator of a statement for it.
+    pub fn operator(self) -> &'static str {
+        match self {
+            Self::BigAbove => ">",
+            Self::DayFrom => ">=",
+            Self::Uuid | Self::Text | Self::Moment | Self::Small | Self::Big | Self::Day => "=",
+        }
     }
 
     pub(super) fn procedure(self) -> pg_sys::RegProcedure {
@@ -134,11 +151,11 @@ mod tests {
 
     #[test]
     fn a_column_is_what_is_looked_for_or_beyond_it() {
-        let of = |is: Is| [-8, -7, -6].map(|column| is.fits(Some(-7), Some(column)));
-        for is in [Is::Small, Is::Big, Is::Moment, Is::Day] {
+        let of = |is: KeyType| [-8, -7, -6].map(|column| is.fits(Some(-7), Some(column)));
+        for is in [KeyType::Small, KeyType::Big, KeyType::Moment, KeyType::Day] {
             assert_eq!(of(is), [false, true, false]);
         }
-        assert_eq!(of(Is::BigAbove), [false, false, true]);
-        assert_eq!(of(Is::DayFrom), [false, true, true]);
+        assert_eq!(of(KeyType::BigAbove), [false, false, true]);
+        assert_eq!(of(KeyType::DayFrom), [false, true, true]);
     }
 }

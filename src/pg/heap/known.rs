@@ -2,7 +2,8 @@
 
 use super::check::Found;
 use super::shapes::Shape;
-use pgrx::{pg_guard, pg_sys};
+use crate::invalidation::{self, Watcher};
+use pgrx::pg_sys;
 use std::cell::{Cell, RefCell};
 use std::ffi::CString;
 
@@ -60,25 +61,15 @@ impl Facts {
     }
 }
 
-/// Registers the callbacks; once per backend.
+/// Lets a backend forget what it knows of tables when that changes; once per backend.
 pub fn watch_invalidations() {
-    let schemas = pg_sys::SysCacheIdentifier::NAMESPACEOID;
-    // SAFETY: the callbacks live as long as the library.
-    unsafe {
-        pg_sys::CacheRegisterRelcacheCallback(Some(forget), pg_sys::Datum::from(0));
-        pg_sys::CacheRegisterSyscacheCallback(schemas.cast_signed(), Some(forget_all), pg_sys::Datum::from(0));
-    }
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn forget(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
-    forget_where(|facts| relation == pg_sys::Oid::INVALID || facts.speaks_of(relation));
-}
-
-/// Under a schema that was renamed, or took the name of another, all tables are others.
-#[pg_guard]
-unsafe extern "C-unwind" fn forget_all(_arg: pg_sys::Datum, _cache: std::ffi::c_int, _hash: u32) {
-    forget_where(|_| true);
+    static WATCHER: Watcher = Watcher {
+        relation: |relation| forget_where(|facts| relation == pg_sys::Oid::INVALID || facts.speaks_of(relation)),
+        // Under a schema that was renamed, or took the name of another, all tables are others.
+        catalog: |_| forget_where(|_| true),
+        catalogs: &[pg_sys::SysCacheIdentifier::NAMESPACEOID],
+    };
+    invalidation::watch(&WATCHER);
 }
 
 fn forget_where(is_it: impl Fn(&Facts) -> bool) {
@@ -102,11 +93,11 @@ pub(super) fn relation_id(shape: &'static Shape, name: &str) -> Option<pg_sys::O
         return Some(id);
     }
     let text = |name: &str| CString::new(name).expect("a name without NUL");
-    let (schema, name_there) = (text(shape.schema), text(name));
+    let (schema, text) = (text(shape.schema), text(name));
     // SAFETY: looks names up.
     let id = unsafe {
         let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
-        pg_sys::get_relname_relid(name_there.as_ptr(), schema)
+        pg_sys::get_relname_relid(text.as_ptr(), schema)
     };
     if id == pg_sys::Oid::INVALID {
         return None;

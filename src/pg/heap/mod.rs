@@ -18,9 +18,8 @@ pub mod shapes;
 mod sight;
 
 pub use finder::Finder;
-pub use key::{Is, Key};
+pub use key::{Key, KeyType};
 pub use known::watch_invalidations;
-pub use queue::queue;
 pub use setting::define_setting;
 
 use crate::base::error::Error;
@@ -28,12 +27,12 @@ use crate::base::time::Moment;
 use crate::pg::raise::or_raise;
 use crate::pg::spi;
 use check::Found;
-use finder::{Purpose, Seen};
+use finder::{Purpose, RegisteredSnapshot};
 use index::Written;
 use known::{Intent, recall, relation_id};
 use pgrx::pg_sys;
-use places::Place;
-use queue::Turn;
+use places::TidHint;
+use queue::RowQueueGuard;
 use shapes::{Index, MOST_INDEXES, Shape};
 use std::cell::OnceCell;
 use std::ops::Deref;
@@ -52,18 +51,18 @@ pub enum Write {
     Update,
 }
 
-/// What becomes of rows that others hold.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Held {
-    /// They are passed by; so is what others keep changing.
-    Skip,
-    /// There are none: we have locked it.
-    Ours,
-    /// They are waited for, one transaction after the other in the queue of that number, which should be the row's own. A row
-    /// that is left alone after that is not held.
-    Wait(u32),
-    /// The same, where they were seen held: the queue is joined without another look.
-    Queue(u32),
+/// The policy for rows that other transactions hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockPolicy {
+    /// Rows that others hold, or keep changing, are passed by.
+    SkipLocked,
+    /// Nobody else can hold the row: this transaction has locked it, or something that stands for it.
+    AlreadyHeld,
+    /// Whoever holds the row is waited for, one transaction after the other in the row's queue. A row that is left alone after that
+    /// is not held.
+    Wait,
+    /// Like [`LockPolicy::Wait`], for a row that was just seen held: its queue is joined without another look.
+    JoinQueue,
 }
 
 /// What came of changing a row.
@@ -91,12 +90,13 @@ pub enum Snapshot {
 /// Where the place of a row stands, this says that what stands there is a token: `SpecTokenOffsetNumber`.
 const SPECULATIVE: u16 = 0xfffe;
 
-/// Whether others are told that a row may turn out to be no news.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Attempt {
-    Told,
-    Untold,
+/// How a row is inserted that may turn out to be there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Insertion {
+    /// Speculatively, as by ON CONFLICT: others who would wait for the row learn at once when it is withdrawn.
+    Speculative,
+    /// As any row, and deleted again where it is not new: cheaper, where no two transactions insert the same at this moment.
+    Plain,
 }
 
 /// No table of ours has more.
@@ -139,17 +139,20 @@ fn next_command() {
     unsafe { pg_sys::CommandCounterIncrement() };
 }
 
-/// Lets `look` read rows on the caller's snapshot. `fresh`: on the newest, for a call that holds locks; None under one snapshot, where
-/// the server has to say what may be seen.
-pub fn look<R>(fresh: bool, look: impl FnOnce() -> Option<R>) -> Option<R> {
-    match fresh {
-        false => look(),
-        true if has_one_snapshot() => None,
-        true => {
-            next_command();
-            spi::on_newest_snapshot(look)
-        }
+/// Whether single rows can be changed here one after the other, as each is found: not in a transaction that is to fail where a row
+/// changed since its snapshot, nor in one that only reads.
+pub fn may_change_rows() -> bool {
+    !is_read_only() && !has_one_snapshot()
+}
+
+/// Lets `look` read rows by the caller's snapshot. `fresh`: for a call that holds locks, by one that sees what was committed by now,
+/// or where all statements of the transaction see the same, what this transaction has done besides.
+pub fn at_one_moment<R>(fresh: bool, look: impl FnOnce() -> R) -> R {
+    if !fresh {
+        return look();
     }
+    next_command();
+    if has_one_snapshot() { spi::on_transaction_snapshot(look) } else { spi::on_newest_snapshot(look) }
 }
 
 /// A table that is open, and locked until the end of the transaction.
@@ -262,7 +265,7 @@ impl Table {
     }
 
     /// Inserts a row of all columns; gives its place.
-    pub fn insert(&self, row: &[Value]) -> Place {
+    pub fn insert(&self, row: &[Value]) -> TidHint {
         let tuple = self.form(row);
         // SAFETY: a tuple of this table.
         unsafe {
@@ -273,14 +276,14 @@ impl Table {
             let (block, number) = pgrx::itemptr::item_pointer_get_both((*tuple).t_self);
             pg_sys::heap_freetuple(tuple);
             pg_sys::CommandCounterIncrement();
-            Place { seen: number, ..Place::new(block, number) }
+            TidHint { seen: number, ..TidHint::new(block, number) }
         }
     }
 
     /// The same for a row that will be looked for by these keys of a unique index.
     pub fn insert_as(&self, index: &'static Index, keys: &[Key], row: &[Value]) {
         let place = self.insert(row);
-        if let Some(name) = Key::name(self.index_id(index), keys) {
+        if let Some(name) = Key::hash(self.index_id(index), keys) {
             finder::note(name, place);
         }
     }
@@ -291,13 +294,13 @@ impl Table {
     /// A row that turns out to be no news is gone at once also for others who would wait for us, where they are told that it is
     /// only an attempt, as by ON CONFLICT. That takes a lock and a record in the WAL, so it can be left out where no two others
     /// insert the same at this moment: they would wait for each other.
-    pub fn insert_new(&self, unique: &'static Index, row: &[Value], attempt: Attempt) -> bool {
+    pub fn insert_new(&self, unique: &'static Index, row: &[Value], insertion: Insertion) -> bool {
         let unique = self.index_id(unique);
         let tuple = self.form(row);
         // Logical decoding passes on what was inserted and deleted again, but not what was only attempted.
         // SAFETY: reads a global.
         let is_decoded = unsafe { pg_sys::wal_level } >= pg_sys::WalLevel::WAL_LEVEL_LOGICAL.cast_signed();
-        let is_told = attempt == Attempt::Told || is_decoded;
+        let is_told = insertion == Insertion::Speculative || is_decoded;
         // SAFETY: a tuple of this table; the lock of the token is given back, on errors by the end of the transaction.
         unsafe {
             let transaction = pg_sys::GetCurrentTransactionId();
@@ -331,36 +334,26 @@ impl Table {
     }
 
     /// Changes one row with these keys: `change` gets its columns as they are, and gives those that change, or leaves the row
-    /// alone. What it gets is what it changes: where somebody was faster, it is asked again. The snapshot is of this moment.
-    pub fn update_one(
-        &self,
-        index: &'static Index,
-        keys: &[Key],
-        held: Held,
-        change: impl FnMut(&[Value]) -> Change,
-    ) -> Changed {
-        self.update_found(None, index, keys, held, change)
-    }
-
-    /// The same for a row that was just looked at: where nobody has changed it since, another look at what is committed is saved.
+    /// alone. What it gets is what it changes: where somebody was faster, it is asked again. The snapshot is of this moment, or that of
+    /// who has just looked at the row: where nobody has changed it since, another look at what is committed is saved.
     pub fn update_found<'a>(
         &'a self,
         mut finder: Option<Finder<'a>>,
         index: &'static Index,
         keys: &[Key],
-        held: Held,
+        policy: LockPolicy,
         mut change: impl FnMut(&[Value]) -> Change,
     ) -> Changed {
-        let mut turn = match held {
-            Held::Queue(number) => {
+        let mut turn = match policy {
+            LockPolicy::JoinQueue => {
                 // Nothing is pinned while we wait.
                 finder = None;
-                Some(Turn::take(self, number))
+                Some(RowQueueGuard::take(self, keys))
             }
-            Held::Skip | Held::Ours | Held::Wait(_) => None,
+            LockPolicy::SkipLocked | LockPolicy::AlreadyHeld | LockPolicy::Wait => None,
         };
         let mut attempts = 0;
-        while attempts < ATTEMPTS || matches!(held, Held::Wait(_) | Held::Queue(_)) {
+        while attempts < ATTEMPTS || matches!(policy, LockPolicy::Wait | LockPolicy::JoinQueue) {
             pgrx::check_for_interrupts!();
             attempts += 1;
             let mut found = Outcome::Nothing;
@@ -368,7 +361,7 @@ impl Table {
             finder.show_all();
             // SAFETY: a tuple of this table.
             finder.visit(Purpose::Write, keys, |tuple, row| unsafe {
-                match self.update_row(tuple, row, held, &mut change) {
+                match self.update_row(tuple, row, policy, &mut change) {
                     Outcome::Nothing => {}
                     other => found = other,
                 }
@@ -384,10 +377,10 @@ impl Table {
                         Changed::AfterWaiting
                     });
                 }
-                Outcome::Held(holder) => match (held, &turn) {
-                    (Held::Skip | Held::Ours, _) => return Changed::Held,
-                    (Held::Wait(number) | Held::Queue(number), None) => turn = Some(Turn::take(self, number)),
-                    (Held::Wait(_) | Held::Queue(_), Some(_)) => self.wait_for(holder),
+                Outcome::Held(holder) => match (policy, &turn) {
+                    (LockPolicy::SkipLocked | LockPolicy::AlreadyHeld, _) => return Changed::Held,
+                    (LockPolicy::Wait | LockPolicy::JoinQueue, None) => turn = Some(RowQueueGuard::take(self, keys)),
+                    (LockPolicy::Wait | LockPolicy::JoinQueue, Some(_)) => self.wait_for(holder),
                 },
                 // The next snapshot sees what came of it.
                 Outcome::Outdated => {}
@@ -397,18 +390,19 @@ impl Table {
         Changed::Held
     }
 
-    /// Locks the row with these keys, and gives what `read` makes of its columns; None where there is none. Waits in the queue
-    /// of that number.
+    /// Locks the row with these keys, and gives what `read` makes of its columns; None where there is none, or somebody holds it and
+    /// is not waited for. Who waits does so in the row's queue.
     pub fn lock_one<T>(
         &self,
         index: &'static Index,
         keys: &[Key],
-        queue: u32,
+        policy: LockPolicy,
         mut read: impl FnMut(&[Value]) -> T,
     ) -> Option<T> {
-        let mut turn: Option<Turn> = None;
+        let mut turn: Option<RowQueueGuard> = None;
+        let mut attempts = 0;
         loop {
-            let policy = match turn {
+            let waiting = match turn {
                 None => pg_sys::LockWaitPolicy::LockWaitSkip,
                 Some(_) => pg_sys::LockWaitPolicy::LockWaitBlock,
             };
@@ -416,7 +410,7 @@ impl Table {
             let (mut locked, mut status) = (None, None);
             // SAFETY: a tuple of this table.
             self.finder(index, Snapshot::Latest).visit(Purpose::Write, keys, |tuple, row| unsafe {
-                let found = self.lock(tuple, policy);
+                let found = self.lock(tuple, waiting);
                 locked = (found == pg_sys::TM_Result::TM_Ok).then(|| read(row));
                 status = Some(found);
                 false
@@ -429,9 +423,15 @@ impl Table {
                     }
                     return locked;
                 }
+                Some(_) if policy == LockPolicy::SkipLocked => {
+                    attempts += 1;
+                    if status == Some(pg_sys::TM_Result::TM_WouldBlock) || attempts == ATTEMPTS {
+                        return None;
+                    }
+                }
                 // Somebody holds it, or has changed it since: then the next snapshot sees what came of it.
                 Some(_) => {
-                    turn.get_or_insert_with(|| Turn::take(self, queue));
+                    turn.get_or_insert_with(|| RowQueueGuard::take(self, keys));
                 }
             }
         }
@@ -470,15 +470,6 @@ impl Table {
         }
     }
 
-    /// Shows the columns of all rows with these keys, and whether another transaction holds the row just now.
-    pub fn read(&self, index: &'static Index, keys: &[Key], snapshot: Snapshot, mut show: impl FnMut(&[Value], bool)) {
-        // SAFETY: a tuple of this table.
-        self.visit(index, keys, snapshot, |tuple, row| unsafe {
-            show(row, holder(tuple).is_some());
-            true
-        });
-    }
-
     /// Shows the columns of rows with these keys, in the order of the index, as long as `show` says so.
     pub fn read_while(
         &self,
@@ -498,14 +489,14 @@ impl Table {
         at: Snapshot,
         mut visit: impl FnMut(pg_sys::HeapTuple, &[Value]) -> bool,
     ) {
-        let snapshot = Seen::new(at);
+        let snapshot = RegisteredSnapshot::new(at);
         // SAFETY: an index of this table.
         unsafe { self.scan(self.index_id(index), keys, &snapshot, |tuple, row, _| visit(tuple, row)) };
     }
 
     /// For looking at single rows by a unique index.
     pub fn finder(&self, index: &'static Index, at: Snapshot) -> Finder<'_> {
-        Finder::new(self, index, Seen::new(at))
+        Finder::new(self, index, RegisteredSnapshot::new(at))
     }
 
     /// Goes over the rows with these keys as long as `visit` says so; shows also the place by which the index knows each.
@@ -518,8 +509,8 @@ impl Table {
         &self,
         index: pg_sys::Oid,
         keys: &[Key],
-        snapshot: &Seen,
-        mut visit: impl FnMut(pg_sys::HeapTuple, &[Value], Place) -> bool,
+        snapshot: &RegisteredSnapshot,
+        mut visit: impl FnMut(pg_sys::HeapTuple, &[Value], TidHint) -> bool,
     ) {
         // SAFETY: an open relation and an index of it; what is begun is ended, and by the end of the transaction on errors.
         unsafe {
@@ -556,7 +547,7 @@ impl Table {
                 if !keys.iter().all(|key| key.is_of(&row)) {
                     or_raise::<()>(Err(Error::corrupt_index(self.shape.name)));
                 }
-                if !visit(tuple, &row, Place::new(block, number)) {
+                if !visit(tuple, &row, TidHint::new(block, number)) {
                     break;
                 }
             }
@@ -586,7 +577,7 @@ impl Table {
         &self,
         tuple: pg_sys::HeapTuple,
         row: &[Value],
-        held: Held,
+        policy: LockPolicy,
         change: &mut impl FnMut(&[Value]) -> Change,
     ) -> Outcome {
         // SAFETY: the caller's promise.
@@ -594,14 +585,14 @@ impl Table {
             if let Some(holder) = holder(tuple) {
                 return Outcome::Held(holder);
             }
-            let found = self.update(tuple, row, held == Held::Ours, change);
+            let found = self.update(tuple, row, policy == LockPolicy::AlreadyHeld, change);
             let is_many = u32::from((*(*tuple).t_data).t_infomask) & pg_sys::HEAP_XMAX_IS_MULTI != 0;
-            match (found, held) {
+            match (found, policy) {
                 (Outcome::Held(holder), _) if !is_many && pg_sys::TransactionIdIsCurrentTransactionId(holder) => {
                     self.update(tuple, row, true, change)
                 }
                 // Held by several, ourselves among them perhaps: the server knows.
-                (Outcome::Held(_), Held::Wait(_) | Held::Queue(_)) if is_many => {
+                (Outcome::Held(_), LockPolicy::Wait | LockPolicy::JoinQueue) if is_many => {
                     let status = self.lock(tuple, pg_sys::LockWaitPolicy::LockWaitBlock);
                     if status == pg_sys::TM_Result::TM_Ok {
                         self.update(tuple, row, true, change)
@@ -702,8 +693,16 @@ impl Drop for Table {
     }
 }
 
-/// The server's own tables are of this access method, and most others: `HEAP_TABLE_AM_OID`.
-const HEAP: u32 = 2;
+// What is assumed of the server's layouts: values that are passed by value fit a datum, a place is a block and a number, and the
+// header of a row has its flags where they are looked at.
+const _: () = assert!(size_of::<pg_sys::Datum>() == 8, "numbers of 64 bits are passed by value");
+const _: () = assert!(size_of::<pg_sys::ItemPointerData>() == 6, "a place is a block and a number");
+const _: () =
+    assert!(std::mem::offset_of!(pg_sys::HeapTupleHeaderData, t_ctid) == 12, "three numbers precede the place");
+const _: () = assert!(std::mem::offset_of!(pg_sys::HeapTupleHeaderData, t_infomask2) == 18, "flags of a row");
+const _: () = assert!(std::mem::offset_of!(pg_sys::HeapTupleHeaderData, t_infomask) == 20, "flags of a row");
+const _: () = assert!(pg_sys::HEAP_XMAX_COMMITTED & pg_sys::HEAP_XMAX_INVALID == 0, "two flags");
+const _: () = assert!(size_of::<pg_sys::LOCKTAG>() == 16, "a lock is named by four numbers and two classes");
 
 /// The other transaction under way that has changed or locked a row, if there is one.
 ///

@@ -7,14 +7,14 @@
 /// that was seen last, from which on there are fewer to go through than from the first. 0 is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub struct Place {
+pub struct TidHint {
     pub block: u32,
     pub number: u16,
     pub seen: u16,
     pub buffer: i32,
 }
 
-impl Place {
+impl TidHint {
     /// Of which nothing else is known.
     pub fn new(block: u32, number: u16) -> Self {
         Self { block, number, seen: 0, buffer: 0 }
@@ -23,9 +23,9 @@ impl Place {
 
 /// What a key is remembered by: a quick hash of it. Keys that share it only drive each other out.
 #[derive(Debug, Clone, Copy)]
-pub struct Name(u64);
+pub struct KeyHash(u64);
 
-impl Name {
+impl KeyHash {
     /// Of what the key is for.
     pub fn new(of: u64) -> Self {
         Self(0).and(of)
@@ -46,6 +46,11 @@ impl Name {
         })
     }
 
+    /// The number of a queue.
+    pub fn queue(self) -> u32 {
+        u32::try_from(self.0 >> 32).unwrap_or_default()
+    }
+
     fn slot(self) -> usize {
         usize::try_from(self.0 >> 48).unwrap_or_default() % SLOTS
     }
@@ -61,29 +66,29 @@ const SLOTS: usize = 8192;
 
 #[derive(Debug, Clone, Copy)]
 struct Note {
-    place: Place,
+    place: TidHint,
     tag: u32,
 }
 
 /// Numbers begin with 1.
-const NOTHING: Note = Note { place: Place { block: 0, number: 0, seen: 0, buffer: 0 }, tag: 0 };
+const NOTHING: Note = Note { place: TidHint { block: 0, number: 0, seen: 0, buffer: 0 }, tag: 0 };
 
 /// A table of fixed size, so that a backend does not grow: a note takes the slot of an older one.
 #[derive(Debug, Default)]
-pub struct Places {
+pub struct TidCache {
     /// Empty before the first note.
     slots: Vec<Note>,
 }
 
-impl Places {
+impl TidCache {
     /// Where it was, if that is known.
-    pub fn get(&self, name: Name) -> Option<Place> {
+    pub fn get(&self, name: KeyHash) -> Option<TidHint> {
         let noted = self.slots.get(name.slot())?;
         (noted.place.number != 0 && noted.tag == name.tag()).then_some(noted.place)
     }
 
     /// Notes where it is.
-    pub fn note(&mut self, name: Name, place: Place) {
+    pub fn note(&mut self, name: KeyHash, place: TidHint) {
         if self.slots.is_empty() {
             self.slots = vec![NOTHING; SLOTS];
         }
@@ -97,12 +102,12 @@ mod tests {
 
     #[test]
     fn what_is_noted_is_found_until_another_takes_its_slot() {
-        let mut places = Places::default();
-        assert_eq!(places.get(Name::new(1)), None);
+        let mut places = TidCache::default();
+        assert_eq!(places.get(KeyHash::new(1)), None);
         let (mut wrong, mut kept) = (0, 0);
-        let name = |key: u32| Name::new(7).and_bytes(&[&[0; 12], key.to_be_bytes().as_slice()].concat()).and(0);
+        let name = |key: u32| KeyHash::new(7).and_bytes(&[&[0; 12], key.to_be_bytes().as_slice()].concat()).and(0);
         for key in 0..100_000_u32 {
-            let place = Place { seen: 7, buffer: 8, ..Place::new(u32::MAX - key, u16::MAX) };
+            let place = TidHint { seen: 7, buffer: 8, ..TidHint::new(u32::MAX - key, u16::MAX) };
             places.note(name(key), place);
             assert_eq!(places.get(name(key)), Some(place));
             let before = places.get(name(key / 2));
@@ -111,7 +116,7 @@ mod tests {
         assert_eq!(places.slots.len(), SLOTS, "it does not grow");
         assert!(wrong < 100, "the tag tells most keys apart: {wrong}");
         for key in 0..1000_u32 {
-            places.note(name(key), Place::new(key, 1));
+            places.note(name(key), TidHint::new(key, 1));
         }
         for key in 0..1000_u32 {
             kept += u32::from(places.get(name(key)).is_some_and(|found| found.block == key));

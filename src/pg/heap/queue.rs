@@ -1,17 +1,19 @@
 //! Those who wait for a row.
 
-use super::Table;
+use super::{Key, Table};
 use pgrx::pg_sys;
-use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// The first place in a queue: whoever has it waits for the row, all others for him, so that the end of a transaction wakes one
-/// of them and not all.
-pub(super) struct Turn(pg_sys::LOCKTAG);
+/// The first place in the queue of those who wait for a row: whoever has it waits for the row, all others for that place, so that
+/// the end of a transaction wakes one of them and not all.
+pub(super) struct RowQueueGuard(pg_sys::LOCKTAG);
 
-impl Turn {
+impl RowQueueGuard {
     const MODE: i32 = pg_sys::ExclusiveLock.cast_signed();
 
-    pub(super) fn take(table: &Table, number: u32) -> Self {
+    /// Takes the first place of the queue for the row with these keys, once it is free. Two rows that share a queue by chance only
+    /// wait a little longer.
+    pub(super) fn take(table: &Table, keys: &[Key]) -> Self {
+        let number = Key::queue(keys);
         // SAFETY: a tag of an object that is none, of the class of the table; given back on errors by the end of the transaction.
         unsafe {
             let tag = pg_sys::LOCKTAG {
@@ -33,18 +35,11 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for RowQueueGuard {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             // SAFETY: taken before.
             unsafe { pg_sys::LockRelease(&raw const self.0, Self::MODE, false) };
         }
     }
-}
-
-/// The queue of those who wait for a row of that name: two that share a number by chance only wait a little longer.
-pub fn queue(name: impl Hash) -> u32 {
-    let mut hasher = DefaultHasher::new();
-    name.hash(&mut hasher);
-    u32::try_from(hasher.finish() >> 32).unwrap_or_default()
 }

@@ -4,7 +4,7 @@
 //! the call. A wallet of many lanes is looked at like this for each consumption.
 
 use super::MOST_COLUMNS;
-use super::places::Place;
+use super::places::TidHint;
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use std::ffi::c_int;
@@ -45,7 +45,7 @@ unsafe extern "C-unwind" {
 ///
 /// # Safety
 /// An open relation, a pinned buffer, and a place with a buffer.
-pub(super) unsafe fn swap(relation: pg_sys::Relation, before: pg_sys::Buffer, place: Place) -> bool {
+pub(super) unsafe fn swap(relation: pg_sys::Relation, before: pg_sys::Buffer, place: TidHint) -> bool {
     // SAFETY: the caller's promise; one that holds another block by now is left alone.
     unsafe {
         #[cfg(feature = "pg15")]
@@ -60,7 +60,7 @@ pub(super) unsafe fn swap(relation: pg_sys::Relation, before: pg_sys::Buffer, pl
 }
 
 /// A version of a row, and its columns.
-pub(super) struct Sight {
+pub(super) struct VisibleTuple {
     pub(super) tuple: pg_sys::HeapTupleData,
     pub(super) values: [pg_sys::Datum; MOST_COLUMNS],
     pub(super) nulls: [bool; MOST_COLUMNS],
@@ -68,7 +68,7 @@ pub(super) struct Sight {
 
 /// Where versions are looked for.
 #[derive(Clone, Copy)]
-pub(super) struct At {
+pub(super) struct PageReader {
     pub(super) relation: pg_sys::Relation,
     pub(super) buffer: pg_sys::Buffer,
     pub(super) snapshot: pg_sys::Snapshot,
@@ -76,13 +76,13 @@ pub(super) struct At {
     pub(super) descriptor: pg_sys::TupleDesc,
 }
 
-impl At {
+impl PageReader {
     /// The version that the snapshot sees, of those from this number on. `is_first`: that is where the index begins.
     ///
     /// # Safety
     /// The block is in the buffer, which is pinned; the descriptor is of the relation, with at most as many columns as there is
     /// room for.
-    pub(super) unsafe fn version(self, block: u32, number: u16, is_first: bool) -> Option<Sight> {
+    pub(super) unsafe fn version(self, block: u32, number: u16, is_first: bool) -> Option<VisibleTuple> {
         if number == 0 {
             return None;
         }
@@ -90,7 +90,7 @@ impl At {
         // SAFETY: the caller's promise; nothing here must be dropped.
         unsafe {
             let values = [pg_sys::Datum::from(0); MOST_COLUMNS];
-            let mut sight = Sight { tuple: std::mem::zeroed(), values, nulls: [true; MOST_COLUMNS] };
+            let mut sight = VisibleTuple { tuple: std::mem::zeroed(), values, nulls: [true; MOST_COLUMNS] };
             sight.tuple.t_tableOid = (*relation).rd_id;
             let mut place: pg_sys::ItemPointerData = std::mem::zeroed();
             pgrx::itemptr::item_pointer_set_all(&mut place, block, number);
@@ -120,6 +120,9 @@ impl At {
         }
     }
 }
+
+const _: () = assert!(size_of::<pg_sys::ItemIdData>() == 4, "an item of a page is told by 32 bits");
+const _: () = assert!(std::mem::offset_of!(pg_sys::PageHeaderData, pd_linp) == 24, "items follow a page's header");
 
 /// Points at what stands on a page by that number; false where there is nothing.
 ///

@@ -1,0 +1,56 @@
+//! The tables of subscriptions.
+
+use crate::schema::table::table;
+
+table! {
+    /// The plans that orgs have and had.
+    subscriptions in billing {
+        org_id: Uuid,
+        starts_at: Moment,
+        ends_at: Moment null,
+        anchor: Moment,
+        next_period_at: Moment null,
+        created_at: Moment,
+        plan: Code,
+        pending_plan: Code null,
+        cancel_at_period_end: Boolean,
+        origin: Text,
+        grants: Bigints,
+        granted: Bigint,
+        taken_back: Bigint,
+        metadata: Jsonb,
+        provider: Code null,
+        provider_subscription: Code null,
+    }
+    indexes {
+        /// By org and start.
+        KEY (org_id, starts_at);
+    }
+    find {
+        /// All that an org has and had, in order.
+        of_org by KEY (org_id);
+    }
+}
+
+table! {
+    /// What providers collect for.
+    provider_subscriptions in billing {
+        org_id: Uuid,
+        provider: Code,
+        subscription: Code,
+        state: Code,
+        plan: Code null,
+        cancel_at_period_end: Boolean,
+        paid_until: Moment null,
+        last_report_at: Bigint,
+        last_paid_report_at: Bigint,
+    }
+    indexes {
+        /// By provider and its id.
+        KEY (org_id, provider, subscription);
+    }
+    find {
+        /// One by its provider's id.
+        one by KEY (org_id, provider, subscription);
+    }
+}
