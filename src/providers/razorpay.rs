@@ -1,4 +1,4 @@
-//! Events of Razorpay. Its metadata is called notes.
+//! Events of Razorpay, which calls labels notes.
 
 use crate::providers::Provider;
 use crate::providers::event::{
@@ -8,7 +8,7 @@ use crate::providers::event::{
 use crate::providers::signature::{self, Fault};
 use sha2::{Digest, Sha256};
 
-/// Razorpay.
+/// The provider Razorpay.
 pub(super) struct Razorpay;
 
 impl Provider for Razorpay {
@@ -28,14 +28,15 @@ impl Provider for Razorpay {
         true
     }
 
-    /// In its checkout, notes and customer are what the page in the payer's browser says: who pays with a card of his own could
-    /// name another's customer.
+    /// Denies that Razorpay vouches: in its checkout, notes and customer are what the page in the
+    /// payer's browser says, so somebody who pays with an own card could name another's customer.
     fn vouches_for_customer(&self) -> bool {
         false
     }
 }
 
-/// Reads the event that a payload tells of. The payload has no id: whoever knows the one in the header replaces ours.
+/// Reads the event that a payload reports. The payload has no id, so a hash of it stands in for the
+/// one in the header.
 fn parse(payload: &str) -> Result<Event, Unreadable> {
     let document = document(payload)?;
     let event = object(&document)?;
@@ -46,7 +47,7 @@ fn parse(payload: &str) -> Result<Event, Unreadable> {
         None => needed(event.object("payload")?.second("created_at")?, "created_at")?,
     };
     let fact = fact(kind, event)?;
-    // A delivery that is repeated is the same to the byte.
+    // A repeated delivery is the same to the byte, so its hash is the same.
     let id = format!("sha256:{:x}", Sha256::digest(payload));
     Ok(Event { id, kind: kind.to_owned(), created, fact })
 }
@@ -148,7 +149,8 @@ fn dispute(dispute: Object<'_>, state: DisputeState) -> Result<Fact, Unreadable>
     }))
 }
 
-/// The invoice of a charge is not in the event: it is known by its payment.
+/// Reads the charge of a subscription as an invoice. The event does not have the invoice itself, so
+/// it is known by its payment.
 fn charge(subscription: Object<'_>, payment: Object<'_>) -> Result<Fact, Unreadable> {
     let notes = [subscription.labels("notes")?, payment.labels("notes")?];
     let customer = match subscription.id("customer_id")? {
@@ -178,7 +180,7 @@ fn change(subscription: Object<'_>, state: SubscriptionState) -> Result<Fact, Un
         customer: subscription.id("customer_id")?.map(str::to_owned),
         prices: distinct([subscription.id("plan_id")?]),
         period: subscription.period("current_start", "current_end")?,
-        // Nothing tells before it is cancelled.
+        // Razorpay does not tell before the subscription is cancelled.
         cancel_at_period_end: false,
     }))
 }
