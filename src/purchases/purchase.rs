@@ -1,4 +1,4 @@
-//! Starting payments, and what people say of them where no provider does.
+//! Purchases: starting payments, and moving them by hand where no provider reports.
 
 use crate::access;
 use crate::base::error::{Error, Result};
@@ -22,7 +22,7 @@ use pgrx::prelude::*;
 use uuid::Uuid;
 
 statements! {
-    // Newest first.
+    // The newest come first: the last row tells when the limit allows another one.
     BEGUN(uuid, timestamptz, int8) =
         "select created_at from billing.payments where org_id = $1 and created_at > $2 and source = 'purchase'
           order by created_at desc limit $3";
@@ -31,7 +31,7 @@ statements! {
 const HOUR: Moment = 3_600_000_000;
 
 receipt! {
-    /// Of a payment as it is now.
+    /// The answer of `start_purchase` and `set_payment_status`: a payment as it is now.
     PaymentStatus as "payment" {
         payment_id: Uuid,
         org_id: Uuid,
@@ -117,7 +117,8 @@ fn start_purchase(
         );
         access::authorize(db, org_id)?;
         let pack = cache::pack(db, name)?;
-        // Two identical calls at once: the second waits for the first.
+        // Of two identical calls at once, the second waits here and then finds the first one's
+        // payment.
         ledger::lock_or_create(db, org_id, &pack.unit, clock::now())?;
         if let Some(key) = key
             && let Some(known) = store::of_request(db, org_id, key)?
@@ -127,7 +128,7 @@ fn start_purchase(
             }
             return Ok(PaymentStatus { replayed: true, ..known.into() });
         }
-        bound(db, org_id)?;
+        check_rate(db, org_id)?;
         let currency = currency_of(&pack, currency)?;
         let quote = quote(db, &pack, currency, amount)?;
         let mut payment = request::of_pack(org_id, &pack, currency, quote, ("purchase", provider));
@@ -144,11 +145,11 @@ fn start_purchase(
     })
 }
 
-/// Members may begin so many purchases within an hour.
+/// The number of purchases that a member may begin within an hour.
 const MOST_AN_HOUR: usize = 30;
 
-/// Refuses a member who has begun too many purchases: each is a row, and some charge a card.
-fn bound(db: &Db, org_id: Uuid) -> Result<()> {
+/// Refuses a member that has begun too many purchases: each is a row, and some charge a card.
+fn check_rate(db: &Db, org_id: Uuid) -> Result<()> {
     if access::sees_every_org()? {
         return Ok(());
     }
@@ -162,7 +163,7 @@ fn bound(db: &Db, org_id: Uuid) -> Result<()> {
     }
 }
 
-/// The only currency that a pack has a price in, where none is named.
+/// The named currency, or the only one in which the pack has a price.
 fn currency_of<'a>(pack: &'a Pack, named: Option<&'a str>) -> Result<&'a str> {
     let mut all = pack.price.keys();
     match (named, all.next(), all.next()) {
@@ -212,7 +213,7 @@ fn move_to(payment: &mut Payment, status: Status, reason: Option<String>, now: M
         Status::Refunded => payment.money.refund(payment.money.total),
         _ => {
             payment.money.status = status;
-            // What a provider said before is older.
+            // Reports of the provider that were made before this are older news.
             payment.money.news_at = time::to_unix(now);
         }
     }
