@@ -15,7 +15,8 @@ statements! {
         "insert into billing.member_usage (org_id, unit, member_id) values ($1, $2, $3) on conflict do nothing";
     LOCK_MEMBER(uuid, text, uuid) =
         "select from billing.member_usage where org_id = $1 and unit = $2 and member_id = $3 for update";
-    // What was used (and not refunded) and is reserved in the current period counts from the start.
+    // Whatever was used (and not refunded) or reserved in the current period counts against a
+    // budget that is set in the middle of it.
     SET_BUDGET(uuid, text, uuid, int8, text, timestamptz) =
         "insert into billing.member_usage as m (org_id, unit, member_id, budget, budget_per, period_start, period_consumed)
          select $1, $2, $3, $4, $5, $6,
@@ -62,7 +63,8 @@ fn set_member_budget(
         }
         store::lock(db, org_id, unit).ok_or_else(|| Error::unknown("unknown_org", org_id.to_string()))?;
         if credits.is_some() {
-            // Consumptions on other lanes hold the member's row, not the wallet: they are counted once they have ended.
+            // A consumption on another lane holds the member's row, not the wallet: without this
+            // wait it would not be counted.
             db.write(&MAKE_MEMBER, args![org_id, unit, member_id]);
             db.write(&LOCK_MEMBER, args![org_id, unit, member_id]);
             let start = Timestamptz(period.start(clock::now()));

@@ -1,4 +1,4 @@
-//! Credit that comes in, is voided, or is corrected.
+//! Grants: credit that comes in, is voided, or is corrected.
 
 use crate::access::{self, actor};
 use crate::base::error::{Error, Result};
@@ -24,12 +24,12 @@ const SOURCES: [&str; 8] = ["purchase", "plan", "bonus", "gift_card", "voucher",
 const MOST_METRICS: usize = 100;
 
 receipt! {
-    /// Of credit that came in, or was corrected.
+    /// The answer of `grant_credits` and `adjust_credits`.
     #[derive(Serialize, Deserialize)]
     GrantReceipt as "grant_receipt" { grant_id: Option<i64>, amount: i64, balance_after: i64, replayed: bool }
 }
 receipt! {
-    /// Of a voided grant.
+    /// The answer of `void_grant`.
     #[derive(Serialize, Deserialize)]
     VoidReceipt as "void_receipt" { voided: i64, already_spent: i64, balance_after: i64, replayed: bool }
 }
@@ -52,7 +52,7 @@ statements! {
     UNIT_OF_GRANT(uuid, int8) = "select unit from billing.lots where org_id = $1 and grant_id = $2";
 }
 
-/// Whose name an entry kind is, for a grant of that source.
+/// The kind of the entry for a grant of that source: kinds and sources share their names.
 fn kind_of(source: &str) -> Option<&'static str> {
     SOURCES.into_iter().find(|known| *known == source)
 }
@@ -201,7 +201,8 @@ fn grant_credits(
     }))
 }
 
-/// A scope without repetitions, sorted, so that the same request has the same fingerprint.
+/// Sorts the metrics of a scope and drops repetitions, so that the same request has the same
+/// fingerprint.
 pub fn scope(metrics: Option<Vec<Option<String>>>) -> Result<Option<Vec<String>>> {
     let Some(metrics) = metrics else { return Ok(None) };
     let mut all =

@@ -1,4 +1,4 @@
-//! `set_wallet_lanes()`: splitting a wallet into lanes and joining them again, by hand.
+//! `set_wallet_lanes()`: splitting a wallet into lanes and merging them again, by hand.
 
 use crate::base::error::Error;
 use crate::contention;
@@ -35,7 +35,7 @@ fn set_wallet_lanes(org_id: Option<pgrx::Uuid>, lanes: Option<i32>, unit: defaul
         let lane = lane.ok_or_else(|| Error::unknown("unknown_org", org_id.to_string()).with("unit", unit))?;
         let mut wallet = Wallet::new(lane, clock::now());
         store::load(db, &mut wallet, &[])?;
-        // Automatic: with those that there are.
+        // In automatic mode the wallet keeps the lanes that it has.
         if lanes != contention::AUTOMATIC {
             contention::split(db, &mut wallet, lanes)?;
         }
