@@ -26,7 +26,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 receipt! {
-    /// Of a subscription as it is now.
+    /// The answer of `subscribe`, `change_plan` and `cancel_subscription`: a subscription as it is
+    /// now.
     #[derive(Serialize, Deserialize)]
     SubscriptionStatus as "subscription" {
         org_id: Uuid,
@@ -54,7 +55,7 @@ statements! {
         "insert into billing.subscription_requests (org_id, idempotency_key, request_hash, result) values ($1, $2, $3, $4)";
 }
 
-/// A subscription may begin so many months ago, or ahead.
+/// The number of months that a subscription may begin in the past or in the future.
 const LONGEST_AGO: i64 = 120;
 
 /// A call that changes an org's subscription.
@@ -79,7 +80,8 @@ impl<'a> Call<'a> {
         Ok(Self { org_id, key: arguments::key(key)?, hash: hash::fingerprint(function, &all), metadata })
     }
 
-    /// Does the work under the wallet's lock, and gives a repeated call its first answer.
+    /// Does the work under the locks of the org's wallets, and gives a repeated call its first
+    /// answer.
     fn run(
         &self,
         makes_wallet: bool,
@@ -87,7 +89,8 @@ impl<'a> Call<'a> {
     ) -> Result<SubscriptionStatus> {
         spi::connect(|db| {
             cache::require_installed(db)?;
-            // All wallets, in their order: what is to be paid before may be in any of them.
+            // All wallets are locked, in their order: the usage of periods before may have to be
+            // paid from any of them.
             let units = if makes_wallet { vec![units::CREDIT.to_owned()] } else { Vec::new() };
             if ledger::lock_org(db, self.org_id, &units, clock::now())?.is_empty() {
                 return Err(Error::no_subscription(&self.org_id.to_string()));
@@ -190,7 +193,7 @@ fn subscribe_to(
                 withdraw(db, org_id, all, scheduled, now)?;
             }
             settlement::cut_period(db, org_id, now, starts_at)?;
-            // The default plan until then.
+            // The default plan goes on until the subscription begins.
             for other in store::subscriptions(db, org_id).iter().filter(|s| s.by_default && !s.is_void()) {
                 if other.ends_at.is_none_or(|end| end > starts_at) {
                     store::end(db, org_id, other.starts_at, starts_at);
@@ -203,7 +206,7 @@ fn subscribe_to(
     status(db, org_id, now)
 }
 
-/// Takes back a subscription that has not begun: as if it had never been, the default plan goes on.
+/// Takes back a subscription that has not begun: the default plan goes on as if it had never been.
 fn withdraw(db: &Db, org_id: Uuid, all: &[Subscription], scheduled: &Subscription, now: Moment) -> Result<()> {
     let at = scheduled.starts_at;
     store::end(db, org_id, at, at);
@@ -215,7 +218,8 @@ fn withdraw(db: &Db, org_id: Uuid, all: &[Subscription], scheduled: &Subscriptio
     settlement::join_period(db, org_id, at)
 }
 
-/// Grants of the current period that exist already, what they came to, and what of it was taken back.
+/// The grants of the current period that exist already, the credit of all of them, and the part
+/// that was taken back.
 type Granted = (Vec<i64>, i64, i64);
 
 fn begin(
@@ -245,7 +249,8 @@ fn begin(
     store::begin(db, call.org_id, &new, now, &call.metadata);
 }
 
-/// Another plan for the rest of the period: allowances and credits in proportion to the time.
+/// Changes the plan for the rest of the period, with allowances and credits in proportion to the
+/// time.
 fn change_now(
     db: &Db,
     call: &Call<'_>,
@@ -267,7 +272,8 @@ fn change_now(
         return settlement::catch_up(db, org_id, now).map(drop);
     }
     let whole = whole_period(plan.cycle, current.anchor, now);
-    // What the plans of the whole period come to, by time; what was granted already counts, however often it is changed.
+    // The credit that the plans of the whole period come to by time, less what was granted already,
+    // so that many changes in one period bring no more than one.
     let share = |plan: &Plan, from: Moment| plan.credits.map_or(0, |credits| prorated(credits.amount, whole, from));
     let mut due = share(plan, now) - share(&old, now) + share(&old, current.starts_at);
     for earlier in all.iter().filter(|s| s.anchor == current.anchor && s.starts_at < current.starts_at) {
@@ -359,9 +365,11 @@ fn change_plan(
     }))
 }
 
-/// A period of a plan was paid: puts the org on the plan where it is not, lets the period begin, and gives what was granted for it.
+/// Handles a paid period of a plan: puts the org on the plan if it is on another, lets the period
+/// begin, and gives the grants that were made for it.
 ///
-/// `paid`: from when to when, and whether there was money in it; `note` writes until when it is paid. The wallets are locked.
+/// `start`, `until` and `is_money` tell the paid time, and whether it cost anything; `note` writes
+/// until when it is paid. The wallets must be locked.
 pub fn collect(
     db: &Db,
     org_id: Uuid,
@@ -375,14 +383,15 @@ pub fn collect(
     settlement::catch_up(db, org_id, now)?;
     let before = store::subscriptions(db, org_id);
     let running = active(&before, now).filter(|s| !s.by_default && s.starts_at <= now);
-    // Money for the time after its end takes a cancellation back.
+    // Money for the time after the end takes a cancellation back.
     if let Some(current) = running.filter(|s| s.cancel_at_period_end)
         && current.next_period_at.is_some_and(|turn| until > turn + GRACE)
     {
         store::set_ending(db, org_id, current.starts_at, false, None);
     }
     match running {
-        // It was free until now, or paid to another day: the paid period is a period.
+        // The org was on a free plan until now, or paid to another day: the periods begin with the
+        // paid one.
         Some(current) if is_money && start <= now + GRACE && is_new_anchor(db, current, (start, until))? => {
             settlement::cut_period(db, org_id, now, now)?;
             store::end(db, org_id, current.starts_at, now);
@@ -390,7 +399,7 @@ pub fn collect(
             begin_paid(db, &call, plan, start.min(now), now)?;
         }
         Some(current) if current.plan == plan.name => {
-            // Periods that nobody paid are passed by.
+            // Periods that nobody paid are skipped.
             if current.awaiting_payment
                 && let Some(next) = current.next_period_at.filter(|next| start > *next + GRACE)
             {
@@ -432,11 +441,12 @@ pub fn collect(
     Ok(new)
 }
 
-/// How far a provider's periods may be from ours.
+/// The time by which a provider's periods may differ from those here.
 const GRACE: i64 = 12 * 3600 * 1_000_000;
 
-/// Whether a paid period goes further than the running one and does not lie as its periods do: what a change costs for the rest of
-/// a period ends with it.
+/// Whether a paid period goes further than the running one and does not fit its cycle. The money
+/// for a change of plan in the middle of a period ends with that period, and so begins no new
+/// cycle.
 fn is_new_anchor(db: &Db, current: &Subscription, (start, until): (Moment, Moment)) -> Result<bool> {
     let goes_further = current.next_period_at.is_none_or(|next| until > next + GRACE);
     if !goes_further || start <= current.starts_at + GRACE {
@@ -447,7 +457,8 @@ fn is_new_anchor(db: &Db, current: &Subscription, (start, until): (Moment, Momen
     Ok((period.start - start).abs() > GRACE)
 }
 
-/// Begins a paid subscription after another one: what that one granted for the same time was paid, or free, by itself.
+/// Begins a paid subscription after another one, with its full credits: what the other one granted
+/// for the same time was paid, or free, by itself.
 fn begin_paid(db: &Db, call: &Call<'_>, plan: &Plan, anchor: Moment, now: Moment) -> Result<()> {
     let (org_id, end) = (call.org_id, whole_period(plan.cycle, anchor, now).end);
     let mut grants = Vec::new();
@@ -465,14 +476,14 @@ fn begin_paid(db: &Db, call: &Call<'_>, plan: &Plan, anchor: Moment, now: Moment
     Ok(())
 }
 
-/// Whether a provider's subscription pays for what runs.
+/// Whether this subscription of a provider pays for the plan that runs.
 pub fn is_billing_provider(db: &Db, org_id: Uuid, billing_provider: &Collector, now: Moment) -> bool {
     let all = store::subscriptions(db, org_id);
     active(&all, now).is_some_and(|s| !s.by_default && s.billing_provider.as_ref() == Some(billing_provider))
 }
 
-/// The plan of what a provider collects for changed: from the next period on, or as soon as the difference is paid. The wallets
-/// are locked.
+/// Notes that the plan of a subscription which a provider collects for changes: with the next
+/// period, or as soon as the difference is paid. The wallets must be locked.
 pub fn schedule_plan_change(db: &Db, org_id: Uuid, plan: &Plan, now: Moment) {
     let all = store::subscriptions(db, org_id);
     if let Some(current) = active(&all, now).filter(|s| !s.by_default && s.starts_at <= now) {
@@ -483,7 +494,7 @@ pub fn schedule_plan_change(db: &Db, org_id: Uuid, plan: &Plan, now: Moment) {
     }
 }
 
-/// It ends with its period, or goes on. The wallets are locked.
+/// Lets the subscription end with its period, or go on. The wallets must be locked.
 pub fn end_with_period(db: &Db, org_id: Uuid, ends: bool, now: Moment) {
     let all = store::subscriptions(db, org_id);
     if let Some(current) = active(&all, now).filter(|s| !s.by_default && s.cancel_at_period_end != ends) {
@@ -491,12 +502,12 @@ pub fn end_with_period(db: &Db, org_id: Uuid, ends: bool, now: Moment) {
     }
 }
 
-/// It ends at once, where there is one. The wallets are locked.
+/// Ends the subscription at once, if there is one. The wallets must be locked.
 pub fn end_now(db: &Db, org_id: Uuid, now: Moment) -> Result<()> {
     let all = store::subscriptions(db, org_id);
     if let Some(current) = active(&all, now).filter(|s| !s.by_default && s.starts_at <= now) {
         settlement::cut_period(db, org_id, now, now)?;
-        // A period that waited for its money never was.
+        // A period that waited for its money is as if it had never begun.
         let end = current.next_period_at.filter(|next| *next < now).unwrap_or(now);
         store::end(db, org_id, current.starts_at, end);
     }
@@ -555,7 +566,8 @@ fn set_org_allowance(
         spi::connect(|db| {
             let known = cache::metric(db, metric)?;
             store::set_own_terms(db, org_id, metric, Override { allowance, limit });
-            // The first such terms of a metric make every backend look for them from then on.
+            // Backends look for an org's own terms only if a metric has any: the first ones must be
+            // announced.
             if !known.own.allowance {
                 cache::invalidate(db);
             }
