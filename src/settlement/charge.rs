@@ -1,4 +1,5 @@
-//! Deciding what recorded usage comes to: what the allowance covers, what is charged. The wallets must be locked.
+//! Charging recorded usage: what the allowance covers, and what is to be paid. The wallets must be
+//! locked.
 
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
@@ -16,14 +17,15 @@ use std::rc::Rc;
 use uuid::Uuid;
 
 statements! {
-    // Metrics, and units in which something is owed.
+    // The metrics and the units in which something is or may be owed.
     OPEN(uuid) =
         "select metric, null from billing.unsettled_usage where org_id = $1
          union
          select metric, null from billing.period_usage where org_id = $1 and level is not null and not carried
          union
          select null, unit from billing.unpaid_overage where org_id = $1";
-    // What a writer holds is left for the next time. What reports its newest level waits for the end of the period.
+    // A row that a writer holds is left for the next settlement; rows of a metric that counts its
+    // newest level wait for the end of the period.
     TAKE(uuid, timestamptz, timestamptz) =
         "delete from billing.unsettled_usage
           where ctid = any (array(select s.ctid from billing.unsettled_usage s
@@ -55,7 +57,7 @@ statements! {
           order by period_start, metric";
     EXISTS(uuid, text, timestamptz) =
         "select from billing.period_usage where org_id = $1 and metric = $2 and period_start = $3";
-    // What a writer holds is left: its segment tells the terms all the same.
+    // A row that a writer holds is left as it is: its segment names the right terms all the same.
     CUT_UNSETTLED(uuid, timestamptz) =
         "update billing.unsettled_usage set period_end = $2
           where org_id = $1 and ctid = any (array(select s.ctid from billing.unsettled_usage s
@@ -78,7 +80,7 @@ statements! {
         "update billing.period_usage set carried = true where org_id = $1 and metric = $2 and period_start = $3";
 }
 
-/// A row of `unsettled_usage` that was taken.
+/// A row of `unsettled_usage` that was taken out.
 struct Taken {
     segment: Moment,
     quantity: i64,
@@ -86,7 +88,7 @@ struct Taken {
     events: i64,
 }
 
-/// What reports of the usage are told.
+/// A day's usage and charge of a metric, for the reports.
 struct Day {
     metric: Rc<Metric>,
     segment: Moment,
@@ -111,17 +113,17 @@ pub fn units(db: &Db, org_id: Uuid) -> Result<Vec<String>> {
     Ok(units.into_iter().collect())
 }
 
-/// What was decided.
+/// The outcome of charging an org's usage.
 pub struct Charged {
-    /// The number of events.
+    /// The number of recorded events that were decided.
     pub events: i64,
-    /// What is to be paid.
+    /// The debts that follow.
     pub debts: Vec<Debt>,
     /// The plans by which it was decided.
     pub timeline: Timeline,
 }
 
-/// What a settlement of one org works with, and finds.
+/// The settlement of one org in progress.
 struct Work<'a> {
     db: &'a Db,
     org_id: Uuid,
@@ -131,21 +133,22 @@ struct Work<'a> {
     debts: Vec<Debt>,
 }
 
-/// Ends the periods that run at a moment, because the subscription does.
+/// Ends the periods that run at a moment, because the subscription begins or ends there.
 pub fn cut(db: &Db, org_id: Uuid, at: Moment) {
     db.write(&CUT_UNSETTLED, args![org_id, Timestamptz(at)]);
     db.write(&CUT_COUNTERS, args![org_id, Timestamptz(at)]);
 }
 
-/// Takes back what `cut` did at a moment: the period is the whole of `span` again.
+/// Undoes `cut` for a moment: the period is the whole of `span` again.
 pub fn join(db: &Db, org_id: Uuid, at: Moment, span: Span) {
     db.write(&JOIN_UNSETTLED, args![org_id, Timestamptz(span.start), Timestamptz(at), Timestamptz(span.end)]);
     db.write(&JOIN_COUNTERS, args![org_id, Timestamptz(span.start), Timestamptz(at), Timestamptz(span.end)]);
 }
 
-/// Decides what was recorded in periods that began before `before`, at `now`, by the plans of that moment.
+/// Charges the usage that was recorded in periods which began before `before`, as of `now`, by the
+/// plans of that moment.
 pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<Charged> {
-    // A period whose last moment this is has ended; the next one has not begun.
+    // The period that ends right after `now` has ended; the next one has not begun.
     let ended = now.saturating_add(1);
     let mut groups: BTreeMap<(String, Span), Vec<Taken>> = BTreeMap::new();
     for row in db.write(&TAKE, args![org_id, Timestamptz(before), Timestamptz(ended)]).iter() {
@@ -162,7 +165,7 @@ pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<Char
         order.sort_by_key(|((_, span), _)| span.start);
         for ((name, span), mut taken) in order {
             let metric = cache::any_metric(db, &name)?;
-            let counter = locked.get_mut(&(org_id, name, span.start)).ok_or_else(missing)?;
+            let counter = locked.get_mut(&(org_id, name, span.start)).ok_or_else(missing_counter)?;
             taken.sort_by_key(|t| t.segment);
             for part in taken {
                 events += part.events;
@@ -171,12 +174,12 @@ pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<Char
         }
         counters::save(db, &locked.values().collect::<Vec<_>>());
     }
-    // Most catalogs have none.
+    // Most catalogs have no gauges, and need not look for levels.
     if cache::all_metrics(db)?.iter().any(|metric| metric.is_gauge()) {
         work.carry_levels()?;
         work.close_levels()?;
     }
-    note(db, org_id, &work.days);
+    add_to_reports(db, org_id, &work.days);
     Ok(Charged { events, debts: work.debts, timeline: work.timeline })
 }
 
@@ -184,20 +187,20 @@ fn taken(row: &Row) -> Taken {
     Taken { segment: row.get(3), quantity: row.get(4), level: row.opt(5).zip(row.opt(6)), events: row.get(7) }
 }
 
-fn missing() -> Error {
+fn missing_counter() -> Error {
     Error::corrupt("a counter that was made is not there")
 }
 
 impl Work<'_> {
-    /// Charges one stretch of recorded usage.
+    /// Charges one row of recorded usage.
     fn decide(&mut self, metric: &Rc<Metric>, counter: &mut Counter, part: &Taken) -> Result<()> {
         if part.level.is_some_and(|(_, at)| counter.level.is_none_or(|(_, known)| at >= known)) {
             counter.level = part.level;
         }
         let (shown, quantity) = match metric.aggregation.as_str() {
-            // What goes beyond the highest level so far.
+            // A maximum charges only what goes beyond the highest level so far.
             "max" => (part.quantity, (part.quantity - counter.tally.quantity).max(0)),
-            // What the period comes to in the end: see close_levels().
+            // The newest level is charged at the end of the period: see close_levels().
             "last" => (part.level.map_or(part.quantity, |(level, _)| level), 0),
             _ => (part.quantity, part.quantity),
         };
@@ -233,7 +236,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Periods that have ended by then, with levels that did not go on yet: metric and period.
+    /// The metrics and periods that have ended by then, and whose levels were not carried on yet.
     fn ended(&self, by: Moment) -> Vec<(String, Span)> {
         let rows = self.db.write(&LEVELS, args![self.org_id, Timestamptz(by)]);
         let mut ended = Vec::new();
@@ -252,7 +255,7 @@ impl Work<'_> {
         ended
     }
 
-    /// A period of `last` is charged in its last moment.
+    /// Charges the periods of `last` metrics that have ended, in their last moment.
     fn close_levels(&mut self) -> Result<()> {
         for (name, span) in self.ended(self.now.saturating_add(1)) {
             let metric = cache::any_metric(self.db, &name)?;
@@ -265,7 +268,7 @@ impl Work<'_> {
 
     fn close_level(&mut self, metric: &Rc<Metric>, span: Span) -> Result<()> {
         let name = (self.org_id, metric.name.clone(), span);
-        let mut counter = counters::lock(self.db, &[name]).pop_first().ok_or_else(missing)?.1;
+        let mut counter = counters::lock(self.db, &[name]).pop_first().ok_or_else(missing_counter)?.1;
         if let Some((level, at)) = counter.level {
             let quantity = (level - counter.tally.quantity).max(0);
             self.take(metric, &mut counter, (quantity, level), span.end - 1, at)?;
@@ -274,8 +277,8 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Takes levels from periods that have ended into the next ones, until now. A period of `max` begins with the level that
-    /// it finds.
+    /// Carries levels from periods that have ended into the next ones, until now. A period of `max`
+    /// begins with the level that it finds.
     fn carry_levels(&mut self) -> Result<()> {
         loop {
             let Some((name, span)) = self.ended(self.now).into_iter().next() else { return Ok(()) };
@@ -286,7 +289,8 @@ impl Work<'_> {
 
     fn carry_level(&mut self, metric: &Rc<Metric>, span: Span) -> Result<()> {
         let (db, org_id) = (self.db, self.org_id);
-        let from = counters::lock(db, &[(org_id, metric.name.clone(), span)]).pop_first().ok_or_else(missing)?.1;
+        let from =
+            counters::lock(db, &[(org_id, metric.name.clone(), span)]).pop_first().ok_or_else(missing_counter)?.1;
         let next = self.timeline.period(span.end);
         if let Some((level, at)) = from.level
             && next.start > span.start
@@ -294,11 +298,11 @@ impl Work<'_> {
             if metric.aggregation == "last" {
                 self.close_level(metric, span)?;
             }
-            // Nothing goes on as nothing, but where a period has it otherwise.
+            // A level of zero needs no counter, unless the period has another level already.
             let there = db.write(&EXISTS, args![org_id, &metric.name, Timestamptz(next.start)]).count() > 0;
             if level > 0 || there {
                 let name = (org_id, metric.name.clone(), next);
-                let mut to = counters::lock(db, &[name]).pop_first().ok_or_else(missing)?.1;
+                let mut to = counters::lock(db, &[name]).pop_first().ok_or_else(missing_counter)?.1;
                 if to.level.is_none_or(|(_, known)| known <= at) {
                     to.level = Some((level, at));
                 }
@@ -315,7 +319,7 @@ impl Work<'_> {
 }
 
 /// Adds to the days of the reports.
-fn note(db: &Db, org_id: Uuid, days: &[Day]) {
+fn add_to_reports(db: &Db, org_id: Uuid, days: &[Day]) {
     if days.is_empty() {
         return;
     }
