@@ -1,8 +1,9 @@
-//! Folding the ledger into days and months, so that reports need not read it: by settlement, and now and then by the calls that
-//! write entries. The wallet must be locked. What is not folded yet is read from the entries, or known to their lane
-//! (`recent.rs`), so a report is never behind.
+//! Folding the ledger into days and months, so that reports need not read it.
 //!
-//! Done without statements where that can be (`heap`), because calls that wait for an answer do it.
+//! Settlement folds, and now and then a call that writes entries does. The wallet must be locked.
+//! Entries that are not folded yet are read, or their sums are known to their lane (`recent.rs`),
+//! so a report is never behind. It is done without statements if possible (`heap`), because calls
+//! that somebody waits for do it.
 
 use crate::base::time::{Moment, NEG_INFINITY, Period, day, start_of};
 use crate::ledger::recent::{Entry, LaneSummary, Sum};
@@ -39,16 +40,16 @@ statements! {
          on conflict (org_id, slot) do update set entry_id = excluded.entry_id";
 }
 
-/// Metric and day.
+/// A metric and a day.
 type DayOf = (String, i32);
 
-/// Month, kind and, for usage, metric.
+/// A month, a kind and, for usage, a metric.
 type MonthOf = (Moment, String, String);
 
-/// What the reports add.
+/// The sums that are added to the reports.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Reports {
-    /// Quantity and credits.
+    /// The quantity and the credits of each day.
     days: BTreeMap<DayOf, (i64, i64)>,
     months: BTreeMap<MonthOf, i64>,
 }
@@ -70,7 +71,7 @@ impl Reports {
     }
 }
 
-/// Folds all lanes of an org, whose wallets are locked.
+/// Folds all lanes of an org, whose wallets must be locked.
 pub fn fold_all(db: &Db, org_id: Uuid) {
     let tails = tail::tails(org_id, Snapshot::Latest).unwrap_or_else(|| {
         let tail = |row: Row| UnfoldedEntries {
@@ -85,7 +86,7 @@ pub fn fold_all(db: &Db, org_id: Uuid) {
     for tail in &tails {
         if tail.from < tail.last {
             fold_tail(db, org_id, tail);
-            // Nobody else writes lane 0.
+            // Lane 0 is written only under the wallet's lock; others might be held by a consumer.
             if tail.lane == 0 {
                 rows::keep_recent(org_id, &tail.unit, &LaneSummary::after(tail.last));
             }
@@ -93,7 +94,8 @@ pub fn fold_all(db: &Db, org_id: Uuid) {
     }
 }
 
-/// Folds the entries of a lane up to its newest one, which come to `recent` where that is known. The wallet must be locked.
+/// Folds the entries of a lane up to `last`, its newest; `recent` has their sums if they are known.
+/// The wallet must be locked.
 pub fn fold(db: &Db, org_id: Uuid, unit: &str, last: i64, recent: Option<LaneSummary>) {
     match tail::folded_until(org_id, last, Snapshot::Latest) {
         Some(from) if from < last => {
@@ -118,7 +120,7 @@ fn fold_tail(db: &Db, org_id: Uuid, tail: &UnfoldedEntries) {
     }
 }
 
-/// What the entries come to, from the ledger.
+/// The sums of a lane's unfolded entries, read from the ledger.
 fn read(db: &Db, org_id: Uuid, tail: &UnfoldedEntries) -> LaneSummary {
     tail::read(org_id, tail, Snapshot::Latest, NEG_INFINITY).unwrap_or_else(|| {
         let mut recent = LaneSummary::after(tail.from);
@@ -138,14 +140,15 @@ fn read(db: &Db, org_id: Uuid, tail: &UnfoldedEntries) -> LaneSummary {
     })
 }
 
-/// Changes a row that the wallet's lock keeps others from; false where there is none, or it takes a statement.
+/// Changes a row that the wallet's lock protects; false where there is none, or where that needs a
+/// statement.
 fn change(table: &'static Shape, index: &'static Index, key: &[Key], change: impl FnMut(&[Value]) -> Change) -> bool {
     let table = Table::open(table, Write::Update);
     table.is_some_and(|table| table.update_one(index, key, Held::Ours, change) == Changed::Yes)
 }
 
-/// A column to which something is added.
-fn plus(row: &[Value], column: usize, more: i64) -> Option<(usize, Value)> {
+/// The new value of a column to which something is added.
+fn increased(row: &[Value], column: usize, more: i64) -> Option<(usize, Value)> {
     Some((column, number(row, column)?.checked_add(more)?.to_sql()))
 }
 
@@ -153,7 +156,7 @@ fn add_days(db: &Db, org_id: Uuid, mut days: BTreeMap<DayOf, (i64, i64)>) {
     days.retain(|(metric, on), (quantity, credits)| {
         let key = [Key(1, Is::Uuid, org_id.to_sql()), Key(2, Is::Text, metric.to_sql()), Key(3, Is::Day, on.to_sql())];
         !change(&shapes::USAGE_DAYS, &shapes::USAGE_DAYS_KEY, &key, |row| {
-            Some(vec![plus(row, 4, *quantity)?, plus(row, 6, *credits)?])
+            Some(vec![increased(row, 4, *quantity)?, increased(row, 6, *credits)?])
         })
     });
     if !days.is_empty() {
@@ -179,7 +182,9 @@ fn add_months(db: &Db, org_id: Uuid, unit: &str, mut months: BTreeMap<MonthOf, i
             Key(4, Is::Text, kind.to_sql()),
             Key(5, Is::Text, metric.to_sql()),
         ];
-        !change(&shapes::CREDIT_MONTHS, &shapes::CREDIT_MONTHS_KEY, &key, |row| Some(vec![plus(row, 6, *credits)?]))
+        !change(&shapes::CREDIT_MONTHS, &shapes::CREDIT_MONTHS_KEY, &key, |row| {
+            Some(vec![increased(row, 6, *credits)?])
+        })
     });
     if !months.is_empty() {
         db.write(

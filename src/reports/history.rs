@@ -1,4 +1,4 @@
-//! Credit month by month: what came in, what it was used for, what expired, what was refunded, and the balance at the end.
+//! History: an org's credit by month, and its usage that is not folded into days yet.
 
 use crate::access;
 use crate::base::error::{Error, Result};
@@ -16,7 +16,7 @@ use uuid::Uuid;
 const MOST_MONTHS: i32 = 1200;
 
 statements! {
-    // Folded months, and what of the ledger is not folded yet.
+    // The folded months, and the entries that are not folded yet.
     HISTORY(uuid, timestamptz, int4) =
         "with moved as (
             select unit, month, kind, metric, credits from billing.credit_months where org_id = $1
@@ -52,7 +52,7 @@ statements! {
            left join sums s on s.unit = u.unit and s.month = m.month
            left join by_metric b on b.unit = u.unit and b.month = m.month
           order by m.month desc, u.unit";
-    // As one sum per call: its quantity stands in each of its entries.
+    // Each call is summed up first, because its quantity stands in each of its entries.
     UNFOLDED(uuid) =
         "select e.metric, (min(e.created_at) at time zone 'UTC')::date - date '2000-01-01', coalesce(min(e.quantity), 0), -sum(e.amount)::int8
            from billing.lanes l
@@ -63,10 +63,10 @@ statements! {
           group by e.metric, e.operation_id";
 }
 
-/// What was consumed of a metric on a day, and charged for it.
+/// The quantity of a metric that was consumed on a day, and the credits that were charged for it.
 type Consumed = (String, i32, i64, i64);
 
-/// What an org consumed that is not folded into days yet, without a statement; None where that takes one.
+/// The usage of an org that is not folded into days yet; None where that needs a statement.
 fn unfolded(org_id: Uuid) -> Option<Vec<Consumed>> {
     let mut all = Vec::new();
     for tail in tail::tails(org_id, Snapshot::Callers)? {
@@ -99,7 +99,7 @@ fn unfolded_usage(
             rows.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3))).collect()
         }))
     });
-    // SAFETY: days of moments of the ledger, which are dates.
+    // SAFETY: the days come from moments of the ledger, which are dates.
     let date = |day| unsafe { pgrx::datum::Date::from_pg_epoch_days(day) };
     TableIterator::new(
         rows.into_iter().map(move |(metric, day, quantity, credits)| (metric, date(day), quantity, credits)),

@@ -1,5 +1,5 @@
-//! What was consumed of a metric, to the last entry: the days that are folded, and what of the ledger is not yet. Without
-//! statements (`heap`), since the shortest answers ask for it.
+//! The consumption of a metric, exact to the last entry: the folded days, and the entries that are
+//! not folded yet. It is read without statements (`heap`), since the shortest answers need it.
 
 use crate::base::time::{Moment, day, start_of};
 use crate::ledger::recent::{Entry, LaneSummary};
@@ -8,7 +8,8 @@ use crate::pg::heap::{Is, Key, Snapshot, Table, shapes};
 use crate::pg::spi::ToSql;
 use uuid::Uuid;
 
-/// The sum of what was consumed from one moment to another, by whole days where it is folded. None where that takes a statement.
+/// The quantity that was consumed between two moments, by whole days where it is folded; None where
+/// that needs a statement.
 pub fn consumed(org_id: Uuid, metric: &str, from: Moment, to: Moment) -> Option<i64> {
     let sum = folded(org_id, metric, from, to)?;
     Some(sum.saturating_add(unfolded(org_id, metric, from)?))
@@ -29,22 +30,22 @@ fn folded(org_id: Uuid, metric: &str, from: Moment, to: Moment) -> Option<i64> {
     Some(sum)
 }
 
-/// The entries of a lane that are not folded: what comes after one, up to another.
+/// The entries of a lane that are not folded: those after `from`, up to `last`.
 pub struct UnfoldedEntries {
-    /// Of the wallet.
+    /// The unit of the wallet.
     pub unit: String,
-    /// Number of the lane.
+    /// The number of the lane.
     pub lane: i16,
-    /// The last that is folded.
+    /// The last entry that is folded.
     pub from: i64,
-    /// The newest.
+    /// The newest entry.
     pub last: i64,
-    /// What they come to, where the lane knows.
+    /// The sums of the entries, if the lane has them.
     pub recent: Option<LaneSummary>,
 }
 
 impl UnfoldedEntries {
-    /// See `lanes.slot`.
+    /// The number of the lane within the org (`lanes.slot`).
     pub fn slot(&self) -> i16 {
         slot(self.last)
     }
@@ -54,7 +55,7 @@ fn slot(entry_id: i64) -> i16 {
     i16::try_from(entry_id >> 40).unwrap_or(i16::MAX)
 }
 
-/// The last folded entry of the lane that has this entry; None where that takes a statement.
+/// The last folded entry of the lane that has this entry; None where that needs a statement.
 pub fn folded_until(org_id: Uuid, entry_id: i64, snapshot: Snapshot) -> Option<i64> {
     let folded = Table::open_to_read(&shapes::FOLDED)?;
     let mut position = i64::from(slot(entry_id)) << 40;
@@ -63,7 +64,7 @@ pub fn folded_until(org_id: Uuid, entry_id: i64, snapshot: Snapshot) -> Option<i
     Some(position)
 }
 
-/// Of each lane of an org; None where that takes a statement.
+/// The unfolded entries of each lane of an org; None where that needs a statement.
 pub fn tails(org_id: Uuid, snapshot: Snapshot) -> Option<Vec<UnfoldedEntries>> {
     let lanes = Table::open_to_read(&shapes::LANES)?;
     let mut found = Vec::new();
@@ -82,7 +83,8 @@ pub fn tails(org_id: Uuid, snapshot: Snapshot) -> Option<Vec<UnfoldedEntries>> {
     found.into_iter().map(tail).collect()
 }
 
-/// What the entries of a tail come to, those that were made since a moment; None where that takes a statement.
+/// The sums of a lane's unfolded entries that were made since a moment; None where that needs a
+/// statement.
 pub fn read(org_id: Uuid, tail: &UnfoldedEntries, snapshot: Snapshot, since: Moment) -> Option<LaneSummary> {
     let mut recent = LaneSummary::after(tail.from);
     if tail.from >= tail.last {
@@ -112,7 +114,7 @@ pub fn read(org_id: Uuid, tail: &UnfoldedEntries, snapshot: Snapshot, since: Mom
     Some(recent)
 }
 
-/// What was consumed since a moment; None where a day has to be divided.
+/// The quantity that was consumed since a moment; None where a day would have to be divided.
 fn consumed_since(recent: &LaneSummary, metric: &str, from: Moment) -> Option<i64> {
     recent.consumed(metric).try_fold(0_i64, |total, sum| match () {
         () if start_of(sum.day) >= from => Some(total.saturating_add(sum.quantity)),
@@ -121,7 +123,7 @@ fn consumed_since(recent: &LaneSummary, metric: &str, from: Moment) -> Option<i6
     })
 }
 
-/// Of each lane, what came after its last folded entry.
+/// The quantity of a metric that was consumed since a moment and is not folded yet.
 fn unfolded(org_id: Uuid, metric: &str, from: Moment) -> Option<i64> {
     tails(org_id, Snapshot::Callers)?.iter().try_fold(0_i64, |sum, tail| {
         let known = tail.recent.as_ref().and_then(|recent| consumed_since(recent, metric, from));
