@@ -1,4 +1,5 @@
-//! The proof of a chain, without a server: entries go in one by one, in order of their lane; violations come out.
+//! The proof of a chain, without a server: entries go in one by one, in order of their lane;
+//! violations come out.
 
 use crate::base::hash::Hash;
 use crate::base::time::Moment;
@@ -6,10 +7,11 @@ use crate::ledger::chain::{self, Content, Position};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-/// Entries of a lane are numbered from `slot << SLOT_BITS` + 1.
+/// The bits of an entry's number within its lane: a lane's entries are numbered from `slot <<
+/// SLOT_BITS` + 1.
 pub const SLOT_BITS: u32 = 40;
 
-/// A ledger row as it is stored, trusted in nothing.
+/// A ledger row as it is stored, of which nothing is believed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Stored {
@@ -36,12 +38,12 @@ pub struct Stored {
     pub metadata: String,
     pub result: Option<String>,
     pub entry_hash: Vec<u8>,
-    /// Of the grant that the entry made, as its table has them.
+    /// The hash of the terms of the grant or hold that the entry made, as its table has them.
     pub terms: Option<Hash>,
 }
 
 impl Stored {
-    /// The lane's number within the org.
+    /// The number of the lane within the org.
     pub fn slot(&self) -> i64 {
         self.entry_id >> SLOT_BITS
     }
@@ -77,7 +79,7 @@ impl Stored {
     }
 }
 
-/// The balance row that a chain must end in.
+/// The balance row in which a chain must end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Row {
@@ -91,7 +93,7 @@ pub struct Row {
     pub head: Vec<u8>,
 }
 
-/// What is wrong, and where.
+/// A violation, and its place.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
 pub struct Violation {
@@ -101,7 +103,7 @@ pub struct Violation {
     pub detail: Value,
 }
 
-/// A lane on the way through its entries.
+/// The state of a lane after some of its entries.
 #[derive(Debug)]
 pub struct Walk {
     org_id: Uuid,
@@ -117,7 +119,7 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// Before the first entry of a lane. `unit` is that of its balance row, if there is one.
+    /// Starts before the first entry of a lane. `unit` is that of its balance row, if there is one.
     pub fn new(org_id: Uuid, slot: i64, unit: Option<String>) -> Self {
         Self {
             org_id,
@@ -142,7 +144,7 @@ impl Walk {
         out.push(Violation { org_id: self.org_id, unit: unit.to_owned(), violation, detail });
     }
 
-    /// The next entry of the lane.
+    /// Takes the next entry of the lane.
     pub fn entry(&mut self, e: &Stored, out: &mut Vec<Violation>) {
         let id = e.entry_id;
         if id != self.last_id + 1 {
@@ -186,7 +188,7 @@ impl Walk {
         self.hash.clone_from(&e.entry_hash);
     }
 
-    /// After the last entry of the lane, held against its balance row.
+    /// Compares the state after the last entry of the lane with its balance row.
     pub fn finish(&self, row: Option<&Row>, out: &mut Vec<Violation>) {
         let Some(row) = row else { return };
         let unit = row.unit.as_str();

@@ -1,4 +1,4 @@
-//! What is known of a call that was made before under the same idempotency key.
+//! The record of a call that was made before under the same idempotency key.
 
 use crate::pg::spi::Row;
 use uuid::Uuid;
@@ -22,8 +22,8 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Reads it from a row of a statement whose columns from `at` on stand in the order of the fields, but that hash and result come
-    /// after the operation.
+    /// Reads the record from the columns of a statement's row from `at` on: operation, hash,
+    /// result, then the other fields in their order.
     pub fn of_row(row: &Row, at: usize) -> Self {
         Self {
             operation_id: row.get(at),

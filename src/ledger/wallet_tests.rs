@@ -1,4 +1,5 @@
-//! The rules against an obvious model: random histories, stored and loaded again between the calls as the tables would.
+//! Tests of the rules against an obvious model: random histories, stored and loaded again between
+//! the calls as the tables would.
 
 use super::*;
 use crate::ledger::audit::{Row, Stored, Walk};
@@ -54,7 +55,7 @@ fn plain() -> Operation {
     Operation::new(EntryContext { metadata: "{}".into(), ..EntryContext::default() })
 }
 
-/// What the tables hold between two calls.
+/// The rows of the tables between two calls.
 struct Tables {
     lane: Lane,
     grants: Vec<Grant>,
@@ -69,7 +70,8 @@ impl Tables {
         Self { lane: empty_lane(), grants: Vec::new(), holds: Vec::new(), walk, violations: Vec::new() }
     }
 
-    /// A call: lock, load if need be, work, save. A refusal saves nothing.
+    /// Makes a call as the server would: lock, load if need be, work, save. A refusal saves
+    /// nothing.
     fn call(&mut self, now: Moment, load: bool, work: impl FnOnce(&mut Wallet) -> Result<()>) -> Result<()> {
         let mut wallet = Wallet::new(self.lane.clone(), now);
         if load || !wallet.is_fresh() {
@@ -99,7 +101,8 @@ impl Tables {
         wallet.load(self.grants.clone(), &timed_out, next)
     }
 
-    /// Obviously spendable: every grant with its slice, looked at one by one, and what timed-out holds give back.
+    /// The spendable credit by the obvious rule: every grant with its slice, looked at one by one,
+    /// and the credit of timed-out holds.
     fn obvious_total(&self, now: Moment) -> i64 {
         let live = |l: &&Grant| !l.voided && l.effective_at <= now && now < l.expires_at && l.metrics.is_none();
         let back = |id| -> i64 {
