@@ -232,13 +232,15 @@ fn check_member_limits(ceiling: Option<i64>, threshold: i64, credits: i64) -> Re
     Ok(())
 }
 
-/// Lets a pack be bought whenever the credit that can be spent, and that is on its way, is together below a threshold.
+/// Lets a pack be bought whenever the credit that can be spent, and that is on its way, is together
+/// below a threshold.
 ///
-/// `threshold`: in the unit of the pack's wallet. `monthly_ceiling`: minor units that it may charge in a calendar month (UTC),
-/// null for none, which is not for members; nor is a `threshold` of more than ten packs. At most three payments are asked for within an hour.
-/// `customer`, `payment_method`: the provider's ids of what is to be charged; without a customer, the one that is linked
-/// to the org. Members may name a linked one only. Setting it again starts it again
-/// after failures. Errors: PT404 `unknown_pack`; 42501; 22023.
+/// `threshold`: in the unit of the pack's wallet. `monthly_ceiling`: minor units that it may charge
+/// in a calendar month (UTC), null for none, which is not for members; nor is a `threshold` of more
+/// than ten packs. At most three payments are asked for within an hour. `customer`,
+/// `payment_method`: the provider's ids of what is to be charged; without a customer, the one that
+/// is linked to the org. Members may name a linked one only. Setting it again starts it again after
+/// failures. Errors: PT404 `unknown_pack`; 42501; 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::too_many_arguments)]

@@ -70,7 +70,8 @@ struct ForwardedCall {
 #[pg_guard]
 unsafe extern "C-unwind" fn enter(fcinfo: pg_sys::FunctionCallInfo, needed: Levels, writes: bool) -> ForwardedCall {
     or_raise(levels::require(needed));
-    // SAFETY: the caller's promise; the copy of the call is as large as the call, and lives as long as the statement's memory.
+    // SAFETY: the caller's promise; the copy of the call is as large as the call, and lives as long
+    // as the statement's memory.
     unsafe {
         let outer = (*fcinfo).flinfo;
         if (*outer).fn_extra.is_null() {

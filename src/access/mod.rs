@@ -128,8 +128,9 @@ fn caller_orgs(db: &Db) -> Rc<BTreeSet<Uuid>> {
     orgs
 }
 
-/// The orgs of the caller: those that the claims of the request name (`org_id`, `app_metadata.org_id`, `app_metadata.org_ids`),
-/// and those of the user (`sub`) by the relation of `configure_membership`. For policies, in a sub-select.
+/// The orgs of the caller: those that the claims of the request name (`org_id`,
+/// `app_metadata.org_id`, `app_metadata.org_ids`), and those of the user (`sub`) by the relation of
+/// `configure_membership`. For policies, in a sub-select.
 #[pg_extern(stable, parallel_restricted)]
 fn my_orgs() -> Vec<pgrx::Uuid> {
     // A statement asks once for each table that it reads.
@@ -185,7 +186,8 @@ fn cluster() -> String {
     levels::cluster()
 }
 
-/// Refuses a caller who does not own the extension; for functions in plpgsql that give and take levels.
+/// Refuses a caller who does not own the extension; for functions in plpgsql that give and take
+/// levels.
 #[pg_extern(
     stable,
     sql = r#"
@@ -197,7 +199,8 @@ fn require_administrator() {
     or_raise(levels::require_administrator());
 }
 
-/// The name of the role that called the function whose body asks: for bodies in plpgsql, which have become the owner.
+/// The name of the role that called the function whose body asks: for bodies in plpgsql, which have
+/// become the owner.
 #[pg_extern(
     stable,
     sql = r#"
@@ -209,7 +212,8 @@ fn caller() -> String {
     levels::role_name(levels::caller())
 }
 
-/// Refuses to go on where something of another role would run with our rights; for the trigger of metered tables.
+/// Refuses to go on where something of another role would run with our rights; for the trigger of
+/// metered tables.
 #[pg_extern(
     volatile,
     sql = r#"

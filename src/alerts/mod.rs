@@ -326,10 +326,12 @@ pub fn settle(
     Ok(())
 }
 
-/// Says when alerts are raised: at which percentages of an allowance, cap or balance, and how many days before a grant expires.
+/// Says when alerts are raised: at which percentages of an allowance, cap or balance, and how many
+/// days before a grant expires.
 ///
-/// `shares`: 1 to 100 each, at most 20; `expiring_days`: 0 to 366; `deliver`: each alert that is raised also goes into the outbox,
-/// topic `alert.raised`. Holds from the next look on. Errors: 22023.
+/// `shares`: 1 to 100 each, at most 20; `expiring_days`: 0 to 366; `deliver`: each alert that is
+/// raised also goes into the outbox, topic `alert.raised`. Holds from the next look on. Errors:
+/// 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn configure_alerts(

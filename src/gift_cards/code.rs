@@ -121,7 +121,8 @@ mod tests {
 
     #[test]
     fn the_factors_of_the_check_are_all_different() {
-        // Of a code with a single 1 in it, the check character is the factor of its place; that of the check's own is 1.
+        // Of a code with a single 1 in it, the check character is the factor of its place; that of
+        // the check's own is 1.
         let factors: BTreeSet<u8> = (0..LENGTH - 1)
             .map(|place| {
                 let mut values = [0; LENGTH - 1];

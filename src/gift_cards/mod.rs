@@ -81,12 +81,13 @@ fn source(value: &str) -> Option<&'static str> {
 
 /// Makes codes that are worth credit, and gives them, this one time: nobody can look them up later.
 ///
-/// `name`: the batch; the same name again adds to it. `credits`: what each redemption grants, whole units from 1. `count`: so many
-/// codes, 1 to 10,000. `unit`: credit, or a currency (credits are minor units then). `metrics`: the only metrics on which the
-/// credit may be spent, null for any. `max_redemptions`: how often each code can be redeemed in all, 1 to 1,000,000; by each org
-/// once. `expires_at`: until when the codes can be redeemed, null for ever. `validity`: how long the credit can be spent from
-/// then on (`30 days`, `2 weeks`, `6 months`, `1 year`), null for ever. `source`: `gift_card` | voucher. Errors: 22023; PT404
-/// `unknown_metric`.
+/// `name`: the batch; the same name again adds to it. `credits`: what each redemption grants, whole
+/// units from 1. `count`: so many codes, 1 to 10,000. `unit`: credit, or a currency (credits are
+/// minor units then). `metrics`: the only metrics on which the credit may be spent, null for any.
+/// `max_redemptions`: how often each code can be redeemed in all, 1 to 1,000,000; by each org once.
+/// `expires_at`: until when the codes can be redeemed, null for ever. `validity`: how long the
+/// credit can be spent from then on (`30 days`, `2 weeks`, `6 months`, `1 year`), null for ever.
+/// `source`: `gift_card` | voucher. Errors: 22023; PT404 `unknown_metric`.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::too_many_arguments)]
@@ -191,13 +192,16 @@ fn grant(db: &Db, call: &Call, wallet: &mut Wallet, hash: &CodeHash) -> Result<(
     Ok((operation, receipt))
 }
 
-/// Redeems a code for an org: grants it promotional credit, and makes its wallet when it is the first.
+/// Redeems a code for an org: grants it promotional credit, and makes its wallet when it is the
+/// first.
 ///
-/// `code`: as it was given, in capitals or not, with or without dashes and spaces, O for 0, I and L for 1. `expires_at`: until when
-/// the credit can be spent, null for ever. Members may call it for their own orgs. Errors: PT404 `unknown_code` for every
-/// code that this org cannot redeem, whether it does not exist, is used up, expired or voided, or the org has redeemed it; PT429
-/// `too_many_attempts` for every code after ten that failed within an hour, or where a failed attempt cannot be noted (no free
-/// background worker), with `retry_at`; 42501 `not_authorized`; PT409 `idempotency_conflict`; 22023.
+/// `code`: as it was given, in capitals or not, with or without dashes and spaces, O for 0, I and L
+/// for 1. `expires_at`: until when the credit can be spent, null for ever. Members may call it for
+/// their own orgs. Errors: PT404 `unknown_code` for every code that this org cannot redeem, whether
+/// it does not exist, is used up, expired or voided, or the org has redeemed it; PT429
+/// `too_many_attempts` for every code after ten that failed within an hour, or where a failed
+/// attempt cannot be noted (no free background worker), with `retry_at`; 42501 `not_authorized`;
+/// PT409 `idempotency_conflict`; 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn redeem_gift_card(
@@ -232,7 +236,8 @@ fn redeem_gift_card(
     }))
 }
 
-/// Codes of a batch that are not used up can no longer be redeemed; gives their number. What was redeemed stays.
+/// Codes of a batch that are not used up can no longer be redeemed; gives their number. What was
+/// redeemed stays.
 ///
 /// Errors: PT404 `unknown_batch`; 22023.
 #[pg_extern(volatile)]

@@ -9,8 +9,8 @@ use crate::pg::heap::{Snapshot, Table, shapes};
 use crate::pg::spi::Db;
 use uuid::Uuid;
 
-/// The wallet at this moment, for reading; None if there is none. With `with_grants`, its grants are
-/// loaded in any case.
+/// The wallet at this moment, for reading; None if there is none. With `with_grants`, its grants
+/// are loaded in any case.
 pub fn current(db: &Db, org_id: Uuid, unit: &str, with_grants: bool) -> Result<Option<Wallet>> {
     let Some(lane) = store::read_lane_unlocked(db, org_id, unit) else { return Ok(None) };
     let mut wallet = Wallet::new(lane, clock::now());

@@ -44,10 +44,11 @@ fn later(now: Moment, interval: &Interval) -> Result<Moment> {
     if end < now { Err(bad()) } else { Ok(end) }
 }
 
-/// Sets the secret with which a provider signs its webhooks (Stripe: `whsec_…`; Razorpay: the one of the webhook). Nobody can read
-/// it back.
+/// Sets the secret with which a provider signs its webhooks (Stripe: `whsec_…`; Razorpay: the one
+/// of the webhook). Nobody can read it back.
 ///
-/// The one before stays good for `keep_old`, so that nothing is refused while the provider changes over. Errors: 22023.
+/// The one before stays good for `keep_old`, so that nothing is refused while the provider changes
+/// over. Errors: 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn set_webhook_secret(

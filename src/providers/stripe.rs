@@ -1051,7 +1051,8 @@ mod tests {
             bad[name] = json!(["x"]);
             assert_eq!(parse(&bad.to_string()), Err(Unreadable::Field(name)));
         }
-        // Events of the second API have their time as text, and are not sent to endpoints of the first.
+        // Events of the second API have their time as text, and are not sent to endpoints of the
+        // first.
         assert_eq!(
             parse(&with(&good, "/created", json!("2024-09-17T06:20:52.246Z")).to_string()),
             Err(Unreadable::Field("created"))

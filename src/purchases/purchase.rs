@@ -71,12 +71,15 @@ impl From<Payment> for PaymentStatus {
     }
 }
 
-/// Starts the purchase of a pack: notes what is to be paid and what it will bring. Nothing is granted before the provider reports
-/// the money.
+/// Starts the purchase of a pack: notes what is to be paid and what it will bring. Nothing is
+/// granted before the provider reports the money.
 ///
-/// `currency`: null where the pack has a price in one only. Give `payment_id` and `org_id` to the provider as metadata (Stripe) or notes (Razorpay), and charge `total` minor units. With
-/// `customer`, a worker is asked to charge the customer's saved `payment_method` at once (topic `payment.requested` of the outbox).
-/// `amount`: minor units, for packs of which any amount can be paid. Members may name a customer that is linked to their org only, and begin 30 purchases of an org within an hour.
+/// `currency`: null where the pack has a price in one only. Give `payment_id` and `org_id` to the
+/// provider as metadata (Stripe) or notes (Razorpay), and charge `total` minor units. With
+/// `customer`, a worker is asked to charge the customer's saved `payment_method` at once (topic
+/// `payment.requested` of the outbox). `amount`: minor units, for packs of which any amount can be
+/// paid. Members may name a customer that is linked to their org only, and begin 30 purchases of an
+/// org within an hour.
 /// Errors: PT404 `unknown_pack`; PT409 `idempotency_conflict`;
 /// PT429 `too_many_purchases`; 42501 for an org that is not the caller's; 22023.
 #[pg_extern(volatile)]
@@ -176,11 +179,13 @@ fn currency_of<'a>(pack: &'a Pack, named: Option<&'a str>) -> Result<&'a str> {
     }
 }
 
-/// Moves a payment by hand, where no provider reports: a bank transfer that came, or one that was sent back.
+/// Moves a payment by hand, where no provider reports: a bank transfer that came, or one that was
+/// sent back.
 ///
-/// `status`: processing | pending | succeeded | failed | refunded. Succeeded grants the credit; refunded takes back what is left
-/// of it, and flags what was spent. The same status again changes nothing. `reason`: kept where it failed. Errors: PT404
-/// `unknown_payment`; PT409 `illegal_transition`; 22023.
+/// `status`: processing | pending | succeeded | failed | refunded. Succeeded grants the credit;
+/// refunded takes back what is left of it, and flags what was spent. The same status again changes
+/// nothing. `reason`: kept where it failed. Errors: PT404 `unknown_payment`; PT409
+/// `illegal_transition`; 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn set_payment_status(
@@ -223,7 +228,8 @@ fn move_to(payment: &mut Payment, status: Status, reason: Option<String>, now: M
     Ok(())
 }
 
-/// Tells by which id a provider knows a payment, where its reports do not say: then replay what waits for it.
+/// Tells by which id a provider knows a payment, where its reports do not say: then replay what
+/// waits for it.
 ///
 /// Errors: PT404 `unknown_payment`; 22023.
 #[pg_extern(volatile)]
@@ -239,7 +245,8 @@ fn link_payment(org_id: Option<pgrx::Uuid>, payment_id: Option<pgrx::Uuid>, prov
     });
 }
 
-/// Tells which org a provider's customer is, where its reports do not say: then replay what waits for it.
+/// Tells which org a provider's customer is, where its reports do not say: then replay what waits
+/// for it.
 ///
 /// Errors: 22023.
 #[pg_extern(volatile)]

@@ -185,8 +185,8 @@ fn moment(as_of: Option<TimestampWithTimeZone>) -> Result<Moment> {
     }
 }
 
-/// Begins the periods of an org that are due, each after the usage before it is charged; gives their number. Consumption does it
-/// by itself.
+/// Begins the periods of an org that are due, each after the usage before it is charged; gives
+/// their number. Consumption does it by itself.
 ///
 /// Errors: 22023.
 #[pg_extern(volatile)]
@@ -200,11 +200,12 @@ fn begin_periods(org_id: Option<pgrx::Uuid>) -> i64 {
     })
 }
 
-/// Settles one org as of a moment (null: now): charges recorded usage beyond what is included, begins periods that are due,
-/// books what expired, brings reports and alerts up to date.
+/// Settles one org as of a moment (null: now): charges recorded usage beyond what is included,
+/// begins periods that are due, books what expired, brings reports and alerts up to date.
 ///
-/// `charged`: credits burned; `unpaid`: what the wallet could not pay, and the next credit that comes in will; `renewed`: periods
-/// begun; `events`: recorded events that were settled. Run again, it charges nothing. Errors: 22023.
+/// `charged`: credits burned; `unpaid`: what the wallet could not pay, and the next credit that
+/// comes in will; `renewed`: periods begun; `events`: recorded events that were settled. Run again,
+/// it charges nothing. Errors: 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn settle_org(org_id: Option<pgrx::Uuid>, as_of: default!(Option<TimestampWithTimeZone>, "NULL")) -> SettlementReceipt {

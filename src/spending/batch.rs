@@ -394,12 +394,13 @@ fn parse_item(row: &Row) -> Result<Item> {
     Ok(Item { org_id: arguments::required("org_id", uuid("org_id", 1)?)?, key, metric, quantity, member_id, metadata })
 }
 
-/// Charges many consumptions in one call, each with an outcome of its own: a refused item changes nothing and does not stop
-/// the others.
+/// Charges many consumptions in one call, each with an outcome of its own: a refused item changes
+/// nothing and does not stop the others.
 ///
-/// `items`: an array of at most 10,000 objects `{"org_id", "metric", "quantity", "idempotency_key", "member_id",
-/// "metadata"}`, of which the first two are needed. `item` counts from 1. `status`: ok | replayed | `insufficient_credits` |
-/// `cap_exceeded` | invalid; `detail` says why. Errors: 22023 when `items` is no array.
+/// `items`: an array of at most 10,000 objects `{"org_id", "metric", "quantity", "idempotency_key",
+/// "member_id", "metadata"}`, of which the first two are needed. `item` counts from 1. `status`: ok
+/// | replayed | `insufficient_credits` | `cap_exceeded` | invalid; `detail` says why. Errors: 22023
+/// when `items` is no array.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::type_complexity)]

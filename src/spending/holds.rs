@@ -240,8 +240,9 @@ fn from_hold(hold_id: i64, hold: &Stored) -> EntryContext {
 
 /// Reserves what `quantity` of a metric costs now, for at most `ttl`.
 ///
-/// The credit counts as gone at once; capture charges what was really used, release gives it back, and when the time is over
-/// it is free again by itself. `ttl`: above zero, at most a year. Errors: as `consume_credits`.
+/// The credit counts as gone at once; capture charges what was really used, release gives it back,
+/// and when the time is over it is free again by itself. `ttl`: above zero, at most a year. Errors:
+/// as `consume_credits`.
 #[pg_extern(volatile)]
 fn reserve_credits(
     org_id: Option<pgrx::Uuid>,
@@ -380,10 +381,11 @@ fn expiry(now: Moment, ttl: &Interval) -> Result<Moment> {
 
 /// Charges what a reserved request really used: up to what was reserved, or beyond.
 ///
-/// `quantity`: null as reserved. The price is that of the moment of the reservation. What was reserved and not used goes back
-/// to its grants; credit that expired after it was reserved can still be captured. `beyond`, when it costs more than was
-/// reserved: charge burns the difference as a consumption would, refuse is PT409 `capture_exceeds`. Errors: PT409
-/// `hold_closed`; PT404 `unknown_hold`; else as `consume_credits`. A refused capture leaves the hold open.
+/// `quantity`: null as reserved. The price is that of the moment of the reservation. What was
+/// reserved and not used goes back to its grants; credit that expired after it was reserved can
+/// still be captured. `beyond`, when it costs more than was reserved: charge burns the difference
+/// as a consumption would, refuse is PT409 `capture_exceeds`. Errors: PT409 `hold_closed`; PT404
+/// `unknown_hold`; else as `consume_credits`. A refused capture leaves the hold open.
 #[pg_extern(volatile)]
 fn capture_credits(
     org_id: Option<pgrx::Uuid>,
@@ -590,8 +592,8 @@ fn close(
 
 /// Locks credit that is to be paid out, without a time limit.
 ///
-/// `amount`: from 1, of general credit. Then `pay_out` or `release_credits`. Errors: PT402 `insufficient_credits`; PT404
-/// `unknown_org`; PT409 `idempotency_conflict`; 22023.
+/// `amount`: from 1, of general credit. Then `pay_out` or `release_credits`. Errors: PT402
+/// `insufficient_credits`; PT404 `unknown_org`; PT409 `idempotency_conflict`; 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn lock_credits(
@@ -649,7 +651,8 @@ fn lock_credits(
 
 /// Lets locked credit leave: it was paid out.
 ///
-/// Errors: PT404 `unknown_hold`; PT409 `hold_closed`, `idempotency_conflict`; 22023 for a usage hold.
+/// Errors: PT404 `unknown_hold`; PT409 `hold_closed`, `idempotency_conflict`; 22023 for a usage
+/// hold.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn pay_out(

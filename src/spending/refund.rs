@@ -58,11 +58,12 @@ fn refundable(db: &Db, org_id: Uuid, operation_id: i64, burned: &[PostedEntry]) 
         .collect()
 }
 
-/// Refunds a consumption or capture, whole or in part, to the very grants that it burned, in the recorded order.
+/// Refunds a consumption or capture, whole or in part, to the very grants that it burned, in the
+/// recorded order.
 ///
-/// `credits`: null for all that was not refunded yet. What goes back to a grant that has expired or was voided meanwhile expires
-/// or is voided at once. The usage stays counted. Errors: PT404 `unknown_operation`; PT409 `refund_exceeds`,
-/// `idempotency_conflict`; 22023.
+/// `credits`: null for all that was not refunded yet. What goes back to a grant that has expired or
+/// was voided meanwhile expires or is voided at once. The usage stays counted. Errors: PT404
+/// `unknown_operation`; PT409 `refund_exceeds`, `idempotency_conflict`; 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn refund_credits(

@@ -307,10 +307,12 @@ fn finite(at: Option<TimestampWithTimeZone>) -> Result<Option<Moment>> {
 
 /// Puts an org on a plan, or changes its plan.
 ///
-/// Without a subscription, one begins at `starts_at` (null: now; also in the past or future), and its periods count from there:
-/// 31 January, 28 February, 31 March. With one, the plan changes now, allowances and credits in proportion to the rest of the
-/// period; or at the end of the period, when `starts_at` is that. The same plan again takes back a cancellation or a change
-/// that was to come. Makes the wallet where there is none. Errors: PT404 `unknown_plan`; PT409 `idempotency_conflict`; 22023.
+/// Without a subscription, one begins at `starts_at` (null: now; also in the past or future), and
+/// its periods count from there: 31 January, 28 February, 31 March. With one, the plan changes now,
+/// allowances and credits in proportion to the rest of the period; or at the end of the period,
+/// when `starts_at` is that. The same plan again takes back a cancellation or a change that was to
+/// come. Makes the wallet where there is none. Errors: PT404 `unknown_plan`; PT409
+/// `idempotency_conflict`; 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn subscribe(
@@ -333,7 +335,8 @@ fn subscribe(
     }))
 }
 
-/// Changes the plan of an org that has a subscription: now, in proportion to the rest of the period, or at its end.
+/// Changes the plan of an org that has a subscription: now, in proportion to the rest of the
+/// period, or at its end.
 ///
 /// Errors: PT404 `unknown_plan`, `unknown_subscription`; PT409 `idempotency_conflict`; 22023.
 #[pg_extern(volatile)]
@@ -514,7 +517,8 @@ pub fn end_now(db: &Db, org_id: Uuid, now: Moment) -> Result<()> {
     Ok(())
 }
 
-/// Ends an org's subscription with its period, or at once. Credits of the plan that are left stay until they expire.
+/// Ends an org's subscription with its period, or at once. Credits of the plan that are left stay
+/// until they expire.
 ///
 /// Errors: PT404 `unknown_subscription`; 22023.
 #[pg_extern(volatile)]
@@ -543,7 +547,8 @@ fn cancel_subscription(org_id: Option<pgrx::Uuid>, at_period_end: default!(Optio
     }))
 }
 
-/// Gives an org its own allowance per period, or limit, for a metric; null leaves it to the plan. Holds at once.
+/// Gives an org its own allowance per period, or limit, for a metric; null leaves it to the plan.
+/// Holds at once.
 ///
 /// `limit_kind`: hard | soft | unlimited. Errors: PT404 `unknown_metric`; 22023.
 #[pg_extern(volatile)]

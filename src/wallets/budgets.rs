@@ -39,10 +39,11 @@ statements! {
           where org_id = $1 and unit = $2 and member_id = $3";
 }
 
-/// Limits what a member of a wallet may consume per day, month (calendar, UTC) or in total; null takes the limit away.
+/// Limits what a member of a wallet may consume per day, month (calendar, UTC) or in total; null
+/// takes the limit away.
 ///
-/// `credits`: from 0, in the wallet's unit. Consumption and reservation beyond it are refused with PT429 `cap_exceeded`. Errors:
-/// PT404 `unknown_org`; 22023.
+/// `credits`: from 0, in the wallet's unit. Consumption and reservation beyond it are refused with
+/// PT429 `cap_exceeded`. Errors: PT404 `unknown_org`; 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn set_member_budget(

@@ -59,8 +59,9 @@ fn kind_of(source: &str) -> Option<&'static str> {
 
 /// Makes a wallet, or changes who owns it and when it counts as low.
 ///
-/// `owner_type`: user | community | organization (at first). `low_balance_threshold`: in the wallet's unit, 0 for never. Null
-/// leaves as it is. A grant makes the wallet by itself; call this for another owner or a threshold. Errors: 22023.
+/// `owner_type`: user | community | organization (at first). `low_balance_threshold`: in the
+/// wallet's unit, 0 for never. Null leaves as it is. A grant makes the wallet by itself; call this
+/// for another owner or a threshold. Errors: 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn create_wallet(
@@ -86,10 +87,11 @@ fn create_wallet(
 
 /// Grants credit: makes the wallet when it is the first.
 ///
-/// `amount`: whole units, from 1. `source`: purchase | plan | bonus | `gift_card` | voucher | refund | adjustment | transfer.
-/// `category`: paid | promotional, by default paid for purchase, transfer and refund. `metrics`: the only metrics it may be
-/// spent on, null for any. `priority`: lower burns first. `expires_at`: null for never. `cost_minor` and `currency`: what was
-/// paid for it. Errors: 22023; PT404 `unknown_metric`; PT409 `idempotency_conflict`.
+/// `amount`: whole units, from 1. `source`: purchase | plan | bonus | `gift_card` | voucher |
+/// refund | adjustment | transfer. `category`: paid | promotional, by default paid for purchase,
+/// transfer and refund. `metrics`: the only metrics it may be spent on, null for any. `priority`:
+/// lower burns first. `expires_at`: null for never. `cost_minor` and `currency`: what was paid for
+/// it. Errors: 22023; PT404 `unknown_metric`; PT409 `idempotency_conflict`.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::too_many_arguments)]
@@ -215,10 +217,11 @@ pub fn scope(metrics: Option<Vec<Option<String>>>) -> Result<Option<Vec<String>>
     Ok(Some(all))
 }
 
-/// Takes back what is left of a grant (a clawback) and reports what was already spent or is reserved.
+/// Takes back what is left of a grant (a clawback) and reports what was already spent or is
+/// reserved.
 ///
-/// Credit of the grant that comes back later, from a hold or a refund, is voided at once. Errors: PT404 `unknown_grant`;
-/// 22023; PT409 `idempotency_conflict`.
+/// Credit of the grant that comes back later, from a hold or a refund, is voided at once. Errors:
+/// PT404 `unknown_grant`; 22023; PT409 `idempotency_conflict`.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn void_grant(
@@ -273,8 +276,8 @@ fn void_grant(
 
 /// Corrects a balance by hand, up or down, with a reason; who did it is recorded.
 ///
-/// Up: a grant of source adjustment that never expires. Down: burns general credit in burn order. Errors: 22023; PT402
-/// `insufficient_credits`; PT404 `unknown_org`; PT409 `idempotency_conflict`.
+/// Up: a grant of source adjustment that never expires. Down: burns general credit in burn order.
+/// Errors: 22023; PT402 `insufficient_credits`; PT404 `unknown_org`; PT409 `idempotency_conflict`.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn adjust_credits(

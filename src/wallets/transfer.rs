@@ -111,11 +111,13 @@ fn transfer(call: &Call, to_org: Uuid, amount: i64, unit: &str) -> Result<Transf
     })
 }
 
-/// Moves general credit to another org's wallet of the same unit, which it makes when there is none.
+/// Moves general credit to another org's wallet of the same unit, which it makes when there is
+/// none.
 ///
-/// Burns in burn order; the receiver's grants keep category, priority, expiry and their share of the cost. `amount`: from 1.
-/// Errors: PT402 `insufficient_credits`; PT404 `unknown_org` for the giving org; PT409 `idempotency_conflict`; 22023, also for
-/// a transfer to itself.
+/// Burns in burn order; the receiver's grants keep category, priority, expiry and their share of
+/// the cost. `amount`: from 1.
+/// Errors: PT402 `insufficient_credits`; PT404 `unknown_org` for the giving org; PT409
+/// `idempotency_conflict`; 22023, also for a transfer to itself.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn transfer_credits(

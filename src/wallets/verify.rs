@@ -350,9 +350,10 @@ const NAMES: [&str; 15] = [
 
 /// Proves the ledger of one org, or of all: no row means that it is sound.
 ///
-/// Recomputes every hash, and checks that no entry is missing from a chain; that each `balance_after` is `balance_before` plus
-/// amount, and the next entry's `balance_before`; that wallets, grants, reserved and locked credit agree with the sum of their
-/// entries; that no grant is below zero or above its amount; that refunds stay within what was burned. `detail` names the
+/// Recomputes every hash, and checks that no entry is missing from a chain; that each
+/// `balance_after` is `balance_before` plus amount, and the next entry's `balance_before`; that
+/// wallets, grants, reserved and locked credit agree with the sum of their entries; that no grant
+/// is below zero or above its amount; that refunds stay within what was burned. `detail` names the
 /// place. Lists at most about 10,000 violations. Reads one snapshot and blocks nobody.
 #[pg_extern(stable)]
 #[search_path(pg_catalog, pg_temp)]

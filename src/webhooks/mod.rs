@@ -279,11 +279,13 @@ fn dispute(db: &Db, provider: &str, fact: &DisputeFact) -> Result<Handled> {
     Ok(Handled::Processed(Some(org_id)))
 }
 
-/// Takes what a payment provider reports: verifies the signature, and does the work of the event once, in this transaction.
+/// Takes what a payment provider reports: verifies the signature, and does the work of the event
+/// once, in this transaction.
 ///
-/// `provider`: stripe | razorpay. `payload`: the body as it came, byte for byte. `signature`: the header Stripe-Signature or
-/// X-Razorpay-Signature. `event_id`: the header x-razorpay-event-id, where there is one; Stripe's stands in the payload. `status`:
-/// processed, duplicate, ignored (a type that is not used), or review: kept for a person, see [`replay_webhook`]. Only what is
+/// `provider`: stripe | razorpay. `payload`: the body as it came, byte for byte. `signature`: the
+/// header Stripe-Signature or X-Razorpay-Signature. `event_id`: the header x-razorpay-event-id,
+/// where there is one; Stripe's stands in the payload. `status`: processed, duplicate, ignored (a
+/// type that is not used), or review: kept for a person, see [`replay_webhook`]. Only what is
 /// refused should be delivered again. Errors: PT401 `invalid_signature`; 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
@@ -353,10 +355,11 @@ fn handle_webhook(
     })
 }
 
-/// Tries once more what was kept for a person, once its payment, org or price is known (`link_payment`, `link_customer`, the
-/// catalog's `provider_ids`).
+/// Tries once more what was kept for a person, once its payment, org or price is known
+/// (`link_payment`, `link_customer`, the catalog's `provider_ids`).
 ///
-/// `status` as of `handle_webhook`; what was done already stays done: duplicate. Errors: PT404 `unknown_event`; 22023.
+/// `status` as of `handle_webhook`; what was done already stays done: duplicate. Errors: PT404
+/// `unknown_event`; 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn replay_webhook(provider: Option<&str>, event_id: Option<&str>) -> WebhookReceipt {
