@@ -153,7 +153,7 @@ mod tests {
         let attempts: Vec<Moment> = (0..10).rev().collect();
         assert_eq!(refusal(&attempts[1..]), None);
         assert_eq!(refusal(&attempts), Some(Error::too_many_attempts(WINDOW)));
-        // Of more of them, until nine are left of the hour.
+        // With more attempts than that, the org waits until nine are left of the hour.
         let attempts: Vec<Moment> = (0..12).rev().collect();
         assert_eq!(refusal(&attempts), Some(Error::too_many_attempts(WINDOW + 2)));
     }

@@ -121,8 +121,8 @@ mod tests {
 
     #[test]
     fn the_factors_of_the_check_are_all_different() {
-        // Of a code with a single 1 in it, the check character is the factor of its place; that of
-        // the check's own is 1.
+        // The check character of a code with a single 1 in it is the factor of that place; the
+        // factor of the check character's own place is 1.
         let factors: BTreeSet<u8> = (0..LENGTH - 1)
             .map(|place| {
                 let mut values = [0; LENGTH - 1];
@@ -163,7 +163,7 @@ mod tests {
     }
 
     proptest! {
-        /// However it is typed, a code is read as what it is; and all of its 120 bits are in it.
+        /// A code is read as what it is however it is typed, and all of its 120 bits are in it.
         #[test]
         fn what_is_shown_is_read(
             random in any::<[u8; RANDOM]>(), other in any::<[u8; RANDOM]>(), fill in proptest::collection::vec(0..6usize, LENGTH),

@@ -285,7 +285,7 @@ mod tests {
         assert_eq!(event.id, parse(&payload).unwrap().id);
         assert_ne!(event.id, parse(&format!("{payload} ")).unwrap().id);
         let small = r#"{"event":"x","created_at":1}"#;
-        // By sha256sum.
+        // The expected hash comes from sha256sum.
         assert_eq!(parse(small).unwrap().id, "sha256:0b2ae85a960825a85c6cc10a8df43578ecd38136eacce272f3a028a5faaf513a");
     }
 
@@ -295,7 +295,7 @@ mod tests {
             let fact = pay("payment.captured", &with(&a_payment(), "notes", notes));
             assert_eq!((fact.payment_id, fact.org_id), (None, None));
         }
-        // Notes may be numbers, and are not ours then.
+        // Notes may be numbers, which are not ours.
         let numbers = with(&a_payment(), "notes", json!({ "payment_id": 7, "org_id": "acme" }));
         assert_eq!(pay("payment.captured", &numbers).payment_id, None);
         let text = with(&a_payment(), "notes", json!("org"));

@@ -437,7 +437,7 @@ mod tests {
         }
     }
 
-    /// A copy with one value set, by JSON pointer; the parent must be there.
+    /// A copy of a payload with one value set, by JSON pointer; the parent must be there.
     fn with(object: &Value, pointer: &str, value: Value) -> Value {
         let mut object = object.clone();
         let (parent, name) = pointer.rsplit_once('/').unwrap();
@@ -531,7 +531,7 @@ mod tests {
         assert!(fact.of_subscription);
         assert_eq!(fact.refs[1..], ["in_1Rbu7tFHp5a6uQihgQp54tYf"]);
         assert_eq!(read(kind, &with(&a_session(), "/mode", json!("setup"))), Ok(None));
-        // A receipt in the form of an invoice makes no subscription of it.
+        // A receipt in the form of an invoice does not make a payment one of a subscription.
         assert!(!payment(kind, &with(&a_session(), "/invoice", json!("in_1"))).of_subscription);
     }
 
@@ -617,7 +617,7 @@ mod tests {
         assert_eq!(fact.fingerprint.as_deref(), Some("Xt5EWLLDS7FJjR1c"));
         let terse = with(&intent, "/last_payment_error", json!({ "code": "card_declined" }));
         assert_eq!(payment("payment_intent.payment_failed", &terse).failure.as_deref(), Some("card_declined"));
-        // A first card that was declined is no failure of what was paid with the second.
+        // A first card that was declined is no failure of the payment that the second one made.
         let paid = payment("payment_intent.succeeded", &intent);
         assert_eq!((paid.failure, paid.payment_method, paid.fingerprint), (None, None, None));
     }
@@ -699,7 +699,7 @@ mod tests {
         })
     }
 
-    /// Of 2024: a change of plan in the middle of a month.
+    /// An invoice of 2024, before basil, for a change of plan in the middle of a month.
     fn an_old_invoice() -> Value {
         let line = |amount: i64, price: &str, credited: Value| {
             json!({
@@ -786,7 +786,7 @@ mod tests {
         let mut invoice = an_old_invoice();
         invoice["lines"]["data"][0]["amount"] = json!(0);
         assert_eq!(bill("invoice.paid", &invoice).prices, ["price_premium"]);
-        // A trial is worth nothing either, and is what the invoice is for.
+        // A trial is worth nothing either, and yet the invoice is for it.
         invoice["lines"]["data"][0]["proration_details"]["credited_items"] = Value::Null;
         assert_eq!(bill("invoice.paid", &invoice).prices, ["price_basic", "price_premium"]);
     }
@@ -949,7 +949,7 @@ mod tests {
             org_id: uuid(ORG),
         };
         assert_eq!(read("charge.refunded", &a_charge()), Ok(Some(Fact::Refund(expected))));
-        // As a PHP library writes it down.
+        // PHP libraries write it down like this.
         let php = with(&a_charge(), "/metadata", json!([]));
         assert!(read("charge.refunded", &php).unwrap().is_some());
     }
@@ -1132,7 +1132,7 @@ mod tests {
         }
     }
 
-    /// Of all members of objects, at any depth.
+    /// The JSON pointers to all members of objects, at any depth.
     fn pointers(at: &str, value: &Value) -> Vec<String> {
         let mut found = Vec::new();
         match value {
