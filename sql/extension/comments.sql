@@ -95,8 +95,6 @@ comment on function billing.settlement_is_running is
 'Whether the process of a run is still at it, for settlement_progress.';
 comment on function billing.begin_periods is
 'Begins the periods of an org that are due, each after the usage before it is charged; gives their number. Consumption does it by itself. Errors: 22023.';
-comment on function billing.begin_periods_of is
-'Begins the periods of orgs that are due, each for itself, for calls that need their credits.';
 comment on function billing.settlement_phase is
 'Notes how far a run is, for settle().';
 comment on function billing.make_partitions is

@@ -205,28 +205,6 @@ begin
      where r.run_id = run;
 end $$;
 
--- Begins the periods of orgs that are due, for a call that needs their credits: each for itself, so that what one cannot do
--- stops neither the others nor the call.
-create function billing.begin_periods_of(orgs uuid[]) returns void
-    language c volatile as 'MODULE_PATHNAME', 'service_gate';
-create function billing_internal.begin_periods_of(orgs uuid[]) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp as $$
-declare
-    org uuid;
-begin
-    foreach org in array orgs loop
-        begin
-            perform billing.begin_periods(org);
-        exception
-            when serialization_failure or deadlock_detected then
-                raise;
-            when others then
-                null; -- settlement will say what is wrong
-        end;
-    end loop;
-end $$;
-
 -- All arguments are given, of their very types, so that no function beside ours fits better. Types are named with their schema: those of the declarations are looked for on the caller's path, before there is any other.
 create procedure billing.settle(as_of timestamptz default null, shard int default 0, "of" int default 1)
     language plpgsql as $$

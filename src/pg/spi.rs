@@ -3,12 +3,15 @@
 //! Statements are prepared once per backend and kept. A backend has one thread, so thread-local statics are its globals.
 //! Errors of the server are never caught: they unwind to the function call and roll its statement back.
 
-use crate::base::error::Error;
+use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
 use crate::pg::raise::or_raise;
 use crate::pg::search_path::{self, Pinned};
 use pgrx::datum::{FromDatum, IntoDatum};
 use pgrx::pg_sys;
+use pgrx::pg_sys::panic::CaughtError;
+use pgrx::prelude::PgSqlErrorCode;
+use std::any::Any;
 use std::cell::Cell;
 use std::ffi::{CStr, CString};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -273,6 +276,42 @@ pub fn in_subtransaction(work: impl FnOnce() -> bool) -> bool {
         pg_sys::CurrentResourceOwner = owner;
         done.unwrap_or_else(|error| resume_unwind(error))
     }
+}
+
+/// Does `work` in a subtransaction; where it fails, that is undone and forgotten, as by `exception when others` in PL/pgSQL.
+///
+/// A failure that concerns the whole transaction goes on: a serialization failure, a deadlock, a query that was cancelled.
+pub fn isolate_faults(work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let mut refusal = Ok(());
+    let done = catch_unwind(AssertUnwindSafe(|| {
+        in_subtransaction(|| {
+            refusal = work();
+            refusal.is_ok()
+        })
+    }));
+    match (done, refusal) {
+        (Err(error), _) if concerns_transaction(error.as_ref()) => resume_unwind(error),
+        (Ok(false), Err(error)) if error.sqlstate == *b"40001" => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn concerns_transaction(error: &(dyn Any + Send)) -> bool {
+    use PgSqlErrorCode::{
+        ERRCODE_ASSERT_FAILURE, ERRCODE_QUERY_CANCELED, ERRCODE_T_R_DEADLOCK_DETECTED,
+        ERRCODE_T_R_SERIALIZATION_FAILURE,
+    };
+    let raised = match error.downcast_ref() {
+        Some(CaughtError::PostgresError(raised) | CaughtError::ErrorReport(raised)) => raised.sql_error_code(),
+        _ => return false,
+    };
+    matches!(
+        raised,
+        ERRCODE_ASSERT_FAILURE
+            | ERRCODE_QUERY_CANCELED
+            | ERRCODE_T_R_DEADLOCK_DETECTED
+            | ERRCODE_T_R_SERIALIZATION_FAILURE
+    )
 }
 
 /// Lets `work` read what is committed by now, under any isolation level.

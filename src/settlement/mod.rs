@@ -20,13 +20,13 @@ use crate::ledger::store as ledger;
 use crate::ledger::wallet::Wallet;
 use crate::pg::arguments::required_uuid;
 use crate::pg::clock;
-use crate::pg::spi::Db;
+use crate::pg::spi::{self, Db};
 use crate::plans::period::whole_period;
 use crate::plans::store::{self as plans, Subscription};
 use crate::posting;
+use crate::receipt;
 use crate::recharge;
 use crate::reports::fold;
-use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use uuid::Uuid;
@@ -34,10 +34,6 @@ use uuid::Uuid;
 receipt! {
     /// The answer of `settle_org`.
     SettlementReceipt as "settlement_receipt" { org_id: Uuid, charged: i64, unpaid: i64, renewed: i64, events: i64 }
-}
-
-statements! {
-    BEGIN_PERIODS(uuids) = "select billing.begin_periods_of($1)";
 }
 
 /// Begins the periods that are due, each after the usage before it is charged; gives the numbers of
@@ -144,7 +140,11 @@ pub fn begin_due(db: &Db, orgs: Vec<Uuid>) -> Result<()> {
         // All wallets of all orgs of the call are locked here, in their order, or calls for several
         // orgs could wait for each other in a circle.
         ledger::lock_orgs(db, orgs);
-        db.write(&BEGIN_PERIODS, args![due]);
+        for org_id in due {
+            // A fault in one org's plan is for settlement to report: it must not fail a call that
+            // spends from another org's wallet.
+            spi::isolate_faults(|| spi::connect(|db| begin_periods_of(db, org_id).map(drop)))?;
+        }
     }
     Ok(())
 }
@@ -185,6 +185,13 @@ fn moment(as_of: Option<TimestampWithTimeZone>) -> Result<Moment> {
     }
 }
 
+/// Begins the periods of one org that are due; gives their number.
+fn begin_periods_of(db: &Db, org_id: Uuid) -> Result<i64> {
+    ledger::lock_org(db, org_id, &[units::CREDIT.to_owned()], clock::now())?;
+    let now = clock::now();
+    Ok(catch_up(db, org_id, now)?.0)
+}
+
 /// Begins the periods of an org that are due, each after the usage before it is charged; gives
 /// their number. Consumption does it by itself.
 ///
@@ -194,9 +201,7 @@ fn moment(as_of: Option<TimestampWithTimeZone>) -> Result<Moment> {
 fn begin_periods(org_id: Option<pgrx::Uuid>) -> i64 {
     entry_point::service(|db| {
         let org_id = required_uuid("org_id", org_id)?;
-        ledger::lock_org(db, org_id, &[units::CREDIT.to_owned()], clock::now())?;
-        let now = clock::now();
-        Ok(catch_up(db, org_id, now)?.0)
+        begin_periods_of(db, org_id)
     })
 }
 

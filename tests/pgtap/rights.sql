@@ -91,7 +91,7 @@ insert into expected_function
                                   'lock_credits', 'pay_out', 'refund_credits', 'adjust_credits', 'void_grant', 'transfer_credits', 'set_wallet_lanes',
                                   'set_member_budget', 'set_org_price', 'book_expiries', 'apply_catalog',
                                   'subscribe', 'change_plan', 'cancel_subscription', 'set_org_allowance', 'record_usage', 'record_usage_batch', 'configure_alerts',
-                                  'settle', 'settle_org', 'settlement_due', 'begin_settlement', 'settle_orgs', 'settlement_phase', 'begin_periods', 'begin_periods_of',
+                                  'settle', 'settle_org', 'settlement_due', 'begin_settlement', 'settle_orgs', 'settlement_phase', 'begin_periods',
                                   'meter_table', 'unmeter_table', 'schedule_settlement', 'unschedule_settlement', 'create_gift_cards', 'void_gift_cards',
                                   'set_payment_status', 'link_payment', 'link_customer', 'set_webhook_secret', 'handle_webhook', 'replay_webhook', 'stripe_webhook', 'razorpay_webhook',
                                   'claim_events', 'ack_events', 'fail_event', 'requeue_event', 'configure_delivery', 'deliver_events',
