@@ -128,9 +128,8 @@ fn caller_orgs(db: &Db) -> Rc<BTreeSet<Uuid>> {
     orgs
 }
 
-/// The orgs of the caller: those that the claims of the request name (`org_id`,
-/// `app_metadata.org_id`, `app_metadata.org_ids`), and those of the user (`sub`) by the relation of
-/// `configure_membership`. For policies, in a sub-select.
+/// The orgs of the caller: those that the claims of the request name (`org_id`, `app_metadata.org_id`, `app_metadata.org_ids`),
+/// and those of the user (`sub`) by the relation of `configure_membership`. For policies, in a sub-select.
 #[pg_extern(stable, parallel_restricted)]
 fn my_orgs() -> Vec<pgrx::Uuid> {
     // A statement asks once for each table that it reads.
@@ -199,8 +198,7 @@ fn require_administrator() {
     or_raise(levels::require_administrator());
 }
 
-/// The name of the role that called the function whose body asks: for bodies in plpgsql, which have
-/// become the owner.
+/// The name of the role that called the function whose body asks: for bodies in plpgsql, which have become the owner.
 #[pg_extern(
     stable,
     sql = r#"

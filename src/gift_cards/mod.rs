@@ -81,13 +81,12 @@ fn source(value: &str) -> Option<&'static str> {
 
 /// Makes codes that are worth credit, and gives them, this one time: nobody can look them up later.
 ///
-/// `name`: the batch; the same name again adds to it. `credits`: what each redemption grants, whole
-/// units from 1. `count`: so many codes, 1 to 10,000. `unit`: credit, or a currency (credits are
-/// minor units then). `metrics`: the only metrics on which the credit may be spent, null for any.
-/// `max_redemptions`: how often each code can be redeemed in all, 1 to 1,000,000; by each org once.
-/// `expires_at`: until when the codes can be redeemed, null for ever. `validity`: how long the
-/// credit can be spent from then on (`30 days`, `2 weeks`, `6 months`, `1 year`), null for ever.
-/// `source`: `gift_card` | voucher. Errors: 22023; PT404 `unknown_metric`.
+/// `name`: the batch; the same name again adds to it. `credits`: what each redemption grants, whole units from 1. `count`: so many
+/// codes, 1 to 10,000. `unit`: credit, or a currency (credits are minor units then). `metrics`: the only metrics on which the
+/// credit may be spent, null for any. `max_redemptions`: how often each code can be redeemed in all, 1 to 1,000,000; by each org
+/// once. `expires_at`: until when the codes can be redeemed, null for ever. `validity`: how long the credit can be spent from
+/// then on (`30 days`, `2 weeks`, `6 months`, `1 year`), null for ever. `source`: `gift_card` | voucher. Errors: 22023; PT404
+/// `unknown_metric`.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::too_many_arguments)]
@@ -236,8 +235,7 @@ fn redeem_gift_card(
     }))
 }
 
-/// Codes of a batch that are not used up can no longer be redeemed; gives their number. What was
-/// redeemed stays.
+/// Codes of a batch that are not used up can no longer be redeemed; gives their number. What was redeemed stays.
 ///
 /// Errors: PT404 `unknown_batch`; 22023.
 #[pg_extern(volatile)]

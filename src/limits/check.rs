@@ -138,15 +138,12 @@ fn check(db: &Db, org_id: Uuid, metric: &str, quantity: i64) -> Result<LimitStat
     })
 }
 
-/// May the org use `quantity` more of the metric, why or why not, what is used, included and left,
-/// and when that starts anew.
+/// May the org use `quantity` more of the metric, why or why not, what is used, included and left, and when that starts anew.
 ///
-/// Exact to the last recorded event. `reason`: included | credits | core | `soft_limit` when
-/// allowed; `plan_limit` | `insufficient_credits` | cap | frozen when not. `included` and
-/// `remaining` are null where there is no limit. `credits_available` is what is left for this
-/// metric once overage that was not paid yet is. A bounded number of index reads, however long the
-/// history; takes no locks. Errors: 42501 for an org that is not the caller's; PT404
-/// `unknown_metric`; 22023.
+/// Exact to the last recorded event. `reason`: included | credits | core | `soft_limit` when allowed; `plan_limit` |
+/// `insufficient_credits` | cap | frozen when not. `included` and `remaining` are null where there is no limit. `credits_available` is
+/// what is left for this metric once overage that was not paid yet is. A bounded number of index reads, however long the
+/// history; takes no locks. Errors: 42501 for an org that is not the caller's; PT404 `unknown_metric`; 22023.
 #[pg_extern(stable)]
 fn check_limit(org_id: Option<pgrx::Uuid>, metric: Option<&str>, quantity: default!(Option<i64>, 1)) -> LimitStatus {
     or_raise(access::reader(|| {
@@ -160,8 +157,7 @@ fn check_limit(org_id: Option<pgrx::Uuid>, metric: Option<&str>, quantity: defau
     }))
 }
 
-/// Whether [`check_limit`] allows it: for the app's own row-level policies. False for an org that
-/// is not the caller's.
+/// Whether [`check_limit`] allows it: for the app's own row-level policies. False for an org that is not the caller's.
 ///
 /// Errors: PT404 `unknown_metric`; 22023.
 #[pg_extern(stable)]

@@ -35,9 +35,8 @@ pub fn cost(db: &Db, metric: &str, quantity: i64, org_id: Option<Uuid>, now: Mom
 
 /// What `quantity` units of a metric cost, in the unit of its price (credits by default).
 ///
-/// With `org_id`: at the org's own price, after what it used in this period, less what its plan
-/// still includes. Errors: PT404 `unknown_metric`; 22023 for a quantity below 1, or a price beyond
-/// 63 bits.
+/// With `org_id`: at the org's own price, after what it used in this period, less what its plan still includes. Errors: PT404 `unknown_metric`;
+/// 22023 for a quantity below 1, or a price beyond 63 bits.
 #[pg_extern(stable)]
 #[search_path(pg_catalog, pg_temp)]
 fn calculate_cost(

@@ -74,8 +74,7 @@ pub fn now() -> Moment {
     }
 }
 
-/// Billing time: the wall clock at the moment of the call, or `billing.test_clock` where a
-/// superuser has set it.
+/// Billing time: the wall clock at the moment of the call, or `billing.test_clock` where a superuser has set it.
 #[pg_extern(volatile)]
 fn clock() -> TimestampWithTimeZone {
     // A moment that the server or its parser gave is in range.

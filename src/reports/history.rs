@@ -80,8 +80,7 @@ fn unfolded(org_id: Uuid) -> Option<Vec<Consumed>> {
     Some(all)
 }
 
-/// What an org consumed that is not counted in `usage_days` yet, by metric and day (UTC): for the
-/// view `usage_by_day`.
+/// What an org consumed that is not counted in `usage_days` yet, by metric and day (UTC): for the view `usage_by_day`.
 ///
 /// `credits` is what was charged for it. Errors: 42501 for an org that is not the caller's; 22023.
 #[pg_extern(stable)]
@@ -107,12 +106,11 @@ fn unfolded_usage(
     )
 }
 
-/// Credit of an org month by month (calendar, UTC), the current month first: per unit what came in,
-/// was used (also per metric), expired, was refunded, what else moved (holds, adjustments, voids,
-/// transfers, payouts), and the closing balance.
+/// Credit of an org month by month (calendar, UTC), the current month first: per unit what came in, was used (also per
+/// metric), expired, was refunded, what else moved (holds, adjustments, voids, transfers, payouts), and the closing balance.
 ///
-/// `months`: 1 to 1200. A month's refunds are those made in it. Answers in the same time however
-/// long the ledger. Errors: 42501; 22023.
+/// `months`: 1 to 1200. A month's refunds are those made in it. Answers in the same time however long the ledger. Errors:
+/// 42501; 22023.
 #[pg_extern(stable)]
 #[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::type_complexity)]

@@ -87,8 +87,8 @@ pub fn wallet_status(db: &Db, org_id: Uuid, unit: &str, locked: bool) -> Result<
 
 /// What the org can spend now; with `metric`, on that metric, credit scoped to it included.
 ///
-/// Takes the same time however long the history. An org without a wallet in that unit has 0.
-/// Errors: 42501 for an org that is not the caller's; PT404 `unknown_metric`; 22023.
+/// Takes the same time however long the history. An org without a wallet in that unit has 0. Errors: 42501 for an org that
+/// is not the caller's; PT404 `unknown_metric`; 22023.
 #[pg_extern(stable)]
 fn get_total_credits(
     org_id: Option<pgrx::Uuid>,
@@ -106,11 +106,9 @@ fn get_total_credits(
     })
 }
 
-/// A wallet: available, reserved, locked and pending credit, what was ever purchased and consumed,
-/// the low-balance threshold.
+/// A wallet: available, reserved, locked and pending credit, what was ever purchased and consumed, the low-balance threshold.
 ///
-/// `available` is general credit that can be spent now; `scoped` is for some metrics only; `future`
-/// is not effective yet.
+/// `available` is general credit that can be spent now; `scoped` is for some metrics only; `future` is not effective yet.
 /// Errors: PT404 `unknown_org` when the org has no wallet in that unit; 42501; 22023.
 #[pg_extern(stable)]
 #[search_path(pg_catalog, pg_temp)]

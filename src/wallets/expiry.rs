@@ -37,11 +37,10 @@ statements! {
           limit $2";
 }
 
-/// Books expired credit and timed-out holds of at most `max_wallets` wallets, and joins lanes that
-/// are idle; gives the number of wallets it looked after.
+/// Books expired credit and timed-out holds of at most `max_wallets` wallets, and joins lanes that are idle; gives the number of
+/// wallets it looked after.
 ///
-/// For pg_cron: `select cron.schedule('* * * * *', 'select billing.book_expiries()')`. Errors:
-/// 22023.
+/// For pg_cron: `select cron.schedule('* * * * *', 'select billing.book_expiries()')`. Errors: 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn book_expiries(max_wallets: default!(Option<i32>, 500)) -> i64 {
