@@ -157,7 +157,7 @@ fn start_if_below(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) 
         }
         Verdict::Due => {
             let provider: String = row.get(3);
-            let mut payment = request::of_pack(org_id, &pack, &currency, quote, ("auto_recharge", &provider));
+            let mut payment = request::of_pack(org_id, &pack, &currency, quote, "auto_recharge", &provider);
             let customer: Option<String> = row.opt(4);
             payment.customer = customer.or_else(|| store::customer_of(db, org_id, &provider));
             payment.payment_method = row.opt(5);

@@ -25,7 +25,7 @@ pub fn new_id() -> Uuid {
 }
 
 /// Makes a payment for a pack that has not begun.
-pub fn of_pack(org_id: Uuid, pack: &Pack, currency: &str, quote: Quote, (source, provider): (&str, &str)) -> Payment {
+pub fn of_pack(org_id: Uuid, pack: &Pack, currency: &str, quote: Quote, source: &str, provider: &str) -> Payment {
     Payment {
         org_id,
         payment_id: new_id(),

@@ -134,7 +134,7 @@ fn start_purchase(
         check_rate(db, org_id)?;
         let currency = currency_of(&pack, currency)?;
         let quote = quote(db, &pack, currency, amount)?;
-        let mut payment = request::of_pack(org_id, &pack, currency, quote, ("purchase", provider));
+        let mut payment = request::of_pack(org_id, &pack, currency, quote, "purchase", provider);
         payment.request_hash = Some(hash);
         let asks = customer.is_some();
         request::check_customer(db, org_id, provider, customer.as_deref())?;

@@ -88,6 +88,16 @@ struct Taken {
     events: i64,
 }
 
+/// Usage of a metric that is to be charged.
+#[derive(Clone, Copy)]
+struct Usage {
+    quantity: i64,
+    /// The quantity that reports show; for a gauge, its level.
+    shown: i64,
+    segment: Moment,
+    level_at: Moment,
+}
+
 /// A day's usage and charge of a metric, for the reports.
 struct Day {
     metric: Rc<Metric>,
@@ -204,18 +214,13 @@ impl Work<'_> {
             "last" => (part.level.map_or(part.quantity, |(level, _)| level), 0),
             _ => (part.quantity, part.quantity),
         };
-        self.take(metric, counter, (quantity, shown), part.segment, part.level.map_or(0, |(_, at)| at))
+        let level_at = part.level.map_or(0, |(_, at)| at);
+        self.take(metric, counter, Usage { quantity, shown, segment: part.segment, level_at })
     }
 
     /// Charges a quantity at the price that held in its segment.
-    fn take(
-        &mut self,
-        metric: &Rc<Metric>,
-        counter: &mut Counter,
-        (quantity, shown): (i64, i64),
-        segment: Moment,
-        level_at: Moment,
-    ) -> Result<()> {
+    fn take(&mut self, metric: &Rc<Metric>, counter: &mut Counter, usage: Usage) -> Result<()> {
+        let Usage { quantity, shown, segment, level_at } = usage;
         let own = plans::own_terms(self.db, self.org_id, metric, true);
         let terms = self.timeline.terms(&metric.name, own, segment.max(counter.span.start));
         let price = cache::price(self.db, metric, Some(self.org_id), segment)?;
@@ -271,7 +276,7 @@ impl Work<'_> {
         let mut counter = counters::lock(self.db, &[name]).pop_first().ok_or_else(missing_counter)?.1;
         if let Some((level, at)) = counter.level {
             let quantity = (level - counter.tally.quantity).max(0);
-            self.take(metric, &mut counter, (quantity, level), span.end - 1, at)?;
+            self.take(metric, &mut counter, Usage { quantity, shown: level, segment: span.end - 1, level_at: at })?;
             counters::save(self.db, &[&counter]);
         }
         Ok(())
@@ -308,7 +313,7 @@ impl Work<'_> {
                 }
                 if metric.aggregation == "max" {
                     let quantity = (level - to.tally.quantity).max(0);
-                    self.take(metric, &mut to, (quantity, level), next.start, at)?;
+                    self.take(metric, &mut to, Usage { quantity, shown: level, segment: next.start, level_at: at })?;
                 }
                 counters::save(db, &[&to]);
             }

@@ -13,7 +13,7 @@ use crate::ledger::debts;
 use crate::ledger::store as ledger;
 use crate::ledger::wallet::{EntryContext, Grant, Operation, Wallet};
 use crate::pg::spi::{Db, Timestamptz};
-use crate::plans::period::{prorated, whole_period};
+use crate::plans::period::{Span, prorated, whole_period};
 use crate::plans::store::{self, Subscription};
 use crate::posting;
 use crate::{args, statements};
@@ -70,7 +70,7 @@ pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result
     };
     let anchor = if plan.cycle == before.cycle { old.anchor } else { start };
     let end = whole_period(plan.cycle, anchor, start).end;
-    let (grants, granted) = grant(db, org_id, &plan, old, (start, end))?;
+    let (grants, granted) = grant(db, org_id, &plan, old, Span { start, end })?;
     if wanted.is_some() && start > old.starts_at {
         store::end(db, org_id, old.starts_at, start);
         let new = Subscription {
@@ -97,13 +97,8 @@ pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result
 
 /// Grants the credits of a period that begins and those that roll over; gives the grants, and the
 /// credit of the plan alone.
-fn grant(
-    db: &Db,
-    org_id: Uuid,
-    plan: &Plan,
-    last: &Subscription,
-    (start, end): (Moment, Moment),
-) -> Result<(Vec<i64>, i64)> {
+fn grant(db: &Db, org_id: Uuid, plan: &Plan, last: &Subscription, period: Span) -> Result<(Vec<i64>, i64)> {
+    let start = period.start;
     let Some(credits) = plan.credits else { return Ok((Vec::new(), 0)) };
     let mut granted = credits.amount;
     if start == last.starts_at {
@@ -127,7 +122,7 @@ fn grant(
         let expired = rows.first().map_or(0, |row| row.get::<i64>(0)) - last.taken_back;
         amounts.push(expired.clamp(0, cap));
     }
-    Ok((grant_amounts(db, org_id, plan, &amounts, (start, end), start)?, granted))
+    Ok((grant_amounts(db, org_id, plan, &amounts, period, start)?, granted))
 }
 
 /// The credit that earlier subscriptions granted for time that is still to come, so that ending one
@@ -152,7 +147,7 @@ pub fn grant_amounts(
     org_id: Uuid,
     plan: &Plan,
     amounts: &[i64],
-    (start, end): (Moment, Moment),
+    period: Span,
     now: Moment,
 ) -> Result<Vec<i64>> {
     let lane = ledger::lock_or_create(db, org_id, units::CREDIT, now)?;
@@ -171,13 +166,13 @@ pub fn grant_amounts(
             cost_minor: 0,
             currency: None,
             effective_at: now,
-            expires_at: expiry(plan.credits, end),
+            expires_at: expiry(plan.credits, period.end),
             voided: false,
             metrics: None,
             saved: None,
         };
-        let period = format!("{} {}", plan.name, time::display(start));
-        let mut operation = Operation::new(EntryContext::from_source("plan", Some(period)));
+        let source_id = format!("{} {}", plan.name, time::display(period.start));
+        let mut operation = Operation::new(EntryContext::from_source("plan", Some(source_id)));
         grants.push(wallet.grant(&mut operation, "plan", grant)?);
     }
     debts::pay(db, &mut wallet, &[])?;

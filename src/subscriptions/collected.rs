@@ -19,7 +19,7 @@ use crate::pg::spi::{Db, Timestamptz};
 use crate::providers::event::{InvoiceFact, SubscriptionFact, SubscriptionState};
 use crate::purchases::money;
 use crate::settlement;
-use crate::subscriptions::subscribe;
+use crate::subscriptions::subscribe::{self, PaidPeriod};
 use crate::{args, statements};
 use serde_json::json;
 use std::rc::Rc;
@@ -132,7 +132,7 @@ pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Res
             if fact.amount >= quote.price.saturating_mul(2) || fact.prices.len() > 1 {
                 return Ok(Handled::Review("several_items", Some(org_id)));
             }
-            let mut new = request::of_pack(org_id, &pack, &fact.currency, quote, ("subscription", provider));
+            let mut new = request::of_pack(org_id, &pack, &fact.currency, quote, "subscription", provider);
             new.money.total = fact.amount;
             store::insert(db, &new, None, "{}", clock::now());
             money::change(db, org_id, new.payment_id, |payment| {
@@ -144,7 +144,7 @@ pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Res
         Item::Plan(_) if names_pack(db, provider, &fact.prices)? => {
             return Ok(Handled::Review("several_items", Some(org_id)));
         }
-        Item::Plan(plan) => match collect(db, org_id, provider, (fact, created), &plan)? {
+        Item::Plan(plan) => match collect(db, org_id, provider, fact, created, &plan)? {
             Ok(payment) => payment,
             Err(reason) => return Ok(Handled::Review(reason, Some(org_id))),
         },
@@ -162,7 +162,8 @@ fn collect(
     db: &Db,
     org_id: Uuid,
     provider: &str,
-    (fact, created): (&InvoiceFact, i64),
+    fact: &InvoiceFact,
+    created: i64,
     plan: &Plan,
 ) -> Result<std::result::Result<Payment, &'static str>> {
     let Some((start, until)) = fact.period.map(|(start, end)| (time::from_unix(start), time::from_unix(end))) else {
@@ -180,9 +181,10 @@ fn collect(
     let (is_money, billing_provider) = (fact.amount > 0, (provider.to_owned(), id.clone()));
     let is_beside =
         db.write(&OTHER_PAID_SUBSCRIPTION, args![org_id, provider, id.as_str(), Timestamptz(now)]).count() > 0;
-    let grants = subscribe::collect(db, org_id, plan, (start, until, is_money), &billing_provider, now, || {
-        db.write(&COLLECT, args![org_id, provider, id.as_str(), &plan.name, Timestamptz(until), created]);
-    })?;
+    let grants =
+        subscribe::collect(db, org_id, plan, PaidPeriod { start, until, is_money }, &billing_provider, now, || {
+            db.write(&COLLECT, args![org_id, provider, id.as_str(), &plan.name, Timestamptz(until), created]);
+        })?;
     // Money came and nothing was granted for it, as with a second subscription to the same plan.
     if is_money && is_beside && grants.is_empty() && plan.credits.is_some() {
         return Ok(Err("nothing_to_begin"));

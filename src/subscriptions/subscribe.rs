@@ -15,7 +15,7 @@ use crate::pg::clock;
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, Db};
-use crate::plans::period::{Override, prorated, whole_period};
+use crate::plans::period::{Override, Span, prorated, whole_period};
 use crate::plans::store::{self, Collector, Subscription};
 use crate::settlement;
 use crate::settlement::renewal;
@@ -199,7 +199,7 @@ fn subscribe_to(
                     store::end(db, org_id, other.starts_at, starts_at);
                 }
             }
-            begin(db, call, plan, (starts_at, starts_at, starts_at), (None, None), now);
+            begin(db, call, plan, Beginning::at(starts_at, None), now);
             settlement::catch_up(db, org_id, now)?;
         }
     }
@@ -218,31 +218,46 @@ fn withdraw(db: &Db, org_id: Uuid, all: &[Subscription], scheduled: &Subscriptio
     settlement::join_period(db, org_id, at)
 }
 
-/// The grants of the current period that exist already, the credit of all of them, and the part
-/// that was taken back.
-type Granted = (Vec<i64>, i64, i64);
+/// The credit that was granted for the current period already.
+#[derive(Default)]
+struct Granted {
+    grants: Vec<i64>,
+    /// The credit that the grants came to, less what was taken back.
+    credits: i64,
+    taken_back: i64,
+}
 
-fn begin(
-    db: &Db,
-    call: &Call<'_>,
-    plan: &Plan,
-    (starts_at, anchor, next): (Moment, Moment, Moment),
-    (granted, billing_provider): (Option<Granted>, Option<Collector>),
-    now: Moment,
-) {
-    let (grants, granted, taken_back) = granted.unwrap_or_default();
+/// The start of a subscription on a plan.
+struct Beginning {
+    starts_at: Moment,
+    anchor: Moment,
+    next_period_at: Moment,
+    granted: Granted,
+    billing_provider: Option<Collector>,
+}
+
+impl Beginning {
+    /// A subscription whose periods begin at a moment, with nothing granted yet.
+    fn at(moment: Moment, billing_provider: Option<Collector>) -> Self {
+        let granted = Granted::default();
+        Self { starts_at: moment, anchor: moment, next_period_at: moment, granted, billing_provider }
+    }
+}
+
+fn begin(db: &Db, call: &Call<'_>, plan: &Plan, beginning: Beginning, now: Moment) {
+    let Beginning { starts_at, anchor, next_period_at, granted, billing_provider } = beginning;
     let new = Subscription {
         starts_at,
         ends_at: None,
         anchor,
-        next_period_at: Some(next),
+        next_period_at: Some(next_period_at),
         plan: plan.name.clone(),
         pending_plan: None,
         cancel_at_period_end: false,
         by_default: false,
-        grants,
-        granted,
-        taken_back,
+        grants: granted.grants,
+        granted: granted.credits,
+        taken_back: granted.taken_back,
         awaiting_payment: false,
         billing_provider,
     };
@@ -268,7 +283,7 @@ fn change_now(
     if old.cycle != plan.cycle {
         settlement::cut_period(db, org_id, now, now)?;
         store::end(db, org_id, current.starts_at, now);
-        begin(db, call, plan, (now, now, now), (None, current.billing_provider.clone()), now);
+        begin(db, call, plan, Beginning::at(now, current.billing_provider.clone()), now);
         return settlement::catch_up(db, org_id, now).map(drop);
     }
     let whole = whole_period(plan.cycle, current.anchor, now);
@@ -284,7 +299,14 @@ fn change_now(
     let difference = due - current.granted;
     let (mut grants, mut granted, mut taken_back) = (current.grants.clone(), current.granted, current.taken_back);
     if difference > 0 {
-        grants.extend(renewal::grant_amounts(db, org_id, plan, &[difference], (now, whole.end), now)?);
+        grants.extend(renewal::grant_amounts(
+            db,
+            org_id,
+            plan,
+            &[difference],
+            Span { start: now, end: whole.end },
+            now,
+        )?);
         granted += difference;
     } else if difference < 0 {
         let back = renewal::take_back(db, org_id, &grants, -difference, now)?;
@@ -292,8 +314,14 @@ fn change_now(
         taken_back += back;
     }
     store::end(db, org_id, current.starts_at, now);
-    let changed = (Some((grants, granted, taken_back)), current.billing_provider.clone());
-    begin(db, call, plan, (now, current.anchor, whole.end), changed, now);
+    let beginning = Beginning {
+        starts_at: now,
+        anchor: current.anchor,
+        next_period_at: whole.end,
+        granted: Granted { grants, credits: granted, taken_back },
+        billing_provider: current.billing_provider.clone(),
+    };
+    begin(db, call, plan, beginning, now);
     Ok(())
 }
 
@@ -368,20 +396,30 @@ fn change_plan(
     }))
 }
 
+/// A period of a plan that a provider collected for.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct PaidPeriod {
+    pub start: Moment,
+    pub until: Moment,
+    /// Whether the invoice had an amount; that of a free trial has none.
+    pub is_money: bool,
+}
+
 /// Handles a paid period of a plan: puts the org on the plan if it is on another, lets the period
 /// begin, and gives the grants that were made for it.
 ///
-/// `start`, `until` and `is_money` tell the paid time, and whether it cost anything; `note` writes
-/// until when it is paid. The wallets must be locked.
+/// `note` writes until when the subscription is paid. The wallets must be locked.
 pub fn collect(
     db: &Db,
     org_id: Uuid,
     plan: &Plan,
-    (start, until, is_money): (Moment, Moment, bool),
+    paid: PaidPeriod,
     billing_provider: &Collector,
     now: Moment,
     note: impl FnOnce(),
 ) -> Result<Vec<i64>> {
+    let PaidPeriod { start, until, is_money } = paid;
     let call = Call::new(org_id, "collect", &[], None, None)?;
     settlement::catch_up(db, org_id, now)?;
     let before = store::subscriptions(db, org_id);
@@ -395,7 +433,9 @@ pub fn collect(
     match running {
         // The org was on a free plan until now, or paid to another day: the periods begin with the
         // paid one.
-        Some(current) if is_money && start <= now + GRACE && is_new_anchor(db, current, (start, until))? => {
+        Some(current)
+            if is_money && start <= now + GRACE && is_new_anchor(db, current, Span { start, end: until })? =>
+        {
             settlement::cut_period(db, org_id, now, now)?;
             store::end(db, org_id, current.starts_at, now);
             note();
@@ -450,7 +490,8 @@ const GRACE: i64 = 12 * 3600 * 1_000_000;
 /// Whether a paid period goes further than the running one and does not fit its cycle. The money
 /// for a change of plan in the middle of a period ends with that period, and so begins no new
 /// cycle.
-fn is_new_anchor(db: &Db, current: &Subscription, (start, until): (Moment, Moment)) -> Result<bool> {
+fn is_new_anchor(db: &Db, current: &Subscription, paid: Span) -> Result<bool> {
+    let Span { start, end: until } = paid;
     let goes_further = current.next_period_at.is_none_or(|next| until > next + GRACE);
     if !goes_further || start <= current.starts_at + GRACE {
         return Ok(false);
@@ -466,7 +507,7 @@ fn begin_paid(db: &Db, call: &Call<'_>, plan: &Plan, anchor: Moment, now: Moment
     let (org_id, end) = (call.org_id, whole_period(plan.cycle, anchor, now).end);
     let mut grants = Vec::new();
     if let Some(credits) = plan.credits {
-        grants = renewal::grant_amounts(db, org_id, plan, &[credits.amount], (now, end), now)?;
+        grants = renewal::grant_amounts(db, org_id, plan, &[credits.amount], Span { start: now, end }, now)?;
     }
     settlement::cut_period(db, org_id, now, now)?;
     for other in store::subscriptions(db, org_id).iter().filter(|s| s.by_default && !s.is_void()) {
@@ -475,7 +516,14 @@ fn begin_paid(db: &Db, call: &Call<'_>, plan: &Plan, anchor: Moment, now: Moment
         }
     }
     let granted = plan.credits.map_or(0, |credits| credits.amount);
-    begin(db, call, plan, (now, anchor, end), (Some((grants, granted, 0)), None), now);
+    let granted = Granted { grants, credits: granted, taken_back: 0 };
+    begin(
+        db,
+        call,
+        plan,
+        Beginning { starts_at: now, anchor, next_period_at: end, granted, billing_provider: None },
+        now,
+    );
     Ok(())
 }
 

@@ -148,7 +148,8 @@ fn locate(
     db: &Db,
     provider: &str,
     refs: &[String],
-    (org_id, payment_id): (Option<Uuid>, Option<Uuid>),
+    org_id: Option<Uuid>,
+    payment_id: Option<Uuid>,
 ) -> Option<(Uuid, Uuid)> {
     if let Some(payment_id) = payment_id {
         let rows = db.write(&BY_ID, args![payment_id]);
@@ -180,7 +181,7 @@ fn vouched_customer<'a>(provider: &dyn Provider, fact: &'a PaymentFact) -> Optio
 }
 
 fn pay(db: &Db, provider: &dyn Provider, event: &Event, fact: &PaymentFact) -> Result<Handled> {
-    let located = locate(db, provider.name(), &fact.refs, (fact.org_id, fact.payment_id));
+    let located = locate(db, provider.name(), &fact.refs, fact.org_id, fact.payment_id);
     let Some((org_id, payment_id)) = located else {
         // The invoice reports what was paid of a subscription.
         if !fact.of_subscription {
@@ -238,7 +239,7 @@ fn pay(db: &Db, provider: &dyn Provider, event: &Event, fact: &PaymentFact) -> R
 }
 
 fn refund(db: &Db, provider: &str, fact: &RefundFact) -> Result<Handled> {
-    let Some((org_id, payment_id)) = locate(db, provider, &fact.refs, (fact.org_id, fact.payment_id)) else {
+    let Some((org_id, payment_id)) = locate(db, provider, &fact.refs, fact.org_id, fact.payment_id) else {
         return Ok(Handled::Review("unknown_payment", fact.org_id));
     };
     let payment = money::change(db, org_id, payment_id, |payment| {
@@ -251,7 +252,7 @@ fn refund(db: &Db, provider: &str, fact: &RefundFact) -> Result<Handled> {
 }
 
 fn dispute(db: &Db, provider: &str, fact: &DisputeFact) -> Result<Handled> {
-    let Some((org_id, payment_id)) = locate(db, provider, &fact.refs, (fact.org_id, fact.payment_id)) else {
+    let Some((org_id, payment_id)) = locate(db, provider, &fact.refs, fact.org_id, fact.payment_id) else {
         return Ok(Handled::Review("unknown_payment", fact.org_id));
     };
     let payment = money::change(db, org_id, payment_id, |payment| {
