@@ -69,7 +69,7 @@ fn batch_name(value: Option<&str>) -> Result<&str> {
     Ok(name)
 }
 
-fn within(name: &str, value: Option<i32>, most: i32) -> Result<i32> {
+fn required_within(name: &str, value: Option<i32>, most: i32) -> Result<i32> {
     let value = required(name, value)?;
     if (1..=most).contains(&value) { Ok(value) } else { Err(Error::invalid(name, &format!("must be 1 to {most}"))) }
 }
@@ -105,10 +105,10 @@ fn create_gift_cards(
     let codes = entry_point::service(|db| {
         let name = batch_name(name)?;
         let credits = positive("credits", credits)?;
-        let count = within("count", count, MOST_CARDS)?;
+        let count = required_within("count", count, MOST_CARDS)?;
         let unit = self::unit(unit)?;
         let metrics = scope(metrics)?;
-        let max_redemptions = within("max_redemptions", max_redemptions, MOST_REDEMPTIONS)?;
+        let max_redemptions = required_within("max_redemptions", max_redemptions, MOST_REDEMPTIONS)?;
         let expires_at = expires_at.map(Moment::from).filter(|at| *at != INFINITY);
         let validity = Validity::argument("validity", validity)?;
         let source = self::source(required("source", source)?);
@@ -132,7 +132,7 @@ fn create_gift_cards(
 }
 
 /// The hash of the code that somebody typed, if this org may try one now.
-fn hash(db: &Db, org_id: Uuid, typed: &str) -> Result<CodeHash> {
+fn hash_of_typed(db: &Db, org_id: Uuid, typed: &str) -> Result<CodeHash> {
     cache::require_installed(db)?;
     authorize(db, org_id)?;
     // A failed attempt could not be noted in a read-only transaction, so the server's own error
@@ -149,7 +149,7 @@ fn hash(db: &Db, org_id: Uuid, typed: &str) -> Result<CodeHash> {
 }
 
 /// Grants the credit of a card.
-fn grant(db: &Db, call: &Call, wallet: &mut Wallet, hash: &CodeHash) -> Result<(Operation, GiftCardReceipt)> {
+fn grant_card(db: &Db, call: &Call, wallet: &mut Wallet, hash: &CodeHash) -> Result<(Operation, GiftCardReceipt)> {
     let now = wallet.now();
     // Others may have tried in vain while this call waited for the lock.
     attempts::check(db, call.org_id, now)?;
@@ -212,7 +212,7 @@ fn redeem_gift_card(
     or_raise(access::customer(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let typed = required("code", code)?;
-        let hash = spi::connect(|db| hash(db, org_id, typed))?;
+        let hash = spi::connect(|db| hash_of_typed(db, org_id, typed))?;
         // Half of the hash suffices to tell codes apart.
         let half = Uuid::from_slice(&hash[..16]).unwrap_or_default().to_string();
         let call = Call::new(org_id, "redeem_gift_card", &[Some(&half)], idempotency_key, metadata)?;
@@ -224,7 +224,7 @@ fn redeem_gift_card(
                 let unit = store::unit(db, org_id, &hash, now).ok_or_else(Error::unknown_code)?;
                 ledger::lock_or_create(db, org_id, &unit, now)
             },
-            |db, wallet| grant(db, &call, wallet, &hash),
+            |db, wallet| grant_card(db, &call, wallet, &hash),
         );
         match answer {
             Err(error) if error == Error::unknown_code() => {

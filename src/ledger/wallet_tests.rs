@@ -2,7 +2,7 @@
 //! the calls as the tables would.
 
 use super::*;
-use crate::ledger::audit::{Row, Stored, Walk};
+use crate::ledger::audit::{BalanceRow, ChainWalk, StoredEntry};
 use proptest::prelude::*;
 
 const HOUR: i64 = 3_600_000_000;
@@ -60,13 +60,13 @@ struct Tables {
     lane: Lane,
     grants: Vec<Grant>,
     holds: Vec<(Hold, Moment)>,
-    walk: Walk,
+    walk: ChainWalk,
     violations: Vec<crate::ledger::audit::Violation>,
 }
 
 impl Tables {
     fn new() -> Self {
-        let walk = Walk::new(Uuid::from_u128(1), 0, Some("credit".into()));
+        let walk = ChainWalk::new(Uuid::from_u128(1), 0, Some("credit".into()));
         Self { lane: empty_lane(), grants: Vec::new(), holds: Vec::new(), walk, violations: Vec::new() }
     }
 
@@ -140,8 +140,8 @@ impl Tables {
     }
 }
 
-fn row(lane: &Lane) -> Row {
-    Row {
+fn row(lane: &Lane) -> BalanceRow {
+    BalanceRow {
         unit: lane.unit.clone(),
         last_entry_id: lane.last_entry_id,
         balance: lane.balance,
@@ -153,8 +153,8 @@ fn row(lane: &Lane) -> Row {
     }
 }
 
-fn as_stored(wallet: &Wallet, e: &Entry) -> Stored {
-    Stored {
+fn as_stored(wallet: &Wallet, e: &Entry) -> StoredEntry {
+    StoredEntry {
         org_id: wallet.lane.org_id,
         operation_id: e.operation_id,
         entry_id: e.position.entry_id,

@@ -46,13 +46,13 @@ fn parse(payload: &str) -> Result<Event, Unreadable> {
         Some(created) => created,
         None => needed(event.object("payload")?.second("created_at")?, "created_at")?,
     };
-    let fact = fact(kind, event)?;
+    let fact = read_fact(kind, event)?;
     // A repeated delivery is the same to the byte, so its hash is the same.
     let id = format!("sha256:{:x}", Sha256::digest(payload));
     Ok(Event { id, kind: kind.to_owned(), created, fact })
 }
 
-fn fact(kind: &str, event: Object<'_>) -> Result<Option<Fact>, Unreadable> {
+fn read_fact(kind: &str, event: Object<'_>) -> Result<Option<Fact>, Unreadable> {
     let entity = |name, path| {
         let entity = event.object("payload")?.object(name)?.object("entity")?;
         if entity.is_some() { Ok(entity) } else { Err(Unreadable::Missing(path)) }
@@ -60,27 +60,27 @@ fn fact(kind: &str, event: Object<'_>) -> Result<Option<Fact>, Unreadable> {
     let payment = || entity("payment", "payload.payment.entity");
     let subscription = || entity("subscription", "payload.subscription.entity");
     let fact = match kind {
-        "payment.captured" => pay(payment()?, Outcome::Paid)?,
-        "payment.authorized" => pay(payment()?, Outcome::Pending)?,
-        "payment.failed" => pay(payment()?, Outcome::Failed)?,
-        "refund.processed" => refund(entity("refund", "payload.refund.entity")?, payment()?)?,
-        "subscription.charged" => charge(subscription()?, payment()?)?,
-        "subscription.activated" => change(subscription()?, SubscriptionState::Active)?,
+        "payment.captured" => read_payment(payment()?, Outcome::Paid)?,
+        "payment.authorized" => read_payment(payment()?, Outcome::Pending)?,
+        "payment.failed" => read_payment(payment()?, Outcome::Failed)?,
+        "refund.processed" => read_refund(entity("refund", "payload.refund.entity")?, payment()?)?,
+        "subscription.charged" => read_charge(subscription()?, payment()?)?,
+        "subscription.activated" => read_subscription(subscription()?, SubscriptionState::Active)?,
         "subscription.pending" | "subscription.halted" | "subscription.paused" => {
-            change(subscription()?, SubscriptionState::PastDue)?
+            read_subscription(subscription()?, SubscriptionState::PastDue)?
         }
         "subscription.cancelled" | "subscription.completed" | "subscription.expired" => {
-            change(subscription()?, SubscriptionState::Canceled)?
+            read_subscription(subscription()?, SubscriptionState::Canceled)?
         }
-        "payment.dispute.created" => dispute(entity("dispute", "payload.dispute.entity")?, DisputeState::Open)?,
-        "payment.dispute.won" => dispute(entity("dispute", "payload.dispute.entity")?, DisputeState::Won)?,
-        "payment.dispute.lost" => dispute(entity("dispute", "payload.dispute.entity")?, DisputeState::Lost)?,
+        "payment.dispute.created" => read_dispute(entity("dispute", "payload.dispute.entity")?, DisputeState::Open)?,
+        "payment.dispute.won" => read_dispute(entity("dispute", "payload.dispute.entity")?, DisputeState::Won)?,
+        "payment.dispute.lost" => read_dispute(entity("dispute", "payload.dispute.entity")?, DisputeState::Lost)?,
         _ => return Ok(None),
     };
     Ok(Some(fact))
 }
 
-fn pay(payment: Object<'_>, outcome: Outcome) -> Result<Fact, Unreadable> {
+fn read_payment(payment: Object<'_>, outcome: Outcome) -> Result<Fact, Unreadable> {
     let notes = payment.labels("notes")?;
     let failure = match outcome {
         Outcome::Failed => payment
@@ -113,7 +113,7 @@ fn refs(payment: Object<'_>) -> Result<Vec<String>, Unreadable> {
     Ok(distinct([Some(id), payment.id("order_id")?, payment.id("invoice_id")?]))
 }
 
-fn refund(refund: Object<'_>, payment: Object<'_>) -> Result<Fact, Unreadable> {
+fn read_refund(refund: Object<'_>, payment: Object<'_>) -> Result<Fact, Unreadable> {
     let id = needed(refund.id("payment_id")?, "payment_id")?;
     let refs = refs(payment)?;
     if refs.first().is_none_or(|known| known != id) {
@@ -137,7 +137,7 @@ fn refund(refund: Object<'_>, payment: Object<'_>) -> Result<Fact, Unreadable> {
     }))
 }
 
-fn dispute(dispute: Object<'_>, state: DisputeState) -> Result<Fact, Unreadable> {
+fn read_dispute(dispute: Object<'_>, state: DisputeState) -> Result<Fact, Unreadable> {
     Ok(Fact::Dispute(DisputeFact {
         id: needed(dispute.text("id")?, "id")?.to_owned(),
         refs: vec![needed(dispute.id("payment_id")?, "payment_id")?.to_owned()],
@@ -151,7 +151,7 @@ fn dispute(dispute: Object<'_>, state: DisputeState) -> Result<Fact, Unreadable>
 
 /// Reads the charge of a subscription as an invoice. The event does not have the invoice itself, so
 /// it is known by its payment.
-fn charge(subscription: Object<'_>, payment: Object<'_>) -> Result<Fact, Unreadable> {
+fn read_charge(subscription: Object<'_>, payment: Object<'_>) -> Result<Fact, Unreadable> {
     let notes = [subscription.labels("notes")?, payment.labels("notes")?];
     let customer = match subscription.id("customer_id")? {
         Some(customer) => Some(customer),
@@ -172,7 +172,7 @@ fn charge(subscription: Object<'_>, payment: Object<'_>) -> Result<Fact, Unreada
     }))
 }
 
-fn change(subscription: Object<'_>, state: SubscriptionState) -> Result<Fact, Unreadable> {
+fn read_subscription(subscription: Object<'_>, state: SubscriptionState) -> Result<Fact, Unreadable> {
     Ok(Fact::Subscription(SubscriptionFact {
         id: needed(subscription.text("id")?, "id")?.to_owned(),
         state,

@@ -49,39 +49,41 @@ fn parse(payload: &str) -> Result<Event, Unreadable> {
     let id = needed(event.text("id")?, "id")?;
     let kind = needed(event.text("type")?, "type")?;
     let created = needed(event.second("created")?, "created")?;
-    let fact = fact(kind, event)?;
+    let fact = read_fact(kind, event)?;
     Ok(Event { id: id.to_owned(), kind: kind.to_owned(), created, fact })
 }
 
-fn fact(kind: &str, event: Object<'_>) -> Result<Option<Fact>, Unreadable> {
+fn read_fact(kind: &str, event: Object<'_>) -> Result<Option<Fact>, Unreadable> {
     // The object is only read once the type is known: events that are not used may have any shape.
     let about = || {
         let object = event.object("data")?.object("object")?;
         if object.is_some() { Ok(object) } else { Err(Unreadable::Missing("data.object")) }
     };
     match kind {
-        "checkout.session.completed" => session(about()?, None),
-        "checkout.session.async_payment_succeeded" => session(about()?, Some(Outcome::Paid)),
+        "checkout.session.completed" => read_session(about()?, None),
+        "checkout.session.async_payment_succeeded" => read_session(about()?, Some(Outcome::Paid)),
         "checkout.session.async_payment_failed" | "checkout.session.expired" => {
-            session(about()?, Some(Outcome::Failed))
+            read_session(about()?, Some(Outcome::Failed))
         }
-        "payment_intent.succeeded" => intent(about()?, Outcome::Paid).map(Some),
-        "payment_intent.processing" => intent(about()?, Outcome::Pending).map(Some),
-        "payment_intent.payment_failed" | "payment_intent.canceled" => intent(about()?, Outcome::Failed).map(Some),
-        "invoice.paid" => invoice(about()?, true).map(Some),
-        "invoice.payment_failed" => invoice(about()?, false).map(Some),
-        "customer.subscription.created" | "customer.subscription.updated" => subscription(about()?, false).map(Some),
-        "customer.subscription.deleted" => subscription(about()?, true).map(Some),
-        "charge.refunded" => refund(about()?),
-        "charge.dispute.created" | "charge.dispute.funds_withdrawn" => dispute(about()?, false).map(Some),
-        "charge.dispute.closed" => dispute(about()?, true).map(Some),
+        "payment_intent.succeeded" => read_intent(about()?, Outcome::Paid).map(Some),
+        "payment_intent.processing" => read_intent(about()?, Outcome::Pending).map(Some),
+        "payment_intent.payment_failed" | "payment_intent.canceled" => read_intent(about()?, Outcome::Failed).map(Some),
+        "invoice.paid" => read_invoice(about()?, true).map(Some),
+        "invoice.payment_failed" => read_invoice(about()?, false).map(Some),
+        "customer.subscription.created" | "customer.subscription.updated" => {
+            read_subscription(about()?, false).map(Some)
+        }
+        "customer.subscription.deleted" => read_subscription(about()?, true).map(Some),
+        "charge.refunded" => read_refund(about()?),
+        "charge.dispute.created" | "charge.dispute.funds_withdrawn" => read_dispute(about()?, false).map(Some),
+        "charge.dispute.closed" => read_dispute(about()?, true).map(Some),
         _ => Ok(None),
     }
 }
 
 /// Reads a checkout session. `outcome` is what the type of the event says; without it, the
 /// session's own status counts.
-fn session(session: Object<'_>, outcome: Option<Outcome>) -> Result<Option<Fact>, Unreadable> {
+fn read_session(session: Object<'_>, outcome: Option<Outcome>) -> Result<Option<Fact>, Unreadable> {
     let mode = session.text("mode")?;
     if mode == Some("setup") {
         // This mode only keeps a card, and reports "no_payment_required" as its status.
@@ -114,7 +116,7 @@ fn session(session: Object<'_>, outcome: Option<Outcome>) -> Result<Option<Fact>
     fact.checked().map(Some)
 }
 
-fn intent(intent: Object<'_>, outcome: Outcome) -> Result<Fact, Unreadable> {
+fn read_intent(intent: Object<'_>, outcome: Outcome) -> Result<Fact, Unreadable> {
     let labels = intent.labels("metadata")?;
     let invoice = intent.id("invoice")?;
     let reference = intent.object("payment_details")?.text("order_reference")?;
@@ -186,7 +188,7 @@ fn failure(error: Object<'_>) -> Result<Option<String>, Unreadable> {
 }
 
 /// Reads a refund; None if nothing was paid, so that nothing is given back.
-fn refund(charge: Object<'_>) -> Result<Option<Fact>, Unreadable> {
+fn read_refund(charge: Object<'_>) -> Result<Option<Fact>, Unreadable> {
     let labels = charge.labels("metadata")?;
     let authorized = needed(charge.amount("amount")?, "amount")?;
     let amount = charge.amount("amount_captured")?.unwrap_or(authorized);
@@ -211,7 +213,7 @@ fn refund(charge: Object<'_>) -> Result<Option<Fact>, Unreadable> {
     })))
 }
 
-fn dispute(dispute: Object<'_>, closed: bool) -> Result<Fact, Unreadable> {
+fn read_dispute(dispute: Object<'_>, closed: bool) -> Result<Fact, Unreadable> {
     let state = match needed(dispute.text("status")?, "status")? {
         // These end without a loss: an inquiry that came to nothing, or a dispute that was settled
         // by a refund, which is an event of its own.
@@ -238,7 +240,7 @@ fn dispute(dispute: Object<'_>, closed: bool) -> Result<Fact, Unreadable> {
     }))
 }
 
-fn invoice(invoice: Object<'_>, paid: bool) -> Result<Fact, Unreadable> {
+fn read_invoice(invoice: Object<'_>, paid: bool) -> Result<Fact, Unreadable> {
     let parent = invoice.object("parent")?.object("subscription_details")?;
     let subscription = match parent.id("subscription")? {
         Some(id) => Some(id),
@@ -335,7 +337,7 @@ fn price(item: Object<'_>) -> Result<Option<&str>, Unreadable> {
     }
 }
 
-fn subscription(subscription: Object<'_>, deleted: bool) -> Result<Fact, Unreadable> {
+fn read_subscription(subscription: Object<'_>, deleted: bool) -> Result<Fact, Unreadable> {
     let state = match subscription.text("status")? {
         _ if deleted => SubscriptionState::Canceled,
         Some("incomplete") => SubscriptionState::Incomplete,

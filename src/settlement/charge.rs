@@ -81,7 +81,7 @@ statements! {
 }
 
 /// A row of `unsettled_usage` that was taken out.
-struct Taken {
+struct TakenUsage {
     segment: Moment,
     quantity: i64,
     level: Option<(i64, Moment)>,
@@ -134,7 +134,7 @@ pub struct Charged {
 }
 
 /// The settlement of one org in progress.
-struct Work<'a> {
+struct OrgCharger<'a> {
     db: &'a Db,
     org_id: Uuid,
     timeline: Timeline,
@@ -160,13 +160,13 @@ pub fn join(db: &Db, org_id: Uuid, at: Moment, span: Span) {
 pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<Charged> {
     // The period that ends right after `now` has ended; the next one has not begun.
     let ended = now.saturating_add(1);
-    let mut groups: BTreeMap<(String, Span), Vec<Taken>> = BTreeMap::new();
+    let mut groups: BTreeMap<(String, Span), Vec<TakenUsage>> = BTreeMap::new();
     for row in db.write(&TAKE, args![org_id, Timestamptz(before), Timestamptz(ended)]).iter() {
         let span = Span { start: row.get(1), end: row.get(2) };
-        groups.entry((row.get(0), span)).or_default().push(taken(&row));
+        groups.entry((row.get(0), span)).or_default().push(taken_usage(&row));
     }
     let timeline = plans::timeline(db, org_id, true)?;
-    let mut work = Work { db, org_id, timeline, now, days: Vec::new(), debts: Vec::new() };
+    let mut charger = OrgCharger { db, org_id, timeline, now, days: Vec::new(), debts: Vec::new() };
     let mut events = 0;
     if !groups.is_empty() {
         let names: Vec<_> = groups.keys().map(|(metric, span)| (org_id, metric.clone(), *span)).collect();
@@ -179,31 +179,31 @@ pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<Char
             taken.sort_by_key(|t| t.segment);
             for part in taken {
                 events += part.events;
-                work.decide(&metric, counter, &part)?;
+                charger.charge_row(&metric, counter, &part)?;
             }
         }
         counters::save(db, &locked.values().collect::<Vec<_>>());
     }
     // Most catalogs have no gauges, and need not look for levels.
     if cache::all_metrics(db)?.iter().any(|metric| metric.is_gauge()) {
-        work.carry_levels()?;
-        work.close_levels()?;
+        charger.carry_levels()?;
+        charger.close_levels()?;
     }
-    add_to_reports(db, org_id, &work.days);
-    Ok(Charged { events, debts: work.debts, timeline: work.timeline })
+    add_to_reports(db, org_id, &charger.days);
+    Ok(Charged { events, debts: charger.debts, timeline: charger.timeline })
 }
 
-fn taken(row: &Row) -> Taken {
-    Taken { segment: row.get(3), quantity: row.get(4), level: row.opt(5).zip(row.opt(6)), events: row.get(7) }
+fn taken_usage(row: &Row) -> TakenUsage {
+    TakenUsage { segment: row.get(3), quantity: row.get(4), level: row.opt(5).zip(row.opt(6)), events: row.get(7) }
 }
 
 fn missing_counter() -> Error {
     Error::corrupt("a counter that was made is not there")
 }
 
-impl Work<'_> {
+impl OrgCharger<'_> {
     /// Charges one row of recorded usage.
-    fn decide(&mut self, metric: &Rc<Metric>, counter: &mut Counter, part: &Taken) -> Result<()> {
+    fn charge_row(&mut self, metric: &Rc<Metric>, counter: &mut Counter, part: &TakenUsage) -> Result<()> {
         if part.level.is_some_and(|(_, at)| counter.level.is_none_or(|(_, known)| at >= known)) {
             counter.level = part.level;
         }
@@ -215,11 +215,11 @@ impl Work<'_> {
             _ => (part.quantity, part.quantity),
         };
         let level_at = part.level.map_or(0, |(_, at)| at);
-        self.take(metric, counter, Usage { quantity, shown, segment: part.segment, level_at })
+        self.charge_usage(metric, counter, Usage { quantity, shown, segment: part.segment, level_at })
     }
 
     /// Charges a quantity at the price that held in its segment.
-    fn take(&mut self, metric: &Rc<Metric>, counter: &mut Counter, usage: Usage) -> Result<()> {
+    fn charge_usage(&mut self, metric: &Rc<Metric>, counter: &mut Counter, usage: Usage) -> Result<()> {
         let Usage { quantity, shown, segment, level_at } = usage;
         let own = plans::own_terms(self.db, self.org_id, metric, true);
         let terms = self.timeline.terms(&metric.name, own, segment.max(counter.span.start));
@@ -276,7 +276,11 @@ impl Work<'_> {
         let mut counter = counters::lock(self.db, &[name]).pop_first().ok_or_else(missing_counter)?.1;
         if let Some((level, at)) = counter.level {
             let quantity = (level - counter.tally.quantity).max(0);
-            self.take(metric, &mut counter, Usage { quantity, shown: level, segment: span.end - 1, level_at: at })?;
+            self.charge_usage(
+                metric,
+                &mut counter,
+                Usage { quantity, shown: level, segment: span.end - 1, level_at: at },
+            )?;
             counters::save(self.db, &[&counter]);
         }
         Ok(())
@@ -313,7 +317,11 @@ impl Work<'_> {
                 }
                 if metric.aggregation == "max" {
                     let quantity = (level - to.tally.quantity).max(0);
-                    self.take(metric, &mut to, Usage { quantity, shown: level, segment: next.start, level_at: at })?;
+                    self.charge_usage(
+                        metric,
+                        &mut to,
+                        Usage { quantity, shown: level, segment: next.start, level_at: at },
+                    )?;
                 }
                 counters::save(db, &[&to]);
             }

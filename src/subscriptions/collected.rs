@@ -75,7 +75,7 @@ fn names_pack(db: &Db, provider: &str, prices: &[String]) -> Result<bool> {
 
 /// The item of the prices: the first one is that of the period and counts before the others, and
 /// plans count before packs.
-fn item(db: &Db, provider: &str, prices: &[String]) -> Result<Option<Item>> {
+fn find_item(db: &Db, provider: &str, prices: &[String]) -> Result<Option<Item>> {
     let (plans, packs) = (cache::all_plans(db)?, cache::all_packs(db)?);
     let names = |ids: Option<&Vec<String>>, price: &String| ids.is_some_and(|ids| ids.contains(price));
     let plan = |price| plans.iter().find(|(plan, _)| names(plan.provider_ids.get(provider), price));
@@ -84,14 +84,14 @@ fn item(db: &Db, provider: &str, prices: &[String]) -> Result<Option<Item>> {
     Ok(plan.or_else(|| prices.iter().find_map(pack).map(|(pack, _)| Item::Pack(Rc::clone(pack)))))
 }
 
-fn known(db: &Db, provider: &str, id: &str) -> Option<(Uuid, Option<String>)> {
+fn find_known(db: &Db, provider: &str, id: &str) -> Option<(Uuid, Option<String>)> {
     let rows = db.write(&KNOWN, args![provider, id]);
     if rows.count() == 1 { rows.first().map(|row| (row.get(0), row.opt(1))) } else { None }
 }
 
 /// Handles the report that an invoice was paid, or could not be.
-pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Result<Handled> {
-    let before = fact.subscription.as_deref().and_then(|id| known(db, provider, id));
+pub fn handle_invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Result<Handled> {
+    let before = fact.subscription.as_deref().and_then(|id| find_known(db, provider, id));
     let of_customer = || fact.customer.as_deref().and_then(|id| store::org_of_customer(db, provider, id));
     let Some(org_id) = fact.org_id.or(before.as_ref().map(|(org_id, _)| *org_id)).or_else(of_customer) else {
         return Ok(Handled::Review("unknown_org", None));
@@ -105,7 +105,7 @@ pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Res
         }
         return Ok(Handled::Processed(Some(org_id)));
     }
-    let mut item = item(db, provider, &fact.prices)?;
+    let mut item = find_item(db, provider, &fact.prices)?;
     if item.is_none()
         && let Some((_, Some(plan))) = &before
         && fact.prices.is_empty()
@@ -144,7 +144,7 @@ pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Res
         Item::Plan(_) if names_pack(db, provider, &fact.prices)? => {
             return Ok(Handled::Review("several_items", Some(org_id)));
         }
-        Item::Plan(plan) => match collect(db, org_id, provider, fact, created, &plan)? {
+        Item::Plan(plan) => match collect_period(db, org_id, provider, fact, created, &plan)? {
             Ok(payment) => payment,
             Err(reason) => return Ok(Handled::Review(reason, Some(org_id))),
         },
@@ -158,7 +158,7 @@ pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Res
 
 /// Notes a paid period of a plan and the payment for it; the inner error is the reason why it waits
 /// for a person.
-fn collect(
+fn collect_period(
     db: &Db,
     org_id: Uuid,
     provider: &str,
@@ -212,14 +212,14 @@ fn collect(
 }
 
 /// Handles the report that a subscription was made, changed or ended.
-pub fn subscription(db: &Db, provider: &str, fact: &SubscriptionFact, created: i64) -> Result<Handled> {
-    let before = known(db, provider, &fact.id);
+pub fn handle_subscription(db: &Db, provider: &str, fact: &SubscriptionFact, created: i64) -> Result<Handled> {
+    let before = find_known(db, provider, &fact.id);
     let of_customer = || fact.customer.as_deref().and_then(|id| store::org_of_customer(db, provider, id));
     let Some(org_id) = fact.org_id.or(before.as_ref().map(|(org_id, _)| *org_id)).or_else(of_customer) else {
         return Ok(Handled::Review("unknown_org", None));
     };
     let goes_on = matches!(fact.state, SubscriptionState::Active | SubscriptionState::Incomplete);
-    let plan = match item(db, provider, &fact.prices)? {
+    let plan = match find_item(db, provider, &fact.prices)? {
         Some(Item::Plan(plan)) => Some(plan),
         Some(Item::Pack(_)) => None,
         // A subscription that ends does so whatever its price was.

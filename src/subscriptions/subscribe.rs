@@ -59,14 +59,14 @@ statements! {
 const LONGEST_AGO: i64 = 120;
 
 /// A call that changes an org's subscription.
-struct Call<'a> {
+struct SubscriptionCall<'a> {
     org_id: Uuid,
     key: Option<&'a str>,
     hash: i64,
     metadata: String,
 }
 
-impl<'a> Call<'a> {
+impl<'a> SubscriptionCall<'a> {
     fn new(
         org_id: Uuid,
         function: &str,
@@ -124,7 +124,7 @@ impl<'a> Call<'a> {
 }
 
 /// The subscription that runs, or is about to begin.
-fn active(all: &[Subscription], now: Moment) -> Option<&Subscription> {
+fn current_subscription(all: &[Subscription], now: Moment) -> Option<&Subscription> {
     all.iter().rev().find(|s| !s.is_void() && s.ends_at.is_none_or(|end| end > now))
 }
 
@@ -160,14 +160,14 @@ fn status_of(db: &Db, org_id: Uuid, newest: &Subscription, now: Moment) -> Resul
 
 fn subscribe_to(
     db: &Db,
-    call: &Call<'_>,
+    call: &SubscriptionCall<'_>,
     all: &[Subscription],
     plan: &Plan,
     starts_at: Option<Moment>,
     now: Moment,
 ) -> Result<SubscriptionStatus> {
     let org_id = call.org_id;
-    match active(all, now) {
+    match current_subscription(all, now) {
         Some(current) if !current.by_default && current.starts_at <= now => {
             let end = current.next_period_at.unwrap_or(now);
             match starts_at.filter(|at| *at > now) {
@@ -189,7 +189,7 @@ fn subscribe_to(
             if before.any(|end| end > starts_at) {
                 return Err(Error::invalid("starts_at", "lies within an earlier subscription"));
             }
-            if let Some(scheduled) = active(all, now).filter(|s| !s.by_default) {
+            if let Some(scheduled) = current_subscription(all, now).filter(|s| !s.by_default) {
                 withdraw(db, org_id, all, scheduled, now)?;
             }
             settlement::cut_period(db, org_id, now, starts_at)?;
@@ -244,7 +244,7 @@ impl Beginning {
     }
 }
 
-fn begin(db: &Db, call: &Call<'_>, plan: &Plan, beginning: Beginning, now: Moment) {
+fn begin(db: &Db, call: &SubscriptionCall<'_>, plan: &Plan, beginning: Beginning, now: Moment) {
     let Beginning { starts_at, anchor, next_period_at, granted, billing_provider } = beginning;
     let new = Subscription {
         starts_at,
@@ -268,7 +268,7 @@ fn begin(db: &Db, call: &Call<'_>, plan: &Plan, beginning: Beginning, now: Momen
 /// time.
 fn change_now(
     db: &Db,
-    call: &Call<'_>,
+    call: &SubscriptionCall<'_>,
     all: &[Subscription],
     current: &Subscription,
     plan: &Plan,
@@ -325,7 +325,7 @@ fn change_now(
     Ok(())
 }
 
-fn finite(at: Option<TimestampWithTimeZone>) -> Result<Option<Moment>> {
+fn finite_start(at: Option<TimestampWithTimeZone>) -> Result<Option<Moment>> {
     let at = at.map(Moment::from);
     match at {
         Some(time::INFINITY | time::NEG_INFINITY) => Err(Error::invalid("starts_at", "must be finite")),
@@ -353,9 +353,10 @@ fn subscribe(
     or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let name = required("plan", plan)?;
-        let starts_at = finite(starts_at)?;
+        let starts_at = finite_start(starts_at)?;
         let start = starts_at.map(|at| at.to_string());
-        let call = Call::new(org_id, "subscribe", &[Some(name), start.as_deref()], idempotency_key, metadata)?;
+        let call =
+            SubscriptionCall::new(org_id, "subscribe", &[Some(name), start.as_deref()], idempotency_key, metadata)?;
         call.run(true, |db, all, now| {
             let plan = cache::plan(db, name)?;
             subscribe_to(db, &call, all, &plan, starts_at, now)
@@ -381,10 +382,10 @@ fn change_plan(
         let name = required("plan", plan)?;
         let at_period_end = required("at_period_end", at_period_end)?;
         let when = at_period_end.to_string();
-        let call = Call::new(org_id, "change_plan", &[Some(name), Some(&when)], idempotency_key, metadata)?;
+        let call = SubscriptionCall::new(org_id, "change_plan", &[Some(name), Some(&when)], idempotency_key, metadata)?;
         call.run(false, |db, all, now| {
             let plan = cache::plan(db, name)?;
-            let current = active(all, now).filter(|s| !s.by_default && s.starts_at <= now);
+            let current = current_subscription(all, now).filter(|s| !s.by_default && s.starts_at <= now);
             let current = current.ok_or_else(|| Error::no_subscription(&org_id.to_string()))?;
             if at_period_end && current.plan != plan.name {
                 store::set_ending(db, org_id, current.starts_at, false, Some(&plan.name));
@@ -420,10 +421,10 @@ pub fn collect(
     note: impl FnOnce(),
 ) -> Result<Vec<i64>> {
     let PaidPeriod { start, until, is_money } = paid;
-    let call = Call::new(org_id, "collect", &[], None, None)?;
+    let call = SubscriptionCall::new(org_id, "collect", &[], None, None)?;
     settlement::catch_up(db, org_id, now)?;
     let before = store::subscriptions(db, org_id);
-    let running = active(&before, now).filter(|s| !s.by_default && s.starts_at <= now);
+    let running = current_subscription(&before, now).filter(|s| !s.by_default && s.starts_at <= now);
     // Money for the time after the end takes a cancellation back.
     if let Some(current) = running.filter(|s| s.cancel_at_period_end)
         && current.next_period_at.is_some_and(|turn| until > turn + GRACE)
@@ -472,7 +473,7 @@ pub fn collect(
         }
     }
     let all = store::subscriptions(db, org_id);
-    if let Some(current) = active(&all, now).filter(|s| !s.by_default) {
+    if let Some(current) = current_subscription(&all, now).filter(|s| !s.by_default) {
         store::set_collector(db, org_id, current.starts_at, billing_provider);
     }
     settlement::catch_up(db, org_id, now)?;
@@ -503,7 +504,7 @@ fn is_new_anchor(db: &Db, current: &Subscription, paid: Span) -> Result<bool> {
 
 /// Begins a paid subscription after another one, with its full credits: what the other one granted
 /// for the same time was paid, or free, by itself.
-fn begin_paid(db: &Db, call: &Call<'_>, plan: &Plan, anchor: Moment, now: Moment) -> Result<()> {
+fn begin_paid(db: &Db, call: &SubscriptionCall<'_>, plan: &Plan, anchor: Moment, now: Moment) -> Result<()> {
     let (org_id, end) = (call.org_id, whole_period(plan.cycle, anchor, now).end);
     let mut grants = Vec::new();
     if let Some(credits) = plan.credits {
@@ -530,14 +531,15 @@ fn begin_paid(db: &Db, call: &Call<'_>, plan: &Plan, anchor: Moment, now: Moment
 /// Whether this subscription of a provider pays for the plan that runs.
 pub fn is_billing_provider(db: &Db, org_id: Uuid, billing_provider: &Collector, now: Moment) -> bool {
     let all = store::subscriptions(db, org_id);
-    active(&all, now).is_some_and(|s| !s.by_default && s.billing_provider.as_ref() == Some(billing_provider))
+    current_subscription(&all, now)
+        .is_some_and(|s| !s.by_default && s.billing_provider.as_ref() == Some(billing_provider))
 }
 
 /// Notes that the plan of a subscription which a provider collects for changes: with the next
 /// period, or as soon as the difference is paid. The wallets must be locked.
 pub fn schedule_plan_change(db: &Db, org_id: Uuid, plan: &Plan, now: Moment) {
     let all = store::subscriptions(db, org_id);
-    if let Some(current) = active(&all, now).filter(|s| !s.by_default && s.starts_at <= now) {
+    if let Some(current) = current_subscription(&all, now).filter(|s| !s.by_default && s.starts_at <= now) {
         let pending = (current.plan != plan.name).then_some(plan.name.as_str());
         if current.pending_plan.as_deref() != pending {
             store::set_ending(db, org_id, current.starts_at, current.cancel_at_period_end, pending);
@@ -548,7 +550,7 @@ pub fn schedule_plan_change(db: &Db, org_id: Uuid, plan: &Plan, now: Moment) {
 /// Lets the subscription end with its period, or go on. The wallets must be locked.
 pub fn end_with_period(db: &Db, org_id: Uuid, ends: bool, now: Moment) {
     let all = store::subscriptions(db, org_id);
-    if let Some(current) = active(&all, now).filter(|s| !s.by_default && s.cancel_at_period_end != ends) {
+    if let Some(current) = current_subscription(&all, now).filter(|s| !s.by_default && s.cancel_at_period_end != ends) {
         store::set_ending(db, org_id, current.starts_at, ends, current.pending_plan.as_deref().filter(|_| !ends));
     }
 }
@@ -556,7 +558,7 @@ pub fn end_with_period(db: &Db, org_id: Uuid, ends: bool, now: Moment) {
 /// Ends the subscription at once, if there is one. The wallets must be locked.
 pub fn end_now(db: &Db, org_id: Uuid, now: Moment) -> Result<()> {
     let all = store::subscriptions(db, org_id);
-    if let Some(current) = active(&all, now).filter(|s| !s.by_default && s.starts_at <= now) {
+    if let Some(current) = current_subscription(&all, now).filter(|s| !s.by_default && s.starts_at <= now) {
         settlement::cut_period(db, org_id, now, now)?;
         // A period that waited for its money is as if it had never begun.
         let end = current.next_period_at.filter(|next| *next < now).unwrap_or(now);
@@ -575,9 +577,9 @@ fn cancel_subscription(org_id: Option<pgrx::Uuid>, at_period_end: default!(Optio
     or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let at_period_end = required("at_period_end", at_period_end)?;
-        let call = Call::new(org_id, "cancel_subscription", &[], None, None)?;
+        let call = SubscriptionCall::new(org_id, "cancel_subscription", &[], None, None)?;
         call.run(false, |db, all, now| {
-            let current = active(all, now).filter(|s| !s.by_default);
+            let current = current_subscription(all, now).filter(|s| !s.by_default);
             let current = current.ok_or_else(|| Error::no_subscription(&org_id.to_string()))?;
             if at_period_end && current.starts_at <= now {
                 store::set_ending(db, org_id, current.starts_at, true, None);

@@ -10,7 +10,7 @@ use crate::base::hash::Hash;
 use crate::base::time::INFINITY;
 use crate::catalog::cache;
 use crate::catalog::price::Price;
-use crate::ledger::audit::{self, Stored, Violation, Walk};
+use crate::ledger::audit::{BalanceRow, ChainWalk, StoredEntry, Violation};
 use crate::ledger::chain::{self, HoldTerms, Terms};
 use crate::pg::arguments::optional_uuid;
 use crate::pg::raise::or_raise;
@@ -193,9 +193,9 @@ statements! {
           where g.written_off <> coalesce(e.credits, 0)";
 }
 
-fn stored(row: &Row) -> Stored {
+fn stored_entry(row: &Row) -> StoredEntry {
     let (amount, balance_after): (i64, i64) = (row.get(3), row.get(4));
-    Stored {
+    StoredEntry {
         org_id: row.get(0),
         operation_id: row.get(1),
         entry_id: row.get(2),
@@ -224,7 +224,7 @@ fn stored(row: &Row) -> Stored {
 }
 
 /// The hash of the terms of the grant or hold that an entry made.
-fn terms(db: &Db, entry: &Stored, row: &Row) -> Option<Hash> {
+fn terms(db: &Db, entry: &StoredEntry, row: &Row) -> Option<Hash> {
     if entry.grant_id == Some(entry.entry_id) { grant_terms(db, entry) } else { hold_terms(row) }
 }
 
@@ -249,7 +249,7 @@ fn hold_terms(row: &Row) -> Option<Hash> {
     }))
 }
 
-fn grant_terms(db: &Db, entry: &Stored) -> Option<Hash> {
+fn grant_terms(db: &Db, entry: &StoredEntry) -> Option<Hash> {
     db.read(&TERMS, args![entry.org_id, entry.entry_id]).first().map(|row| {
         let currency: Option<String> = row.opt(5);
         let metrics: Option<Vec<String>> = row.opt(6);
@@ -265,8 +265,8 @@ fn grant_terms(db: &Db, entry: &Stored) -> Option<Hash> {
     })
 }
 
-fn balance_row(db: &Db, org_id: Uuid, slot: i64) -> Option<audit::Row> {
-    db.read(&LANE, args![org_id, slot]).first().map(|row| audit::Row {
+fn balance_row(db: &Db, org_id: Uuid, slot: i64) -> Option<BalanceRow> {
+    db.read(&LANE, args![org_id, slot]).first().map(|row| BalanceRow {
         unit: row.get(0),
         last_entry_id: row.get(1),
         balance: row.get(2),
@@ -281,13 +281,13 @@ fn balance_row(db: &Db, org_id: Uuid, slot: i64) -> Option<audit::Row> {
 /// Walks the chains of all orgs from `first` to `last`.
 fn chains(first: Uuid, last: Uuid, out: &mut Vec<Violation>) {
     let mut at = (first, i64::MIN);
-    let mut walk: Option<(Walk, Option<audit::Row>)> = None;
+    let mut walk: Option<(ChainWalk, Option<BalanceRow>)> = None;
     loop {
         // Each portion gets a connection of its own, so that its memory is free before the next.
         let count = spi::connect(|db| {
             let rows = db.read(&PORTION, args![at.0, at.1, last]);
             for row in rows.iter() {
-                let mut entry = stored(&row);
+                let mut entry = stored_entry(&row);
                 entry.terms = terms(db, &entry, &row);
                 if !walk.as_ref().is_some_and(|(w, _)| w.is_of(&entry)) {
                     if let Some((done, row)) = walk.take() {
@@ -295,7 +295,7 @@ fn chains(first: Uuid, last: Uuid, out: &mut Vec<Violation>) {
                     }
                     let row = balance_row(db, entry.org_id, entry.slot());
                     let unit = row.as_ref().map(|r| r.unit.clone());
-                    walk = Some((Walk::new(entry.org_id, entry.slot(), unit), row));
+                    walk = Some((ChainWalk::new(entry.org_id, entry.slot(), unit), row));
                 }
                 if let Some((walk, _)) = &mut walk {
                     walk.entry(&entry, out);

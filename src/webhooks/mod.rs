@@ -117,7 +117,7 @@ fn handle_with_waiting(db: &Db, provider: &dyn Provider, event: &Event, now: Mom
 fn handle_one(db: &Db, provider: &dyn Provider, event: &Event, now: Moment) -> WebhookReceipt {
     let mut outcome = Ok(Handled::Ignored);
     spi::in_subtransaction(|| {
-        outcome = process(db, provider, event);
+        outcome = handle_fact(db, provider, event);
         !matches!(outcome, Err(_) | Ok(Handled::Review(..)))
     });
     let (status, reason, org_id) = match outcome {
@@ -132,19 +132,19 @@ fn handle_one(db: &Db, provider: &dyn Provider, event: &Event, now: Moment) -> W
     WebhookReceipt { event_id, event_type, status: status.to_owned(), reason, org_id }
 }
 
-fn process(db: &Db, provider: &dyn Provider, event: &Event) -> Result<Handled> {
+fn handle_fact(db: &Db, provider: &dyn Provider, event: &Event) -> Result<Handled> {
     match &event.fact {
         None => Ok(Handled::Ignored),
-        Some(Fact::Payment(fact)) => pay(db, provider, event, fact),
-        Some(Fact::Refund(fact)) => refund(db, provider.name(), fact),
-        Some(Fact::Dispute(fact)) => dispute(db, provider.name(), fact),
-        Some(Fact::Invoice(fact)) => collected::invoice(db, provider.name(), fact, event.created),
-        Some(Fact::Subscription(fact)) => collected::subscription(db, provider.name(), fact, event.created),
+        Some(Fact::Payment(fact)) => handle_payment(db, provider, event, fact),
+        Some(Fact::Refund(fact)) => handle_refund(db, provider.name(), fact),
+        Some(Fact::Dispute(fact)) => handle_dispute(db, provider.name(), fact),
+        Some(Fact::Invoice(fact)) => collected::handle_invoice(db, provider.name(), fact, event.created),
+        Some(Fact::Subscription(fact)) => collected::handle_subscription(db, provider.name(), fact, event.created),
     }
 }
 
 /// The payment that a fact is about, by its id or by the provider's ids.
-fn locate(
+fn find_payment(
     db: &Db,
     provider: &str,
     refs: &[String],
@@ -162,7 +162,7 @@ fn locate(
     store::by_refs(db, provider, refs).filter(|(owner, _)| org_id.is_none_or(|org_id| org_id == *owner))
 }
 
-fn check(payment: &Payment, provider: &str, amount: Option<i64>, currency: Option<&str>) -> Result<()> {
+fn check_terms(payment: &Payment, provider: &str, amount: Option<i64>, currency: Option<&str>) -> Result<()> {
     if payment.provider != provider {
         return Err(Error::mismatch("provider", &payment.provider, provider));
     }
@@ -180,9 +180,9 @@ fn vouched_customer<'a>(provider: &dyn Provider, fact: &'a PaymentFact) -> Optio
     fact.customer.as_ref().filter(|_| provider.vouches_for_customer())
 }
 
-fn pay(db: &Db, provider: &dyn Provider, event: &Event, fact: &PaymentFact) -> Result<Handled> {
-    let located = locate(db, provider.name(), &fact.refs, fact.org_id, fact.payment_id);
-    let Some((org_id, payment_id)) = located else {
+fn handle_payment(db: &Db, provider: &dyn Provider, event: &Event, fact: &PaymentFact) -> Result<Handled> {
+    let found = find_payment(db, provider.name(), &fact.refs, fact.org_id, fact.payment_id);
+    let Some((org_id, payment_id)) = found else {
         // The invoice reports what was paid of a subscription.
         if !fact.of_subscription {
             return Ok(Handled::Review("unknown_payment", fact.org_id));
@@ -213,15 +213,15 @@ fn pay(db: &Db, provider: &dyn Provider, event: &Event, fact: &PaymentFact) -> R
         }
         match fact.outcome {
             Outcome::Paid => {
-                check(payment, provider.name(), fact.amount, fact.currency.as_deref())?;
+                check_terms(payment, provider.name(), fact.amount, fact.currency.as_deref())?;
                 payment.money.pay();
             }
             Outcome::Pending => {
-                check(payment, provider.name(), fact.amount, fact.currency.as_deref())?;
+                check_terms(payment, provider.name(), fact.amount, fact.currency.as_deref())?;
                 payment.money.report(Status::Pending, event.created);
             }
             Outcome::Failed => {
-                check(payment, provider.name(), None, None)?;
+                check_terms(payment, provider.name(), None, None)?;
                 payment.money.report(Status::Failed, event.created);
                 if payment.money.status() == Status::Failed {
                     payment.failure.clone_from(&fact.failure);
@@ -238,12 +238,12 @@ fn pay(db: &Db, provider: &dyn Provider, event: &Event, fact: &PaymentFact) -> R
     Ok(Handled::Processed(Some(org_id)))
 }
 
-fn refund(db: &Db, provider: &str, fact: &RefundFact) -> Result<Handled> {
-    let Some((org_id, payment_id)) = locate(db, provider, &fact.refs, fact.org_id, fact.payment_id) else {
+fn handle_refund(db: &Db, provider: &str, fact: &RefundFact) -> Result<Handled> {
+    let Some((org_id, payment_id)) = find_payment(db, provider, &fact.refs, fact.org_id, fact.payment_id) else {
         return Ok(Handled::Review("unknown_payment", fact.org_id));
     };
     let payment = money::change(db, org_id, payment_id, |payment| {
-        check(payment, provider, None, Some(&fact.currency))?;
+        check_terms(payment, provider, None, Some(&fact.currency))?;
         payment.money.refund(fact.refunded);
         Ok(())
     })?;
@@ -251,12 +251,12 @@ fn refund(db: &Db, provider: &str, fact: &RefundFact) -> Result<Handled> {
     Ok(Handled::Processed(Some(org_id)))
 }
 
-fn dispute(db: &Db, provider: &str, fact: &DisputeFact) -> Result<Handled> {
-    let Some((org_id, payment_id)) = locate(db, provider, &fact.refs, fact.org_id, fact.payment_id) else {
+fn handle_dispute(db: &Db, provider: &str, fact: &DisputeFact) -> Result<Handled> {
+    let Some((org_id, payment_id)) = find_payment(db, provider, &fact.refs, fact.org_id, fact.payment_id) else {
         return Ok(Handled::Review("unknown_payment", fact.org_id));
     };
     let payment = money::change(db, org_id, payment_id, |payment| {
-        check(payment, provider, None, Some(&fact.currency))?;
+        check_terms(payment, provider, None, Some(&fact.currency))?;
         match fact.state {
             // The report that a dispute is open may come after that of its end.
             DisputeState::Open if payment.dispute.is_some() => {}
