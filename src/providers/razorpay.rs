@@ -29,7 +29,8 @@ impl Provider for Razorpay {
     }
 
     /// Denies that Razorpay vouches: in its checkout, notes and customer are what the page in the
-    /// payer's browser says, so somebody who pays with an own card could name another's customer.
+    /// payer's browser says, so somebody who pays with their own card could name another's
+    /// customer.
     fn vouches_for_customer(&self) -> bool {
         false
     }
@@ -295,7 +296,7 @@ mod tests {
             let fact = pay("payment.captured", &with(&a_payment(), "notes", notes));
             assert_eq!((fact.payment_id, fact.org_id), (None, None));
         }
-        // Notes may be numbers, which are not ours.
+        // Notes may be numbers, which name neither payment nor org.
         let numbers = with(&a_payment(), "notes", json!({ "payment_id": 7, "org_id": "acme" }));
         assert_eq!(pay("payment.captured", &numbers).payment_id, None);
         let text = with(&a_payment(), "notes", json!("org"));

@@ -14,7 +14,8 @@ use crate::providers::signature::{self, Fault};
 use std::cmp::Reverse;
 use uuid::Uuid;
 
-/// The seconds by which a signature's time may differ from ours, as in Stripe's own libraries.
+/// The seconds by which a signature's time may differ from this clock, as in Stripe's own
+/// libraries.
 const TOLERANCE: i64 = 300;
 
 /// The provider Stripe.
