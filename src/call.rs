@@ -1,4 +1,5 @@
-//! What the mutating calls have in common: the key, the metadata, the moment, and the answer to a repeated call.
+//! The common part of the functions that change a wallet: the idempotency key, the metadata, the
+//! moment, and the answer to a repeated call.
 
 use crate::base::error::{Error, Result};
 use crate::base::hash::fingerprint;
@@ -14,27 +15,29 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-/// When the key of a call is looked up.
+/// The moment at which the idempotency key of a call is looked up.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Key {
-    /// Before anything else.
+    /// The key is looked up before anything else.
     First,
-    /// When the first entry is written, before anything else is.
+    /// The key is taken by the first entry, before anything else is written, and needs no look-up
+    /// of its own.
     WithEntry,
 }
 
-/// A mutating call on one wallet.
+/// A call that changes one wallet.
 pub struct Call {
-    /// Whose.
+    /// The org whose wallet it is.
     pub org_id: Uuid,
-    /// Key and fingerprint.
+    /// The idempotency key and the fingerprint of the arguments, if the call came with a key.
     pub request: Option<Request>,
-    /// As the server prints it.
+    /// The metadata, as the server prints it.
     pub metadata: String,
 }
 
 impl Call {
-    /// Checks key and metadata. `arguments` are all others that make the request what it is, as text.
+    /// Checks key and metadata. `arguments` are all other arguments that tell requests apart, as
+    /// text.
     pub fn new(
         org_id: Uuid,
         function: &str,
@@ -51,13 +54,13 @@ impl Call {
         Ok(Self { org_id, request, metadata })
     }
 
-    /// An operation with this call's key and metadata.
+    /// Makes an operation with this call's key and metadata.
     pub fn operation(&self, context: EntryContext) -> Operation {
         Operation::new(EntryContext { metadata: self.metadata.clone(), request: self.request.clone(), ..context })
     }
 
-    /// Runs the call on the wallet that `lock` locks: gives a repeated call its first answer, else does the `work` on the
-    /// wallet, stores the answer with its first entry, and writes.
+    /// Runs the call on the wallet that `lock` locks: answers a repeated call as the first time,
+    /// else does the `work`, stores the answer with its first entry, and posts the wallet.
     ///
     /// The moment is taken after the wait for the lock.
     pub fn run<R: Serialize + DeserializeOwned + Answer>(
@@ -74,8 +77,11 @@ impl Call {
         )
     }
 
-    /// The same, with something to be written after the entries; and where all that the work writes is written then, the key
-    /// need not be looked up before it: the entry that takes it finds out.
+    /// Runs the call like [`Call::run`], and does the work's third result after the entries are
+    /// written.
+    ///
+    /// If the work itself writes nothing, the key need not be looked up before it: the entry that
+    /// takes the key finds the repetition.
     pub fn run_then<R, L>(
         &self,
         lock: impl FnOnce(&Db, Moment) -> Result<(Lane, Key)>,
@@ -87,14 +93,16 @@ impl Call {
     {
         spi::connect(|db| {
             cache::require_installed(db)?;
-            // What the period before is to pay is charged before anything of it expires.
+            // The usage of the old period is charged before anything of it expires.
             settlement::begin_due(db, vec![self.org_id])?;
             let (lane, key) = match lock(db, clock::now()) {
                 Ok(locked) => locked,
-                // What was refused before there was a lock may still be a repeated call.
+                // A repeated call gets its answer even if it would be refused now, before it locks
+                // anything.
                 Err(error) => return self.replay()?.ok_or(error),
             };
-            // Who uses the key on another lane is not kept out by our lock.
+            // In a split wallet, a call with the same key on another lane is not kept out by the
+            // wallet's lock.
             let looks_later = key == Key::WithEntry && !lane.is_split();
             if !looks_later && let Some(answer) = self.replay()? {
                 return Ok(answer);
@@ -109,7 +117,7 @@ impl Call {
             wallet.keep_result(&operation, to_json(&answer)?);
             let wallets = std::slice::from_mut(&mut wallet);
             if !looks_later {
-                // What the work has written goes with the error.
+                // If this is refused, the error undoes whatever the work has written.
                 posting::save(db, wallets, &self.metadata)?;
             } else if !posting::save_new(db, wallets, &self.metadata)? {
                 return self.replay()?.ok_or_else(Error::contended);
@@ -119,7 +127,8 @@ impl Call {
         })
     }
 
-    /// The first answer, marked, when the key was used before; an error when that was for another request.
+    /// The first answer, marked as replayed, if the key was used before; an error if that was for
+    /// another request.
     pub fn replay<R: DeserializeOwned + Answer>(&self) -> Result<Option<R>> {
         let Some(request) = &self.request else { return Ok(None) };
         let Some(found) = store::find_replay(self.org_id, &request.key)? else { return Ok(None) };
@@ -135,15 +144,15 @@ impl Call {
     }
 }
 
-/// An answer as it is stored.
+/// The text of an answer as it is stored.
 pub fn to_json<R: Serialize>(answer: &R) -> Result<String> {
     serde_json::to_string(answer).map_err(|_| Error::corrupt("an answer cannot be stored"))
 }
 
-/// A receipt that can be given again.
+/// A receipt that can be given again to a repeated call.
 pub trait Answer {
-    /// Marks it as given again.
+    /// Marks the receipt as given again.
     fn set_replayed(&mut self);
-    /// Tells it the operation, where it names one.
+    /// Tells the receipt its operation, if it names one.
     fn set_operation(&mut self, _operation_id: i64) {}
 }

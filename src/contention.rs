@@ -1,4 +1,5 @@
-//! Contention: wallets that many spend from at once are split into lanes, and joined again when nobody waits any more.
+//! Contention: wallets that many spend from at once are split into lanes, and merged again when
+//! nobody waits any more.
 
 use crate::base::error::Result;
 use crate::base::time::Moment;
@@ -11,15 +12,16 @@ use crate::posting;
 use crate::{args, statements};
 use uuid::Uuid;
 
-/// The number of lanes that an application asks for where they are to come and go by themselves.
+/// The number of lanes that stands for the automatic mode, in which lanes come and go by
+/// themselves.
 pub const AUTOMATIC: i16 = 0;
 
-/// How long the note of a wait holds.
+/// The time after which the note of a wait is renewed.
 const MINUTE: Moment = 60 * 1_000_000;
 
 statements! {
     MODE(uuid, text) = "select lanes, contended_at from billing_internal.wallet_settings where org_id = $1 and unit = $2";
-    // Nobody waits for the note, and one is enough.
+    // One backend's note is enough, so a backend that would have to wait for the row skips it.
     CONTENDED(uuid, text, timestamptz) =
         "update billing_internal.wallet_settings set contended_at = $3
           where (org_id, unit) in (select org_id, unit from billing_internal.wallet_settings
@@ -29,14 +31,14 @@ statements! {
     NUMBERS(uuid, text) = "select lane from billing_internal.lanes where org_id = $1 and unit = $2";
 }
 
-/// What was asked for a wallet, and when somebody last had to wait.
-fn mode(db: &Db, wallet: &Wallet) -> Option<(i16, Option<Moment>)> {
+/// The number of lanes that was asked for a wallet, and when a consumption last had to wait for it.
+fn read_mode(db: &Db, wallet: &Wallet) -> Option<(i16, Option<Moment>)> {
     let rows = db.write(&MODE, args![wallet.lane.org_id, &wallet.lane.unit]);
     rows.first().map(|row| (row.get(0), row.opt(1)))
 }
 
-/// Splits a wallet into so many lanes, of which those that were not there are empty; what lanes hold that are used no more comes
-/// back, whoever holds them. The wallet must be loaded.
+/// Splits a wallet into `count` lanes; new ones are empty, and the credit of those beyond `count`
+/// comes back to lane 0, also if it has to wait for them. The wallet must be loaded.
 pub fn split(db: &Db, wallet: &mut Wallet, count: i16) -> Result<()> {
     let last = if count > 1 { count } else { 0 };
     store::reclaim_lanes(wallet, |away| away.lane > last)?;
@@ -49,13 +51,13 @@ pub fn split(db: &Db, wallet: &mut Wallet, count: i16) -> Result<()> {
     Ok(())
 }
 
-/// Joins the lanes of a wallet that manages them by itself, once nobody has waited for a while. Lanes that are held just now
-/// leave it for the next time. The wallet must be loaded.
+/// Merges the lanes of a wallet in automatic mode, once nobody has waited for a while. If a lane is
+/// held just now, the wallet stays split until the next call. The wallet must be loaded.
 pub fn merge_idle_lanes(db: &Db, wallet: &mut Wallet) -> Result<()> {
     if !wallet.lane.is_split() || wallet.grants.is_none() {
         return Ok(());
     }
-    match mode(db, wallet) {
+    match read_mode(db, wallet) {
         Some((AUTOMATIC, contended_at)) if lanes::is_idle(contended_at, wallet.now()) => {
             if store::reclaim_free_lanes(wallet)? {
                 split(db, wallet, 1)?;
@@ -67,14 +69,16 @@ pub fn merge_idle_lanes(db: &Db, wallet: &mut Wallet) -> Result<()> {
     }
 }
 
-/// Gives a wallet more lanes for whose consumers it takes too long, where it manages them by itself and nobody has its lock but
-/// us. A backend's note is of so many lanes; gives how many there are now.
+/// Doubles the lanes of a wallet in automatic mode, if nobody else holds its lock. `noted` is the
+/// number of lanes for which the backend measured its waits: if the wallet has another number by
+/// now, nothing is done. Answers the number of lanes.
 pub fn add_lanes_if_contended(db: &Db, org_id: Uuid, unit: &str, noted: i16) -> Result<i16> {
     let Some(lane) = store::lock_if_free(org_id, unit) else { return Ok(noted) };
     let mut wallet = Wallet::new(lane, clock::now());
-    let Some((AUTOMATIC, contended_at)) = mode(db, &wallet) else { return Ok(wallet.lane.lanes) };
+    let Some((AUTOMATIC, contended_at)) = read_mode(db, &wallet) else { return Ok(wallet.lane.lanes) };
     let now = wallet.now();
-    // Whoever holds a lane waits for no other lane, nor for members.
+    // A hold that is due would be booked by the save, which locks members: whoever holds a lane
+    // must not wait for those.
     if wallet.lane.holds_due <= now {
         return Ok(wallet.lane.lanes);
     }
@@ -90,7 +94,7 @@ pub fn add_lanes_if_contended(db: &Db, org_id: Uuid, unit: &str, noted: i16) -> 
     Ok(wallet.lane.lanes)
 }
 
-/// Notes that somebody had to wait for a wallet, so that its lanes stay for a while.
+/// Notes that a consumption had to wait for a wallet, so that its lanes stay for a while.
 pub fn note_wait(db: &Db, org_id: Uuid, unit: &str, now: Moment) {
     db.write(&CONTENDED, args![org_id, unit, Timestamptz(now)]);
 }

@@ -1,4 +1,5 @@
-//! The way into a function of SQL: the caller's level is checked, the tables are known to fit, and an error is raised.
+//! The entry of a SQL function: checks the caller's level and the version of the tables, and raises
+//! the error of its result.
 
 use crate::access;
 use crate::base::error::Result;
@@ -6,6 +7,7 @@ use crate::catalog::cache;
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, Db};
 
+/// Runs work on a connection once the tables are known to be of this version.
 fn installed<R>(work: impl FnOnce(&Db) -> Result<R>) -> Result<R> {
     spi::connect(|db| {
         cache::require_installed(db)?;
@@ -13,19 +15,19 @@ fn installed<R>(work: impl FnOnce(&Db) -> Result<R>) -> Result<R> {
     })
 }
 
-/// Runs a function for services, as the owner of the extension.
+/// Runs a function that only services may call, as the owner of the extension.
 pub fn service<R>(work: impl FnOnce(&Db) -> Result<R>) -> R {
     or_raise(access::service(|| installed(work)))
 }
 
-/// Runs a function that customers may call for their own orgs, as the owner of the extension; `work` asks whether the org is
-/// one of theirs.
+/// Runs a function that customers may call for their own orgs, as the owner of the extension;
+/// `work` has to check that the org is one of the caller's.
 pub fn customer<R>(work: impl FnOnce(&Db) -> Result<R>) -> R {
     or_raise(access::customer(|| installed(work)))
 }
 
-/// Runs a function that reads what belongs to an org, as the owner of the extension; `work` asks whether the org is one of the
-/// caller's.
+/// Runs a function that reads the data of an org, as the owner of the extension; `work` has to
+/// check that the org is one of the caller's.
 pub fn reader<R>(work: impl FnOnce(&Db) -> Result<R>) -> R {
     or_raise(access::reader(|| installed(work)))
 }

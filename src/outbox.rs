@@ -1,4 +1,4 @@
-//! Work for the world outside (sql/extension/outbox.sql).
+//! The outbox: work for the world outside (sql/extension/outbox.sql).
 
 use crate::pg::spi::Db;
 use crate::{args, statements};
@@ -9,7 +9,7 @@ statements! {
     EMIT(uuid, text, jsonb) = "select billing_internal.emit_event($1, $2, $3)";
 }
 
-/// Puts work there; whoever waits for it is told at the commit.
+/// Puts work into the outbox; whoever waits for it is notified at the commit.
 pub fn emit(db: &Db, org_id: Uuid, topic: &str, payload: &Value) {
     db.write(&EMIT, args![org_id, topic, crate::pg::jsonb::from_text(&payload.to_string())]);
 }

@@ -1,6 +1,8 @@
-//! Posting: the one way in which what the rules decided about wallets is written, with what follows from it.
+//! Posting: the one way in which the decisions about wallets are written, with everything that
+//! follows from them.
 //!
-//! The order is that of the locks: entries, the wallet's rows, caps that timed-out holds give back to, members, reports, alerts.
+//! The order is that of the locks: entries, the wallet's rows, caps that timed-out holds give back
+//! to, members, reports, alerts.
 
 use crate::alerts::{ActiveAlerts, BalanceChange};
 use crate::base::error::Result;
@@ -12,13 +14,14 @@ use crate::pg::spi::Db;
 use crate::recharge;
 use crate::reports::fold;
 
-/// Posts wallets, or refuses where somebody else has taken a key: whoever has it was not there when it was looked up, so it is
-/// another request.
+/// Posts wallets, or refuses if another call has taken a key meanwhile: that call was not there
+/// when the key was looked up, so it is another request.
 pub fn save(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Result<()> {
     if save_new(db, wallets, metadata_of_grants)? { Ok(()) } else { Err(store::key_is_taken(wallets)) }
 }
 
-/// Posts wallets; false, and nothing is written, where a call that was under way elsewhere has taken a key.
+/// Posts wallets. Answers false, with nothing written, if a call on another lane has taken a key
+/// meanwhile.
 pub fn save_new(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Result<bool> {
     let is_new = store::write_entries(wallets)?;
     if is_new {
@@ -29,10 +32,11 @@ pub fn save_new(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Re
     Ok(is_new)
 }
 
-/// Saves one wallet or lane whose entries are written, and does what follows.
+/// Saves one wallet or lane whose entries are written, and does what follows from it.
 fn post(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()> {
     let lane = &wallet.lane;
-    // The calls on other lanes than lane 0 fold only where nobody is in the way.
+    // Consumers on other lanes must not wait for the wallet, so they leave folding to whoever has
+    // its lock.
     let is_due = |first: &Entry| lane.lane > 0 || is_fold_due(first.position.entry_id - 1, lane.last_entry_id);
     let is_folded = wallet.entries.first().is_some_and(is_due);
     let recent = wallet.recent();

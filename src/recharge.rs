@@ -1,5 +1,7 @@
-//! Automatic recharging: a pack is bought when a wallet runs low. One payment at a time; after failures later and later, and at
-//! last not at all. The payment itself is asked for through the outbox.
+//! Automatic recharging: a pack is bought when a wallet runs low.
+//!
+//! There is one payment at a time; after a failure the next attempt comes later each time, and
+//! after the last one none. A worker makes the payment, which is asked for through the outbox.
 
 use crate::access;
 use crate::alerts::{self, ActiveAlerts, BalanceChange};
@@ -22,7 +24,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 receipt! {
-    /// Of automatic recharging as it is set.
+    /// The answer of `configure_auto_recharge`: automatic recharging as it is set.
     RechargeStatus as "auto_recharge" {
         org_id: Uuid,
         unit: String,
@@ -37,7 +39,8 @@ receipt! {
 }
 
 statements! {
-    // What is set, what is under way or was paid this month, and how many were asked for lately.
+    // One statement tells what is set, what is under way or was paid this month, and how many
+    // payments were asked for lately.
     READ(uuid, text, timestamptz, timestamptz) =
         "select r.threshold, r.pack, r.currency, r.provider, r.customer, r.payment_method, r.monthly_ceiling, r.failures,
                 r.next_attempt_at,
@@ -70,21 +73,22 @@ statements! {
     FAILURES(uuid, text) = "select failures from billing.auto_recharges where org_id = $1 and unit = $2";
 }
 
-/// After so many failures it stops.
+/// The number of failures after which automatic recharging stops.
 const MOST_FAILURES: i32 = 4;
-/// So many payments within an hour, and it waits: whatever was set, a card is not charged without end.
+/// The number of payments within an hour after which it waits: whatever was set, a card is not
+/// charged without end.
 const MOST_AN_HOUR: i64 = 3;
-/// The most that a member may set as threshold, in packs.
+/// The highest threshold that a member may set, in packs.
 const MOST_PACKS: i64 = 10;
 const MINUTE: i64 = 60_000_000;
 
-/// How long after a failure nothing is tried: an hour, four, sixteen.
-fn pause(failures: i32) -> i64 {
+/// The time after a failure in which nothing is tried: an hour, then four, then sixteen.
+fn retry_delay(failures: i32) -> i64 {
     let exponent = u32::try_from(failures.clamp(0, 6)).unwrap_or_default();
     60 * MINUTE * 4_i64.pow(exponent)
 }
 
-/// Whether a purchase of `total` is due.
+/// The decision whether a purchase is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Enough,
@@ -93,18 +97,18 @@ enum Verdict {
     Due,
 }
 
-/// What decides.
+/// The facts that decide whether a purchase is due.
 #[derive(Debug, Clone, Copy)]
 struct RechargeSettings {
     threshold: i64,
-    /// Spendable and pending together.
+    /// The credit of the wallet, spendable and pending together.
     credit: i64,
     is_under_way: bool,
     next_attempt_at: Option<Moment>,
     now: Moment,
     ceiling: Option<i64>,
     this_month: i64,
-    /// Payments that it asked for within an hour.
+    /// The number of payments that automatic recharging asked for within the last hour.
     lately: i64,
     total: i64,
 }
@@ -124,12 +128,13 @@ fn verdict(settings: &RechargeSettings) -> Verdict {
     }
 }
 
-/// Buys what is set where a wallet, which is locked, has less than its threshold.
+/// Buys the configured pack if a wallet, which must be locked, has less than its threshold.
 fn start_if_below(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) {
     let lately = Timestamptz(now.saturating_sub(60 * MINUTE));
     let rows = db.write(&READ, args![org_id, unit, Timestamptz(Period::Month.start(now)), lately]);
     let Some(row) = rows.first() else { return };
-    // A pack that was retired, or a price that went, is for people to see; the consumption goes on.
+    // A pack that was retired or has lost its price must not fail the consumption that crossed the
+    // threshold.
     let (name, currency): (String, String) = (row.get(1), row.get(2));
     let Ok(pack) = cache::pack(db, &name) else { return };
     let Ok(quote) = quote(db, &pack, &currency, None) else { return };
@@ -152,7 +157,7 @@ fn start_if_below(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) 
         }
         Verdict::Due => {
             let provider: String = row.get(3);
-            let mut payment = request::of_pack(org_id, &pack, &currency, quote, ("auto_recharge", &provider));
+            let mut payment = request::of_pack(org_id, &pack, &currency, quote, "auto_recharge", &provider);
             let customer: Option<String> = row.opt(4);
             payment.customer = customer.or_else(|| store::customer_of(db, org_id, &provider));
             payment.payment_method = row.opt(5);
@@ -163,15 +168,16 @@ fn start_if_below(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) 
     }
 }
 
-/// Looks at a wallet, which is locked, as it stands: for alerts, and for whether a purchase is due.
-fn look(db: &Db, org_id: Uuid, unit: &str, now: Moment) -> Result<()> {
+/// Reads the balance of a wallet, which must be locked, and raises its alerts or starts a purchase.
+fn check_balance(db: &Db, org_id: Uuid, unit: &str, now: Moment) -> Result<()> {
     let lane = ledger::lock(org_id, unit).ok_or(Error::corrupt("a wallet that was locked is gone"))?;
     let (balance, base, threshold) = (ledger::balance(&lane), lane.alert_base, lane.alert_below);
     let change = BalanceChange { unit, balance, base, threshold };
     on_balance_change(db, org_id, &ActiveAlerts::of(db, org_id), change, now)
 }
 
-/// Raises the alerts of a balance that has changed, and starts the purchase that it makes due. The wallet must be locked.
+/// Raises the alerts of a balance that has changed, and starts the purchase that it makes due. The
+/// wallet must be locked.
 pub fn on_balance_change(
     db: &Db,
     org_id: Uuid,
@@ -185,17 +191,18 @@ pub fn on_balance_change(
     Ok(())
 }
 
-/// A payment of it came to an end.
+/// Handles the end of a payment that automatic recharging asked for: a success resets its failures,
+/// a failure postpones or stops it.
 pub fn on_payment_finished(db: &Db, payment: &Payment, now: Moment) -> Result<()> {
     let (org_id, unit) = (payment.org_id, payment.unit.as_str());
     if payment.money.status() == Status::Succeeded {
         db.write(&SUCCEEDED, args![org_id, unit]);
         alerts::resolve(db, org_id, "recharge_stopped", unit, now);
-        // One pack may not be enough, and the threshold may have been crossed since.
-        return look(db, org_id, unit, now);
+        // One pack may not be enough, and the threshold may have been crossed again meanwhile.
+        return check_balance(db, org_id, unit, now);
     }
     let failures = db.write(&FAILURES, args![org_id, unit]).first().map_or(0, |row| row.get::<i32>(0));
-    let next = now.saturating_add(pause(failures));
+    let next = now.saturating_add(retry_delay(failures));
     let rows = db.write(&FAILED, args![org_id, unit, Timestamptz(now), Timestamptz(next), MOST_FAILURES]);
     if let Some(row) = rows.first()
         && row.get::<bool>(1)
@@ -212,8 +219,9 @@ pub fn on_payment_finished(db: &Db, payment: &Payment, now: Moment) -> Result<()
     Ok(())
 }
 
-/// What a member sets charges a card again and again: so it says how much at most, and for a balance that the pack is made for.
-fn bound(ceiling: Option<i64>, threshold: i64, credits: i64) -> Result<()> {
+/// Checks the limits for members: the setting charges a card again and again, so a ceiling is
+/// needed, and the threshold must suit the pack.
+fn check_member_limits(ceiling: Option<i64>, threshold: i64, credits: i64) -> Result<()> {
     if ceiling.is_none() {
         return Err(Error::invalid("monthly_ceiling", "must be given by a member"));
     }
@@ -224,13 +232,15 @@ fn bound(ceiling: Option<i64>, threshold: i64, credits: i64) -> Result<()> {
     Ok(())
 }
 
-/// Lets a pack be bought whenever the credit that can be spent, and that is on its way, is together below a threshold.
+/// Lets a pack be bought whenever the credit that can be spent, and that is on its way, is together
+/// below a threshold.
 ///
-/// `threshold`: in the unit of the pack's wallet. `monthly_ceiling`: minor units that it may charge in a calendar month (UTC),
-/// null for none, which is not for members; nor is a `threshold` of more than ten packs. At most three payments are asked for within an hour.
-/// `customer`, `payment_method`: the provider's ids of what is to be charged; without a customer, the one that is linked
-/// to the org. Members may name a linked one only. Setting it again starts it again
-/// after failures. Errors: PT404 `unknown_pack`; 42501; 22023.
+/// `threshold`: in the unit of the pack's wallet. `monthly_ceiling`: minor units that it may charge
+/// in a calendar month (UTC), null for none, which is not for members; nor is a `threshold` of more
+/// than ten packs. At most three payments are asked for within an hour. `customer`,
+/// `payment_method`: the provider's ids of what is to be charged; without a customer, the one that
+/// is linked to the org. Members may name a linked one only. Setting it again starts it again after
+/// failures. Errors: PT404 `unknown_pack`; 42501; 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::too_many_arguments)]
@@ -263,7 +273,7 @@ fn configure_auto_recharge(
             return Err(Error::invalid("monthly_ceiling", "does not suffice for one pack").with("total", quote.total));
         }
         if !access::sees_every_org()? {
-            bound(ceiling, threshold, quote.credits.saturating_add(quote.bonus))?;
+            check_member_limits(ceiling, threshold, quote.credits.saturating_add(quote.bonus))?;
         }
         let now = clock::now();
         ledger::lock_or_create(db, org_id, &pack.unit, now)?;
@@ -274,8 +284,9 @@ fn configure_auto_recharge(
         for kind in ["recharge_stopped", "recharge_ceiling"] {
             alerts::resolve(db, org_id, kind, &pack.unit, now);
         }
-        // The consumption that crosses the threshold is to look; and it may be crossed already.
-        look(db, org_id, &pack.unit, now)?;
+        // Usually the consumption that crosses the threshold starts the purchase; but the threshold
+        // may be crossed already.
+        check_balance(db, org_id, &pack.unit, now)?;
         Ok(RechargeStatus {
             org_id,
             unit: pack.unit.clone(),
@@ -319,7 +330,7 @@ mod tests {
 
     #[test]
     fn it_waits_longer_after_each_failure() {
-        let hours: Vec<i64> = (0..3).map(|failures| pause(failures) / (60 * MINUTE)).collect();
+        let hours: Vec<i64> = (0..3).map(|failures| retry_delay(failures) / (60 * MINUTE)).collect();
         assert_eq!(hours, [1, 4, 16]);
     }
 }

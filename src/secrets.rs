@@ -1,4 +1,4 @@
-//! The keys that the engine makes for itself and keeps in the table `secrets`.
+//! Keys that the extension makes for itself and keeps in the table `secrets`.
 
 use crate::pg::clock;
 use crate::pg::random;
@@ -11,13 +11,14 @@ statements! {
         "insert into billing_internal.secrets (name, secret, created_at) values ($1, $2, $3) on conflict do nothing";
 }
 
-/// The key of that name, 32 bytes; made at the first use.
+/// The key of that name, 32 bytes, made at its first use.
 pub fn secret(db: &Db, name: &str) -> Vec<u8> {
     loop {
         if let Some(row) = db.write(&SECRET, args![name]).first() {
             return row.get(0);
         }
-        // Who loses the race takes what the winner made, or fails with 40001 where that is after its snapshot.
+        // Whoever loses the race takes the winner's key, or fails with 40001 if that is newer than
+        // its snapshot.
         db.write(&KEEP, args![name, random::bytes::<32>().as_slice(), Timestamptz(clock::now())]);
     }
 }

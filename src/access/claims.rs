@@ -1,4 +1,5 @@
-//! What the claims of a request say of who is calling (`request.jwt.claims`, as `PostgREST` sets them).
+//! The claims of a request that say who is calling (`request.jwt.claims`, as `PostgREST` sets
+//! them).
 
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -7,7 +8,7 @@ use uuid::Uuid;
 /// The claims that billing looks at.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Claims {
-    /// The user.
+    /// The user whom the claim `sub` names.
     pub subject: Option<String>,
     /// The orgs that the claims name.
     pub orgs: BTreeSet<Uuid>,
@@ -29,7 +30,8 @@ impl Claims {
     }
 }
 
-/// An org is named by a uuid as the server writes it, in letters of either case.
+/// Reads the UUID of an org as the server prints it, in letters of either case; any other notation
+/// names no org.
 fn org(value: &Value) -> Option<Uuid> {
     let text = value.as_str().filter(|text| text.len() == uuid::fmt::Hyphenated::LENGTH)?;
     Uuid::parse_str(text).ok()

@@ -12,17 +12,17 @@ use crate::pg::raise::or_raise;
 use pgrx::{pg_guard, pg_sys};
 use std::ffi::{CStr, CString, c_int};
 
-/// Where the bodies are.
+/// The schema in which the bodies are.
 const INTERNAL: &CStr = c"billing_internal";
 
 /// What the name of a body ends in whose gate stands beside it.
 const BODY: &[u8] = b"_body";
 
-/// Finds the function behind a gate.
+/// Finds the body behind a gate: the function of the same name and arguments in `billing_internal`.
 ///
 /// # Safety
-/// The function is one of ours.
-unsafe fn behind(gate: pg_sys::Oid) -> pg_sys::Oid {
+/// `gate` is the oid of a function of this extension.
+unsafe fn body_of(gate: pg_sys::Oid) -> pg_sys::Oid {
     // SAFETY: look-ups in the system caches; what is found is copied or used before it is released.
     unsafe {
         let none = pg_sys::Datum::from(0);
@@ -47,7 +47,8 @@ unsafe fn behind(gate: pg_sys::Oid) -> pg_sys::Oid {
         let mut found = pg_sys::InvalidOid;
         if !body.is_null() {
             let body_form = &*pg_sys::heap_tuple_get_struct::<pg_sys::FormData_pg_proc>(body);
-            // Nobody else's function is ever called as the owner.
+            // Anybody may own a function there if the schema's rights were opened: it must not run
+            // as the owner.
             if body_form.proowner == (*form).proowner {
                 found = body_form.oid;
             }
@@ -58,28 +59,30 @@ unsafe fn behind(gate: pg_sys::Oid) -> pg_sys::Oid {
     }
 }
 
-/// A call that is passed on, and who made it.
+/// A call that is about to be passed on, and the role that made it.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Passed {
+struct ForwardedCall {
     call: pg_sys::FunctionCallInfo,
     user: pg_sys::Oid,
     context: c_int,
     caller: pg_sys::Oid,
 }
 
-/// Asks for the level of the caller, becomes the owner of the extension, and makes of a call the one behind the gate.
+/// Checks the caller's level, becomes the owner of the extension, and turns the call into one of
+/// the body behind the gate.
 ///
 /// # Safety
-/// The call as the server made it.
+/// `fcinfo` is the call as the server made it.
 #[pg_guard]
-unsafe extern "C-unwind" fn open(fcinfo: pg_sys::FunctionCallInfo, needed: Levels, writes: bool) -> Passed {
+unsafe extern "C-unwind" fn enter(fcinfo: pg_sys::FunctionCallInfo, needed: Levels, writes: bool) -> ForwardedCall {
     or_raise(levels::require(needed));
-    // SAFETY: the caller's promise; the copy of the call is as large as the call, and lives as long as the statement's memory.
+    // SAFETY: the caller's promise; the copy of the call is as large as the call, and lives as long
+    // as the statement's memory.
     unsafe {
         let outer = (*fcinfo).flinfo;
         if (*outer).fn_extra.is_null() {
-            let body = behind((*outer).fn_oid);
+            let body = body_of((*outer).fn_oid);
             if body == pg_sys::InvalidOid {
                 or_raise::<()>(Err(Error::corrupt("a function of the extension has no body")));
             }
@@ -93,7 +96,7 @@ unsafe extern "C-unwind" fn open(fcinfo: pg_sys::FunctionCallInfo, needed: Level
         let arguments = usize::try_from((*fcinfo).nargs).unwrap_or_default();
         let size = std::mem::offset_of!(pg_sys::FunctionCallInfoBaseData, args)
             + arguments * size_of::<pg_sys::NullableDatum>();
-        // A copy: after an error the server may use its own again.
+        // The body gets a copy: after an error the server may use its own call again.
         let call = pg_sys::palloc(size).cast::<pg_sys::FunctionCallInfoBaseData>();
         std::ptr::copy_nonoverlapping(fcinfo.cast::<u8>(), call.cast::<u8>(), size);
         (*call).flinfo = (*outer).fn_extra.cast();
@@ -103,82 +106,84 @@ unsafe extern "C-unwind" fn open(fcinfo: pg_sys::FunctionCallInfo, needed: Level
             or_raise(tables::require_sound());
         }
         let before = owner.keep();
-        Passed { call, user: before.user, context: before.context, caller: before.caller }
+        ForwardedCall { call, user: before.user, context: before.context, caller: before.caller }
     }
 }
 
-/// Passes a call on, with the rights of the extension's owner.
+/// Passes a call on to the body, with the rights of the extension's owner.
 ///
-/// The function is called as the server itself would, without a guard of ours around it: that would take from its errors what
-/// pgrx does not know, which is most of our SQLSTATEs. An error jumps over this frame, where nothing is that would have to be
-/// dropped, to the end of a (sub)transaction, which puts the user back.
+/// The function is called as the server itself would call it, without a guard of pgrx around it: a
+/// guard would replace the SQLSTATEs that pgrx does not know, which are most of ours. An error
+/// jumps over this frame, where nothing has to be dropped, to the end of a (sub)transaction, which
+/// restores the user.
 ///
 /// # Safety
-/// The call as the server made it.
+/// `fcinfo` is the call as the server made it.
 unsafe fn pass_on(fcinfo: pg_sys::FunctionCallInfo, needed: Levels, writes: bool) -> pg_sys::Datum {
     // SAFETY: the caller's promise.
     unsafe {
-        let Passed { call, user, context, caller } = open(fcinfo, needed, writes);
+        let ForwardedCall { call, user, context, caller } = enter(fcinfo, needed, writes);
         let Some(function) = (*(*call).flinfo).fn_addr else { return pg_sys::Datum::from(0) };
         let result = function(call);
         SetUserIdAndSecContext(user, context);
-        levels::put_back(caller);
+        levels::restore_caller(caller);
         (*fcinfo).isnull = (*call).isnull;
         result
     }
 }
 
-// As the server declares it, which raises no error.
+// Declared here because pgrx would wrap it in a guard; it raises no error.
 unsafe extern "C-unwind" {
     fn SetUserIdAndSecContext(user: pg_sys::Oid, context: c_int);
 }
 
 static FINFO: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
 
-/// Tells the server how the gate is called.
+/// Tells the server how `service_gate` is called.
 #[unsafe(no_mangle)]
 pub extern "C" fn pg_finfo_service_gate() -> *const pg_sys::Pg_finfo_record {
     &raw const FINFO
 }
 
-/// Tells the server how the gate is called.
+/// Tells the server how `auditor_gate` is called.
 #[unsafe(no_mangle)]
 pub extern "C" fn pg_finfo_auditor_gate() -> *const pg_sys::Pg_finfo_record {
     &raw const FINFO
 }
 
-/// Tells the server how the gate is called.
+/// Tells the server how `webhook_gate` is called.
 #[unsafe(no_mangle)]
 pub extern "C" fn pg_finfo_webhook_gate() -> *const pg_sys::Pg_finfo_record {
     &raw const FINFO
 }
 
-/// The gate of those who deliver reports of payment providers.
+/// The gate of functions that deliver reports of payment providers.
 ///
 /// # Safety
-/// Called by the server.
+/// Only the server calls it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn webhook_gate(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    // SAFETY: as the server made it.
+    // SAFETY: the server made the call.
     unsafe { pass_on(fcinfo, Levels::SERVICE | Levels::WEBHOOK, true) }
 }
 
-/// The gate of what only services may call.
+/// The gate of functions that only services may call.
 ///
 /// # Safety
-/// Called by the server.
+/// Only the server calls it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn service_gate(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    // SAFETY: as the server made it.
+    // SAFETY: the server made the call.
     unsafe { pass_on(fcinfo, Levels::SERVICE, true) }
 }
 
-/// The gate of what auditors may call too: functions that only read, and that must be able to say what is wrong.
+/// The gate of functions that auditors may call too: they only read, and they must be able to
+/// report what is wrong, so they run even where `require_sound` would refuse.
 ///
 /// # Safety
-/// Called by the server.
+/// Only the server calls it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn auditor_gate(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    // SAFETY: as the server made it.
+    // SAFETY: the server made the call.
     unsafe { pass_on(fcinfo, Levels::SERVICE | Levels::AUDITOR, false) }
 }

@@ -1,10 +1,12 @@
-//! What roles may do: the levels that `grant_access` gave them.
+//! The levels that `grant_access` gives to roles, and the rights of the owner for those who have
+//! one.
 //!
-//! The right to execute a function is not enough for it: rights come by many ways (a grant on all routines of a schema that a
-//! guide recommends, default privileges), so each function that moves credit, sets secrets or changes terms asks for the level
-//! of who calls it. That is the role as which the call is made, which in a SECURITY DEFINER function of the app is that
-//! function's owner: so these functions are not SECURITY DEFINER themselves, which would hide it, but become the owner of the
-//! extension in here, once the level is known.
+//! The right to execute a function is not enough: rights come in many ways (a grant on all routines
+//! of a schema that a guide recommends, default privileges), so each function that moves credit,
+//! sets secrets or changes terms checks the level of its caller. The caller is the role as which
+//! the call is made, which inside a SECURITY DEFINER function of the app is the owner of that
+//! function. Functions of the extension are not SECURITY DEFINER themselves, since that would hide
+//! the caller: they become the owner of the extension here, once the level is known.
 
 use crate::access::tables;
 use crate::base::error::{Error, Result};
@@ -17,25 +19,25 @@ use std::cell::{Cell, RefCell};
 use std::ffi::{CString, c_int};
 use std::ops::BitOr;
 
-/// A set of levels.
+/// A set of levels, as bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(transparent)]
 pub struct Levels(u8);
 
 impl Levels {
-    /// Customers, who see their own orgs.
+    /// The level of customers, who see their own orgs.
     pub const MEMBER: Self = Self(1);
-    /// The application's own backend.
+    /// The level of the application's own backend.
     pub const SERVICE: Self = Self(2);
-    /// Who reads everything.
+    /// The level of roles that read everything.
     pub const AUDITOR: Self = Self(4);
-    /// Who delivers the signed reports of payment providers.
+    /// The level of roles that deliver the signed reports of payment providers.
     pub const WEBHOOK: Self = Self(8);
-    /// The owner of the extension, and superusers.
+    /// The level of the owner of the extension and of superusers, which cannot be given.
     const ADMINISTRATOR: Self = Self(16);
     const ALL: Self = Self(31);
 
-    /// Reads the name that `grant_access` takes.
+    /// Reads the name that `grant_access` takes; an unknown name gives no level.
     fn of_name(name: &str) -> Self {
         match name {
             "member" => Self::MEMBER,
@@ -51,7 +53,7 @@ impl Levels {
         self.0 & other.0 != 0
     }
 
-    /// Names the levels for people.
+    /// Lists the names of the levels, for error messages.
     fn names(self) -> Vec<&'static str> {
         [
             (Self::MEMBER, "member"),
@@ -80,15 +82,16 @@ statements! {
 }
 
 thread_local! {
-    /// The levels of roles as far as this backend asked; few enough to be looked through.
+    /// The levels of the roles that this backend has asked for; few enough for a linear search.
     static KNOWN: RefCell<Vec<(pg_sys::Oid, Levels)>> = const { RefCell::new(Vec::new()) };
-    /// Counts what was told of changes: one that comes while levels are being read must not be lost.
+    /// The number of invalidations so far: one that arrives while levels are being read must not be
+    /// lost.
     static CHANGES: Cell<u64> = const { Cell::new(0) };
-    /// The table of levels, once it was read.
+    /// The oid of `billing.access`, once it was read; changes of other tables are ignored.
     static ACCESS: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::Oid::INVALID) };
-    /// The role as which the function that runs just now was called.
+    /// The role that called the function which is running.
     static CALLER: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::Oid::INVALID) };
-    /// The owner of our functions, once it was looked up.
+    /// The owner of the extension's functions, once it was looked up.
     static OWNER: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::Oid::INVALID) };
 }
 
@@ -109,7 +112,7 @@ pub fn watch_invalidations() {
 
 fn forget() {
     CHANGES.set(CHANGES.get().wrapping_add(1));
-    // Borrows are short and take no invalidation inside.
+    // Every borrow ends before anything that could process an invalidation.
     KNOWN.with(|known| known.try_borrow_mut().map(|mut known| known.clear()).ok());
 }
 
@@ -121,13 +124,13 @@ fn table_changed(relation: pg_sys::Oid) {
 
 fn catalog_changed(cache: c_int) {
     OWNER.set(pg_sys::InvalidOid);
-    // Functions come and go all the time; they say nothing of roles.
+    // Functions are created and dropped all the time and say nothing about roles.
     if cache != pg_sys::SysCacheIdentifier::PROCOID.cast_signed() {
         forget();
     }
 }
 
-/// Tells every backend, with the commit, that roles were given other levels.
+/// Tells every backend, at the commit, that levels of roles have changed.
 pub fn invalidate() {
     spi::connect(|db| {
         if let Some(table) = db.read(&TABLE, &[]).first().and_then(|row| row.opt::<i64>(0)) {
@@ -141,13 +144,14 @@ fn oid(number: i64) -> pg_sys::Oid {
     pg_sys::Oid::from(u32::try_from(number).unwrap_or(0))
 }
 
-/// The number of the database cluster: roles and relations are the same by their oid within one only.
+/// The identifier of the database cluster: an oid means the same role or relation within one
+/// cluster only.
 pub fn cluster() -> String {
     // SAFETY: reads shared memory.
     unsafe { pg_sys::GetSystemIdentifier() }.to_string()
 }
 
-/// The levels of a role, those of the roles that it inherits from among them.
+/// The levels of a role, including those of the roles that it inherits from.
 pub fn of(role: pg_sys::Oid) -> Result<Levels> {
     if let Some((_, levels)) = KNOWN.with_borrow(|known| known.iter().find(|(known, _)| *known == role).copied()) {
         return Ok(levels);
@@ -172,12 +176,13 @@ fn load(role: pg_sys::Oid) -> Result<Levels> {
             ACCESS.set(oid(table));
         }
         let mut levels = Levels::default();
-        // What counts is what holds now, whatever the caller's transaction saw at its beginning.
+        // A level that was revoked must not hold on in a transaction that began before.
         let rows = spi::on_newest_snapshot(|| db.read(&GIVEN, args![]));
         for row in rows.iter() {
             let given = match row.opt::<i64>(1) {
                 Some(number) if row.opt::<String>(2).as_ref() == Some(&cluster) => oid(number),
-                // Restored from a dump of another cluster: until install() runs, the name is all that is known.
+                // The row was restored from a dump of another cluster: until install() runs, only
+                // the name is known.
                 _ => by_name(&row.get::<String>(0)),
             };
             // SAFETY: look-ups in the system caches.
@@ -194,19 +199,22 @@ fn by_name(name: &str) -> pg_sys::Oid {
     CString::new(name).map_or(pg_sys::InvalidOid, |name| unsafe { pg_sys::get_role_oid(name.as_ptr(), true) })
 }
 
-/// The role that is running just now: before a function of ours has become the owner, the one as which it was called.
+/// The role that is running now: before a function of the extension has become the owner, its
+/// caller.
 fn current_user() -> pg_sys::Oid {
     // SAFETY: reads a global.
     unsafe { pg_sys::GetUserId() }
 }
 
-/// The role as which the function that runs just now was called: in the app's own SECURITY DEFINER function its owner, and the
-/// owner of a table while the server maintains it.
+/// The role that called the function which is running.
+///
+/// In a SECURITY DEFINER function of the app that is its owner, and while the server maintains a
+/// table, the owner of the table.
 pub fn caller() -> pg_sys::Oid {
     CALLER.get()
 }
 
-/// Refuses a caller who has none of these levels.
+/// Refuses a caller that has none of these levels.
 pub fn require(needed: Levels) -> Result<()> {
     let caller = current_user();
     if of(caller)?.any(needed) {
@@ -215,7 +223,7 @@ pub fn require(needed: Levels) -> Result<()> {
     Err(Error::no_level(&role_name(caller), &needed.names()))
 }
 
-/// Refuses a caller who does not own the extension.
+/// Refuses a caller that does not own the extension.
 pub fn require_administrator() -> Result<()> {
     // SAFETY: look-ups in the system caches.
     if unsafe { pg_sys::has_privs_of_role(current_user(), owner()) } {
@@ -224,7 +232,7 @@ pub fn require_administrator() -> Result<()> {
     Err(Error::no_level(&role_name(current_user()), &Levels::ADMINISTRATOR.names()))
 }
 
-/// The name of a role.
+/// The name of a role, empty where there is no such role.
 pub fn role_name(role: pg_sys::Oid) -> String {
     // SAFETY: gives a palloc'ed name, or null where there is no such role.
     unsafe {
@@ -233,19 +241,21 @@ pub fn role_name(role: pg_sys::Oid) -> String {
     }
 }
 
-/// While it lives, the work is done with the rights of the extension's owner, as in a SECURITY DEFINER function. An error that
-/// unwinds past it ends with the (sub)transaction, which puts the user back by itself.
+/// A guard that does the work with the rights of the extension's owner, as a SECURITY DEFINER
+/// function would, until it is dropped.
+///
+/// An error that unwinds past it ends with the (sub)transaction, which restores the user by itself.
 pub struct AsOwner {
-    /// The user before.
+    /// The user to restore.
     pub user: pg_sys::Oid,
-    /// The kind of operation before.
+    /// The security context to restore.
     pub context: c_int,
-    /// The role that had called before.
+    /// The caller to restore.
     pub caller: pg_sys::Oid,
 }
 
 impl AsOwner {
-    /// Becomes the owner, for whoever calls.
+    /// Becomes the owner of the extension, and notes the current user as the caller.
     pub fn begin() -> Self {
         let owner = owner();
         let before = Self::become_user(owner, pg_sys::SECURITY_LOCAL_USERID_CHANGE);
@@ -253,20 +263,21 @@ impl AsOwner {
         before
     }
 
-    /// Becomes another role, whose rights nothing that runs meanwhile can exceed.
+    /// Becomes another role in a security-restricted operation: nothing that runs meanwhile can
+    /// exceed the rights of that role.
     pub fn restricted(user: pg_sys::Oid) -> Self {
         let flags = pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION;
         Self::become_user(user, flags | pg_sys::SECURITY_NOFORCE_RLS)
     }
 
-    /// Leaves it to somebody else to put the user back.
+    /// Gives up the guard without restoring the user, which the caller of this then has to do.
     pub fn keep(self) -> std::mem::ManuallyDrop<Self> {
         std::mem::ManuallyDrop::new(self)
     }
 
     fn become_user(user: pg_sys::Oid, flags: u32) -> Self {
         let mut before = Self { user: pg_sys::InvalidOid, context: 0, caller: caller() };
-        // SAFETY: put back when it is dropped.
+        // SAFETY: the user is restored when the guard is dropped.
         unsafe {
             pg_sys::GetUserIdAndSecContext(&raw mut before.user, &raw mut before.context);
             pg_sys::SetUserIdAndSecContext(user, before.context | flags.cast_signed());
@@ -278,17 +289,17 @@ impl AsOwner {
 impl Drop for AsOwner {
     fn drop(&mut self) {
         CALLER.set(self.caller);
-        // SAFETY: as it was.
+        // SAFETY: sets what was read when the guard began.
         unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) };
     }
 }
 
-/// Notes again who had called, after a function that became the owner has ended.
-pub fn put_back(caller: pg_sys::Oid) {
+/// Restores the noted caller after a function that became the owner has ended.
+pub fn restore_caller(caller: pg_sys::Oid) {
     CALLER.set(caller);
 }
 
-/// The owner of the extension's functions: whose rights a SECURITY DEFINER function would have.
+/// The owner of the extension's functions, whose rights a SECURITY DEFINER function would have.
 pub fn owner() -> pg_sys::Oid {
     let known = OWNER.get();
     if known != pg_sys::InvalidOid {
@@ -304,33 +315,34 @@ fn look_up_owner() -> pg_sys::Oid {
     spi::connect(|db| db.read(&OWNER_OF_EXTENSION, args![]).first().map_or(pg_sys::InvalidOid, |row| oid(row.get(0))))
 }
 
-fn with<T>(needed: Levels, work: impl FnOnce() -> Result<T>) -> Result<T> {
+fn run_as_owner<T>(needed: Levels, work: impl FnOnce() -> Result<T>) -> Result<T> {
     require(needed)?;
     let _owner = AsOwner::begin();
     work()
 }
 
-/// Does what who has any of the levels may, each for its own orgs: the work asks whose they are.
+/// Runs work that any level but webhooks may ask for; members only for their own orgs, which `work`
+/// has to check.
 pub fn reader<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    with(Levels::MEMBER | Levels::SERVICE | Levels::AUDITOR, work)
+    run_as_owner(Levels::MEMBER | Levels::SERVICE | Levels::AUDITOR, work)
 }
 
-/// Does what only services may, with the rights of the extension's owner.
+/// Runs work that only services may ask for, with the rights of the extension's owner.
 pub fn service<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    with(Levels::SERVICE, || tables::require_sound().and_then(|()| work()))
+    run_as_owner(Levels::SERVICE, || tables::require_sound().and_then(|()| work()))
 }
 
-/// Does what services and auditors may.
+/// Runs work that services and auditors may ask for.
 pub fn auditor<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    with(Levels::SERVICE | Levels::AUDITOR, work)
+    run_as_owner(Levels::SERVICE | Levels::AUDITOR, work)
 }
 
-/// Does what a customer may for its own orgs, and services for all.
+/// Runs work that services may ask for, and members for their own orgs, which `work` has to check.
 pub fn customer<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    with(Levels::SERVICE | Levels::MEMBER, || tables::require_sound().and_then(|()| work()))
+    run_as_owner(Levels::SERVICE | Levels::MEMBER, || tables::require_sound().and_then(|()| work()))
 }
 
-/// Does what only the owner of the extension may.
+/// Runs work that only the owner of the extension may ask for.
 pub fn administrator<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     require_administrator()?;
     let _owner = AsOwner::begin();

@@ -1,9 +1,10 @@
-//! Which orgs a user belongs to, by a table of the app (`configure_membership`).
+//! The orgs of a user by a table of the app (`configure_membership`).
 //!
-//! The table belongs to somebody who is not superuser and may do with it what he likes at any time: put another relation in its
-//! place, checks into a domain, functions into an index. So it is known by its oid, must be an ordinary or partitioned table with
-//! columns of built-in types, and is read with the rights of its own owner, in an operation that is restricted as the server's
-//! maintenance commands are: whatever runs then can do no more than its owner could.
+//! The table belongs to a role that is not a superuser and may change it at any time: put another
+//! relation in its place, checks into a domain, functions into an index. So it is known by its oid,
+//! must be an ordinary or partitioned table with columns of built-in types, and is read with the
+//! rights of its own owner, in an operation that is restricted as the server's maintenance commands
+//! are: whatever runs then can do no more than its owner could.
 
 use crate::access::levels::{AsOwner, cluster, role_name};
 use crate::base::error::Error;
@@ -27,31 +28,31 @@ statements! {
     UNSET() = "delete from billing_internal.settings where name = 'membership'";
 }
 
-// The type of access modes grew with version 16.
+// The type of access modes became wider with version 16.
 #[cfg(feature = "pg15")]
 const ACL_SELECT: pg_sys::AclMode = pg_sys::ACL_SELECT;
 #[cfg(not(feature = "pg15"))]
 const ACL_SELECT: pg_sys::AclMode = pg_sys::ACL_SELECT as pg_sys::AclMode;
 
-/// The relation of members as it is kept in the settings.
+/// The relation of members as the settings keep it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Membership {
     schema: String,
     table: String,
-    /// Its owner when it was configured: another table of its name may be another's.
+    /// The owner when it was configured: a table of the same name may be somebody else's.
     owner: String,
     oid: u32,
-    /// Where the oid means something: this database of this cluster.
+    /// The database and cluster within which `oid` means something.
     database: u32,
     cluster: String,
     org_column: String,
     user_column: String,
 }
 
-/// What keeps the relation from being read, for people.
+/// The reason why the relation cannot be read, for people.
 type Fault = String;
 
-/// A table that can be asked, locked until the end of the transaction.
+/// A table of members that can be read, locked until the end of the transaction.
 struct Members {
     oid: pg_sys::Oid,
     owner: pg_sys::Oid,
@@ -59,7 +60,7 @@ struct Members {
     text: CString,
 }
 
-/// The type of the column of users; a domain counts as what it is over, and its checks are not asked.
+/// The type of the column of users; a domain counts as its base type, and its checks are not run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum UserType {
     Uuid,
@@ -95,7 +96,7 @@ impl UserType {
     }
 }
 
-/// The plan by which members are looked for, and what it was made for.
+/// The kept plan that looks up members, and the table that it was made for.
 struct Plan {
     members: (pg_sys::Oid, pg_sys::Oid, CString),
     plan: pg_sys::SPIPlanPtr,
@@ -103,23 +104,24 @@ struct Plan {
 
 thread_local! {
     static PLAN: RefCell<Option<Plan>> = const { RefCell::new(None) };
-    /// Whether the table is being read: what its owner put into it must not come back here, and change the plan that runs.
-    static READS: Cell<bool> = const { Cell::new(false) };
+    /// Whether the table is being read now: a function that its owner put into it must not come
+    /// back here and replace the plan that is running.
+    static IS_READING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// While it lives, the table is being read.
+/// A guard that marks the table as being read while it lives.
 struct Reading;
 
 impl Reading {
-    /// None while it is being read already.
+    /// Marks the table as being read; None where it is already.
     fn begin() -> Option<Self> {
-        (!READS.replace(true)).then(|| Self)
+        (!IS_READING.replace(true)).then(|| Self)
     }
 }
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        READS.set(false);
+        IS_READING.set(false);
     }
 }
 
@@ -135,8 +137,8 @@ impl Membership {
         db.write(&SET, args![serde_json::to_string(self).expect("plain texts and numbers")]);
     }
 
-    /// Finds the relation: by its oid where that means something, else (in a database that was restored) by its name, if it
-    /// belongs to a role of the same name.
+    /// Finds the relation by its oid where that means something, else (in a restored database) by
+    /// its name, if it belongs to a role of the same name.
     fn find(&self) -> std::result::Result<pg_sys::Oid, Fault> {
         if self.cluster == cluster() && self.database == database() {
             return Ok(pg_sys::Oid::from(self.oid));
@@ -144,7 +146,8 @@ impl Membership {
         by_name(&self.schema, &self.table).ok_or_else(|| format!("there is no table {}.{}", self.schema, self.table))
     }
 
-    /// Opens the relation, if it is as it must be, and locks it: it is neither renamed nor dropped nor changed while it is read.
+    /// Opens and locks the relation if it is as it must be: until the end of the transaction it is
+    /// not renamed, dropped or changed.
     fn open(&self) -> std::result::Result<Members, Fault> {
         let oid = self.find()?;
         let is_by_name = self.oid != oid.to_u32();
@@ -158,7 +161,7 @@ impl Membership {
     }
 }
 
-/// The database in which this is.
+/// The oid of the current database.
 fn database() -> u32 {
     // SAFETY: reads a global.
     unsafe { pg_sys::MyDatabaseId }.to_u32()
@@ -174,14 +177,14 @@ fn by_name(schema: &str, table: &str) -> Option<pg_sys::Oid> {
     (oid != pg_sys::InvalidOid).then_some(oid)
 }
 
-/// An open relation.
+/// An open relation, closed when it is dropped.
 struct Relation(pg_sys::Relation);
 
 impl Relation {
     fn open(oid: pg_sys::Oid) -> Option<Self> {
         // SAFETY: gives null where there is none; the lock stays until the end of the transaction.
         let relation = unsafe { pg_sys::try_relation_open(oid, pg_sys::AccessShareLock.cast_signed()) };
-        // Not then_some, which would make one of a null, and close it.
+        // `then_some` would build a `Relation` of null before the check, and close it.
         (!relation.is_null()).then(|| Self(relation))
     }
 
@@ -190,7 +193,8 @@ impl Relation {
         unsafe { &*(*self.0).rd_rel }
     }
 
-    /// Its schema and name, which do not change while it is open; but for the schema's.
+    /// The schema and name of the relation. Its name does not change while it is open, but that of
+    /// its schema may.
     fn names(&self) -> Option<(String, String)> {
         // SAFETY: an open relation; the schema's name is copied.
         unsafe {
@@ -200,7 +204,7 @@ impl Relation {
         }
     }
 
-    /// The built-in type that a column has or its domain is over.
+    /// The built-in type of a column, or the base type of its domain.
     fn base_type(&self, column: &str) -> Option<pg_sys::Oid> {
         let column = CString::new(column).ok()?;
         // SAFETY: looks at the catalogs.
@@ -225,7 +229,7 @@ impl Relation {
             format!("it has no column {user_column} of type uuid, text, varchar, smallint, integer or bigint")
         })?;
         let (schema, table) = self.names().ok_or("its schema is gone")?;
-        // SAFETY: looks at the rights of the owner on his table.
+        // SAFETY: looks up the owner's rights on the open table.
         let is_readable = unsafe {
             pg_sys::pg_class_aclcheck((*self.0).rd_id, form.relowner, ACL_SELECT) == pg_sys::AclResult::ACLCHECK_OK
         };
@@ -280,16 +284,18 @@ impl Members {
         let Some(user) = self.user_type.value(subject) else { return BTreeSet::new() };
         let Some(_reading) = Reading::begin() else { return BTreeSet::new() };
         let _owner = AsOwner::restricted(self.owner);
-        // Kept again only after it went well.
+        // The plan is out of `PLAN` while it runs, and kept again only after it succeeded.
         let plan = self.plan();
         let rows = db.read_plan(plan, &[Some(user)]);
-        // A statement finds its relation by name: a schema that was renamed meanwhile would lead it elsewhere.
+        // A statement finds its relation by name: a schema that was renamed meanwhile would lead it
+        // to another table.
         let is_it = is_about(plan, self.oid);
         PLAN.set(Some(Plan { members: (self.oid, self.owner, self.text.clone()), plan }));
         if is_it { rows.iter().filter_map(|row| row.opt(0)).collect() } else { BTreeSet::new() }
     }
 
-    /// The statement that reads it, made with the rights of its owner; the one that is kept is taken out while it runs.
+    /// The plan that looks up members, made with the rights of the table's owner. The kept one is
+    /// taken out of `PLAN`, so that nothing that it runs can free it.
     fn plan(&self) -> pg_sys::SPIPlanPtr {
         if let Some(Plan { members: (oid, owner, text), plan }) = PLAN.take() {
             // SAFETY: a plan that was kept.
@@ -297,14 +303,14 @@ impl Members {
             {
                 return plan;
             }
-            // SAFETY: as above; it does not run.
+            // SAFETY: a plan that was kept, and that is not running.
             unsafe { pg_sys::SPI_freeplan(plan) };
         }
         spi::prepare(&self.text, &[self.user_type.oid()])
     }
 }
 
-/// Whether a plan reads nothing but this relation.
+/// Whether a plan reads this relation and nothing else.
 fn is_about(plan: pg_sys::SPIPlanPtr, relation: pg_sys::Oid) -> bool {
     // SAFETY: a kept plan of one statement; the lists are the server's.
     unsafe {
@@ -318,28 +324,29 @@ fn is_about(plan: pg_sys::SPIPlanPtr, relation: pg_sys::Oid) -> bool {
     }
 }
 
-/// The orgs of a user by the table of the app, if there is one.
+/// The orgs of a user by the table of the app; none where no table is configured or it cannot be
+/// read.
 pub fn orgs_of(db: &Db, subject: &str) -> BTreeSet<Uuid> {
     let members = Membership::load(db).and_then(|membership| membership.and_then(|m| m.open()).ok());
     members.map(|members| members.orgs_of(db, subject)).unwrap_or_default()
 }
 
-/// What keeps the configured relation from being read, if something does.
+/// The reason why the configured relation cannot be read, if there is one.
 pub fn fault(db: &Db) -> Option<Fault> {
     Membership::load(db).and_then(|membership| membership.and_then(|m| m.open()).err())
 }
 
-/// Finds the configured relation anew in a database that was restored, and keeps its oid.
+/// Finds the configured relation again in a restored database, and stores its new oid.
 pub fn anchor(db: &Db) {
     let Some(Ok(mut membership)) = Membership::load(db) else { return };
     let Ok(members) = membership.open() else { return };
-    membership.settle(&members);
+    membership.note_identity(&members);
     membership.save(db);
 }
 
 impl Membership {
-    /// Notes which table it is, here and now.
-    fn settle(&mut self, members: &Members) {
+    /// Notes the identity of the table in this database.
+    fn note_identity(&mut self, members: &Members) {
         self.oid = members.oid.to_u32();
         self.database = database();
         self.cluster = cluster();
@@ -393,7 +400,7 @@ fn configure_membership(relation: Option<pg_sys::Oid>, org_column: Option<&CStr>
             };
             let opened = Relation::open(relation).ok_or_else(|| "there is no such table".to_owned());
             let members = opened.and_then(|r| r.members(&membership.org_column, &membership.user_column));
-            membership.settle(&members.map_err(|fault| Error::invalid("relation", &fault))?);
+            membership.note_identity(&members.map_err(|fault| Error::invalid("relation", &fault))?);
             membership.save(db);
             Ok(())
         })

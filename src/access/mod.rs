@@ -1,7 +1,7 @@
-//! Who is calling, which orgs that is, and what they may do.
+//! The caller of a function: which orgs it may see, and what it may do.
 //!
-//! `levels` says what roles may do at all. A function that members may call as well also asks whether the org is one of theirs;
-//! everybody's are those of services, auditors and the owner.
+//! `levels` knows the levels of roles. A function that members may call also checks that the org is
+//! one of theirs; services, auditors and the owner see every org.
 
 mod claims;
 mod gate;
@@ -26,7 +26,8 @@ use std::ffi::{CStr, CString};
 use std::rc::Rc;
 use uuid::Uuid;
 
-/// Registers the callbacks that let a backend forget what it knows; once per backend.
+/// Registers the callbacks that let a backend forget what it knows about roles and tables; once per
+/// backend.
 pub fn watch_invalidations() {
     levels::watch_invalidations();
     tables::watch_invalidations();
@@ -34,30 +35,30 @@ pub fn watch_invalidations() {
 
 /// Refuses an org that the caller may not see.
 ///
-/// The caller is the role as which the function was called, which knows its orgs by the claims of the request.
+/// The caller is the role that called the function; its orgs come from the claims of the request.
 pub fn authorize(db: &Db, org_id: Uuid) -> Result<()> {
-    if sees_every_org()? || mine(db).contains(&org_id) {
+    if sees_every_org()? || caller_orgs(db).contains(&org_id) {
         return Ok(());
     }
     Err(Error::not_authorized(&org_id.to_string()))
 }
 
-/// Whether the caller sees every org: what it says of one is believed.
+/// Whether the caller sees every org, so that what it says about one is believed.
 pub fn sees_every_org() -> Result<bool> {
     Ok(levels::of(levels::caller())?.any(Levels::SERVICE | Levels::AUDITOR))
 }
 
-/// What a snapshot shows: two with the same figures, in one transaction, show the same.
+/// The identity of a snapshot: two with the same fields, in one transaction, show the same rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Moment {
+struct SnapshotId {
     statement: pg_sys::TimestampTz,
     transaction: pg_sys::LocalTransactionId,
     transactions: (pg_sys::TransactionId, pg_sys::TransactionId, u32, i32),
     command: pg_sys::CommandId,
 }
 
-impl Moment {
-    /// The snapshot that the caller's statement reads.
+impl SnapshotId {
+    /// The identity of the snapshot that the caller's statement reads.
     fn now() -> Option<Self> {
         // SAFETY: the snapshot lives as long as the statement; what describes it is copied.
         unsafe {
@@ -75,53 +76,54 @@ impl Moment {
 
 #[cfg(any(feature = "pg15", feature = "pg16"))]
 unsafe fn transaction() -> pg_sys::LocalTransactionId {
-    // SAFETY: a backend has one.
+    // SAFETY: a backend always has an entry in the process array.
     unsafe { (*pg_sys::MyProc).lxid }
 }
 
 #[cfg(any(feature = "pg17", feature = "pg18"))]
 unsafe fn transaction() -> pg_sys::LocalTransactionId {
-    // SAFETY: a backend has one.
+    // SAFETY: a backend always has an entry in the process array.
     unsafe { (*pg_sys::MyProc).vxid.lxid }
 }
 
-/// The orgs of a caller, as long as nothing can have changed about them.
-struct Mine {
+/// The orgs of a caller, for as long as nothing can have changed about them.
+struct CallerOrgs {
     claims: CString,
-    moment: Moment,
+    snapshot: SnapshotId,
     orgs: Rc<BTreeSet<Uuid>>,
 }
 
 thread_local! {
-    /// The caller's orgs, for the statement in which they were asked for: a view may ask once per row.
-    static MINE: RefCell<Option<Mine>> = const { RefCell::new(None) };
+    /// The caller's orgs, for the statement in which they were asked for: a view may ask once per
+    /// row.
+    static CALLER_ORGS: RefCell<Option<CallerOrgs>> = const { RefCell::new(None) };
 }
 
-/// The orgs of the caller, where they were asked for at this moment already.
-fn remembered(moment: Option<Moment>) -> Option<Rc<BTreeSet<Uuid>>> {
+/// The orgs of the caller, if they were asked for under this snapshot already.
+fn remembered(snapshot: Option<SnapshotId>) -> Option<Rc<BTreeSet<Uuid>>> {
     let Some(claims) = claims_of_request() else { return Some(Rc::default()) };
-    MINE.with_borrow(|known| {
-        let known = known.as_ref().filter(|k| Some(k.moment) == moment && k.claims.as_c_str() == claims);
+    CALLER_ORGS.with_borrow(|known| {
+        let known = known.as_ref().filter(|k| Some(k.snapshot) == snapshot && k.claims.as_c_str() == claims);
         known.map(|k| Rc::clone(&k.orgs))
     })
 }
 
 /// The orgs of the caller, by the claims of the request and the app's table of members.
-fn mine(db: &Db) -> Rc<BTreeSet<Uuid>> {
-    let moment = Moment::now();
-    if let Some(orgs) = remembered(moment) {
+fn caller_orgs(db: &Db) -> Rc<BTreeSet<Uuid>> {
+    let snapshot = SnapshotId::now();
+    if let Some(orgs) = remembered(snapshot) {
         return orgs;
     }
     let Some(claims) = claims_of_request() else { return Rc::default() };
-    // What runs meanwhile may set it anew.
+    // A function that the table of members runs may set the claims anew, which frees this text.
     let claims = claims.to_owned();
     let Claims { subject, mut orgs } = Claims::parse(&claims.to_string_lossy());
     if let Some(subject) = subject {
         orgs.append(&mut membership::orgs_of(db, &subject));
     }
     let orgs = Rc::new(orgs);
-    if let Some(moment) = moment {
-        MINE.set(Some(Mine { claims, moment, orgs: Rc::clone(&orgs) }));
+    if let Some(snapshot) = snapshot {
+        CALLER_ORGS.set(Some(CallerOrgs { claims, snapshot, orgs: Rc::clone(&orgs) }));
     }
     orgs
 }
@@ -133,19 +135,20 @@ fn mine(db: &Db) -> Rc<BTreeSet<Uuid>> {
 #[pg_extern(stable, parallel_restricted)]
 fn my_orgs() -> Vec<pgrx::Uuid> {
     // A statement asks once for each table that it reads.
-    let orgs = remembered(Moment::now()).unwrap_or_else(|| {
+    let orgs = remembered(SnapshotId::now()).unwrap_or_else(|| {
         let _owner = levels::AsOwner::begin();
-        spi::connect(mine)
+        spi::connect(caller_orgs)
     });
     orgs.iter().map(|org| pgrx::Uuid::from_bytes(org.into_bytes())).collect()
 }
 
-/// Finds the relation of members anew in a database that was restored.
+/// Finds the relation of members again in a restored database.
 pub fn anchor_membership(db: &Db) {
     membership::anchor(db);
 }
 
-/// The claims of the request, where there are any: the server's own text, good until the setting is set again.
+/// The claims of the request, if there are any. The text is the server's own, and valid until the
+/// setting changes.
 fn claims_of_request<'a>() -> Option<&'a CStr> {
     // SAFETY: gives null for a setting that nobody made.
     let claims = unsafe {
@@ -158,7 +161,8 @@ fn claims_of_request<'a>() -> Option<&'a CStr> {
     Some(claims).filter(|claims| !claims.is_empty())
 }
 
-/// Who acts, for the record: the JWT subject where there is one, else the role of the session.
+/// The name of whoever acts, for the record: the JWT subject if there is one, else the role of the
+/// session.
 pub fn actor() -> String {
     jwt_subject().unwrap_or_else(|| {
         // SAFETY: reads a global.
@@ -183,7 +187,8 @@ fn cluster() -> String {
     levels::cluster()
 }
 
-/// Refuses a caller who does not own the extension; for functions in plpgsql that give and take levels.
+/// Refuses a caller who does not own the extension; for functions in plpgsql that give and take
+/// levels.
 #[pg_extern(
     stable,
     sql = r#"
@@ -207,7 +212,8 @@ fn caller() -> String {
     levels::role_name(levels::caller())
 }
 
-/// Refuses to go on where something of another role would run with our rights; for the trigger of metered tables.
+/// Refuses to go on where something of another role would run with our rights; for the trigger of
+/// metered tables.
 #[pg_extern(
     volatile,
     sql = r#"

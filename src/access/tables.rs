@@ -1,9 +1,12 @@
-//! Whether what hangs on our tables, and what stands beside our functions, is ours.
+//! The check that no trigger on the extension's tables, and no function in its schemas, belongs to
+//! somebody else.
 //!
-//! A trigger runs with the rights of whoever writes the table, which is the owner of the extension: so one that somebody else put
-//! there, by a right that came with a grant on all tables, would take over the database; so would a function in our schemas that
-//! fits a call better than ours. The event trigger `pg_billing_guard` lets nobody make them; but it may be off, or come later. So they are
-//! looked for before anything is written, once for each change of one of our tables, or of a function, that the server tells.
+//! A trigger runs with the rights of whoever writes the table, which is the owner of the extension:
+//! a trigger that another role put there, by a right that came with a grant on all tables, would
+//! take over the database. So would a function in the extension's schemas that fits a call better
+//! than its own. The event trigger `pg_billing_guard` prevents both; but it may be off, or be
+//! created later. So they are looked for before anything is written, once after each change of one
+//! of these tables, or of a function, that the server announces.
 
 use crate::base::error::{Error, Result};
 use crate::invalidation::{self, Watcher};
@@ -22,11 +25,11 @@ statements! {
 }
 
 thread_local! {
-    /// Whether triggers and functions were looked at since the last change of one.
-    static LOOKED: Cell<bool> = const { Cell::new(false) };
-    /// Counts the changes: one that comes while they are being looked at must not be lost.
+    /// Whether triggers and functions were checked since the last change of one.
+    static IS_CHECKED: Cell<bool> = const { Cell::new(false) };
+    /// The number of changes so far: one that arrives during the check must not be lost.
     static CHANGES: Cell<u64> = const { Cell::new(0) };
-    /// The tables, as they were then.
+    /// The extension's tables at the time of the last check.
     static TABLES: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -34,7 +37,7 @@ thread_local! {
 pub fn watch_invalidations() {
     static WATCHER: Watcher = Watcher {
         relation: table_changed,
-        catalog: |_| changed(),
+        catalog: |_| note_change(),
         catalogs: &[
             pg_sys::SysCacheIdentifier::NAMESPACEOID,
             pg_sys::SysCacheIdentifier::AUTHOID,
@@ -45,32 +48,35 @@ pub fn watch_invalidations() {
 }
 
 fn table_changed(relation: pg_sys::Oid) {
-    // Borrows are short and take no invalidation inside. While they are being looked at, any change counts.
+    // Every borrow ends before anything that could process an invalidation. During a check, any
+    // change counts.
     let is_ours = TABLES.with(|tables| tables.try_borrow().is_ok_and(|ours| ours.contains(&relation)));
-    if is_ours || relation == pg_sys::InvalidOid || !LOOKED.get() {
-        changed();
+    if is_ours || relation == pg_sys::InvalidOid || !IS_CHECKED.get() {
+        note_change();
     }
 }
 
-fn changed() {
-    LOOKED.set(false);
+fn note_change() {
+    IS_CHECKED.set(false);
     CHANGES.set(CHANGES.get().wrapping_add(1));
 }
 
-/// Refuses to go on where a trigger on one of our tables, or a function in our schemas, is somebody else's. Run as the owner.
+/// Refuses to go on where a trigger on one of the tables, or a function in the schemas, is somebody
+/// else's. Must run as the owner.
 pub fn require_sound() -> Result<()> {
-    if LOOKED.get() {
+    if IS_CHECKED.get() {
         return Ok(());
     }
     spi::connect(|db| {
         let oid = |number: i64| pg_sys::Oid::from(u32::try_from(number).unwrap_or(0));
         let before = CHANGES.get();
-        // On the newest snapshot: the change that was told may be newer than the caller's.
+        // The newest snapshot is read: the change that was announced may be newer than the caller's
+        // snapshot.
         let (tables, foreign) = spi::on_newest_snapshot(|| (db.scan(&OURS, args![]), db.scan(&FOREIGN, args![])));
         let Some(row) = foreign.first() else {
             TABLES.set(tables.iter().map(|row| oid(row.get(0))).collect());
-            // What was changed meanwhile is looked at by the next call.
-            LOOKED.set(CHANGES.get() == before);
+            // A change that arrived during the check is looked at by the next call.
+            IS_CHECKED.set(CHANGES.get() == before);
             return Ok(());
         };
         let (function, owner): (String, String) = (row.get(2), row.get(3));

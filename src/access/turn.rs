@@ -1,4 +1,4 @@
-//! Turns for the bodies that are written in plpgsql.
+//! Turns for function bodies that are written in plpgsql.
 
 use crate::access;
 use crate::pg::raise::or_raise;

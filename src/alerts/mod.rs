@@ -1,6 +1,8 @@
-//! Alerts: one row per crossing of a threshold, resolved when it no longer holds, raised anew at the next crossing.
+//! Alerts: one row per crossing of a threshold, resolved when it no longer holds, and raised again
+//! at the next crossing.
 //!
-//! Settlement looks at all of an org's; the consumption that crosses a threshold of a cap or of the balance raises it at once.
+//! Settlement looks at all alerts of an org; the consumption that crosses a threshold of a cap or
+//! of the balance raises that alert at once.
 
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
@@ -22,7 +24,8 @@ use pgrx::prelude::*;
 use uuid::Uuid;
 
 statements! {
-    // And below which balance of a wallet somebody wants to know.
+    // The low-balance and recharge thresholds come along, so that one statement tells all that a
+    // balance is compared with.
     OPEN(uuid) =
         "select kind, subject, share, null::int8 from billing.alerts where org_id = $1 and resolved_at is null
          union all
@@ -57,13 +60,13 @@ struct Alert {
     threshold: i64,
 }
 
-/// The quantity at which a share of a limit is used.
+/// The quantity at which a share (in percent) of a limit is used.
 fn at_share(limit: i64, share: i64) -> i64 {
     let part = (i128::from(limit) * i128::from(share) + 99) / 100;
     i64::try_from(part).unwrap_or(i64::MAX)
 }
 
-/// The shares of a limit that are used.
+/// The alerts of the shares of a limit that are used.
 fn crossed(kind: &'static str, subject: &str, used: i64, limit: i64, shares: &[i64]) -> Vec<Alert> {
     let of = |share: &i64| (*share, at_share(limit, *share));
     let crossed = shares.iter().map(of).filter(|(_, threshold)| limit > 0 && used >= *threshold);
@@ -72,7 +75,8 @@ fn crossed(kind: &'static str, subject: &str, used: i64, limit: i64, shares: &[i
         .collect()
 }
 
-/// What of a balance is crossed, and the balance below which more will be.
+/// The alerts of a balance, and the balance below which the next one is due. `low` and `recharge`
+/// are the thresholds of the wallet's settings, 0 for none.
 fn crossed_balance(
     unit: &str,
     balance: i64,
@@ -94,7 +98,8 @@ fn crossed_balance(
     (alerts, below)
 }
 
-/// What is raised of an org and not resolved, and the balances of its wallets below which somebody wants to know.
+/// The alerts of an org that are raised and not resolved, and the thresholds of its wallets'
+/// balances.
 pub struct ActiveAlerts {
     raised: Vec<(String, String, i64)>,
     low: Vec<(String, i64)>,
@@ -102,7 +107,7 @@ pub struct ActiveAlerts {
 }
 
 impl ActiveAlerts {
-    /// As it stands.
+    /// Reads the alerts and thresholds of an org.
     pub fn of(db: &Db, org_id: Uuid) -> Self {
         let mut open = Self { raised: Vec::new(), low: Vec::new(), recharge: Vec::new() };
         for row in db.write(&OPEN, args![org_id]).iter() {
@@ -122,7 +127,8 @@ impl ActiveAlerts {
     }
 }
 
-/// Raises those that are not raised yet, and resolves what is raised of the kinds (and the subject) but is not among them.
+/// Raises the alerts that are not raised yet, and resolves those of the same kinds (and subject)
+/// that no longer hold.
 fn sync(
     db: &Db,
     org_id: Uuid,
@@ -195,21 +201,21 @@ fn note(org_id: Uuid, alert: &Alert, now: Moment) {
     table.insert_new(&table::OPEN, &row, Insertion::Speculative, || false);
 }
 
-/// The balance of a wallet that has changed.
+/// A change of a wallet's balance, as alerts look at it.
 #[derive(Debug, Clone, Copy)]
 pub struct BalanceChange<'a> {
     /// The unit of the wallet.
     pub unit: &'a str,
-    /// What it has now.
+    /// The balance after the change.
     pub balance: i64,
-    /// What it had after its last grant, of which alerts are shares.
+    /// The balance after the wallet's last grant; alerts are raised at shares of it.
     pub base: i64,
-    /// The balance below which somebody wants to know, as the wallet has noted it.
+    /// The balance below which the next alert is due, as the wallet's row has it.
     pub threshold: i64,
 }
 
-/// Raises and resolves the alerts of a balance; gives whether it is below the threshold of automatic recharging. The wallet must
-/// be locked.
+/// Raises and resolves the alerts of a balance. Answers whether the balance is below the threshold
+/// of automatic recharging. The wallet must be locked.
 pub fn balance(db: &Db, org_id: Uuid, open: &ActiveAlerts, change: BalanceChange<'_>, now: Moment) -> Result<bool> {
     let BalanceChange { unit, balance, base, threshold } = change;
     let low = open.low.iter().find(|(of, _)| of == unit).map(|(_, below)| *below);
@@ -223,7 +229,8 @@ pub fn balance(db: &Db, org_id: Uuid, open: &ActiveAlerts, change: BalanceChange
     Ok(balance < recharge)
 }
 
-/// Raises one that no settlement finds by itself, unless it is raised; the wallet is locked.
+/// Raises an alert that settlement does not find by itself, unless it is raised already. The wallet
+/// must be locked.
 pub fn raise(
     db: &Db,
     org_id: Uuid,
@@ -235,18 +242,19 @@ pub fn raise(
     sync(db, org_id, (&ActiveAlerts::of(db, org_id), &[kind], Some(subject)), &[alert], now);
 }
 
-/// Resolves one of those.
+/// Resolves an alert that settlement does not find by itself.
 pub fn resolve(db: &Db, org_id: Uuid, kind: &str, subject: &str, now: Moment) {
     sync(db, org_id, (&ActiveAlerts::of(db, org_id), &[kind], Some(subject)), &[], now);
 }
 
-/// Looks at the caps of which consumptions just used something.
+/// Raises and resolves the alerts of the caps that consumptions have just used.
 pub fn caps(db: &Db, caps: &Caps) -> Result<()> {
     let shares = cache::alert_settings(db)?.shares;
     for (org_id, cap, before, after) in caps.used() {
         let alerts = crossed("cap", &cap.name, after, cap.quantity, &shares);
         if alerts.iter().any(|alert| before < alert.threshold) {
-            // What is raised may be of an earlier day or month.
+            // An alert that is raised may be left from an earlier day or month: it is resolved
+            // first, or the new crossing would raise none.
             let open = ActiveAlerts::of(db, org_id);
             let mut known = crossed("cap", &cap.name, before, cap.quantity, &shares);
             known.retain(|alert| open.has(alert));
@@ -257,9 +265,9 @@ pub fn caps(db: &Db, caps: &Caps) -> Result<()> {
     Ok(())
 }
 
-/// Looks at everything of an org but its balances: for settlement.
+/// Raises and resolves all alerts of an org but those of its balances, for settlement.
 ///
-/// `wallets`: all of it, locked.
+/// `wallets` are all wallets of the org, locked.
 pub fn settle(
     db: &Db,
     org_id: Uuid,
@@ -283,7 +291,7 @@ pub fn settle(
         alerts.extend(crossed("cap", &cap.name, used, cap.quantity, &settings.shares));
     }
     let soon = crate::base::time::add_days(now, settings.expiring_days);
-    // What other lanes than lane 0 hold, this one does not tell.
+    // Lane 0 of a split wallet does not tell when the slices of the other lanes expire.
     let may_expire = wallets.iter().any(|wallet| wallet.is_split() || wallet.fresh_until <= soon);
     let expiring = may_expire.then(|| db.write(&EXPIRING, args![org_id, Timestamptz(now), Timestamptz(soon)]));
     for row in expiring.iter().flat_map(Rows::iter) {
@@ -297,10 +305,12 @@ pub fn settle(
     Ok(())
 }
 
-/// Says when alerts are raised: at which percentages of an allowance, cap or balance, and how many days before a grant expires.
+/// Says when alerts are raised: at which percentages of an allowance, cap or balance, and how many
+/// days before a grant expires.
 ///
-/// `shares`: 1 to 100 each, at most 20; `expiring_days`: 0 to 366; `deliver`: each alert that is raised also goes into the outbox,
-/// topic `alert.raised`. Holds from the next look on. Errors: 22023.
+/// `shares`: 1 to 100 each, at most 20; `expiring_days`: 0 to 366; `deliver`: each alert that is
+/// raised also goes into the outbox, topic `alert.raised`. Holds from the next look on. Errors:
+/// 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn configure_alerts(

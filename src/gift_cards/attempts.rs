@@ -1,7 +1,8 @@
-//! Codes that an org tried in vain: counted, and no more looked at when there were too many within an hour.
+//! Failed attempts at codes: counted per org, and refused unseen after too many within an hour.
 //!
-//! A call that fails takes back what it wrote, so the attempt is noted in a transaction of its own, before the caller is told
-//! that it failed. What cannot be noted is refused as well: then nobody learns whether the code was right.
+//! A call that fails takes back what it wrote, so an attempt is noted in a transaction of its own,
+//! before the caller is told that it failed. If it cannot be noted, the caller is not told whether
+//! the code was right.
 
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, Moment};
@@ -13,18 +14,19 @@ use pgrx::prelude::*;
 use std::fmt;
 use uuid::Uuid;
 
-/// Most failed attempts of an org,
+/// The number of failed attempts of an org after which it has to wait.
 const MOST: usize = 10;
-/// within an hour.
+/// The time within which they count.
 const WINDOW: Moment = 3_600_000_000;
-/// How long to wait where an attempt could not be noted.
+/// The time to wait after an attempt that could not be noted.
 const PAUSE: Moment = 60_000_000;
 
 const TABLE: &str = "billing_internal.gift_card_attempts";
 const WORKER: &str = "pg_billing_note_attempt";
 
 statements! {
-    // Newest first. Billing time may have gone back: what is far in the future counts as little as what is long ago.
+    // Billing time may have gone back: an attempt far in the future counts as little as one long
+    // ago.
     RECENT(uuid, timestamptz, timestamptz, int8) =
         "select attempted_at from billing_internal.gift_card_attempts
           where org_id = $1 and attempted_at > $2 and attempted_at <= $3 order by attempted_at desc limit $4";
@@ -39,7 +41,7 @@ statements! {
         "select billing.note_signal($1, 'code_guessing', 50, 'wrong gift card codes within an hour', jsonb_build_object('attempts', $2))";
 }
 
-/// An attempt, as the process that notes it is told.
+/// A failed attempt, in the form in which the process that notes it gets it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Attempt {
     database: u32,
@@ -66,8 +68,8 @@ impl Attempt {
     }
 }
 
-/// The newest failed attempts of an org within an hour, at most so many. As committed by now: a transaction must not be able to
-/// go on with what it saw at its beginning.
+/// The newest failed attempts of an org within an hour, at most `most`. They are read on the newest
+/// snapshot, or a transaction could go on guessing with what it saw at its beginning.
 fn recent(db: &Db, org_id: Uuid, now: Moment, most: usize) -> Vec<Moment> {
     let (from, until) = (Timestamptz(now.saturating_sub(WINDOW)), Timestamptz(now.saturating_add(WINDOW)));
     let most = i64::try_from(most).unwrap_or(i64::MAX);
@@ -76,17 +78,17 @@ fn recent(db: &Db, org_id: Uuid, now: Moment, most: usize) -> Vec<Moment> {
     })
 }
 
-/// The refusal that so many attempts bring, if they do.
-fn limit(recent: &[Moment]) -> Option<Error> {
+/// The refusal for these attempts, if there are too many.
+fn refusal(recent: &[Moment]) -> Option<Error> {
     recent.get(MOST - 1).map(|at| Error::too_many_attempts(at.saturating_add(WINDOW)))
 }
 
-/// Refuses an org that has tried too much.
+/// Refuses an org that has tried too often.
 pub fn check(db: &Db, org_id: Uuid, now: Moment) -> Result<()> {
-    limit(&recent(db, org_id, now, MOST)).map_or(Ok(()), Err)
+    refusal(&recent(db, org_id, now, MOST)).map_or(Ok(()), Err)
 }
 
-/// Notes a failed attempt; gives what the caller is to be told.
+/// Notes a failed attempt, and gives the error for the caller.
 pub fn note(db: &Db, org_id: Uuid, now: Moment) -> Error {
     // SAFETY: reads a global.
     let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
@@ -95,19 +97,21 @@ pub fn note(db: &Db, org_id: Uuid, now: Moment) -> Error {
     let was_run = background::run(WORKER, &attempt.to_string());
     let is_noted = spi::on_newest_snapshot(|| db.read(&IS_NOTED, args![org_id, Timestamptz(now), id]).count() > 0);
     if is_noted {
-        // Of many calls at once, so many are told that their codes are wrong, and the others nothing.
+        // Of many calls at once, the first ones are told that their codes are wrong, and the others
+        // nothing: otherwise they could guess more often than allowed.
         let recent = recent(db, org_id, now, MOST + 1);
-        return limit(&recent).filter(|_| recent.len() > MOST).unwrap_or_else(Error::unknown_code);
+        return refusal(&recent).filter(|_| recent.len() > MOST).unwrap_or_else(Error::unknown_code);
     }
-    // In the transaction that made the tables there is nobody yet to guess.
+    // The worker cannot see tables that the caller's own transaction made; and then there is nobody
+    // yet to guess.
     if was_run && background::is_made_here(db, TABLE) {
         return Error::unknown_code();
     }
     Error::too_many_attempts(now.saturating_add(PAUSE))
 }
 
-/// What runs in a process of its own: notes the attempt, forgets those of the day before, and raises a flag where there were
-/// too many.
+/// The body of the process that notes an attempt: it also forgets attempts of the day before, and
+/// raises a flag after too many.
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn pg_billing_note_attempt(_told: pg_sys::Datum) {
@@ -118,7 +122,7 @@ pub extern "C-unwind" fn pg_billing_note_attempt(_told: pg_sys::Datum) {
         db.write(&NOTE, args![org_id, Timestamptz(at), id]);
         db.write(&FORGET, args![org_id, Timestamptz(time::add_days(at, -1))]);
     });
-    // In another transaction, so that the attempt stays noted whatever becomes of the flag.
+    // A transaction of its own: the attempt stays noted whatever becomes of the flag.
     background::transaction(TABLE, move |db| {
         let count = recent(db, org_id, at, MOST).len();
         if count >= MOST && db.write(&TAKES_SIGNALS, &[]).first().is_some_and(|row| row.get(0)) {
@@ -147,10 +151,10 @@ mod tests {
     #[test]
     fn the_tenth_attempt_is_the_last_until_an_hour_later() {
         let attempts: Vec<Moment> = (0..10).rev().collect();
-        assert_eq!(limit(&attempts[1..]), None);
-        assert_eq!(limit(&attempts), Some(Error::too_many_attempts(WINDOW)));
-        // Of more of them, until nine are left of the hour.
+        assert_eq!(refusal(&attempts[1..]), None);
+        assert_eq!(refusal(&attempts), Some(Error::too_many_attempts(WINDOW)));
+        // With more attempts than that, the org waits until nine are left of the hour.
         let attempts: Vec<Moment> = (0..12).rev().collect();
-        assert_eq!(limit(&attempts), Some(Error::too_many_attempts(WINDOW + 2)));
+        assert_eq!(refusal(&attempts), Some(Error::too_many_attempts(WINDOW + 2)));
     }
 }

@@ -1,34 +1,35 @@
 //! Codes of gift cards: 120 random bits and a check character, without a server.
 //!
-//! 25 characters of Crockford's base 32, which has no I, L, O and U; reading takes those that look alike for each other. The
-//! check character makes the sum of all characters, each times a power of 2 of its own in GF(32), zero: so every single wrong
-//! character is found, and every two that changed places, next to each other or not. Luhn's scheme would miss 0Z for Z0.
+//! A code has 25 characters of Crockford's base 32, which has no I, L, O and U; reading accepts
+//! characters that look alike. The check character makes the sum of all characters, each times a
+//! power of 2 of its own in GF(32), zero: so every single wrong character is found, and every two
+//! that changed places, next to each other or not. Luhn's scheme would miss 0Z for Z0.
 
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use std::fmt;
 
-/// Random bytes of a code.
+/// The number of random bytes of a code.
 pub const RANDOM: usize = 15;
 
 const LENGTH: usize = 25;
 const GROUP: usize = 5;
 const ALPHABET: [u8; 32] = *b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
-/// A code: the values of its characters, 0 to 31. Not for debugging: it would stand in a log.
+/// A code: the values of its characters, 0 to 31. It has no `Debug`, or it would end up in a log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Code([u8; LENGTH]);
 
-/// What is found in a table: says nothing about the code without the key.
+/// The hash of a code as tables have it, which says nothing about the code without the key.
 pub type CodeHash = [u8; 32];
 
-/// Twice a value in GF(32), whose polynomial is x⁵ + x² + 1.
+/// A value times two in GF(32), whose polynomial is x⁵ + x² + 1.
 fn doubled(value: u8) -> u8 {
     let twice = value << 1;
     if twice & 0b10_0000 == 0 { twice } else { twice ^ 0b10_0101 }
 }
 
-/// The last character for those before it.
+/// The check character for the values before it.
 fn check(values: &[u8]) -> u8 {
     values.iter().fold(0, |sum, value| doubled(sum ^ value))
 }
@@ -43,13 +44,13 @@ fn value(typed: char) -> Option<u8> {
     ALPHABET.iter().zip(0..).find(|(known, _)| char::from(**known) == plain).map(|(_, value)| value)
 }
 
-/// What people and programs put between the characters.
+/// Whether a character is one that people and programs put between those of a code.
 fn is_filler(typed: char) -> bool {
     typed.is_whitespace() || matches!(typed, '-' | '\u{2010}'..='\u{2015}' | '\u{2212}')
 }
 
 impl Code {
-    /// From random bytes.
+    /// Makes a code of random bytes.
     pub fn new(random: [u8; RANDOM]) -> Self {
         let mut values = [0; LENGTH];
         for (five, eight) in random.chunks_exact(5).zip(values.chunks_exact_mut(8)) {
@@ -62,7 +63,7 @@ impl Code {
         Self(values)
     }
 
-    /// As somebody typed it; None where that cannot be a code.
+    /// Reads a code as somebody typed it; None if that cannot be one.
     pub fn read(typed: &str) -> Option<Self> {
         let mut values = [0; LENGTH];
         let mut count = 0;
@@ -74,7 +75,7 @@ impl Code {
         (count == LENGTH && *last == check(others)).then_some(Self(values))
     }
 
-    /// HMAC-SHA256 of the characters.
+    /// The HMAC-SHA256 of the characters.
     pub fn hash(&self, key: &[u8]) -> CodeHash {
         let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("a key of any length will do");
         mac.update(&self.characters());
@@ -86,7 +87,7 @@ impl Code {
     }
 }
 
-/// In groups of five.
+/// Prints a code in groups of five characters.
 impl fmt::Display for Code {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (place, character) in self.characters().into_iter().enumerate() {
@@ -120,7 +121,8 @@ mod tests {
 
     #[test]
     fn the_factors_of_the_check_are_all_different() {
-        // Of a code with a single 1 in it, the check character is the factor of its place; that of the check's own is 1.
+        // The check character of a code with a single 1 in it is the factor of that place; the
+        // factor of the check character's own place is 1.
         let factors: BTreeSet<u8> = (0..LENGTH - 1)
             .map(|place| {
                 let mut values = [0; LENGTH - 1];
@@ -161,7 +163,7 @@ mod tests {
     }
 
     proptest! {
-        /// However it is typed, a code is read as what it is; and all of its 120 bits are in it.
+        /// A code is read as what it is however it is typed, and all of its 120 bits are in it.
         #[test]
         fn what_is_shown_is_read(
             random in any::<[u8; RANDOM]>(), other in any::<[u8; RANDOM]>(), fill in proptest::collection::vec(0..6usize, LENGTH),

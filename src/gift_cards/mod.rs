@@ -1,7 +1,8 @@
 //! Gift cards and vouchers: codes that are worth credit to whoever redeems them.
 //!
-//! A code is known to whoever was told it, and to nobody else: the tables have its hash under a key of this database. A code that
-//! cannot be redeemed is an unknown one, whatever the reason, and an org that tries too many of them has to wait.
+//! Only whoever was told a code knows it: the tables have its hash under a key of this database. A
+//! code that cannot be redeemed is reported as unknown, whatever the reason, and an org that tries
+//! too many of them has to wait.
 
 mod attempts;
 mod code;
@@ -34,7 +35,7 @@ use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Under which name `secrets` has the key.
+/// The name of the key under which codes are hashed.
 const SECRET: &str = "gift_cards";
 const SOURCES: [&str; 2] = ["gift_card", "voucher"];
 const MOST_CARDS: i32 = 10_000;
@@ -42,7 +43,7 @@ const MOST_REDEMPTIONS: i32 = 1_000_000;
 const NAME_BYTES: usize = 200;
 
 receipt! {
-    /// Of a code that was redeemed.
+    /// The answer of `redeem_gift_card`.
     #[derive(Serialize, Deserialize)]
     GiftCardReceipt as "gift_card_receipt" {
         grant_id: i64,
@@ -59,7 +60,7 @@ impl Answer for GiftCardReceipt {
     }
 }
 
-/// The name of a batch.
+/// Checks the name of a batch.
 fn batch_name(value: Option<&str>) -> Result<&str> {
     let name = required("name", value)?;
     if name.trim().is_empty() || name.len() > NAME_BYTES {
@@ -68,12 +69,12 @@ fn batch_name(value: Option<&str>) -> Result<&str> {
     Ok(name)
 }
 
-fn within(name: &str, value: Option<i32>, most: i32) -> Result<i32> {
+fn required_within(name: &str, value: Option<i32>, most: i32) -> Result<i32> {
     let value = required(name, value)?;
     if (1..=most).contains(&value) { Ok(value) } else { Err(Error::invalid(name, &format!("must be 1 to {most}"))) }
 }
 
-/// The source of grants, by its name.
+/// The source of grants of that name, if gift cards have it.
 fn source(value: &str) -> Option<&'static str> {
     SOURCES.into_iter().find(|known| *known == value)
 }
@@ -104,10 +105,10 @@ fn create_gift_cards(
     let codes = entry_point::service(|db| {
         let name = batch_name(name)?;
         let credits = positive("credits", credits)?;
-        let count = within("count", count, MOST_CARDS)?;
+        let count = required_within("count", count, MOST_CARDS)?;
         let unit = self::unit(unit)?;
         let metrics = scope(metrics)?;
-        let max_redemptions = within("max_redemptions", max_redemptions, MOST_REDEMPTIONS)?;
+        let max_redemptions = required_within("max_redemptions", max_redemptions, MOST_REDEMPTIONS)?;
         let expires_at = expires_at.map(Moment::from).filter(|at| *at != INFINITY);
         let validity = Validity::argument("validity", validity)?;
         let source = self::source(required("source", source)?);
@@ -130,25 +131,27 @@ fn create_gift_cards(
     SetOfIterator::new(codes)
 }
 
-/// The hash of the code that somebody typed, if he may try one.
-fn hash(db: &Db, org_id: Uuid, typed: &str) -> Result<CodeHash> {
+/// The hash of the code that somebody typed, if this org may try one now.
+fn hash_of_typed(db: &Db, org_id: Uuid, typed: &str) -> Result<CodeHash> {
     cache::require_installed(db)?;
     authorize(db, org_id)?;
-    // Where nothing can be written, a failed attempt could not be noted either. The server's own error.
+    // A failed attempt could not be noted in a read-only transaction, so the server's own error
+    // comes before any guess.
     // SAFETY: reads globals.
     unsafe { pg_sys::PreventCommandIfReadOnly(c"redeem_gift_card()".as_ptr()) };
     let Some(code) = Code::read(typed) else {
-        // A slip of the keyboard is not noted: it is refused without a look at any card, so whoever guesses gains nothing by it.
+        // A slip of the keyboard is not noted: it is refused without a look at any card, so whoever
+        // guesses gains nothing by it.
         attempts::check(db, org_id, clock::now())?;
         return Err(Error::unknown_code());
     };
     Ok(code.hash(&secrets::secret(db, SECRET)))
 }
 
-/// Grants what a card is worth.
-fn grant(db: &Db, call: &Call, wallet: &mut Wallet, hash: &CodeHash) -> Result<(Operation, GiftCardReceipt)> {
+/// Grants the credit of a card.
+fn grant_card(db: &Db, call: &Call, wallet: &mut Wallet, hash: &CodeHash) -> Result<(Operation, GiftCardReceipt)> {
     let now = wallet.now();
-    // Again, after the wait: others may have tried meanwhile.
+    // Others may have tried in vain while this call waited for the lock.
     attempts::check(db, call.org_id, now)?;
     let card = store::take(db, call.org_id, hash, now).ok_or_else(Error::unknown_code)?;
     let Card { name, credits, metrics, validity, source } = card;
@@ -188,13 +191,16 @@ fn grant(db: &Db, call: &Call, wallet: &mut Wallet, hash: &CodeHash) -> Result<(
     Ok((operation, receipt))
 }
 
-/// Redeems a code for an org: grants it promotional credit, and makes its wallet when it is the first.
+/// Redeems a code for an org: grants it promotional credit, and makes its wallet when it is the
+/// first.
 ///
-/// `code`: as it was given, in capitals or not, with or without dashes and spaces, O for 0, I and L for 1. `expires_at`: until when
-/// the credit can be spent, null for ever. Members may call it for their own orgs. Errors: PT404 `unknown_code` for every
-/// code that this org cannot redeem, whether it does not exist, is used up, expired or voided, or the org has redeemed it; PT429
-/// `too_many_attempts` for every code after ten that failed within an hour, or where a failed attempt cannot be noted (no free
-/// background worker), with `retry_at`; 42501 `not_authorized`; PT409 `idempotency_conflict`; 22023.
+/// `code`: as it was given, in capitals or not, with or without dashes and spaces, O for 0, I and L
+/// for 1. `expires_at`: until when the credit can be spent, null for ever. Members may call it for
+/// their own orgs. Errors: PT404 `unknown_code` for every code that this org cannot redeem, whether
+/// it does not exist, is used up, expired or voided, or the org has redeemed it; PT429
+/// `too_many_attempts` for every code after ten that failed within an hour, or where a failed
+/// attempt cannot be noted (no free background worker), with `retry_at`; 42501 `not_authorized`;
+/// PT409 `idempotency_conflict`; 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn redeem_gift_card(
@@ -206,18 +212,19 @@ fn redeem_gift_card(
     or_raise(access::customer(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let typed = required("code", code)?;
-        let hash = spi::connect(|db| hash(db, org_id, typed))?;
+        let hash = spi::connect(|db| hash_of_typed(db, org_id, typed))?;
         // Half of the hash suffices to tell codes apart.
         let half = Uuid::from_slice(&hash[..16]).unwrap_or_default().to_string();
         let call = Call::new(org_id, "redeem_gift_card", &[Some(&half)], idempotency_key, metadata)?;
         let answer = call.run(
             |db, now| {
                 attempts::check(db, org_id, now)?;
-                // Without a lock first: what fails here holds nobody up while it is noted.
+                // The card is looked up without a lock first: a call that fails here holds nobody
+                // up while its attempt is noted.
                 let unit = store::unit(db, org_id, &hash, now).ok_or_else(Error::unknown_code)?;
                 ledger::lock_or_create(db, org_id, &unit, now)
             },
-            |db, wallet| grant(db, &call, wallet, &hash),
+            |db, wallet| grant_card(db, &call, wallet, &hash),
         );
         match answer {
             Err(error) if error == Error::unknown_code() => {
@@ -236,7 +243,7 @@ fn redeem_gift_card(
 fn void_gift_cards(name: Option<&str>) -> i64 {
     entry_point::service(|db| {
         let name = batch_name(name)?;
-        // Whoever mistypes the name of a batch that leaked should know.
+        // Whoever mistypes the name of a batch that leaked should be told so.
         if !store::is_there(db, name) {
             return Err(Error::unknown("unknown_batch", name));
         }

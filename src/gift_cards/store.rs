@@ -8,7 +8,7 @@ use crate::pg::spi::{self, Db, Row, Timestamptz};
 use crate::{args, statements};
 use uuid::Uuid;
 
-/// $1 the code, $2 the org, $3 now.
+/// The condition under which an org can redeem a card: $1 is the code, $2 the org, $3 now.
 macro_rules! redeemable {
     () => {
         " where c.code_hash = $1 and c.voided_at is null and c.redeemed < c.max_redemptions
@@ -29,7 +29,8 @@ statements! {
     REDEEMED(uuid, bytea, int8, timestamptz, text) =
         "insert into billing.gift_card_redemptions (org_id, code_hash, grant_id, redeemed_at, name) values ($1, $2, $3, $4, $5)";
     IS_THERE(text) = "select from billing.gift_cards where name = $1 limit 1";
-    // In one order, so that two of these do not wait in a circle.
+    // The rows are locked in one order, or two of these calls could wait for each other in a
+    // circle.
     VOID(text, timestamptz) =
         "with open as (
             select code_hash from billing.gift_cards
@@ -38,25 +39,25 @@ statements! {
          update billing.gift_cards c set voided_at = $2 from open where c.code_hash = open.code_hash";
 }
 
-/// What the cards of a batch are.
+/// A batch of cards that is to be made.
 pub struct Batch<'a> {
-    /// Its name.
+    /// The name of the batch.
     pub name: &'a str,
-    /// Of the wallet.
+    /// The unit of the wallet that gets the credit.
     pub unit: &'a str,
-    /// What each redemption grants.
+    /// The credit that each redemption grants.
     pub credits: i64,
-    /// On which alone it may be spent.
+    /// The only metrics on which the credit may be spent; None for any.
     pub metrics: Option<Vec<String>>,
-    /// How often each can be redeemed.
+    /// How often each card can be redeemed.
     pub max_redemptions: i32,
-    /// Until when.
+    /// The end of the time in which the cards can be redeemed.
     pub expires_at: Option<Moment>,
-    /// How long the credit can be spent.
+    /// How long the credit can be spent after it was redeemed.
     pub validity: Option<Validity>,
-    /// Of the grants.
+    /// The source of the grants.
     pub source: &'a str,
-    /// What the caller noted.
+    /// The metadata that the caller gave.
     pub metadata: Jsonb,
 }
 
@@ -81,7 +82,7 @@ fn card(row: &Row) -> Card {
     }
 }
 
-/// Makes cards.
+/// Inserts the cards of a batch.
 pub fn create(db: &Db, hashes: &[CodeHash], batch: Batch<'_>, now: Moment) {
     let hashes: Vec<Vec<u8>> = hashes.iter().map(|hash| hash.to_vec()).collect();
     db.write(
@@ -102,16 +103,18 @@ pub fn create(db: &Db, hashes: &[CodeHash], batch: Batch<'_>, now: Moment) {
     );
 }
 
-/// The unit of a card that the org can redeem, as it looks without a lock.
+/// The unit of a card that the org can redeem, read without a lock.
 pub fn unit(db: &Db, org_id: Uuid, hash: &CodeHash, now: Moment) -> Option<String> {
     db.write(&UNIT, args![hash.as_slice(), org_id, Timestamptz(now)]).first().map(|row| row.get(0))
 }
 
-/// Takes one redemption of a card, after whoever is taking another; None where there is none left. The org's wallet is locked,
-/// so nobody redeems the same for it.
+/// Takes one redemption of a card, after waiting for whoever is taking another; None if none is
+/// left. The org's wallet must be locked, so that nobody redeems the same card for the org
+/// meanwhile.
 pub fn take(db: &Db, org_id: Uuid, hash: &CodeHash, now: Moment) -> Option<Card> {
     let mut taken = None;
-    // Undone, so that whoever waited in vain does not hold up the others until he has been refused.
+    // A refusal rolls the subtransaction back, which releases the row's lock: the others need not
+    // wait until the attempt is noted.
     spi::in_subtransaction(|| {
         taken = db.write(&TAKE, args![hash.as_slice(), org_id, Timestamptz(now)]).first().as_ref().map(card);
         taken.is_some()
@@ -119,17 +122,17 @@ pub fn take(db: &Db, org_id: Uuid, hash: &CodeHash, now: Moment) -> Option<Card>
     taken
 }
 
-/// Notes a redemption.
+/// Notes a redemption and the grant that it made.
 pub fn redeemed(db: &Db, org_id: Uuid, hash: &CodeHash, grant_id: i64, now: Moment, name: &str) {
     db.write(&REDEEMED, args![org_id, hash.as_slice(), grant_id, Timestamptz(now), name]);
 }
 
-/// Whether there is any card of that name.
+/// Whether there is any card of that batch.
 pub fn is_there(db: &Db, name: &str) -> bool {
     db.write(&IS_THERE, args![name]).count() > 0
 }
 
-/// Voids the cards of that name that are not used up; gives their number.
+/// Voids the cards of that batch that are not used up, and gives their number.
 pub fn void(db: &Db, name: &str, now: Moment) -> usize {
     db.write(&VOID, args![name, Timestamptz(now)]).count()
 }

@@ -1,4 +1,5 @@
-//! The proof of a chain, without a server: entries go in one by one, in order of their lane; violations come out.
+//! The proof of a chain, without a server: entries go in one by one, in order of their lane;
+//! violations come out.
 
 use crate::base::hash::Hash;
 use crate::base::time::Moment;
@@ -6,13 +7,14 @@ use crate::ledger::chain::{self, Content, Position};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-/// Entries of a lane are numbered from `slot << SLOT_BITS` + 1.
+/// The bits of an entry's number within its lane: a lane's entries are numbered from `slot <<
+/// SLOT_BITS` + 1.
 pub const SLOT_BITS: u32 = 40;
 
-/// A ledger row as it is stored, trusted in nothing.
+/// A ledger row as it is stored, of which nothing is believed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub struct Stored {
+pub struct StoredEntry {
     pub org_id: Uuid,
     pub operation_id: i64,
     pub entry_id: i64,
@@ -36,12 +38,12 @@ pub struct Stored {
     pub metadata: String,
     pub result: Option<String>,
     pub entry_hash: Vec<u8>,
-    /// Of the grant that the entry made, as its table has them.
+    /// The hash of the terms of the grant or hold that the entry made, as its table has them.
     pub terms: Option<Hash>,
 }
 
-impl Stored {
-    /// The lane's number within the org.
+impl StoredEntry {
+    /// The number of the lane within the org.
     pub fn slot(&self) -> i64 {
         self.entry_id >> SLOT_BITS
     }
@@ -77,10 +79,10 @@ impl Stored {
     }
 }
 
-/// The balance row that a chain must end in.
+/// The balance row in which a chain must end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub struct Row {
+pub struct BalanceRow {
     pub unit: String,
     pub last_entry_id: i64,
     pub balance: i64,
@@ -91,7 +93,7 @@ pub struct Row {
     pub head: Vec<u8>,
 }
 
-/// What is wrong, and where.
+/// A violation, and its place.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
 pub struct Violation {
@@ -101,9 +103,9 @@ pub struct Violation {
     pub detail: Value,
 }
 
-/// A lane on the way through its entries.
+/// The state of a lane after some of its entries.
 #[derive(Debug)]
-pub struct Walk {
+pub struct ChainWalk {
     org_id: Uuid,
     slot: i64,
     unit: Option<String>,
@@ -116,8 +118,8 @@ pub struct Walk {
     consumed: i64,
 }
 
-impl Walk {
-    /// Before the first entry of a lane. `unit` is that of its balance row, if there is one.
+impl ChainWalk {
+    /// Starts before the first entry of a lane. `unit` is that of its balance row, if there is one.
     pub fn new(org_id: Uuid, slot: i64, unit: Option<String>) -> Self {
         Self {
             org_id,
@@ -134,7 +136,7 @@ impl Walk {
     }
 
     /// Whether an entry belongs to this lane.
-    pub fn is_of(&self, entry: &Stored) -> bool {
+    pub fn is_of(&self, entry: &StoredEntry) -> bool {
         self.org_id == entry.org_id && self.slot == entry.slot()
     }
 
@@ -142,8 +144,8 @@ impl Walk {
         out.push(Violation { org_id: self.org_id, unit: unit.to_owned(), violation, detail });
     }
 
-    /// The next entry of the lane.
-    pub fn entry(&mut self, e: &Stored, out: &mut Vec<Violation>) {
+    /// Takes the next entry of the lane.
+    pub fn entry(&mut self, e: &StoredEntry, out: &mut Vec<Violation>) {
         let id = e.entry_id;
         if id != self.last_id + 1 {
             let detail = json!({"entry_id": id, "expected": self.last_id + 1});
@@ -186,8 +188,8 @@ impl Walk {
         self.hash.clone_from(&e.entry_hash);
     }
 
-    /// After the last entry of the lane, held against its balance row.
-    pub fn finish(&self, row: Option<&Row>, out: &mut Vec<Violation>) {
+    /// Compares the state after the last entry of the lane with its balance row.
+    pub fn finish(&self, row: Option<&BalanceRow>, out: &mut Vec<Violation>) {
         let Some(row) = row else { return };
         let unit = row.unit.as_str();
         if row.last_entry_id != self.last_id {
@@ -214,8 +216,8 @@ impl Walk {
 mod tests {
     use super::*;
 
-    fn entry(id: i64, before: i64, amount: i64, kind: &str, previous: &[u8]) -> Stored {
-        let mut e = Stored {
+    fn entry(id: i64, before: i64, amount: i64, kind: &str, previous: &[u8]) -> StoredEntry {
+        let mut e = StoredEntry {
             org_id: Uuid::from_u128(7),
             operation_id: id,
             entry_id: id,
@@ -245,11 +247,11 @@ mod tests {
         e
     }
 
-    fn sound() -> (Vec<Stored>, Row) {
+    fn sound() -> (Vec<StoredEntry>, BalanceRow) {
         let a = entry(1, 0, 100, "purchase", b"");
         let b = entry(2, 100, -30, "usage", &a.entry_hash);
         let c = entry(3, 70, -20, "hold", &b.entry_hash);
-        let row = Row {
+        let row = BalanceRow {
             unit: "credit".into(),
             last_entry_id: 3,
             balance: 50,
@@ -262,9 +264,9 @@ mod tests {
         (vec![a, b, c], row)
     }
 
-    fn audit(entries: &[Stored], row: &Row) -> Vec<&'static str> {
+    fn audit(entries: &[StoredEntry], row: &BalanceRow) -> Vec<&'static str> {
         let mut out = Vec::new();
-        let mut walk = Walk::new(Uuid::from_u128(7), 0, Some(row.unit.clone()));
+        let mut walk = ChainWalk::new(Uuid::from_u128(7), 0, Some(row.unit.clone()));
         for e in entries {
             walk.entry(e, &mut out);
         }
@@ -280,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_change_of_any_column_shows_up() {
-        type Change = fn(&mut Stored);
+        type Change = fn(&mut StoredEntry);
         let changes: [Change; 24] = [
             |e| e.terms = Some([0; 32]),
             |e| e.request_id = None,

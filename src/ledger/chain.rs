@@ -1,15 +1,16 @@
-//! The hash chain: what a lane's entries are sealed with.
+//! The hash chain, which seals a lane's entries.
 //!
-//! `entry_hash = sha256(previous hash ‖ content ‖ entry_id ‖ balance_before ‖ balance_after ‖ grant_id)`, numbers as 8 bytes,
-//! big-endian, and 0 for no grant. `content` is the SHA-256 of all other columns ([`content`]). It is split like this
-//! because the content is known before the lane is locked, and the rest only then.
+//! `entry_hash = sha256(previous hash ‖ content ‖ entry_id ‖ balance_before ‖ balance_after ‖
+//! grant_id)`, numbers as 8 bytes, big-endian, and 0 for no grant. `content` is the SHA-256 of all
+//! other columns ([`content`]). The two are separate because the content is known before the lane
+//! is locked, and the rest only then.
 
 use crate::base::hash::{Fields, Hash, first_bits};
 use crate::base::time::Moment;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-/// One ledger row, borrowed: all columns but the numbers that the lane decides.
+/// The content of a ledger row: all columns but the numbers that the lane decides.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)]
 pub struct Content<'a> {
@@ -26,17 +27,17 @@ pub struct Content<'a> {
     pub request_hash: Option<i64>,
     pub reason: Option<&'a str>,
     pub actor: Option<&'a str>,
-    /// As the server prints it.
+    /// The metadata, as the server prints it.
     pub metadata: &'a str,
     pub result: Option<&'a str>,
     pub created_at: Moment,
-    /// `entry_id − operation_id`: 0 for the first entry of an operation.
+    /// The entry's place in its operation, `entry_id − operation_id`: 0 for the first.
     pub offset: i64,
-    /// Of the grant that the entry made.
+    /// The hash of the terms of the grant or hold that the entry made.
     pub terms: Option<Hash>,
 }
 
-/// Hash of the columns that are known before the lane is locked.
+/// The hash of the columns that are known before the lane is locked.
 pub fn content(row: &Content<'_>) -> Hash {
     let mut fields = Fields::new();
     fields.uuid(Some(row.org_id));
@@ -60,7 +61,7 @@ pub fn content(row: &Content<'_>) -> Hash {
     fields.finish()
 }
 
-/// The numbers that the lane decides.
+/// The numbers of an entry that its lane decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Position {
@@ -82,7 +83,8 @@ pub fn link(previous: &[u8], content: &Hash, position: Position) -> Hash {
     hash.finalize().into()
 }
 
-/// The terms of a grant, which its entry's hash covers: they stand in another table and must not be bent either.
+/// The terms of a grant. They stand in another table, so the hash of its entry covers them, or they
+/// could be changed unseen.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)]
 pub struct Terms<'a> {
@@ -95,7 +97,7 @@ pub struct Terms<'a> {
     pub metrics: Option<&'a [String]>,
 }
 
-/// Hash of the terms of a grant.
+/// The hash of the terms of a grant.
 pub fn terms(terms: &Terms<'_>) -> Hash {
     let mut fields = Fields::new();
     fields.number(Some(i64::from(terms.paid)));
@@ -111,7 +113,7 @@ pub fn terms(terms: &Terms<'_>) -> Hash {
     fields.finish()
 }
 
-/// The terms of a hold, covered likewise by the first entry of the operation that made it.
+/// The terms of a hold, which the hash of the first entry of its operation covers.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)]
 pub struct HoldTerms<'a> {
@@ -123,11 +125,11 @@ pub struct HoldTerms<'a> {
     pub metric: Option<&'a str>,
     pub quantity: Option<i64>,
     pub member_id: Option<Uuid>,
-    /// As serde prints it.
+    /// The price of the reservation, as serde prints it.
     pub price: Option<&'a str>,
 }
 
-/// Hash of the terms of a hold.
+/// The hash of the terms of a hold.
 pub fn hold_terms(terms: &HoldTerms<'_>) -> Hash {
     let mut fields = Fields::new();
     fields.text(Some(terms.kind));
@@ -142,7 +144,7 @@ pub fn hold_terms(terms: &HoldTerms<'_>) -> Hash {
     fields.finish()
 }
 
-/// What makes an idempotency key unique: the first 64 bits of its SHA-256.
+/// The number that makes an idempotency key unique within an org: the first 64 bits of its SHA-256.
 pub fn request_id(key: &str) -> i64 {
     first_bits(Sha256::digest(key.as_bytes()).into())
 }

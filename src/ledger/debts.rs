@@ -1,4 +1,5 @@
-//! Unpaid overage: what settlement charged and the wallet could not pay. Whatever credit comes in next pays it first.
+//! Unpaid overage: charges of settlement that the wallet could not pay. The next credit that comes
+//! in pays them first.
 
 use crate::base::error::Result;
 use crate::base::time::{self, Moment};
@@ -25,7 +26,7 @@ statements! {
          on conflict (org_id, unit, metric, period_start) do update set credits = u.credits + excluded.credits";
 }
 
-/// Overage that was charged and is to be paid.
+/// A charge for overage that is to be paid.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub struct Debt {
@@ -35,7 +36,7 @@ pub struct Debt {
     pub credits: i64,
 }
 
-/// Notes debts of an org, whose wallets are locked.
+/// Notes debts of an org, whose wallets must be locked.
 pub fn owe(db: &Db, org_id: Uuid, debts: &[Debt]) {
     if !debts.is_empty() {
         db.write(
@@ -54,19 +55,19 @@ pub fn owe(db: &Db, org_id: Uuid, debts: &[Debt]) {
 /// The source of the entries that charge recorded usage.
 pub const SOURCE: &str = "settlement";
 
-/// What is owed for one metric and period.
+/// The debt for one metric and period.
 #[derive(Default)]
 struct Owed {
-    /// Stands in the table.
+    /// The credit that the table has as owed.
     noted: i64,
-    /// Was charged just now.
+    /// The credit that was charged just now.
     new: i64,
 }
 
-/// Burns for unpaid overage, `new` debts of the wallet among it, as far as the wallet's credit goes, the oldest first. Gives
-/// what was paid, and what is still owed.
+/// Burns credit for unpaid overage and for the wallet's `new` debts, as far as it goes, the oldest
+/// first; gives what was paid, and what is still owed.
 ///
-/// The wallet's lane is locked.
+/// The wallet must be locked.
 pub fn pay(db: &Db, wallet: &mut Wallet, new: &[Debt]) -> Result<(i64, i64)> {
     let (org_id, unit) = (wallet.lane.org_id, wallet.lane.unit.clone());
     let mut owed: BTreeMap<(Moment, String), Owed> = BTreeMap::new();

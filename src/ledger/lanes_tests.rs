@@ -1,42 +1,43 @@
-//! Every interleaving of a few consumers on a few lanes, small enough to be walked through whole. The model makes the choices
-//! by the functions of the protocol; each of its steps is what the server does at once.
+//! Walks every interleaving of a few consumers on a few lanes, small enough to be covered whole.
+//! The model decides by the functions of the protocol; each of its steps is one that the server
+//! does at once.
 
 use super::*;
 use std::collections::HashSet;
 
-/// How a consumer's transaction ends.
+/// The end of a consumer's transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum End {
     Commit,
     RollBack,
 }
 
-/// What a process does: each is a transaction.
+/// The job of a process, done in one transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Job {
     Consume(i64, End),
-    /// What voids, expiries and fewer lanes need: all lanes, whoever holds them.
+    /// Reclaims all lanes, whoever holds them, as voids, expiries and fewer lanes need it.
     GatherAll,
     Grant(i64),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum At {
-    /// Looks at the wallet without a lock.
+    /// The process looks at the wallet without a lock.
     Look,
     Burn {
         lane: i16,
         held: Vec<i16>,
     },
     Await(i16),
-    /// Wants the wallet's lock, to have a lane dealt something.
+    /// The process wants the wallet's lock, to refill a lane.
     Wallet(i16),
-    /// Holds it.
+    /// The process holds the wallet's lock.
     Gather {
         mine: i16,
         passed: Vec<i16>,
     },
-    /// Decided; the transaction is about to end.
+    /// The process has decided, and its transaction is about to end.
     End,
     Done,
 }
@@ -48,12 +49,12 @@ struct Process {
     refused: bool,
 }
 
-/// Row 0 is the rest, row n is lane n.
+/// A balance row: row 0 is the rest, row n is lane n.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Row {
-    /// As committed.
+    /// The credit as it is committed.
     committed: i64,
-    /// As the process that holds it left it.
+    /// The credit as the process that holds the row left it.
     pending: i64,
     holder: Option<usize>,
 }
@@ -96,7 +97,7 @@ impl World {
         View { rest: self.rows[0].committed, lanes: self.rows[1..].iter().map(|r| r.committed).collect() }
     }
 
-    /// The step that a process can make now; None where it waits, or is done.
+    /// The world after the next step of a process; None if it waits, or is done.
     fn next(&self, who: usize) -> Option<Self> {
         let mut world = self.clone();
         let process = &self.processes[who];
@@ -149,7 +150,7 @@ impl World {
         Some(world)
     }
 
-    /// One step of a process that holds the wallet's lock; None where it waits.
+    /// One step of a process that holds the wallet's lock; None if it waits.
     fn next_lane_to_reclaim(&mut self, who: usize, mine: i16, mut passed: Vec<i16>) -> Option<At> {
         let all: Vec<(i16, i64)> = (1..=self.lanes())
             .filter(|lane| self.rows[usize::try_from(*lane).unwrap()].holder != Some(who))
@@ -176,7 +177,8 @@ impl World {
         }
         if let Job::Consume(credits, _) = self.processes[who].job {
             if self.rows[0].pending < credits {
-                // Nobody can add to what is there, and whatever is not committed can only take from it or leave it.
+                // Nobody can add to what is there, and transactions in progress can only take from
+                // it or leave it.
                 let most: i64 = self.rows[0].pending + all.iter().map(|(_, slice)| slice).sum::<i64>();
                 assert!(most < credits, "a false refusal: {self:?}");
                 self.processes[who].refused = true;
@@ -242,7 +244,8 @@ fn from_step(view: &View, mine: i16, credits: i64, held: &[i16]) -> At {
     }
 }
 
-/// Walks through everything that can happen; gives the number of states, and how the processes that were refused differ.
+/// Walks through everything that can happen; gives the number of states, and the sets of processes
+/// that were refused in the end.
 fn explore(start: World) -> (usize, HashSet<Vec<bool>>) {
     let mut seen = HashSet::new();
     let mut ends = HashSet::new();
@@ -279,7 +282,7 @@ fn the_last_credits_are_gathered_for_who_needs_them() {
     for rows in [vec![1, 2, 2], vec![0, 4, 1], vec![0, 0, 5], vec![1, 1, 1, 2]] {
         let (_, ends) = explore(World::new(&rows, &[Job::Consume(5, COMMIT)]));
         assert_eq!(ends, HashSet::from([vec![false]]));
-        // Of two who want all of it, one gets it, whoever comes first.
+        // If two consumers want all of it, one gets it, whoever comes first.
         let (_, ends) = explore(World::new(&rows, &[Job::Consume(5, COMMIT), Job::Consume(5, COMMIT)]));
         assert_eq!(ends, HashSet::from([vec![false, true], vec![true, false]]));
     }
@@ -299,7 +302,8 @@ fn who_rolls_back_leaves_its_credit_to_others() {
     let jobs = [Job::Consume(2, End::RollBack), Job::Consume(2, COMMIT), Job::Consume(1, COMMIT)];
     for rows in [vec![0, 2, 1], vec![1, 1, 1], vec![3, 0, 0]] {
         let (_, ends) = explore(World::new(&rows, &jobs));
-        // Never refused: the two that commit fit, and whoever needs the credit of the third waits for its end.
+        // Nobody is refused: the two that commit fit, and whoever needs the credit of the third
+        // waits for its end.
         assert!(ends.iter().all(|refused| !refused[1] && !refused[2]), "{rows:?}: {ends:?}");
     }
 }

@@ -1,18 +1,21 @@
-//! What the entries of a lane come to that no report has counted yet. A lane keeps it in its own row (`lanes.recent`), where the
-//! call that writes an entry adds to it in passing: so neither folding nor an answer has to read those entries again.
+//! The sums of a lane's entries that no report has counted yet.
 //!
-//! It says of which entries it speaks. Whoever finds that it does not fit the lane or what is folded (something wrote without
-//! it, or it would have become too long to keep) reads the entries instead, and the next folding makes it fit again.
+//! A lane keeps them in its own row (`lanes.recent`), where the call that writes an entry adds to
+//! them in passing: so neither folding nor an answer has to read those entries again. The sums name
+//! the entries that they are of. Where they do not fit the lane or what is folded (an entry was
+//! written without them, or they became too long to keep), the entries are read instead, and the
+//! next folding makes them fit again.
 
 use crate::base::time::{Moment, day};
 
-/// Most sums that a lane keeps: its row is written with every charge.
+/// The most sums that a lane keeps, since its row is written with every charge.
 const MOST: usize = 16;
 
-/// The kind of what settlement burned: it counted as usage when it was recorded, so it adds no quantity.
+/// The kind of usage that settlement charged: it counted when it was recorded, so it adds no
+/// quantity.
 const SETTLED: &str = "settled";
 
-/// What of an entry is told by the reports.
+/// The columns of an entry that reports use.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)]
 pub struct Entry<'a> {
@@ -26,73 +29,74 @@ pub struct Entry<'a> {
     pub amount: i64,
 }
 
-/// A day's entries of one kind and, for usage, of one metric.
+/// The sum of a day's entries of one kind and, for usage, of one metric.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sum {
-    /// As the server counts days.
+    /// The day, as the server counts days.
     pub day: i32,
     kind: String,
-    /// Empty for what is no usage.
+    /// The metric; empty for anything but usage.
     pub metric: String,
-    /// What was consumed; 0 for what is no usage.
+    /// The quantity that was consumed; 0 for anything but usage.
     pub quantity: i64,
-    /// Signed, as the balance sees it.
+    /// The credit, signed as the balance sees it.
     pub amount: i64,
 }
 
 impl Sum {
-    /// As the ledger calls it.
+    /// The kind as the ledger has it.
     pub fn kind(&self) -> &str {
         if self.kind == SETTLED { "usage" } else { &self.kind }
     }
 
-    /// Whether it was consumed, and not settled.
+    /// Whether it was consumed, and not charged by settlement.
     pub fn is_consumed(&self) -> bool {
         self.kind == "usage"
     }
 }
 
-/// The sums of the entries after one, up to another.
+/// The sums of a lane's entries after one, up to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaneSummary {
-    /// The last entry that is not in it.
+    /// The last entry before those that are counted.
     pub after: i64,
-    /// The last that is.
+    /// The last entry that is counted.
     pub last: i64,
-    /// What they come to.
+    /// The sums of the entries.
     pub sums: Vec<Sum>,
-    /// The last operation that was counted.
+    /// The last operation whose quantity was counted.
     counted: Option<i64>,
 }
 
 impl LaneSummary {
-    /// Nothing yet after an entry.
+    /// The summary after an entry, which has counted nothing yet.
     pub fn after(entry_id: i64) -> Self {
         Self { after: entry_id, last: entry_id, sums: Vec::new(), counted: None }
     }
 
-    /// What a lane keeps, where that goes to its last entry.
+    /// The summary that a lane's row keeps, if it goes up to the lane's last entry.
     pub fn of_lane(kept: Option<&[u8]>, last: i64) -> Option<Self> {
         kept.and_then(Self::decode).filter(|recent| recent.last == last)
     }
 
-    /// What a lane keeps from an entry on, which is its last: nothing of what is folded then, else all that is known.
+    /// The bytes that a lane's row keeps up to its entry `last`: an empty summary if that is being
+    /// folded, else all that is known; None if nothing is.
     pub fn to_keep(recent: Option<&Self>, last: i64, is_folded: bool) -> Option<Vec<u8>> {
         if is_folded { Self::after(last).encode() } else { recent?.encode() }
     }
 
-    /// What was consumed of a metric.
+    /// The sums of a metric's consumption.
     pub fn consumed(&self, metric: &str) -> impl Iterator<Item = &Sum> {
         self.sums.iter().filter(move |sum| sum.is_consumed() && sum.metric == metric)
     }
 
-    /// Takes in the next entry.
+    /// Counts the next entry.
     pub fn add(&mut self, entry: Entry<'_>) {
         let is_usage = entry.kind == "usage";
         let is_settled = is_usage && entry.source == Some("settlement");
         let kind = if is_settled { SETTLED } else { entry.kind };
         let metric = entry.metric.filter(|_| is_usage).unwrap_or_default();
-        // The quantity stands in each entry of a consumption.
+        // Each entry of a consumption has the whole quantity, so only the first one counts.
         let is_first = is_usage && !is_settled && self.counted.replace(entry.operation_id) != Some(entry.operation_id);
         let quantity = entry.quantity.filter(|_| is_first).unwrap_or(0);
         let day = day(entry.created_at);
@@ -109,7 +113,7 @@ impl LaneSummary {
         }
     }
 
-    /// For the lane; None where that is too much.
+    /// The summary as bytes for the lane's row; None if there is too much of it.
     pub fn encode(&self) -> Option<Vec<u8>> {
         if self.sums.len() > MOST {
             return None;
@@ -119,7 +123,7 @@ impl LaneSummary {
         kept.extend(self.last.to_be_bytes());
         for sum in &self.sums {
             kept.extend(sum.day.to_be_bytes());
-            // Usage, the common case, has no name.
+            // Usage, the common case, is stored without a name.
             for text in [if sum.is_consumed() { "" } else { &sum.kind }, &sum.metric] {
                 kept.push(u8::try_from(text.len()).ok()?);
                 kept.extend(text.as_bytes());
@@ -162,7 +166,8 @@ fn take_text(rest: &mut &[u8]) -> Option<String> {
     String::from_utf8(text.to_vec()).ok()
 }
 
-/// A lane is folded by the call that writes its entry of such a number: often enough that reading the rest costs reports little.
+/// The distance of the entries at which a lane is folded: small enough that reading the unfolded
+/// ones costs reports little.
 const FOLDED_EVERY: i64 = 128;
 
 /// Whether one of the entries after `from` up to `to` has a number at which its lane is folded.
@@ -225,7 +230,7 @@ mod tests {
         assert_eq!((again.after, again.last, &again.sums), (9, 15, &recent.sums));
         assert_eq!(LaneSummary::of_lane(Some(&kept), 16), None, "an entry that it does not know");
         assert_eq!(LaneSummary::of_lane(None, 15), None);
-        // Anything shorter is no such thing, or tells less.
+        // Cut off anywhere, it cannot be read, or counts less.
         for length in 0..kept.len() {
             assert_ne!(LaneSummary::of_lane(Some(&kept[..length]), 15).as_ref(), Some(&again));
         }

@@ -1,4 +1,4 @@
-//! What is known of a call that was made before under the same idempotency key.
+//! The record of a call that was made before under the same idempotency key.
 
 use uuid::Uuid;
 

@@ -1,8 +1,10 @@
-//! The rules of a wallet, without a server: burn order, allocation, expiry, holds, refunds, and the entries they write.
+//! The rules of a wallet, without a server: burn order, allocation, expiry, holds, refunds, and the
+//! entries they write.
 //!
-//! A `Wallet` is one locked lane with the grants that matter: lane 0 of a wallet that is split into several, with those
-//! others that are locked besides. Methods change it in memory and note entries; the store
-//! writes the outcome. Whatever a method refuses leaves the wallet as it was, so that a batch can go on with it.
+//! A `Wallet` is one locked lane with the grants that matter; of a split wallet it is lane 0, with
+//! those other lanes that are locked besides. Methods change it in memory and note entries; the
+//! store writes the outcome. A method that refuses leaves the wallet as it was, so that a batch can
+//! go on with it.
 
 use crate::base::error::{Error, Result};
 use crate::base::hash::Hash;
@@ -15,7 +17,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use uuid::Uuid;
 
-/// The balance row, as the table `lanes` has it.
+/// A balance row of the table `lanes`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Lane {
@@ -34,34 +36,35 @@ pub struct Lane {
     pub slice_credits: i64,
     pub fresh_until: Moment,
     pub holds_due: Moment,
-    /// Below that, somebody may want to know.
+    /// The balance below which an alert or a purchase may be due.
     pub alert_below: i64,
-    /// What the wallet had after its last grant.
+    /// The balance of the wallet after its last grant.
     pub alert_base: i64,
-    /// Into how many lanes the wallet is split: told by lane 0.
+    /// The number of lanes of the wallet, which only lane 0 tells.
     pub lanes: i16,
-    /// Empty before the first entry.
+    /// The hash of the last entry; empty before the first.
     pub head: Vec<u8>,
-    /// What it keeps of its newest entries (`usage/recent.rs`).
+    /// The sums of its newest entries (`recent.rs`).
     pub recent: Option<Vec<u8>>,
 }
 
 impl Lane {
-    /// Consumptions burn from other lanes than this one, which keeps the rest.
+    /// Whether consumptions burn from other lanes than this one, which keeps the rest.
     pub fn is_split(&self) -> bool {
         self.lanes > 1
     }
 
-    /// Until when the row alone tells what can be spent, and the slice may be burned.
+    /// The moment until which the row alone tells what can be spent, and the slice may be burned.
     pub fn fast_until(&self) -> Moment {
-        // What is burned moves from the balance to what was consumed: as long as their sum fits, neither overflows.
+        // A burn moves credit from the balance to `consumed`: as long as their sum fits, neither
+        // overflows.
         let fits = self.consumed.checked_add(self.balance).is_some();
         let plain = self.scoped == 0 && self.future == 0 && fits;
         if plain { self.fresh_until.min(self.holds_due) } else { NEG_INFINITY }
     }
 }
 
-/// What the table says of a grant where it can change.
+/// The columns of a grant that can change, as the table has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Saved {
@@ -79,23 +82,23 @@ pub struct Grant {
     pub remaining: i64,
     pub priority: i32,
     pub paid: bool,
-    /// Expired or voided.
+    /// The credit that expired or was voided.
     pub written_off: i64,
     pub source: String,
     pub cost_minor: i64,
     pub currency: Option<String>,
     pub effective_at: Moment,
-    /// `INFINITY`: never.
+    /// The moment of expiry; `INFINITY` stands for never.
     pub expires_at: Moment,
     pub voided: bool,
-    /// The only metrics it may be spent on.
+    /// The only metrics on which it may be spent; None for any.
     pub metrics: Option<Vec<String>>,
-    /// As stored; None: made by this call.
+    /// The columns as they are stored; None if this call made the grant.
     pub saved: Option<Saved>,
 }
 
 impl Grant {
-    /// What its entry's hash covers.
+    /// The hash of its terms, which the hash of its entry covers.
     pub fn terms(&self) -> Hash {
         chain::terms(&Terms {
             paid: self.paid,
@@ -116,7 +119,7 @@ impl Grant {
         self.voided || self.expires_at <= now
     }
 
-    /// May be spent on that metric; without one, on anything.
+    /// Whether it may be spent on that metric; without one, whether it may be spent on anything.
     fn applies_to(&self, metric: Option<&str>) -> bool {
         match (&self.metrics, metric) {
             (None, _) => true,
@@ -125,13 +128,14 @@ impl Grant {
         }
     }
 
-    /// The one total burn order: scoped before general, priority, expires_at, promotional before paid, effective_at, id.
+    /// The one total burn order: scoped before general, priority, expires_at, promotional before
+    /// paid, effective_at, id.
     fn burn_order(&self) -> impl Ord + use<> {
         (self.metrics.is_none(), self.priority, self.expires_at, self.paid, self.effective_at, self.grant_id)
     }
 }
 
-/// Credit of one grant that an operation burned, held or gave back.
+/// The credit of one grant that an operation burned, held or gave back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Part {
@@ -139,26 +143,26 @@ pub struct Part {
     pub credits: i64,
 }
 
-/// What a lane that is not locked holds, as committed.
+/// The slice of a lane that is not locked, as committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct UnlockedLane {
     pub lane: i16,
     pub slice: Part,
-    /// The grant of the slice expires then.
+    /// The moment at which the grant of the slice expires.
     pub fresh_until: Moment,
 }
 
 /// The idempotency key of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// As the caller gave it.
+    /// The key as the caller gave it.
     pub key: String,
-    /// Fingerprint of all arguments; None where the entry's own columns tell them: for consumptions.
+    /// The fingerprint of all arguments; None for consumptions, whose entry has all of them.
     pub hash: Option<i64>,
 }
 
-/// What the entries of one operation have in common.
+/// The columns that all entries of one operation have in common.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct EntryContext {
@@ -169,20 +173,20 @@ pub struct EntryContext {
     pub source_id: Option<String>,
     pub reason: Option<String>,
     pub actor: Option<String>,
-    /// As the server prints it.
+    /// The metadata, as the server prints it.
     pub metadata: String,
-    /// Of a call that came with an idempotency key.
+    /// The idempotency key, if the call came with one.
     pub request: Option<Request>,
 }
 
 impl EntryContext {
-    /// Facts that only say where the movement comes from.
+    /// A context that only tells where the movement comes from.
     pub fn from_source(source: &str, source_id: Option<String>) -> Self {
         Self { source: Some(source.to_owned()), source_id, metadata: "{}".to_owned(), ..Self::default() }
     }
 }
 
-/// An operation in progress: its id is that of its first entry.
+/// An operation in progress, whose id is that of its first entry.
 #[derive(Debug, Clone)]
 pub struct Operation {
     id: Option<i64>,
@@ -190,12 +194,12 @@ pub struct Operation {
 }
 
 impl Operation {
-    /// An operation that has not written anything yet.
+    /// Begins an operation that has not written anything yet.
     pub fn new(context: EntryContext) -> Self {
         Self { id: None, context: Rc::new(context) }
     }
 
-    /// The id, once an entry is written.
+    /// The id, once an entry is written; 0 before.
     pub fn id(&self) -> i64 {
         self.id.unwrap_or(0)
     }
@@ -211,7 +215,7 @@ pub struct Entry {
     pub position: Position,
     pub context: Rc<EntryContext>,
     pub result: Option<String>,
-    /// Of the grant or hold that the entry made: they stand in other tables.
+    /// The hash of the terms of the grant or hold that the entry made, which stand in other tables.
     pub terms: Option<Hash>,
     pub hash: Hash,
 }
@@ -222,13 +226,13 @@ impl Entry {
         self.position.entry_id == self.operation_id
     }
 
-    /// The key, on the first entry.
+    /// The idempotency key, on the first entry of an operation.
     pub fn request(&self) -> Option<&Request> {
         self.context.request.as_ref().filter(|_| self.leads())
     }
 }
 
-/// A usage hold whose time is over.
+/// A usage hold that has timed out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Hold {
@@ -239,7 +243,7 @@ pub struct Hold {
     pub parts: Vec<Part>,
 }
 
-/// What changed for a member; see the table `member_usage`.
+/// The change of a member's row in `member_usage`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct MemberDelta {
@@ -248,7 +252,7 @@ pub struct MemberDelta {
     pub active_at: Option<Moment>,
 }
 
-/// A member's budget as stored.
+/// A member's budget as it is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Budget {
@@ -258,30 +262,31 @@ pub struct Budget {
     pub period_consumed: i64,
 }
 
-/// A locked lane with what this call knows of its grants.
+/// A locked lane with the grants that this call knows.
 #[derive(Debug, Clone)]
 pub struct Wallet {
     /// The balance row.
     pub lane: Lane,
-    /// Grants with credit left, and those that the call names; None as long as the slice suffices.
+    /// The grants with credit left, and those that the call names; None as long as the slice
+    /// suffices.
     pub grants: Option<Vec<Grant>>,
-    /// Other lanes that are locked too, each with its slice.
+    /// The other lanes that are locked too, each with its slice.
     pub lanes: Vec<Wallet>,
-    /// What the lanes hold that are not.
+    /// The slices of the lanes that are not locked.
     pub away: Vec<UnlockedLane>,
-    /// Rows to write.
+    /// The entries to write.
     pub entries: Vec<Entry>,
-    /// Holds that timed out and were booked, with the operation that did it.
+    /// The holds that timed out and were booked, each with the operation that did it.
     pub expired_holds: Vec<(i64, i64)>,
-    /// Members that were active.
+    /// The changes of members.
     pub members: BTreeMap<Uuid, MemberDelta>,
-    /// Budgets of the members that the call names.
+    /// The budgets of the members that the call names.
     pub budgets: BTreeMap<Uuid, Budget>,
     now: Moment,
 }
 
 impl Wallet {
-    /// A lane that was just locked.
+    /// A wallet of a lane that was just locked, with nothing loaded.
     pub fn new(lane: Lane, now: Moment) -> Self {
         Self {
             lane,
@@ -296,22 +301,22 @@ impl Wallet {
         }
     }
 
-    /// The moment for which the call was asked.
+    /// The moment as of which the call is made.
     pub fn now(&self) -> Moment {
         self.now
     }
 
-    /// The figures of the row hold at this moment.
+    /// Whether the figures of the row are right at this moment.
     pub fn is_fresh(&self) -> bool {
         self.now < self.lane.fresh_until && self.now < self.lane.holds_due
     }
 
-    /// The row alone can serve a burn of so much general credit.
+    /// Whether the row alone can serve a burn of so much general credit.
     pub fn slice_suffices(&self, credits: i64) -> bool {
         !self.lane.is_split() && self.is_fresh() && self.lane.scoped == 0 && self.lane.slice_credits >= credits
     }
 
-    /// Brings in the grants and books what time did: holds that timed out, grants that expired.
+    /// Brings in the grants, and books timed-out holds and expired grants.
     pub fn load(&mut self, mut grants: Vec<Grant>, timed_out: &[Hold], next_hold_due: Moment) -> Result<()> {
         for grant in &mut grants {
             if grant.grant_id == self.lane.slice_grant {
@@ -331,19 +336,20 @@ impl Wallet {
         self.write_off_dead_grants()
     }
 
-    /// What of a hold counts in the member's current budget period. His budget must be loaded.
+    /// The credit of a hold that counts in the member's current budget period. The member's budget
+    /// must be loaded.
     pub fn still_counted(&self, hold: &Hold) -> i64 {
         let start = hold.member_id.and_then(|m| self.budgets.get(&m)).map(|b| b.per.start(self.now));
         if start.is_none_or(|start| hold.created_at >= start) { hold.credits } else { 0 }
     }
 
-    /// Spendable now, on that metric where credit is scoped to it.
+    /// The credit that can be spent now; with `metric`, on that metric.
     pub fn spendable(&self, metric: Option<&str>) -> i64 {
         let elsewhere = self.away.iter().map(|a| a.slice).chain(self.lanes.iter().map(Self::slice));
         self.at_hand(metric) + elsewhere.filter(|slice| self.may_burn(*slice)).map(|slice| slice.credits).sum::<i64>()
     }
 
-    /// The same without what other lanes hold.
+    /// The credit of [`Wallet::spendable`] that other lanes do not hold.
     pub fn at_hand(&self, metric: Option<&str>) -> i64 {
         match &self.grants {
             Some(grants) => grants
@@ -355,7 +361,7 @@ impl Wallet {
         }
     }
 
-    /// All credit of the wallet that is neither reserved nor locked, whatever it is for.
+    /// All credit of the wallet that is neither reserved nor locked, whatever it may be spent on.
     pub fn balance(&self) -> i64 {
         let elsewhere = self.away.iter().map(|a| a.slice.credits).chain(self.lanes.iter().map(|l| l.lane.balance));
         self.lane.balance + elsewhere.sum::<i64>()
@@ -365,13 +371,14 @@ impl Wallet {
         Part { grant_id: self.lane.slice_grant, credits: self.lane.slice_credits }
     }
 
-    /// The grant of a slice is neither voided nor expired.
+    /// Whether the grant of a slice can be spent now.
     fn may_burn(&self, slice: Part) -> bool {
         let grant = self.grants.iter().flatten().find(|grant| grant.grant_id == slice.grant_id);
         grant.is_some_and(|grant| !grant.is_dead(self.now) && grant.effective_at <= self.now)
     }
 
-    /// The lanes that hold credit which is to be burned after some that is at hand: a grant has come before it.
+    /// The lanes whose credit is to be burned after some that is at hand, because a grant has come
+    /// before theirs.
     pub fn later_lanes(&self) -> Vec<i16> {
         let grants = || self.grants.iter().flatten();
         let Some(first) = grants().find(|grant| grant.metrics.is_none() && grant.is_live(self.now)) else {
@@ -383,8 +390,8 @@ impl Wallet {
         self.away.iter().filter(is_later).map(|away| away.lane).collect()
     }
 
-    /// The lanes that hold credit which a burn of so much takes before what is at hand, or needs besides; those that were
-    /// `passed` do not count.
+    /// The lanes whose credit a burn takes before what is at hand, or needs besides. `passed` lanes
+    /// are left out.
     pub fn wanted_lanes(&self, credits: i64, metric: Option<&str>, passed: &[i16]) -> Vec<i16> {
         let (mut missing, mut wanted) = (credits, Vec::new());
         for grant in self.grants.iter().flatten().filter(|grant| !grant.is_dead(self.now) && grant.applies_to(metric)) {
@@ -406,7 +413,7 @@ impl Wallet {
         wanted
     }
 
-    /// Takes what another lane of the wallet holds, which was just locked, back to its grant.
+    /// Takes the slice of another lane, which was just locked, back to its grant.
     pub fn reclaim_lane(&mut self, lane: Lane) -> Result<()> {
         self.away.retain(|away| away.lane != lane.lane);
         let number = lane.lane;
@@ -427,15 +434,17 @@ impl Wallet {
         Ok(())
     }
 
-    /// Gives a lane that was gathered its share of what is at hand, for calls of so many credits. Nothing while credit is scoped
-    /// or to come, since that is no lane's business, or where a share would not do.
+    /// Gives a reclaimed lane its share of the credit at hand, for calls of `credits` each. It gets
+    /// nothing while some credit is scoped or not effective yet, since consumptions go through the
+    /// wallet's lock then, or where the share would not cover such a call.
     pub fn refill_lane(&mut self, number: i16, credits: i64) -> Result<()> {
         let now = self.now;
         let grant = self.grants.iter().flatten().find(|grant| grant.metrics.is_none() && grant.is_live(now));
         let Some((grant_id, remaining, expires_at)) = grant.map(|l| (l.grant_id, l.remaining, l.expires_at)) else {
             return Ok(());
         };
-        // Of one grant at a time, so that it is used up before the next one is begun.
+        // Slices are cut from one grant at a time, so that it is used up before the next one is
+        // begun.
         let slice = Part { grant_id, credits: lanes::refill_amount(remaining, self.lane.lanes, credits) };
         let place = self.lanes.iter().position(|l| l.lane.lane == number);
         let Some(place) = place.filter(|_| slice.credits > 0 && self.restricted() == (0, 0)) else { return Ok(()) };
@@ -447,14 +456,14 @@ impl Wallet {
         to.give_back(&mut coming, "lane", &[slice])
     }
 
-    /// Credit for some metrics only, and general credit that is not effective yet.
+    /// The credit that is for some metrics only, and the general credit that is not effective yet.
     pub fn restricted(&self) -> (i64, i64) {
         let Some(grants) = &self.grants else { return (self.lane.scoped, self.lane.future) };
         let sum = |chosen: &dyn Fn(&&Grant) -> bool| grants.iter().filter(chosen).map(|l| l.remaining).sum();
         (sum(&|l| l.metrics.is_some()), sum(&|l| l.metrics.is_none() && l.effective_at > self.now))
     }
 
-    /// The grants that a burn would take from, in burn order, as far as they go.
+    /// The parts of grants that a burn would take, in burn order; an error if they do not cover it.
     pub fn allocate(&self, credits: i64, metric: Option<&str>) -> Result<Vec<Part>> {
         let mut missing = credits;
         let mut parts = Vec::new();
@@ -491,22 +500,23 @@ impl Wallet {
             return self.post(operation, kind, 0, None);
         }
         for part in parts {
-            *self.lot_credits(part.grant_id)? -= part.credits;
+            *self.grant_credits(part.grant_id)? -= part.credits;
             self.post(operation, kind, -part.credits, Some(part.grant_id))?;
         }
         Ok(())
     }
 
-    /// Puts credit back into the grants that it came from. Those may have died meanwhile: see [`Wallet::bury`].
+    /// Puts credit back into the grants that it came from. If those are dead by now,
+    /// [`Wallet::write_off_dead_grants`] must follow.
     pub fn give_back(&mut self, operation: &mut Operation, kind: &'static str, parts: &[Part]) -> Result<()> {
         for part in parts {
-            *self.lot_credits(part.grant_id)? += part.credits;
+            *self.grant_credits(part.grant_id)? += part.credits;
             self.post(operation, kind, part.credits, Some(part.grant_id))?;
         }
         if parts.is_empty() { self.post(operation, kind, 0, None) } else { Ok(()) }
     }
 
-    /// Books what is left of voided and expired grants, each as an operation of its own.
+    /// Books the rest of voided and expired grants, each as an operation of its own.
     pub fn write_off_dead_grants(&mut self) -> Result<()> {
         let now = self.now;
         let dead: Vec<_> = self
@@ -524,17 +534,18 @@ impl Wallet {
         Ok(())
     }
 
-    /// Takes out what a dead grant still held.
+    /// Takes out the credit that a dead grant still held.
     pub fn write_off(&mut self, operation: &mut Operation, kind: &'static str, part: Part) -> Result<()> {
         self.find_grant(part.grant_id)?.written_off += part.credits;
         let parts = if part.credits > 0 { std::slice::from_ref(&part) } else { &[] };
         self.take(operation, kind, parts)
     }
 
-    /// A new grant; its id is that of its entry.
+    /// Adds a new grant, whose id is that of its entry.
     pub fn grant(&mut self, operation: &mut Operation, kind: &'static str, mut grant: Grant) -> Result<i64> {
         let credits = grant.amount;
-        // All credit of a wallet fits 63 bits, so that what is reserved or locked can always come back.
+        // All credit of a wallet must fit 63 bits, or what is reserved or locked could not come
+        // back.
         let held = self.balance().checked_add(self.lane.reserved).and_then(|sum| sum.checked_add(self.lane.locked));
         checked(held.and_then(|sum| sum.checked_add(credits)))?;
         grant.grant_id = self.lane.last_entry_id + 1;
@@ -554,14 +565,14 @@ impl Wallet {
         Ok(grant_id)
     }
 
-    /// Lets the hash of an entry cover the terms of what it made.
+    /// Makes the hash of an entry cover the terms of the grant or hold that it made.
     pub fn bind_terms_hash(&mut self, entry_id: i64, terms: Hash) {
         if let Some(entry) = self.entries.iter_mut().find(|e| e.position.entry_id == entry_id) {
             entry.terms = Some(terms);
         }
     }
 
-    /// Burns for usage: consumption counts, for the wallet and the member.
+    /// Burns credit for usage, which counts as consumed for the wallet and the member.
     pub fn consume(&mut self, operation: &mut Operation, parts: &[Part], budgeted: i64) -> Result<()> {
         let credits: i64 = parts.iter().map(|p| p.credits).sum();
         let member = operation.context.member_id;
@@ -572,7 +583,7 @@ impl Wallet {
         Ok(())
     }
 
-    /// Refuses what a member's budget does not cover.
+    /// Refuses a burn that a member's budget does not cover.
     pub fn check_budget(&self, member_id: Option<Uuid>, credits: i64) -> Result<()> {
         let Some((member_id, budget)) = member_id.and_then(|m| Some((m, self.budgets.get(&m)?))) else {
             return Ok(());
@@ -586,7 +597,7 @@ impl Wallet {
         Ok(())
     }
 
-    /// Notes what a member consumed (`consumed`) and what counts in the budget's period (`period`).
+    /// Notes what a member consumed, and what counts in the period of the member's budget.
     pub fn note_member(&mut self, member: Option<Uuid>, consumed: i64, period: i64, active_at: Option<Moment>) {
         if let Some(member) = member {
             let delta = self.members.entry(member).or_insert(MemberDelta { consumed: 0, period: 0, active_at: None });
@@ -596,7 +607,7 @@ impl Wallet {
         }
     }
 
-    /// A grant that the call names and that must be loaded.
+    /// A grant that must be loaded; an error if it is not.
     pub fn find_grant(&mut self, grant_id: i64) -> Result<&mut Grant> {
         self.grants
             .iter_mut()
@@ -605,7 +616,7 @@ impl Wallet {
             .ok_or(Error::corrupt("an entry names a grant that does not exist"))
     }
 
-    fn lot_credits(&mut self, grant_id: i64) -> Result<&mut i64> {
+    fn grant_credits(&mut self, grant_id: i64) -> Result<&mut i64> {
         if self.grants.is_none() && self.lane.slice_grant == grant_id {
             return Ok(&mut self.lane.slice_credits);
         }
@@ -637,7 +648,8 @@ impl Wallet {
         Ok(())
     }
 
-    /// What the lane's entries come to that are not folded, with the new ones; None where it does not know.
+    /// The sums of the lane's unfolded entries with the new ones; None if the lane does not have
+    /// them.
     pub fn recent(&self) -> Option<LaneSummary> {
         let known = self.entries.first().map_or(self.lane.last_entry_id, |first| first.position.entry_id - 1);
         let mut recent = LaneSummary::of_lane(self.lane.recent.as_deref(), known)?;
@@ -656,7 +668,7 @@ impl Wallet {
         Some(recent)
     }
 
-    /// Keeps what the call answers with the first entry of its operation, for a repeated call.
+    /// Stores the answer of the call with the first entry of its operation, for a repeated call.
     pub fn keep_result(&mut self, operation: &Operation, result: String) {
         if operation.context.request.is_some() {
             let id = operation.id();
@@ -666,7 +678,8 @@ impl Wallet {
         }
     }
 
-    /// Settles the row for the next call: the slice, the derived figures, and the hashes of the new entries.
+    /// Makes the row ready for the next call: the slice, the derived figures, and the hashes of the
+    /// new entries.
     pub fn close(&mut self) {
         let now = self.now;
         let restricted = self.restricted();
@@ -717,7 +730,7 @@ impl Wallet {
         lane.head = previous;
     }
 
-    /// What the table is to say of each grant where that changed, after [`Wallet::close`].
+    /// The columns of each grant that has changed, after [`Wallet::close`].
     pub fn grants_to_save(&self) -> Vec<(&Grant, Saved)> {
         let in_slice = |grant: &Grant| grant.grant_id == self.lane.slice_grant && !self.lane.is_split();
         self.grants
@@ -732,7 +745,7 @@ impl Wallet {
     }
 }
 
-/// The first `credits` of the parts, and what they lack.
+/// The first `credits` of the parts, and the credit that they lack.
 pub fn split(parts: &[Part], credits: i64) -> (Vec<Part>, i64) {
     let mut missing = credits;
     let mut taken = Vec::new();

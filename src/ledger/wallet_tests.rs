@@ -1,7 +1,8 @@
-//! The rules against an obvious model: random histories, stored and loaded again between the calls as the tables would.
+//! Tests of the rules against an obvious model: random histories, stored and loaded again between
+//! the calls as the tables would.
 
 use super::*;
-use crate::ledger::audit::{Row, Stored, Walk};
+use crate::ledger::audit::{BalanceRow, ChainWalk, StoredEntry};
 use proptest::prelude::*;
 
 const HOUR: i64 = 3_600_000_000;
@@ -54,22 +55,23 @@ fn plain() -> Operation {
     Operation::new(EntryContext { metadata: "{}".into(), ..EntryContext::default() })
 }
 
-/// What the tables hold between two calls.
+/// The rows of the tables between two calls.
 struct Tables {
     lane: Lane,
     grants: Vec<Grant>,
     holds: Vec<(Hold, Moment)>,
-    walk: Walk,
+    walk: ChainWalk,
     violations: Vec<crate::ledger::audit::Violation>,
 }
 
 impl Tables {
     fn new() -> Self {
-        let walk = Walk::new(Uuid::from_u128(1), 0, Some("credit".into()));
+        let walk = ChainWalk::new(Uuid::from_u128(1), 0, Some("credit".into()));
         Self { lane: empty_lane(), grants: Vec::new(), holds: Vec::new(), walk, violations: Vec::new() }
     }
 
-    /// A call: lock, load if need be, work, save. A refusal saves nothing.
+    /// Makes a call as the server would: lock, load if need be, work, save. A refusal saves
+    /// nothing.
     fn call(&mut self, now: Moment, load: bool, work: impl FnOnce(&mut Wallet) -> Result<()>) -> Result<()> {
         let mut wallet = Wallet::new(self.lane.clone(), now);
         if load || !wallet.is_fresh() {
@@ -99,7 +101,8 @@ impl Tables {
         wallet.load(self.grants.clone(), &timed_out, next)
     }
 
-    /// Obviously spendable: every grant with its slice, looked at one by one, and what timed-out holds give back.
+    /// The spendable credit by the obvious rule: every grant with its slice, looked at one by one,
+    /// and the credit of timed-out holds.
     fn obvious_total(&self, now: Moment) -> i64 {
         let live = |l: &&Grant| !l.voided && l.effective_at <= now && now < l.expires_at && l.metrics.is_none();
         let back = |id| -> i64 {
@@ -137,8 +140,8 @@ impl Tables {
     }
 }
 
-fn row(lane: &Lane) -> Row {
-    Row {
+fn row(lane: &Lane) -> BalanceRow {
+    BalanceRow {
         unit: lane.unit.clone(),
         last_entry_id: lane.last_entry_id,
         balance: lane.balance,
@@ -150,8 +153,8 @@ fn row(lane: &Lane) -> Row {
     }
 }
 
-fn as_stored(wallet: &Wallet, e: &Entry) -> Stored {
-    Stored {
+fn as_stored(wallet: &Wallet, e: &Entry) -> StoredEntry {
+    StoredEntry {
         org_id: wallet.lane.org_id,
         operation_id: e.operation_id,
         entry_id: e.position.entry_id,

@@ -1,7 +1,9 @@
-//! Caps: the most that an org, or each of its members, may use of a metric or category per calendar day or month (UTC).
+//! Caps: the most that an org, or each of its members, may use of a metric or category per calendar
+//! day or month (UTC).
 //!
-//! Consumptions and reservations count in `cap_usage` and are refused beyond; what is recorded counts by what the usage tables
-//! say. Rows are locked after the counters, in the order of (org, cap, member, period).
+//! Consumptions and reservations count in `cap_usage` and are refused beyond the cap; recorded
+//! usage counts by the usage tables. Rows are locked after the counters, in the order of (org, cap,
+//! member, period).
 
 use crate::base::error::{CapReached, Error, Result};
 use crate::base::time::Moment;
@@ -36,8 +38,8 @@ statements! {
                             where org_id = $1 and metric = any ($2) and segment >= $3), 0)
                + coalesce((select sum(recorded) from billing_internal.usage_days
                             where org_id = $1 and metric = any ($2) and day >= ($3 at time zone 'UTC')::date), 0))::int8";
-    // A hold that is closed counts no longer for what was not used of it, in the period in which it was made; in caps that
-    // were there then.
+    // The unused part of a closed hold stops counting in the period in which the hold was made, in
+    // the caps that existed then.
     GIVE_BACK(uuid, int8s, int8) =
         "with unused as (
             select k.cap, case k.subject when 'member' then h.member_id else '00000000-0000-0000-0000-000000000000' end as member_id,
@@ -58,10 +60,11 @@ statements! {
           where u.org_id = $1 and u.cap = l.cap and u.member_id = l.member_id and u.period_start = l.period_start";
 }
 
-/// Names a row of `cap_usage`.
+/// The key of a row of `cap_usage`: org, cap, member and start of the period.
 type Name = (Uuid, String, Uuid, Moment);
 
-/// Whose usage counts; None for a cap per member where no member is named.
+/// The member whose usage counts, nil for that of the whole org; None for a cap per member if no
+/// member is named.
 fn subject(cap: &Cap, member_id: Option<Uuid>) -> Option<Uuid> {
     match cap.subject {
         CapSubject::Member => member_id,
@@ -69,7 +72,8 @@ fn subject(cap: &Cap, member_id: Option<Uuid>) -> Option<Uuid> {
     }
 }
 
-/// What was recorded of a cap's metrics in its period.
+/// The usage of a cap's metrics that was recorded in its period. With `fresh`, rows that this
+/// transaction has written count.
 pub fn recorded(db: &Db, org_id: Uuid, cap: &Cap, now: Moment, fresh: bool) -> Result<i64> {
     match cap.subject {
         CapSubject::Member => return Ok(0),
@@ -82,14 +86,14 @@ pub fn recorded(db: &Db, org_id: Uuid, cap: &Cap, now: Moment, fresh: bool) -> R
     Ok(rows.first().map_or(0, |row| row.get(0)))
 }
 
-/// What of a cap is used, for reading.
+/// The usage of a cap of the org, for functions that only read.
 pub fn used(db: &Db, org_id: Uuid, cap: &Cap, now: Moment) -> Result<i64> {
     let rows = db.read(&READ, args![org_id, &cap.name, Uuid::nil(), Timestamptz(cap.per.start(now))]);
     let consumed = rows.first().map_or(0, |row| row.get::<i64>(0));
     Ok(consumed.saturating_add(recorded(db, org_id, cap, now, false)?))
 }
 
-/// The rows that some consumptions count in, locked.
+/// The locked rows of the caps in which some consumptions count.
 #[derive(Default)]
 pub struct Caps {
     rows: BTreeMap<Name, Row>,
@@ -104,7 +108,8 @@ struct Row {
 }
 
 impl Caps {
-    /// Locks what consumptions of these metrics by these members count in. The counters must be locked.
+    /// Locks the rows in which consumptions of these metrics by these members count. The counters
+    /// must be locked.
     pub fn lock(db: &Db, wanted: &[(Uuid, Rc<Metric>, Option<Uuid>)], now: Moment) -> Result<Self> {
         let mut names: BTreeMap<Name, Rc<Cap>> = BTreeMap::new();
         for (org_id, metric, member_id) in wanted {
@@ -133,7 +138,7 @@ impl Caps {
         Ok(Self { rows, now })
     }
 
-    /// Refuses what a cap does not allow.
+    /// Refuses a consumption that a cap does not allow.
     pub fn check(&self, org_id: Uuid, metric: &Metric, member_id: Option<Uuid>, quantity: i64) -> Result<()> {
         for cap in &metric.caps {
             let Some(subject) = subject(cap, member_id) else { continue };
@@ -157,7 +162,7 @@ impl Caps {
         Ok(())
     }
 
-    /// Counts what was allowed.
+    /// Counts a consumption that was allowed.
     pub fn add(&mut self, org_id: Uuid, metric: &Metric, member_id: Option<Uuid>, quantity: i64) {
         for cap in &metric.caps {
             let Some(subject) = subject(cap, member_id) else { continue };
@@ -184,7 +189,7 @@ impl Caps {
         }
     }
 
-    /// Of the orgs' caps of which something was used: what was before, and is now.
+    /// The caps per org of which something was used: each with the usage before, and now.
     pub fn used(&self) -> impl Iterator<Item = (Uuid, &Cap, i64, i64)> {
         let changed = self.rows.iter().filter(|(name, row)| name.2.is_nil() && row.quantity != row.before);
         changed.map(|(name, row)| {
@@ -192,13 +197,13 @@ impl Caps {
         })
     }
 
-    /// The moment for which they were locked.
+    /// The moment for which the rows were locked.
     pub fn now(&self) -> Moment {
         self.now
     }
 }
 
-/// Takes back what holds counted and was not used: all of it, or all but `used`.
+/// Gives back to the caps what holds counted and was not used: all of it, or all but `used`.
 pub fn give_back(db: &Db, org_id: Uuid, holds: Vec<i64>, used: Option<i64>) -> Result<()> {
     if !holds.is_empty() && !cache::all_caps(db)?.is_empty() {
         db.write(&GIVE_BACK, args![org_id, holds, used]);

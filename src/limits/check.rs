@@ -1,4 +1,4 @@
-//! `check_limit`: may an org use so much more of a metric, and if not, what stops it.
+//! `check_limit`: whether an org may use so much more of a metric, and if not, what stops it.
 
 use crate::access;
 use crate::base::error::{Error, Result};
@@ -22,7 +22,7 @@ use pgrx::prelude::*;
 use uuid::Uuid;
 
 receipt! {
-    /// Whether an org may go on, and what it has.
+    /// The answer of `check_limit`.
     LimitStatus as "limit_status" {
         allowed: bool,
         reason: String,
@@ -36,17 +36,17 @@ receipt! {
     }
 }
 
-/// Whether somebody, or a score, has frozen the org.
+/// Whether a person, or a score, has frozen the org.
 fn is_frozen(org_id: Uuid) -> bool {
     let table = Table::<freezes::Table>::to_read();
     !table.is_known_empty() && table.find(&freezes::of_org(org_id), Snapshot::Callers, |_| true).is_some()
 }
 
-/// All that decides.
+/// The facts that decide whether an org may go on.
 struct LimitInputs {
     capped: bool,
     limit: Option<Limit>,
-    /// Plan or org include some of it.
+    /// Whether the plan, or the org's own terms, include some of the metric.
     included: bool,
     tier: Option<Tier>,
     overage: i64,
@@ -55,7 +55,7 @@ struct LimitInputs {
     available: i64,
 }
 
-/// Allowed or not, and why. Hard limits of a plan close also a core metric.
+/// Decides whether the usage is allowed, and why. A hard limit of a plan closes even a core metric.
 fn verdict(inputs: &LimitInputs) -> (bool, &'static str) {
     if inputs.capped {
         return (false, "cap");
@@ -71,7 +71,7 @@ fn verdict(inputs: &LimitInputs) -> (bool, &'static str) {
         return (true, "credits");
     }
     if !inputs.priced && !inputs.included && !hard {
-        // Free, and in no plan.
+        // A metric without a price that no plan names is free.
         return (true, "included");
     }
     if Tier::stays_open(inputs.tier) && !hard {
@@ -158,7 +158,7 @@ fn allows(org_id: Option<pgrx::Uuid>, metric: Option<&str>, quantity: default!(O
     or_raise(access::reader(|| {
         let metric = required("metric", metric)?;
         let quantity = positive("quantity", quantity)?;
-        // A row that belongs to nobody is nobody's to insert.
+        // A row without an org belongs to nobody, so nobody may insert it.
         let Some(org_id) = org_id.map(|id| Uuid::from_bytes(*id.as_bytes())) else { return Ok(false) };
         spi::connect(|db| match access::authorize(db, org_id) {
             Ok(()) => check(db, org_id, metric, quantity).map(|status| status.allowed),

@@ -1,4 +1,5 @@
-//! `calculate_cost`: what a quantity of a metric, or a request made of several, would cost an org now.
+//! `calculate_cost`: the cost of a quantity of a metric, or of a request made of several, for an
+//! org now.
 
 use crate::access;
 use crate::base::error::{Error, Result};
@@ -15,8 +16,8 @@ use crate::pg::spi::{self, Db};
 use pgrx::prelude::*;
 use uuid::Uuid;
 
-/// What `quantity` of a metric costs an org now, after what it used in this period and beyond what its plan includes, in the
-/// unit of the price. For functions that only read.
+/// The cost of `quantity` of a metric for an org now, in the unit of its price: after what the org
+/// used in this period, and beyond what its plan includes. Only for functions that read.
 pub fn cost(db: &Db, metric: &str, quantity: i64, org_id: Option<Uuid>, now: Moment) -> Result<(String, i64)> {
     let metric = cache::metric(db, metric)?;
     let Some(price) = cache::price(db, &metric, org_id, now)? else {

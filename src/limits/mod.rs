@@ -1,4 +1,4 @@
-//! What an org may still do: `check_limit`, and the caps that consumption keeps.
+//! Limits: what an org may still use (`check_limit`), and the caps that consumption must keep.
 
 pub mod caps;
 mod check;

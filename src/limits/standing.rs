@@ -1,4 +1,5 @@
-//! Where an org stands with a metric: what its plan includes, what is used, and what is owed for it. Only reads.
+//! The usage of a metric by an org: what its plan includes, what is used, and what is owed for it.
+//! Only reads.
 
 use crate::base::error::Result;
 use crate::base::time::Moment;
@@ -25,48 +26,49 @@ statements! {
           where org_id = $1 and metric = $2 and period_start <= $3 and level is not null order by period_start desc limit 1";
 }
 
-/// Reads where one org stands, at one moment.
+/// Reads the usage of one org at one moment.
 pub struct Reader<'a> {
     db: &'a Db,
     org_id: Uuid,
     now: Moment,
     timeline: Timeline,
-    /// Reads what this transaction has written, too.
+    /// Whether to read what this transaction has written, too.
     fresh: bool,
     state: OnceCell<UnsettledState>,
 }
 
-/// Where an org stands with a metric in the current period.
+/// The usage of a metric by an org in the current period.
 #[derive(Debug, Clone)]
 pub struct MetricUsage {
-    /// What holds.
+    /// The terms of the metric for the org.
     pub terms: Terms,
-    /// Exact to the last recorded event.
+    /// The quantity that was used, exact to the last recorded event.
     pub used: i64,
     tally: Tally,
     unsettled: i64,
 }
 
 impl MetricUsage {
-    /// What of the allowance is left; None: unlimited.
+    /// The rest of the allowance; None if it is unlimited.
     pub fn remaining(&self) -> Option<i64> {
         self.tally.remaining(self.terms.allowance, self.unsettled)
     }
 
-    /// What so much more would come to.
+    /// The charge for so much more.
     pub fn charge(&self, quantity: i64, price: Option<&Price>) -> Result<Charge> {
         self.tally.charge(quantity, self.terms.allowance, self.unsettled, price).map_err(price::too_large)
     }
 }
 
 impl<'a> Reader<'a> {
-    /// For an org at a moment.
+    /// A reader for an org at a moment.
     pub fn new(db: &'a Db, org_id: Uuid, now: Moment) -> Result<Self> {
         let timeline = plans::timeline(db, org_id, false)?;
         Ok(Self { db, org_id, now, timeline, fresh: false, state: OnceCell::new() })
     }
 
-    /// For a call that holds the wallets' locks, knows the plans, and will ask for all of these metrics.
+    /// A reader for a call that holds the wallets' locks, knows the plans, and will ask for all of
+    /// these metrics, which are read at once.
     pub fn over(db: &'a Db, org_id: Uuid, now: Moment, timeline: Timeline, metrics: &[Rc<Metric>]) -> Self {
         let reader = Self { db, org_id, now, timeline, fresh: true, state: OnceCell::new() };
         let names = metrics.iter().map(|metric| (metric.name.clone(), reader.terms(metric, now).span.start));
@@ -75,7 +77,7 @@ impl<'a> Reader<'a> {
         reader
     }
 
-    /// Credits that a consumption would find, because it begins the period.
+    /// The credits that a consumption would find in addition, because it begins the period.
     pub fn credits_due(&self) -> i64 {
         self.timeline.credits_due(self.now)
     }
@@ -84,7 +86,8 @@ impl<'a> Reader<'a> {
         self.state.get_or_init(|| self.look(Vec::new()))
     }
 
-    /// The counter of a metric; the first time, with everything else.
+    /// The counter of a metric. The first one that is asked for is read together with everything
+    /// else.
     fn counter(&self, metric: &str, span: Span) -> Counter {
         let name = (metric.to_owned(), span.start);
         let state = self.state.get_or_init(|| self.look(vec![name.clone()]));
@@ -102,7 +105,7 @@ impl<'a> Reader<'a> {
         self.timeline.terms(&metric.name, plans::own_terms(self.db, self.org_id, metric, self.fresh), at)
     }
 
-    /// Where the org stands with a metric.
+    /// The org's usage of a metric.
     pub fn standing(&self, metric: &Metric) -> Result<MetricUsage> {
         let terms = self.terms(metric, self.now);
         let counter = self.counter(&metric.name, terms.span);
@@ -125,16 +128,17 @@ impl<'a> Reader<'a> {
         Ok(MetricUsage { terms, used, tally: counter.tally, unsettled })
     }
 
-    /// What was consumed of a metric without a counter.
+    /// The quantity of a metric without a counter that was consumed in a period.
     fn consumed(&self, metric: &str, span: Span) -> i64 {
         tail::consumed(self.org_id, metric, span.start, span.end)
     }
 
-    /// The level of a gauge: for max the highest of the period, for last the newest. A period begins with the level before it.
+    /// The level of a gauge: for max the highest of the period, for last the newest. A period
+    /// begins with the level before it.
     fn level(&self, metric: &Metric, counter: &Counter) -> i64 {
         let start = counter.span.start;
         let mine = || self.state().pending.iter().filter(|p| p.metric == metric.name);
-        // Of max, what this period itself came to is decided already.
+        // For max, the level that this period itself reached is decided already.
         let until = match metric.aggregation {
             Aggregation::Max => start.saturating_sub(1),
             Aggregation::Last | Aggregation::Sum | Aggregation::Unique => start,
@@ -153,7 +157,8 @@ impl<'a> Reader<'a> {
         highest.max(newest(start)).max(counter.tally.quantity)
     }
 
-    /// What the org owes in a unit: unpaid overage, and what will be charged for what is recorded and not settled.
+    /// The org's debt in a unit: unpaid overage, and the charge for what is recorded and not
+    /// settled.
     pub fn owed(&self, unit: &str) -> Result<i64> {
         let mut owed = self.state().unpaid.get(unit).copied().unwrap_or(0);
         let mut groups: BTreeMap<(&str, Span), Vec<&UnsettledRow>> = BTreeMap::new();
@@ -175,7 +180,7 @@ impl<'a> Reader<'a> {
                 let price = cache::price(self.db, &metric, Some(self.org_id), part.segment)?;
                 let price = price.as_deref();
                 let charge = tally.settle(quantity, terms.allowance, price, price != today.as_deref());
-                // What does not fit is more than anybody has.
+                // A charge that does not fit 63 bits is more than anybody can pay.
                 let credits = charge.map_or(i64::MAX, |charge| charge.credits);
                 if price.map_or(units::CREDIT, |p| p.unit.as_str()) == unit {
                     owed = owed.saturating_add(credits);

@@ -1,4 +1,5 @@
-//! Money for credit: what a purchase costs, payments and what becomes of them, what providers report.
+//! Payments: what a purchase costs, the states of a payment, its rows, and the secrets of
+//! providers.
 
 pub mod quote;
 pub mod report;

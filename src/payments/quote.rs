@@ -1,4 +1,4 @@
-//! What a pack costs an org, before it pays.
+//! Quotes: the price of a pack for an org, before it pays.
 
 use crate::access;
 use crate::base::error::{Error, Result};
@@ -13,7 +13,7 @@ use crate::receipt;
 use pgrx::prelude::*;
 
 receipt! {
-    /// What a purchase comes to.
+    /// The answer of `quote_pack`: price and credit of a purchase.
     PackQuote as "pack_quote" {
         pack: String,
         currency: String,
@@ -28,7 +28,7 @@ receipt! {
     }
 }
 
-/// What a pack comes to in a currency.
+/// The quote of a pack in a currency.
 pub fn quote(db: &Db, pack: &Pack, currency: &str, amount: Option<i64>) -> Result<Quote> {
     let surcharge = cache::surcharge(db, currency)?;
     pack.quote(currency, amount, surcharge).map_err(|why| match why {

@@ -1,13 +1,13 @@
-//! The outcome of handling what a provider reports.
+//! The outcome of handling a provider's report.
 
 use uuid::Uuid;
 
 /// The outcome of handling one report.
 pub enum Handled {
-    /// The work that it asks for is done, for that org.
+    /// The work that the report asks for is done, for that org.
     Processed(Option<Uuid>),
-    /// There is nothing to do for it.
+    /// The report asks for nothing.
     Ignored,
-    /// It waits for a person, for that reason.
+    /// The report waits for a person, for that reason.
     Review(&'static str, Option<Uuid>),
 }

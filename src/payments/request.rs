@@ -1,4 +1,5 @@
-//! Payments that have not begun: making them, asking a worker to charge them, and the arguments that name who is charged.
+//! Payments that have not begun: making them, asking a worker to charge them, and checking who is
+//! charged.
 
 use crate::access;
 use crate::base::error::{Error, Result};
@@ -13,18 +14,18 @@ use pgrx::pg_sys;
 use serde_json::json;
 use uuid::Uuid;
 
-/// A time-ordered id (RFC 9562, version 7) that nobody can guess.
+/// Makes a time-ordered id (RFC 9562, version 7) that nobody can guess.
 pub fn new_id() -> Uuid {
     let random = random::bytes::<10>();
     // SAFETY: reads the clock.
     let now = unsafe { pg_sys::GetCurrentTimestamp() };
-    // Milliseconds of the Unix epoch.
+    // The server counts microseconds from 2000, the id milliseconds from 1970.
     let millis = u64::try_from(now / 1000 + 946_684_800_000).unwrap_or_default();
     uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
 }
 
-/// A payment for a pack that has not begun.
-pub fn of_pack(org_id: Uuid, pack: &Pack, currency: &str, quote: Quote, (source, provider): (&str, &str)) -> Payment {
+/// Makes a payment for a pack that has not begun.
+pub fn of_pack(org_id: Uuid, pack: &Pack, currency: &str, quote: Quote, source: &str, provider: &str) -> Payment {
     Payment {
         org_id,
         payment_id: new_id(),
@@ -46,7 +47,7 @@ pub fn of_pack(org_id: Uuid, pack: &Pack, currency: &str, quote: Quote, (source,
     }
 }
 
-/// Asks a worker to charge it.
+/// Asks a worker, through the outbox, to charge a payment.
 pub fn request(db: &Db, payment: &mut Payment, attempt: i64) {
     payment.money.status = Status::Processing;
     outbox::emit(
@@ -61,21 +62,21 @@ pub fn request(db: &Db, payment: &mut Payment, attempt: i64) {
             "customer": payment.customer,
             "payment_method": payment.payment_method,
             "description": payment.pack,
-            // Whoever is asked twice charges once.
+            // A worker that is asked twice must charge once: the provider knows the key.
             "idempotency_key": format!("pg_billing-{}-{attempt}", payment.payment_id),
         }),
     );
 }
 
-/// The names of providers are short and plain.
+/// Checks the name of a provider: short and plain, known or not.
 pub fn provider(name: Option<&str>) -> Result<&str> {
     let name = required("provider", name)?;
     let is_plain = (1..=40).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
     if is_plain { Ok(name) } else { Err(Error::invalid("provider", "must be 1 to 40 letters a-z or _")) }
 }
 
-/// Nobody charges another's card: a customer that is another org's is refused, and members name only one that is known to be
-/// theirs.
+/// Refuses to charge another org's card: a customer must be known as this org's, or, if a service
+/// names it, be unknown.
 pub fn check_customer(db: &Db, org_id: Uuid, provider: &str, customer: Option<&str>) -> Result<()> {
     let Some(customer) = customer else { return Ok(()) };
     match store::org_of_customer(db, provider, customer) {
@@ -85,7 +86,7 @@ pub fn check_customer(db: &Db, org_id: Uuid, provider: &str, customer: Option<&s
     }
 }
 
-/// An id of a provider.
+/// Checks an optional id of a provider.
 pub fn provider_id(name: &str, value: Option<&str>) -> Result<Option<String>> {
     match value {
         Some(text) if text.is_empty() || text.len() > 200 => Err(Error::invalid(name, "must have 1 to 200 bytes")),

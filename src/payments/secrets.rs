@@ -21,7 +21,7 @@ statements! {
         "insert into billing_internal.webhook_secrets (provider, created_at, secret) values ($1, $2, $3)";
 }
 
-/// The provider of that name, as an argument.
+/// The provider of that name, for an argument of a SQL function.
 pub fn provider(name: Option<&str>) -> Result<&'static dyn Provider> {
     let name = required("provider", name)?;
     let names = || format!("must be {}", providers::names().join(" or "));
@@ -33,7 +33,7 @@ pub fn valid_secrets(db: &Db, provider: &str, now: Moment) -> Vec<Vec<u8>> {
     db.write(&VALID, args![provider, Timestamptz(now)]).iter().map(|row| row.get(0)).collect()
 }
 
-/// At most ten years, and far from where adding would overflow.
+/// The end of an interval from now, which is at most ten years: beyond it adding could overflow.
 fn later(now: Moment, interval: &Interval) -> Result<Moment> {
     let bad = || Error::invalid("keep_old", "must be zero or more, and at most ten years");
     let is_long = interval.months().unsigned_abs() > 120
@@ -44,10 +44,11 @@ fn later(now: Moment, interval: &Interval) -> Result<Moment> {
     if end < now { Err(bad()) } else { Ok(end) }
 }
 
-/// Sets the secret with which a provider signs its webhooks (Stripe: `whsec_…`; Razorpay: the one of the webhook). Nobody can read
-/// it back.
+/// Sets the secret with which a provider signs its webhooks (Stripe: `whsec_…`; Razorpay: the one
+/// of the webhook). Nobody can read it back.
 ///
-/// The one before stays good for `keep_old`, so that nothing is refused while the provider changes over. Errors: 22023.
+/// The one before stays good for `keep_old`, so that nothing is refused while the provider changes
+/// over. Errors: 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn set_webhook_secret(

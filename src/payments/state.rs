@@ -1,23 +1,24 @@
-//! What becomes of a payment: the moves that it may make, and what reports of a provider come to, in whatever order they come.
+//! The state of a payment: the moves that it may make, and the effect of a provider's reports in
+//! whatever order they come.
 //!
-//! Facts only ever grow: that the money came, how much went back, how much a dispute took. The status follows from them, so two
-//! reports that pass each other on the way end at the same place.
+//! Facts only ever grow: that the money came, how much went back, how much a dispute took. The
+//! status follows from them, so two reports that pass each other on the way end in the same state.
 
-/// Where a payment stands.
+/// The status of a payment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Status {
-    /// Begun here, unknown to the provider.
+    /// The payment has begun here and is unknown to the provider.
     #[default]
     Idle,
-    /// The provider was asked.
+    /// The provider was asked to charge it.
     Processing,
     /// The provider waits for the money.
     Pending,
     /// The money is there.
     Succeeded,
-    /// It will not come, unless somebody tries again.
+    /// The money will not come, unless somebody tries again.
     Failed,
-    /// It came and went back.
+    /// The money came and went back.
     Refunded,
 }
 
@@ -25,7 +26,7 @@ const ALL: [Status; 6] =
     [Status::Idle, Status::Processing, Status::Pending, Status::Succeeded, Status::Failed, Status::Refunded];
 
 impl Status {
-    /// Its name in SQL.
+    /// The name of the status in SQL.
     pub fn name(self) -> &'static str {
         match self {
             Self::Idle => "idle",
@@ -37,18 +38,18 @@ impl Status {
         }
     }
 
-    /// From its name in SQL.
+    /// Reads a status from its name in SQL.
     pub fn parse(name: &str) -> Option<Self> {
         ALL.into_iter().find(|status| status.name() == name)
     }
 
-    /// Whether somebody may move it there.
+    /// Whether a payment may be moved by hand from this status to another.
     pub fn may_become(self, next: Self) -> bool {
         match self {
             Self::Idle => matches!(next, Self::Processing | Self::Pending | Self::Succeeded | Self::Failed),
             Self::Processing => matches!(next, Self::Pending | Self::Succeeded | Self::Failed),
             Self::Pending => matches!(next, Self::Succeeded | Self::Failed),
-            // Another attempt.
+            // A failed payment may be tried again.
             Self::Failed => matches!(next, Self::Processing | Self::Pending | Self::Succeeded),
             Self::Succeeded => next == Self::Refunded,
             Self::Refunded => false,
@@ -56,28 +57,30 @@ impl Status {
     }
 }
 
-/// The money of a payment, as far as reported.
+/// The money of a payment, as far as it was reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[allow(missing_docs)]
 pub struct Money {
     pub total: i64,
     pub paid: bool,
-    /// Went back to the customer.
+    /// The amount that went back to the customer.
     pub refunded: i64,
-    /// A dispute took it.
+    /// The amount that a dispute took.
     pub disputed_amount: i64,
-    /// The newest report while it was unpaid, and when it was made.
+    /// The newest status that was reported while the payment was unpaid.
     pub status: Status,
+    /// The time of the report that `status` comes from, in Unix seconds.
     pub last_report_at: i64,
 }
 
 impl Money {
-    /// Where it stands.
+    /// The status that follows from the facts.
     pub fn status(&self) -> Status {
         match (self.paid, self.is_all_back()) {
             (true, true) => Status::Refunded,
             (true, false) => Status::Succeeded,
-            // As reported while nothing was paid; a refund may be reported before the payment.
+            // The status as it was reported, while nothing is paid: a refund may be reported before
+            // the payment.
             (false, _) => self.status,
         }
     }
@@ -90,7 +93,8 @@ impl Money {
         self.total > 0 && self.back() == self.total
     }
 
-    /// A report of an unpaid payment. What is older than the newest one says nothing; of two of one second, failure stands.
+    /// Takes a report about an unpaid payment. A report that is older than the newest one changes
+    /// nothing; of two within one second, a failure stands.
     pub fn report(&mut self, status: Status, at: i64) {
         let is_newer = at > self.last_report_at || (at == self.last_report_at && status == Status::Failed);
         if is_newer {
@@ -98,22 +102,23 @@ impl Money {
         }
     }
 
-    /// The money came.
+    /// Notes that the money came.
     pub fn pay(&mut self) {
         self.paid = true;
     }
 
-    /// So much went back in all so far.
+    /// Notes the amount that went back in all so far.
     pub fn refund(&mut self, in_all: i64) {
         self.refunded = self.refunded.max(in_all);
     }
 
-    /// A lost dispute took so much.
+    /// Notes the amount that a lost dispute took.
     pub fn lose(&mut self, amount: i64) {
         self.disputed_amount = self.disputed_amount.max(amount);
     }
 
-    /// What of some credit goes back with the money: a credit of which a part was not paid is not kept.
+    /// The part of some credit that goes back with the money, rounded up: a credit that was not
+    /// fully paid is not kept.
     pub fn taken_of(&self, credits: i64) -> i64 {
         if self.total <= 0 {
             return 0;

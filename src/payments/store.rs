@@ -73,11 +73,11 @@ pub struct Payment {
     pub credits: i64,
     pub bonus: i64,
     pub metrics: Option<Vec<String>>,
-    /// The grants that it brought, and what of each was taken back.
+    /// The grants that it brought, each with the credit that was taken back from it.
     pub grants: Vec<(i64, i64)>,
     pub unrecovered: i64,
     pub priority: i32,
-    /// What it paid of a provider's subscription.
+    /// The provider's subscription of which it paid `period`.
     pub subscription: Option<String>,
     pub period: Option<(Moment, Moment)>,
     pub price: i64,
@@ -134,23 +134,23 @@ fn payment(row: &Row, org_id: Uuid) -> Result<Payment> {
     })
 }
 
-/// Locks a payment. Its wallet must be locked.
+/// Locks and reads a payment. Its wallet must be locked.
 pub fn lock(db: &Db, org_id: Uuid, payment_id: Uuid) -> Result<Payment> {
     let found = db.write(&LOCK, args![org_id, payment_id]).first().map(|row| payment(&row, org_id));
     found.ok_or_else(|| Error::unknown("unknown_payment", payment_id.to_string()))?
 }
 
-/// The payment that a request started, if it did.
+/// The payment that a call with this idempotency key started, if there is one.
 pub fn of_request(db: &Db, org_id: Uuid, key: &str) -> Result<Option<Payment>> {
     db.write(&OF_REQUEST, args![org_id, key]).first().map(|row| payment(&row, org_id)).transpose()
 }
 
-/// The unit of the wallet that a payment pays into; None where there is no such payment.
+/// The unit of the wallet that a payment pays into; None if there is no such payment.
 pub fn unit(db: &Db, org_id: Uuid, payment_id: Uuid) -> Option<String> {
     db.write(&UNIT, args![org_id, payment_id]).first().map(|row| row.get(0))
 }
 
-/// The payment that a provider knows by one of these ids; None where there is none, or more than one.
+/// The payment that a provider knows by one of these ids; None if there is none, or more than one.
 pub fn by_refs(db: &Db, provider: &str, refs: &[String]) -> Option<(Uuid, Uuid)> {
     let rows = db.write(&BY_REFS, args![provider, refs.to_vec()]);
     if rows.count() == 1 { rows.first().map(|row| (row.get(0), row.get(1))) } else { None }
@@ -192,7 +192,7 @@ pub fn insert(db: &Db, new: &Payment, key: Option<&str>, metadata: &str, now: Mo
     );
 }
 
-/// Writes what of a payment can change.
+/// Writes the columns of a payment that can change.
 pub fn save(db: &Db, payment: &Payment, now: Moment) {
     let (grants, taken): (Vec<i64>, Vec<i64>) = payment.grants.iter().copied().unzip();
     db.write(
@@ -218,24 +218,25 @@ pub fn save(db: &Db, payment: &Payment, now: Moment) {
     );
 }
 
-/// Notes by which ids the provider knows it.
+/// Notes the ids by which the provider knows a payment.
 pub fn add_refs(db: &Db, payment: &Payment, refs: &[String]) {
     for known in refs {
         db.write(&ADD_REF, args![payment.org_id, &payment.provider, known, payment.payment_id]);
     }
 }
 
-/// Credit of which the money is on its way.
+/// The credit whose money is on its way to a wallet. With `fresh`, rows that this transaction has
+/// written count.
 pub fn pending(db: &Db, org_id: Uuid, unit: &str, fresh: bool) -> i64 {
     db.query(fresh, &PENDING, args![org_id, unit]).first().map_or(0, |row| row.get(0))
 }
 
-/// Looks whether the payments of an org are suspicious.
+/// Raises a flag if the payments of an org are suspicious.
 pub fn look_for_signals(db: &Db, org_id: Uuid, fingerprint: Option<&str>) {
     db.write(&SIGNALS, args![org_id, fingerprint]);
 }
 
-/// Raises a flag.
+/// Raises a flag with a score for an org.
 pub fn note_signal(db: &Db, org_id: Uuid, kind: &str, score: i32, reason: &str, detail: &serde_json::Value) {
     db.write(&NOTE_SIGNAL, args![org_id, kind, score, reason, crate::pg::jsonb::from_text(&detail.to_string())]);
 }
@@ -245,13 +246,13 @@ pub fn link(db: &Db, org_id: Uuid, provider: &str, customer: &str) {
     db.write(&LINK, args![org_id, provider, customer]);
 }
 
-/// The provider's customer that an org is, where there is one only.
+/// The provider's customer that belongs to an org; None if there is none, or more than one.
 pub fn customer_of(db: &Db, org_id: Uuid, provider: &str) -> Option<String> {
     let rows = db.write(&CUSTOMERS, args![org_id, provider]);
     if rows.count() == 1 { rows.first().map(|row| row.get(0)) } else { None }
 }
 
-/// Which org a provider's customer is; None where nobody knows, or several are.
+/// The org to which a provider's customer belongs; None if nobody knows, or there are several.
 pub fn org_of_customer(db: &Db, provider: &str, customer: &str) -> Option<Uuid> {
     let rows = db.write(&ORG_OF_CUSTOMER, args![provider, customer]);
     if rows.count() == 1 { rows.first().map(|row| row.get(0)) } else { None }

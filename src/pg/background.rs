@@ -1,8 +1,9 @@
-//! Transactions of their own beside the caller's: what they write stays when the caller's is rolled back.
+//! Transactions beside the caller's, whose writes stay when the caller's is rolled back.
 //!
-//! Each is a background worker, a process that the server starts for it and the caller waits for: `max_worker_processes` says
-//! how many there may be. It runs as the owner of a table of ours and may do no more than a maintenance command, so that what
-//! that owner hangs on his tables does not get the rights of the worker.
+//! Each one is a background worker, a process that the server starts and the caller waits for:
+//! `max_worker_processes` says how many there may be. It runs as the owner of one of the
+//! extension's tables and may do no more than a maintenance command, so that code which that owner
+//! attaches to the tables does not get the rights of the worker.
 
 use crate::pg::spi::{self, Db};
 use crate::{args, statements};
@@ -13,13 +14,16 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 
 const LIBRARY: &str = "pg_billing";
 
-/// How often and how long (microseconds) a process is waited for where the server has none to spare: five seconds in all.
+/// The number of attempts to get a process, and the microseconds between them, when the server has
+/// none to spare: five seconds in all.
 const TRIES: usize = 200;
 const NAP: i64 = 25_000;
 
-/// What a database or role may have set otherwise. The caller, who may hold a lock that the work needs, waits for it, and the
-/// server does not find out that they wait in a circle: so the work does not wait for long. What is lost with a crash of the
-/// server was of use to nobody but whoever caused it.
+/// Settings that must not come from the database or the role.
+///
+/// The caller waits for the work and may hold a lock that it needs; the server does not notice that
+/// they wait for each other, so the work gives up soon. A commit that is lost in a crash of the
+/// server (asynchronous) would have served only whoever caused the crash.
 const SETTINGS: [(&CStr, &CStr); 5] = [
     (c"search_path", c"pg_catalog, pg_temp"),
     (c"default_transaction_isolation", c"read committed"),
@@ -32,13 +36,13 @@ statements! {
     TABLE(text) = "select c.oid::int8, c.relowner::int8 from pg_class c where c.oid = to_regclass($1)";
 }
 
-/// Starts a function of this library as a process of its own, tells it something (at most 127 bytes), and waits until it is
-/// done; false where there is no process to be had.
+/// Runs a function of this library in a process of its own, passes it a text of at most 127 bytes,
+/// and waits until it is done; false if no process is to be had.
 pub fn run(function: &str, told: &str) -> bool {
     assert!(told.len() < 128, "what is told to a process");
     for attempt in 0..TRIES {
         if attempt > 0 {
-            // SAFETY: sleeps, and stops where the caller was told to.
+            // SAFETY: sleeps; the check after it stops a caller that was cancelled.
             unsafe { pg_sys::pg_usleep(NAP) };
             pgrx::check_for_interrupts!();
         }
@@ -56,14 +60,14 @@ pub fn run(function: &str, told: &str) -> bool {
     false
 }
 
-/// What the caller told this process.
+/// The text that the caller passed to this process.
 pub fn told() -> &'static str {
     BackgroundWorker::get_extra()
 }
 
 /// Connects this process to a database.
 pub fn begin(database: pg_sys::Oid) {
-    // None but those that it has: whoever shuts the server down ends it.
+    // No handlers but the server's own: a shutdown ends the process at once.
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::empty());
     BackgroundWorker::connect_worker_to_spi_by_oid(Some(database), None);
     for (name, value) in SETTINGS {
@@ -79,8 +83,8 @@ pub fn begin(database: pg_sys::Oid) {
     }
 }
 
-/// Does the work in a transaction of this process, as the owner of that table; not where there is no such table, because it is
-/// gone, or nobody has committed it.
+/// Does work in a transaction of this process, as the owner of a table. Nothing is done if there is
+/// no such table: it is gone, or nobody has committed it yet.
 pub fn transaction(table: &str, work: impl FnOnce(&Db) + UnwindSafe + RefUnwindSafe) {
     BackgroundWorker::transaction(|| {
         spi::connect(|db| {
@@ -93,33 +97,34 @@ pub fn transaction(table: &str, work: impl FnOnce(&Db) + UnwindSafe + RefUnwindS
 
 fn as_user(user: pg_sys::Oid, work: impl FnOnce()) {
     let (mut before, mut context) = (pg_sys::Oid::INVALID, 0);
-    // SAFETY: put back below; with an error, the process ends.
+    // SAFETY: restored below; after an error, the process ends.
     unsafe {
         pg_sys::GetUserIdAndSecContext(&raw mut before, &raw mut context);
         let restricted = context | pg_sys::SECURITY_RESTRICTED_OPERATION.cast_signed();
         pg_sys::SetUserIdAndSecContext(user, restricted);
     }
     work();
-    // SAFETY: as it was.
+    // SAFETY: sets what was read above.
     unsafe { pg_sys::SetUserIdAndSecContext(before, context) };
 }
 
-/// A table and its owner.
+/// The oid of a table and that of its owner.
 fn find(db: &Db, table: &str) -> Option<(pg_sys::Oid, pg_sys::Oid)> {
     let oid = |number: i64| pg_sys::Oid::from(u32::try_from(number).unwrap_or(0));
     db.write(&TABLE, args![table]).first().map(|row| (oid(row.get(0)), oid(row.get(1))))
 }
 
-/// Whether the caller's own transaction made the table, which nobody else sees until it is committed.
+/// Whether the caller's own transaction made the table, so that nobody else sees it until the
+/// commit.
 pub fn is_made_here(db: &Db, table: &str) -> bool {
     find(db, table).is_some_and(|(table, _)| {
-        // SAFETY: there is such a table; its entry is looked at while it is held.
+        // SAFETY: the table exists; its cache entry is only read while it is held.
         unsafe {
             let relation = pg_sys::RelationIdGetRelation(table);
             if relation.is_null() {
                 return false;
             }
-            // InvalidSubTransactionId
+            // InvalidSubTransactionId, which pgrx does not have.
             let is_new = (*relation).rd_createSubid != 0;
             pg_sys::RelationClose(relation);
             is_new

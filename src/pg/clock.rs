@@ -1,4 +1,4 @@
-//! Billing time: the wall clock, or the test clock.
+//! Billing time: the wall clock, or the test clock of a superuser.
 
 use crate::base::error::Error;
 use crate::base::time::Moment;
@@ -47,7 +47,7 @@ unsafe extern "C-unwind" fn check_test_clock(
     true
 }
 
-/// Raises the server's own error for what is no timestamp.
+/// Parses a timestamp, or raises the server's own error.
 fn parse(text: &CStr) -> Moment {
     // SAFETY: timestamptz_in takes a C string, an oid and a typmod.
     let parsed = unsafe {
@@ -62,10 +62,12 @@ fn parse(text: &CStr) -> Moment {
     }
 }
 
-/// Billing time at this very moment: not the start of the transaction, so that it is right after a wait for a lock.
+/// Billing time at this very moment. It is not the start of the transaction, so it is right after a
+/// wait for a lock.
 pub fn now() -> Moment {
     match TEST_CLOCK.get() {
-        // Parsed at each use: without an offset it means the time zone that the session has now.
+        // The text is parsed at each use: without an offset it means the time zone that the session
+        // has now.
         Some(text) if !text.is_empty() => parse(&text),
         // SAFETY: reads the clock.
         _ => unsafe { pg_sys::GetCurrentTimestamp() },

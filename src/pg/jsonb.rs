@@ -1,4 +1,4 @@
-//! `jsonb` arguments that stay what they are: no parsing and printing on the way through.
+//! `jsonb` arguments that are passed on as they are, without parsing and printing.
 
 use pgrx::callconv::{Arg, ArgAbi};
 use pgrx::datum::{FromDatum, IntoDatum};
@@ -14,7 +14,7 @@ use std::ffi::CStr;
 #[derive(Debug, Clone, Copy)]
 pub struct Jsonb(pg_sys::Datum);
 
-// Layout of JsonbContainer.header, jsonb.h
+// These are the bits of JsonbContainer.header in jsonb.h.
 const COUNT_MASK: u32 = 0x0FFF_FFFF;
 const IS_SCALAR: u32 = 0x1000_0000;
 const IS_OBJECT: u32 = 0x2000_0000;
@@ -22,14 +22,15 @@ const IS_ARRAY: u32 = 0x4000_0000;
 
 impl Jsonb {
     fn header(self) -> u32 {
-        // SAFETY: the datum is a jsonb varlena; after detoasting, its first four bytes are the container's header.
+        // SAFETY: the datum is a jsonb varlena; after detoasting, its first four bytes are the
+        // container's header.
         unsafe {
             let plain = pg_sys::pg_detoast_datum(self.0.cast_mut_ptr());
             pgrx::vardata_any(plain).cast::<u32>().read_unaligned()
         }
     }
 
-    /// How many bytes it takes, uncompressed.
+    /// The size in bytes, uncompressed.
     pub fn size(self) -> usize {
         // SAFETY: the datum is a jsonb varlena.
         unsafe {
@@ -38,12 +39,12 @@ impl Jsonb {
         }
     }
 
-    /// `{…}`
+    /// Whether it is an object, `{…}`.
     pub fn is_object(self) -> bool {
         self.header() & IS_OBJECT != 0
     }
 
-    /// `{}`
+    /// Whether it is the empty object, `{}`.
     pub fn is_empty_object(self) -> bool {
         let header = self.header();
         header & IS_OBJECT != 0 && header & COUNT_MASK == 0
@@ -62,18 +63,18 @@ impl Jsonb {
         }
     }
 
-    /// `[…]`
+    /// Whether it is an array, `[…]`.
     pub fn is_array(self) -> bool {
         self.header() & (IS_ARRAY | IS_SCALAR) == IS_ARRAY
     }
 
-    /// Parsed; None for numbers and depths beyond what serde_json reads.
+    /// The parsed value; None for numbers and depths that serde_json does not read.
     pub fn value(self) -> Option<serde_json::Value> {
         serde_json::from_str(&self.text()).ok()
     }
 }
 
-/// A value from text that the server printed, or that serde_json did.
+/// Makes a value from text that the server or serde_json printed.
 pub fn from_text(text: &str) -> Jsonb {
     let text = std::ffi::CString::new(text).unwrap_or_default();
     // SAFETY: jsonb_in takes a NUL-terminated string and raises an error for what is no JSON.
@@ -82,7 +83,8 @@ pub fn from_text(text: &str) -> Jsonb {
     Jsonb(datum.expect("jsonb_in gives no null"))
 }
 
-/// The same for what comes again and again, as a price does: parsed once by a backend.
+/// Makes a value like [`from_text`] from a text that comes again and again, as a price does: a
+/// backend parses it once.
 pub fn from_known_text(text: &str) -> Jsonb {
     const MOST: usize = 64;
     thread_local! {
@@ -94,12 +96,12 @@ pub fn from_known_text(text: &str) -> Jsonb {
                 known.clear();
             }
             let parsed = from_text(text).0.cast_mut_ptr::<pg_sys::varlena>();
-            // SAFETY: a varlena that was just made, not compressed nor elsewhere.
+            // SAFETY: a varlena that was just made is neither compressed nor stored elsewhere.
             let bytes = unsafe { std::slice::from_raw_parts(parsed.cast::<u8>(), pgrx::varsize_any(parsed)) };
             known.insert(text.to_owned(), bytes.to_vec());
         }
         let bytes = &known[text];
-        // SAFETY: a copy of it, aligned as the server wants it.
+        // SAFETY: the bytes are copied into memory of the server, which aligns them.
         unsafe {
             let copy = pg_sys::palloc(bytes.len()).cast::<u8>();
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), copy, bytes.len());
@@ -131,7 +133,7 @@ unsafe impl<'fcx> ArgAbi<'fcx> for Jsonb {
     }
 }
 
-// SAFETY: it is a jsonb.
+// SAFETY: the type is the server's jsonb.
 unsafe impl SqlTranslatable for Jsonb {
     const TYPE_IDENT: &'static str = pgrx::pgrx_resolved_type!(Jsonb);
     const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;

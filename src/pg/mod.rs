@@ -1,4 +1,5 @@
-//! The server as the other modules see it: statements and rows, errors, the clock, arguments and random bytes.
+//! The server as the other modules see it: statements and rows, errors, the clock, arguments and
+//! random bytes.
 
 pub mod arguments;
 pub mod background;

@@ -1,4 +1,4 @@
-//! The boundary between rules that answer `Result` and the server that wants an error raised.
+//! The boundary between rules that answer `Result` and the server, which wants errors raised.
 
 use crate::base::error::{Error, Result};
 use pgrx::pg_sys;
@@ -8,8 +8,9 @@ use std::cell::{Cell, UnsafeCell};
 
 /// Gives the value to the server, or raises the error.
 ///
-/// pgrx reports errors with a `PgSqlErrorCode`, a closed set without our PTnnn codes, and turns every other code that comes
-/// by into XX000. So the code is put into the report by a callback, in the moment when the server finishes it.
+/// pgrx reports errors with a `PgSqlErrorCode`, a closed set without our PTnnn codes, and turns
+/// every other code into XX000. So a callback puts the code into the report at the moment when the
+/// server finishes it.
 pub fn or_raise<T>(result: Result<T>) -> T {
     match result {
         Ok(value) => value,
@@ -23,9 +24,10 @@ unsafe extern "C-unwind" {
 }
 
 thread_local! {
-    // What the next error of ours is to carry: set right before it is raised.
+    // The SQLSTATE of the next error, set right before it is raised.
     static SQLSTATE: Cell<i32> = const { Cell::new(0) };
-    // The server resets its stack of callbacks once the error is reported, so one for the backend's life suffices.
+    // The server resets its stack of callbacks once the error is reported, so one for the backend's
+    // life suffices.
     static CALLBACK: UnsafeCell<pg_sys::ErrorContextCallback> = const {
         UnsafeCell::new(pg_sys::ErrorContextCallback {
             previous: std::ptr::null_mut(),
@@ -60,7 +62,7 @@ unsafe extern "C-unwind" fn set_sqlstate(_: *mut core::ffi::c_void) {
     unsafe { errcode(SQLSTATE.get()) };
 }
 
-/// Six bits per character, as `MAKE_SQLSTATE` of elog.h packs them.
+/// Packs a SQLSTATE with six bits per character, as `MAKE_SQLSTATE` of elog.h does.
 fn encode_sqlstate(state: [u8; 5]) -> i32 {
     state.iter().enumerate().map(|(i, c)| i32::from((c.wrapping_sub(b'0')) & 0x3F) << (6 * i)).sum()
 }

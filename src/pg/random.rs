@@ -1,8 +1,8 @@
-//! Random bytes.
+//! Random bytes that nobody can guess.
 
 use pgrx::pg_sys;
 
-/// Random bytes from the server's own source, which nobody can guess.
+/// Random bytes from the server's own source.
 pub fn bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     // SAFETY: writes so many bytes.

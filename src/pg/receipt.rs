@@ -1,8 +1,9 @@
-//! Composite results: built straight from the row type of the function that returns them.
+//! Composite results, built straight from the row type of the function that returns them.
 
 use pgrx::pg_sys;
 
-/// Defines a receipt: a Rust struct, its SQL composite type of the same columns in the same order, and the conversion.
+/// Defines a receipt: a Rust struct, its SQL composite type of the same columns in the same order,
+/// and the conversion.
 #[macro_export]
 macro_rules! receipt {
     ($(#[$doc:meta])* $name:ident as $sql:literal { $($field:ident : $type:ty),* $(,)? }) => {
@@ -11,7 +12,8 @@ macro_rules! receipt {
         #[allow(missing_docs)]
         pub struct $name { $(pub $field: $type),* }
 
-        // SAFETY: the type of that name has these columns (sql/types.sql); regression tests read every one of them.
+        // SAFETY: the type of that name has these columns (sql/types.sql); regression tests read
+        // every one of them.
         unsafe impl pgrx::callconv::BoxRet for $name {
             unsafe fn box_into<'fcx>(self, fcinfo: &mut pgrx::callconv::FcInfo<'fcx>) -> pgrx::datum::Datum<'fcx> {
                 let columns = [$($crate::pg::spi::ToSql::to_sql(self.$field)),*];
@@ -42,14 +44,15 @@ macro_rules! receipt {
     };
 }
 
-/// A row of the composite type that the called function returns.
+/// Forms a row of the composite type that the called function returns.
 ///
 /// # Safety
 /// The function's declared result must be a composite with columns of these types.
 pub unsafe fn form(fcinfo: &mut pgrx::callconv::FcInfo<'_>, columns: &[Option<pg_sys::Datum>]) -> pg_sys::Datum {
     let mut values: Vec<pg_sys::Datum> = columns.iter().map(|c| c.unwrap_or_else(|| 0.into())).collect();
     let mut nulls: Vec<bool> = columns.iter().map(Option::is_none).collect();
-    // SAFETY: fcinfo is that of the current call; the tuple is copied out as a datum before the descriptor is released.
+    // SAFETY: fcinfo is that of the current call; the tuple is copied out as a datum before the
+    // descriptor is released.
     unsafe {
         let raw = fcinfo.as_mut_ptr();
         let row_type = pg_sys::get_func_rettype((*(*raw).flinfo).fn_oid);

@@ -1,17 +1,18 @@
-//! Locks of our own, for those who have to take turns.
+//! Locks by name, for transactions that have to take turns.
 //!
-//! Not advisory locks: those may be taken by any role of the database, who could so stop whatever waits for them.
+//! They are not advisory locks: any role of the database could take those, and so stop whatever
+//! waits for them.
 
 use pgrx::pg_sys;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// Waits until nobody else has the turn of that name, and keeps it to the end of the transaction. Two names that share a number by
-/// chance only wait for each other.
+/// Waits until nobody else has the turn of that name, and keeps it until the end of the
+/// transaction. Two names whose hashes collide only wait for each other.
 pub fn take(name: impl Hash) {
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);
     let number = u32::try_from(hasher.finish() >> 32).unwrap_or_default();
-    // SAFETY: a tag of an object that is none, of a class that is none: the schema's number is not that of a catalog.
+    // SAFETY: the tag names no object that exists: the schema's oid stands where a catalog's would.
     unsafe {
         let tag = pg_sys::LOCKTAG {
             locktag_field1: pg_sys::MyDatabaseId.to_u32(),

@@ -1,7 +1,9 @@
-//! What an event of a payment provider says, in our words; and how a payload is read without believing its shape.
+//! Events of payment providers in the extension's own terms, and the reading of payloads without
+//! believing their shape.
 //!
-//! A payload that is signed may still be of an API version that nobody has seen. What is read is read strictly: a value of
-//! another type is an error and never a guess, because money follows from it. What is not read may be anything.
+//! A payload that is signed may still be of an API version that nobody has seen. A value that is
+//! read must have the expected type: another type is an error and never a guess, because money
+//! follows from it. Whatever is not read may be anything.
 
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -9,17 +11,17 @@ use uuid::Uuid;
 /// An event of any provider.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// The provider's id, the same at every delivery.
+    /// The provider's id of the event, the same at every delivery.
     pub id: String,
-    /// The provider's type.
+    /// The provider's name for the type of the event.
     pub kind: String,
-    /// Unix seconds, at the provider. Events arrive in any order.
+    /// The time at which the provider made the event, in Unix seconds. Events arrive in any order.
     pub created: i64,
-    /// None: a type that we do not use.
+    /// The fact that the event reports; None for types that are not used.
     pub fact: Option<Fact>,
 }
 
-/// What an event is about.
+/// A fact that an event reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Fact {
@@ -30,7 +32,8 @@ pub enum Fact {
     Subscription(SubscriptionFact),
 }
 
-/// How far a payment came. Failed need not be the end: the customer may try again with the same ids.
+/// The outcome of a payment. A failure need not be the end: the customer may try again with the
+/// same ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Outcome {
@@ -39,35 +42,39 @@ pub enum Outcome {
     Failed,
 }
 
-/// A payment, or the checkout that it comes from.
+/// A report about a payment, or about the checkout that it comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PaymentFact {
-    /// How far it came.
+    /// The outcome of the payment.
     pub outcome: Outcome,
-    /// The provider's ids by which it may be known: checkout session, payment intent, order, payment, charge, invoice.
+    /// The provider's ids by which it may be known: checkout session, payment intent, order,
+    /// payment, charge, invoice.
     pub refs: Vec<String>,
-    /// As whoever made the checkout says.
+    /// The id of the payment here, from the labels of the checkout.
     pub payment_id: Option<Uuid>,
-    /// As whoever made the checkout says.
+    /// The org, from the labels of the checkout.
     pub org_id: Option<Uuid>,
     /// The provider's customer.
     pub customer: Option<String>,
-    /// What it was paid with, if that can be charged again.
+    /// The payment method, if it can be charged again.
     pub payment_method: Option<String>,
-    /// Minor units, as the provider counts them. There is one if it was paid, and a currency.
+    /// The amount in minor units, as the provider counts them. A paid payment always has one, and a
+    /// currency.
     pub amount: Option<i64>,
-    /// Upper case.
+    /// The currency, in upper case.
     pub currency: Option<String>,
-    /// Of the card, where the event has it expanded.
+    /// The fingerprint of the card, if the event has the card expanded.
     pub fingerprint: Option<String>,
-    /// Why it failed, for people.
+    /// The reason why it failed, for people.
     pub failure: Option<String>,
-    /// A checkout in subscription mode or a payment of an invoice: no purchase of its own.
+    /// Whether it belongs to a subscription (a checkout in subscription mode, or a payment of an
+    /// invoice) and so is no purchase of its own.
     pub of_subscription: bool,
 }
 
 impl PaymentFact {
-    /// What was paid without saying how much would pass for any amount.
+    /// Checks that a paid payment names amount and currency: without them, it would match any
+    /// amount.
     pub(super) fn checked(self) -> Result<Fact, Unreadable> {
         if self.outcome == Outcome::Paid {
             needed(self.amount, "amount")?;
@@ -77,24 +84,24 @@ impl PaymentFact {
     }
 }
 
-/// Money given back by the merchant.
+/// A report about money that the merchant gave back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefundFact {
-    /// As for the payment.
+    /// The provider's ids by which the payment may be known.
     pub refs: Vec<String>,
-    /// Cumulated so far, never more than `amount`.
+    /// The amount given back so far in all, never more than `amount`.
     pub refunded: i64,
-    /// What was paid.
+    /// The amount that was paid.
     pub amount: i64,
-    /// Upper case.
+    /// The currency, in upper case.
     pub currency: String,
-    /// As whoever made the payment says.
+    /// The id of the payment here, from the labels of the payment.
     pub payment_id: Option<Uuid>,
-    /// As whoever made the payment says.
+    /// The org, from the labels of the payment.
     pub org_id: Option<Uuid>,
 }
 
-/// Where a dispute stands, from the merchant's side.
+/// The state of a dispute, from the merchant's side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum DisputeState {
@@ -103,53 +110,53 @@ pub enum DisputeState {
     Lost,
 }
 
-/// Money that the customer's bank wants back.
+/// A report about money that the customer's bank wants back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DisputeFact {
-    /// The provider's id.
+    /// The provider's id of the dispute.
     pub id: String,
-    /// As for the payment.
+    /// The provider's ids by which the payment may be known.
     pub refs: Vec<String>,
-    /// Where it stands.
+    /// The state of the dispute.
     pub state: DisputeState,
-    /// What is disputed, perhaps a part of the payment.
+    /// The amount that is disputed, perhaps a part of the payment.
     pub amount: i64,
-    /// Upper case.
+    /// The currency, in upper case.
     pub currency: String,
-    /// As whoever made the payment says.
+    /// The id of the payment here, from the labels of the payment.
     pub payment_id: Option<Uuid>,
-    /// As whoever made the payment says.
+    /// The org, from the labels of the payment.
     pub org_id: Option<Uuid>,
 }
 
-/// A bill of a subscription, paid or not.
+/// A report about an invoice, mostly of a subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvoiceFact {
-    /// The provider's id.
+    /// The provider's id of the invoice.
     pub id: String,
-    /// It was paid; else a try to collect it failed.
+    /// Whether it was paid; if not, an attempt to collect it failed.
     pub paid: bool,
-    /// Of the payment.
+    /// The provider's ids by which the payment may be known.
     pub refs: Vec<String>,
-    /// None: a bill of its own.
+    /// The provider's subscription; None for an invoice of its own.
     pub subscription: Option<String>,
-    /// As whoever made the subscription says.
+    /// The org, from the labels of the subscription.
     pub org_id: Option<Uuid>,
     /// The provider's customer.
     pub customer: Option<String>,
-    /// Of lines that give nothing back.
+    /// The prices of the lines that give nothing back.
     pub prices: Vec<String>,
-    /// Unix seconds, of the subscription's line that ends last.
+    /// The period of the subscription's line that ends last, in Unix seconds.
     pub period: Option<(i64, i64)>,
-    /// Paid, or due.
+    /// The amount that was paid, or is due.
     pub amount: i64,
-    /// Upper case.
+    /// The currency, in upper case.
     pub currency: String,
-    /// Why there is a bill, in the provider's words.
+    /// The reason for the invoice, in the provider's words.
     pub reason: Option<String>,
 }
 
-/// What a subscription is worth right now.
+/// The state of a subscription at the provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum SubscriptionState {
@@ -159,38 +166,38 @@ pub enum SubscriptionState {
     Canceled,
 }
 
-/// A subscription as it stood when the event was made.
+/// A report about a subscription, as it stood when the event was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubscriptionFact {
-    /// The provider's id.
+    /// The provider's id of the subscription.
     pub id: String,
-    /// What it is worth.
+    /// The state of the subscription.
     pub state: SubscriptionState,
-    /// As whoever made the subscription says.
+    /// The org, from the labels of the subscription.
     pub org_id: Option<Uuid>,
     /// The provider's customer.
     pub customer: Option<String>,
-    /// What it is for.
+    /// The prices of its items.
     pub prices: Vec<String>,
-    /// Unix seconds.
+    /// The current period, in Unix seconds.
     pub period: Option<(i64, i64)>,
-    /// It will not be renewed.
+    /// Whether it will not be renewed.
     pub cancel_at_period_end: bool,
 }
 
-/// Why a signed payload cannot be taken.
+/// The reason why a signed payload cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unreadable {
-    /// What the payload as a whole is not.
+    /// The payload as a whole is not what is named.
     Json(&'static str),
-    /// A field that has to be there.
+    /// A field that must be there is missing.
     Missing(&'static str),
-    /// A field of another type, below zero, or with a value that means nothing to us.
+    /// A field has another type, is below zero, or has a value of no known meaning.
     Field(&'static str),
 }
 
 impl Unreadable {
-    /// For people.
+    /// The reason as a message for people.
     pub fn message(&self) -> String {
         match self {
             Self::Json(what) => format!("the payload is not {what}"),
@@ -200,15 +207,16 @@ impl Unreadable {
     }
 }
 
-/// The end of the year 9999: what comes later overflows somewhere.
+/// The end of the year 9999, in Unix seconds: later moments overflow somewhere.
 const LAST_SECOND: i64 = 253_402_300_799;
 
-/// An object of a payload, or nothing. What is absent, null or empty is None; what has another type is an error.
+/// An object of a payload, or nothing. Fields that are absent, null or empty read as None; fields
+/// of another type are errors.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Object<'a>(Option<&'a Map<String, Value>>);
 
 impl<'a> Object<'a> {
-    /// Where nothing is to be read.
+    /// The object in which every field is absent.
     pub const NONE: Self = Self(None);
 
     fn get(self, name: &str) -> Option<&'a Value> {
@@ -240,7 +248,7 @@ impl<'a> Object<'a> {
         self.get(name).map(|value| value.as_i64().ok_or(Unreadable::Field(name))).transpose()
     }
 
-    /// An amount that is somebody's money: not below zero.
+    /// An amount of somebody's money, not below zero.
     pub fn amount(self, name: &'static str) -> Result<Option<i64>, Unreadable> {
         match self.integer(name)? {
             Some(amount) if amount < 0 => Err(Unreadable::Field(name)),
@@ -248,12 +256,12 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// An amount that may give back.
+    /// An amount that may be below zero, as that of a line which gives back is.
     pub fn signed_amount(self, name: &'static str) -> Result<Option<i64>, Unreadable> {
         self.integer(name)
     }
 
-    /// Unix seconds.
+    /// A moment in Unix seconds.
     pub fn second(self, name: &'static str) -> Result<Option<i64>, Unreadable> {
         match self.integer(name)? {
             Some(second) if !(0..=LAST_SECOND).contains(&second) => Err(Unreadable::Field(name)),
@@ -261,12 +269,12 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// Two moments, if there is time between them.
+    /// A period between two moments; None unless the second is after the first.
     pub fn period(self, start: &'static str, end: &'static str) -> Result<Option<(i64, i64)>, Unreadable> {
         Ok(self.second(start)?.zip(self.second(end)?).filter(|(start, end)| start < end))
     }
 
-    /// Upper case.
+    /// The code of a currency, in upper case.
     pub fn currency(self, name: &'static str) -> Result<Option<String>, Unreadable> {
         match self.text(name)? {
             Some(code) if code.len() != 3 || !code.bytes().all(|byte| byte.is_ascii_alphabetic()) => {
@@ -276,12 +284,12 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// What is absent is not so.
+    /// A flag; an absent one is false.
     pub fn flag(self, name: &'static str) -> Result<bool, Unreadable> {
         self.get(name).map_or(Ok(false), |value| value.as_bool().ok_or(Unreadable::Field(name)))
     }
 
-    /// An object; nothing if there is none.
+    /// The object in a field; an absent one has no fields.
     pub fn object(self, name: &'static str) -> Result<Self, Unreadable> {
         match self.get(name) {
             None => Ok(Self(None)),
@@ -290,12 +298,12 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// The object that may stand in place of an id.
+    /// The object that may stand in place of an id; without fields if there is only the id.
     pub fn expanded(self, name: &'static str) -> Result<Self, Unreadable> {
         if matches!(self.get(name), Some(Value::String(_))) { Ok(Self(None)) } else { self.object(name) }
     }
 
-    /// What the merchant attached. Who writes PHP sends `[]` where there is nothing.
+    /// The labels that the merchant attached. PHP sends `[]` where there are none.
     pub fn labels(self, name: &'static str) -> Result<Self, Unreadable> {
         if matches!(self.get(name), Some(Value::Array(_))) { Ok(Self(None)) } else { self.object(name) }
     }
@@ -312,33 +320,34 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// A label of ours. Labels are the merchant's to use, so one that is no UUID is not ours, and no error.
+    /// A UUID among the labels. Merchants use labels for their own ends too, so one that is no UUID
+    /// is no error.
     pub fn uuid(self, name: &str) -> Option<Uuid> {
         self.get(name).and_then(Value::as_str).and_then(|text| Uuid::try_parse(text).ok())
     }
 
-    /// Something is there.
+    /// Whether the object is there.
     pub fn is_some(self) -> bool {
         self.0.is_some()
     }
 }
 
-/// The payload as JSON.
+/// Parses the payload as JSON.
 pub(super) fn document(payload: &str) -> Result<Value, Unreadable> {
     serde_json::from_str(payload).map_err(|_| Unreadable::Json("JSON"))
 }
 
-/// The payload as an object.
+/// Takes the document as an object.
 pub(super) fn object(document: &Value) -> Result<Object<'_>, Unreadable> {
     document.as_object().map(|object| Object(Some(object))).ok_or(Unreadable::Json("an object"))
 }
 
-/// What has to be there.
+/// A value that must be there.
 pub(super) fn needed<T>(value: Option<T>, name: &'static str) -> Result<T, Unreadable> {
     value.ok_or(Unreadable::Missing(name))
 }
 
-/// Each once, in this order.
+/// The ids, each once, in this order.
 pub(super) fn distinct<'a>(ids: impl IntoIterator<Item = Option<&'a str>>) -> Vec<String> {
     let mut distinct: Vec<String> = Vec::new();
     for id in ids.into_iter().flatten() {

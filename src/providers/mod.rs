@@ -1,4 +1,4 @@
-//! Payment providers, without a server: how each signs what it reports, and what its reports say.
+//! Payment providers, without a server: how each signs its reports, and what its reports say.
 //!
 //! A provider is one file that implements [`Provider`], and its line in [`ALL`].
 
@@ -12,23 +12,24 @@ use signature::Fault;
 
 /// A payment provider whose webhooks are understood.
 pub trait Provider: Sync {
-    /// The name by which SQL functions and the catalog know it.
+    /// The name by which SQL functions and the catalog know the provider.
     fn name(&self) -> &'static str;
 
     /// Checks the signature of a payload by any of the secrets; `now` is in Unix seconds.
     fn verify(&self, payload: &[u8], signature: &str, secrets: &[Vec<u8>], now: i64) -> Result<(), Fault>;
 
-    /// Reads the event that a payload tells of.
+    /// Reads the event that a payload reports.
     fn parse(&self, payload: &str) -> Result<Event, Unreadable>;
 
     /// Whether the id of an event stands in a header beside the payload, and not in the payload.
     fn has_event_id_in_header(&self) -> bool;
 
-    /// Whether the customer of a payment was named by who has the secret key, and not by the payer's browser.
+    /// Whether the customer of a payment was named by a holder of the secret key, and not by the
+    /// payer's browser.
     fn vouches_for_customer(&self) -> bool;
 }
 
-/// All providers.
+/// All providers whose webhooks are understood.
 pub static ALL: [&dyn Provider; 2] = [&stripe::Stripe, &razorpay::Razorpay];
 
 /// The provider of that name.
@@ -36,7 +37,7 @@ pub fn find(name: &str) -> Option<&'static dyn Provider> {
     ALL.into_iter().find(|provider| provider.name() == name)
 }
 
-/// The names of all providers, for people.
+/// The names of all providers, for error messages.
 pub fn names() -> Vec<&'static str> {
     ALL.iter().map(|provider| provider.name()).collect()
 }

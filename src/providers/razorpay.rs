@@ -1,4 +1,4 @@
-//! Events of Razorpay. Its metadata is called notes.
+//! Events of Razorpay, which calls labels notes.
 
 use crate::providers::Provider;
 use crate::providers::event::{
@@ -8,7 +8,7 @@ use crate::providers::event::{
 use crate::providers::signature::{self, Fault};
 use sha2::{Digest, Sha256};
 
-/// Razorpay.
+/// The provider Razorpay.
 pub(super) struct Razorpay;
 
 impl Provider for Razorpay {
@@ -28,14 +28,16 @@ impl Provider for Razorpay {
         true
     }
 
-    /// In its checkout, notes and customer are what the page in the payer's browser says: who pays with a card of his own could
-    /// name another's customer.
+    /// Denies that Razorpay vouches: in its checkout, notes and customer are what the page in the
+    /// payer's browser says, so somebody who pays with their own card could name another's
+    /// customer.
     fn vouches_for_customer(&self) -> bool {
         false
     }
 }
 
-/// Reads the event that a payload tells of. The payload has no id: whoever knows the one in the header replaces ours.
+/// Reads the event that a payload reports. The payload has no id, so a hash of it stands in for the
+/// one in the header.
 fn parse(payload: &str) -> Result<Event, Unreadable> {
     let document = document(payload)?;
     let event = object(&document)?;
@@ -45,13 +47,13 @@ fn parse(payload: &str) -> Result<Event, Unreadable> {
         Some(created) => created,
         None => needed(event.object("payload")?.second("created_at")?, "created_at")?,
     };
-    let fact = fact(kind, event)?;
-    // A delivery that is repeated is the same to the byte.
+    let fact = read_fact(kind, event)?;
+    // A repeated delivery is the same to the byte, so its hash is the same.
     let id = format!("sha256:{:x}", Sha256::digest(payload));
     Ok(Event { id, kind: kind.to_owned(), created, fact })
 }
 
-fn fact(kind: &str, event: Object<'_>) -> Result<Option<Fact>, Unreadable> {
+fn read_fact(kind: &str, event: Object<'_>) -> Result<Option<Fact>, Unreadable> {
     let entity = |name, path| {
         let entity = event.object("payload")?.object(name)?.object("entity")?;
         if entity.is_some() { Ok(entity) } else { Err(Unreadable::Missing(path)) }
@@ -59,27 +61,27 @@ fn fact(kind: &str, event: Object<'_>) -> Result<Option<Fact>, Unreadable> {
     let payment = || entity("payment", "payload.payment.entity");
     let subscription = || entity("subscription", "payload.subscription.entity");
     let fact = match kind {
-        "payment.captured" => pay(payment()?, Outcome::Paid)?,
-        "payment.authorized" => pay(payment()?, Outcome::Pending)?,
-        "payment.failed" => pay(payment()?, Outcome::Failed)?,
-        "refund.processed" => refund(entity("refund", "payload.refund.entity")?, payment()?)?,
-        "subscription.charged" => charge(subscription()?, payment()?)?,
-        "subscription.activated" => change(subscription()?, SubscriptionState::Active)?,
+        "payment.captured" => read_payment(payment()?, Outcome::Paid)?,
+        "payment.authorized" => read_payment(payment()?, Outcome::Pending)?,
+        "payment.failed" => read_payment(payment()?, Outcome::Failed)?,
+        "refund.processed" => read_refund(entity("refund", "payload.refund.entity")?, payment()?)?,
+        "subscription.charged" => read_charge(subscription()?, payment()?)?,
+        "subscription.activated" => read_subscription(subscription()?, SubscriptionState::Active)?,
         "subscription.pending" | "subscription.halted" | "subscription.paused" => {
-            change(subscription()?, SubscriptionState::PastDue)?
+            read_subscription(subscription()?, SubscriptionState::PastDue)?
         }
         "subscription.cancelled" | "subscription.completed" | "subscription.expired" => {
-            change(subscription()?, SubscriptionState::Canceled)?
+            read_subscription(subscription()?, SubscriptionState::Canceled)?
         }
-        "payment.dispute.created" => dispute(entity("dispute", "payload.dispute.entity")?, DisputeState::Open)?,
-        "payment.dispute.won" => dispute(entity("dispute", "payload.dispute.entity")?, DisputeState::Won)?,
-        "payment.dispute.lost" => dispute(entity("dispute", "payload.dispute.entity")?, DisputeState::Lost)?,
+        "payment.dispute.created" => read_dispute(entity("dispute", "payload.dispute.entity")?, DisputeState::Open)?,
+        "payment.dispute.won" => read_dispute(entity("dispute", "payload.dispute.entity")?, DisputeState::Won)?,
+        "payment.dispute.lost" => read_dispute(entity("dispute", "payload.dispute.entity")?, DisputeState::Lost)?,
         _ => return Ok(None),
     };
     Ok(Some(fact))
 }
 
-fn pay(payment: Object<'_>, outcome: Outcome) -> Result<Fact, Unreadable> {
+fn read_payment(payment: Object<'_>, outcome: Outcome) -> Result<Fact, Unreadable> {
     let notes = payment.labels("notes")?;
     let failure = match outcome {
         Outcome::Failed => payment
@@ -112,7 +114,7 @@ fn refs(payment: Object<'_>) -> Result<Vec<String>, Unreadable> {
     Ok(distinct([Some(id), payment.id("order_id")?, payment.id("invoice_id")?]))
 }
 
-fn refund(refund: Object<'_>, payment: Object<'_>) -> Result<Fact, Unreadable> {
+fn read_refund(refund: Object<'_>, payment: Object<'_>) -> Result<Fact, Unreadable> {
     let id = needed(refund.id("payment_id")?, "payment_id")?;
     let refs = refs(payment)?;
     if refs.first().is_none_or(|known| known != id) {
@@ -136,7 +138,7 @@ fn refund(refund: Object<'_>, payment: Object<'_>) -> Result<Fact, Unreadable> {
     }))
 }
 
-fn dispute(dispute: Object<'_>, state: DisputeState) -> Result<Fact, Unreadable> {
+fn read_dispute(dispute: Object<'_>, state: DisputeState) -> Result<Fact, Unreadable> {
     Ok(Fact::Dispute(DisputeFact {
         id: needed(dispute.text("id")?, "id")?.to_owned(),
         refs: vec![needed(dispute.id("payment_id")?, "payment_id")?.to_owned()],
@@ -148,8 +150,9 @@ fn dispute(dispute: Object<'_>, state: DisputeState) -> Result<Fact, Unreadable>
     }))
 }
 
-/// The invoice of a charge is not in the event: it is known by its payment.
-fn charge(subscription: Object<'_>, payment: Object<'_>) -> Result<Fact, Unreadable> {
+/// Reads the charge of a subscription as an invoice. The event does not have the invoice itself, so
+/// it is known by its payment.
+fn read_charge(subscription: Object<'_>, payment: Object<'_>) -> Result<Fact, Unreadable> {
     let notes = [subscription.labels("notes")?, payment.labels("notes")?];
     let customer = match subscription.id("customer_id")? {
         Some(customer) => Some(customer),
@@ -170,7 +173,7 @@ fn charge(subscription: Object<'_>, payment: Object<'_>) -> Result<Fact, Unreada
     }))
 }
 
-fn change(subscription: Object<'_>, state: SubscriptionState) -> Result<Fact, Unreadable> {
+fn read_subscription(subscription: Object<'_>, state: SubscriptionState) -> Result<Fact, Unreadable> {
     Ok(Fact::Subscription(SubscriptionFact {
         id: needed(subscription.text("id")?, "id")?.to_owned(),
         state,
@@ -178,7 +181,7 @@ fn change(subscription: Object<'_>, state: SubscriptionState) -> Result<Fact, Un
         customer: subscription.id("customer_id")?.map(str::to_owned),
         prices: distinct([subscription.id("plan_id")?]),
         period: subscription.period("current_start", "current_end")?,
-        // Nothing tells before it is cancelled.
+        // Razorpay does not tell before the subscription is cancelled.
         cancel_at_period_end: false,
     }))
 }
@@ -283,7 +286,7 @@ mod tests {
         assert_eq!(event.id, parse(&payload).unwrap().id);
         assert_ne!(event.id, parse(&format!("{payload} ")).unwrap().id);
         let small = r#"{"event":"x","created_at":1}"#;
-        // By sha256sum.
+        // The expected hash comes from sha256sum.
         assert_eq!(parse(small).unwrap().id, "sha256:0b2ae85a960825a85c6cc10a8df43578ecd38136eacce272f3a028a5faaf513a");
     }
 
@@ -293,7 +296,7 @@ mod tests {
             let fact = pay("payment.captured", &with(&a_payment(), "notes", notes));
             assert_eq!((fact.payment_id, fact.org_id), (None, None));
         }
-        // Notes may be numbers, and are not ours then.
+        // Notes may be numbers, which name neither payment nor org.
         let numbers = with(&a_payment(), "notes", json!({ "payment_id": 7, "org_id": "acme" }));
         assert_eq!(pay("payment.captured", &numbers).payment_id, None);
         let text = with(&a_payment(), "notes", json!("org"));

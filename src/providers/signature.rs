@@ -1,12 +1,13 @@
-//! Signatures of webhooks: who knows the secret wrote the payload.
+//! Signatures of webhooks, which prove that the payload was written by a holder of the secret.
 //!
-//! All that is compared with a secret's work is compared in constant time, and a secret that is empty proves nothing.
+//! Every comparison with a computed signature takes constant time, and a secret that is empty
+//! proves nothing.
 
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use subtle::{Choice, ConstantTimeEq};
 
-/// Why a payload is not believed.
+/// The reason why a payload is not believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Fault {
@@ -18,7 +19,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// As callers see it.
+    /// The name of the reason in errors.
     pub fn name(self) -> &'static str {
         match self {
             Self::Missing => "missing_signature",
@@ -32,9 +33,11 @@ impl Fault {
 
 type Digest = [u8; 32];
 
-/// `Stripe-Signature: t=…,v1=…`: each `v1` is HMAC-SHA256 over `{t}.{payload}`; while a secret is rolled there are several.
+/// Checks `Stripe-Signature: t=…,v1=…`: each `v1` is HMAC-SHA256 over `{t}.{payload}`; there are
+/// several while a secret is rolled.
 ///
-/// Times are seconds. The time is judged last, so that only who can sign learns whether it would do.
+/// Times are in seconds. The time is judged last, so that only a holder of the secret learns
+/// whether it would do.
 pub(super) fn stripe(payload: &[u8], header: &str, secrets: &[Vec<u8>], now: i64, tolerance: i64) -> Result<(), Fault> {
     if header.trim().is_empty() {
         return Err(Fault::Missing);
@@ -46,7 +49,7 @@ pub(super) fn stripe(payload: &[u8], header: &str, secrets: &[Vec<u8>], now: i64
             Some(("t", text)) if time.is_none() => time = Some(text),
             Some(("t", _)) => return Err(Fault::Malformed),
             Some(("v1", text)) => given.extend(digest(text)),
-            // v0 is the fake one that test events have; other schemes may come.
+            // `v0` is the fake signature of test events; other schemes may come.
             _ => {}
         }
     }
@@ -65,7 +68,8 @@ pub(super) fn stripe(payload: &[u8], header: &str, secrets: &[Vec<u8>], now: i64
     Ok(())
 }
 
-/// `X-Razorpay-Signature`: HMAC-SHA256 over the payload. There is no time in it: only the event's id stops a replay.
+/// Checks `X-Razorpay-Signature`: HMAC-SHA256 over the payload. There is no time in it: only the
+/// event's id stops a replay.
 pub(super) fn razorpay(payload: &[u8], header: &str, secrets: &[Vec<u8>]) -> Result<(), Fault> {
     let header = header.trim();
     if header.is_empty() {
@@ -75,7 +79,7 @@ pub(super) fn razorpay(payload: &[u8], header: &str, secrets: &[Vec<u8>]) -> Res
     prove(&[payload], &[given], secrets)
 }
 
-/// Some signature is by some secret; which one does not show in the time it takes.
+/// Checks that some signature was made with some secret; the time it takes does not tell which one.
 fn prove(parts: &[&[u8]], given: &[Digest], secrets: &[Vec<u8>]) -> Result<(), Fault> {
     let mut found = Choice::from(0);
     for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
@@ -91,7 +95,7 @@ fn prove(parts: &[&[u8]], given: &[Digest], secrets: &[Vec<u8>]) -> Result<(), F
     if bool::from(found) { Ok(()) } else { Err(Fault::Mismatch) }
 }
 
-/// Digits only: `i64::from_str` would take a sign.
+/// Reads seconds of digits alone: `i64::from_str` would take a sign.
 fn seconds(text: &str) -> Option<i64> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
 }
@@ -118,7 +122,7 @@ mod tests {
 
     const PAYLOAD: &[u8] = br#"{"id":"evt_1","object":"event"}"#;
     const AT: i64 = 1_750_384_339;
-    // By Python's hmac, with the secret below.
+    // Computed by Python's hmac, with the secret below.
     const STRIPE: &str = "cc344bca05f922af2509619d0d675c0d8692afc005cd617e76e5d05a6e59312b";
     const RAZORPAY: &str = "510345295852eea1fac55cfce94a106f15c265b844146ea89bf319e572f35e42";
     const STRIPE_BY_NO_SECRET: &str = "8f932208f174409fd11c4ccc08bd98cfe0cb05a8dd4840ee7d1b4e08735cbd05";

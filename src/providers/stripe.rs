@@ -1,8 +1,9 @@
 //! Events of Stripe, in the shapes of all API versions that an endpoint may be pinned to.
 //!
-//! In March 2025 ("basil") subscriptions, prices and payments moved to other places of an invoice, and payment intents and
-//! charges lost their `invoice`. What is read here is looked up in the new place and in the old one. Events
-//! have ids where an object may be expanded; a whole object is taken all the same.
+//! In March 2025 ("basil") subscriptions, prices and payments moved to other places of an invoice,
+//! and payment intents and charges lost their `invoice`. Fields are looked up in the new place and
+//! in the old one. Events have ids where an object may be expanded; a whole object is taken all the
+//! same.
 
 use crate::providers::Provider;
 use crate::providers::event::{
@@ -13,10 +14,11 @@ use crate::providers::signature::{self, Fault};
 use std::cmp::Reverse;
 use uuid::Uuid;
 
-/// The seconds by which a signature's time may differ from ours: Stripe's own libraries have the same.
+/// The seconds by which a signature's time may differ from this clock, as in Stripe's own
+/// libraries.
 const TOLERANCE: i64 = 300;
 
-/// Stripe.
+/// The provider Stripe.
 pub(super) struct Stripe;
 
 impl Provider for Stripe {
@@ -41,48 +43,51 @@ impl Provider for Stripe {
     }
 }
 
-/// Reads the event that a payload tells of.
+/// Reads the event that a payload reports.
 fn parse(payload: &str) -> Result<Event, Unreadable> {
     let document = document(payload)?;
     let event = object(&document)?;
     let id = needed(event.text("id")?, "id")?;
     let kind = needed(event.text("type")?, "type")?;
     let created = needed(event.second("created")?, "created")?;
-    let fact = fact(kind, event)?;
+    let fact = read_fact(kind, event)?;
     Ok(Event { id: id.to_owned(), kind: kind.to_owned(), created, fact })
 }
 
-fn fact(kind: &str, event: Object<'_>) -> Result<Option<Fact>, Unreadable> {
-    // Only read once the type is known to be one of ours.
+fn read_fact(kind: &str, event: Object<'_>) -> Result<Option<Fact>, Unreadable> {
+    // The object is only read once the type is known: events that are not used may have any shape.
     let about = || {
         let object = event.object("data")?.object("object")?;
         if object.is_some() { Ok(object) } else { Err(Unreadable::Missing("data.object")) }
     };
     match kind {
-        "checkout.session.completed" => session(about()?, None),
-        "checkout.session.async_payment_succeeded" => session(about()?, Some(Outcome::Paid)),
+        "checkout.session.completed" => read_session(about()?, None),
+        "checkout.session.async_payment_succeeded" => read_session(about()?, Some(Outcome::Paid)),
         "checkout.session.async_payment_failed" | "checkout.session.expired" => {
-            session(about()?, Some(Outcome::Failed))
+            read_session(about()?, Some(Outcome::Failed))
         }
-        "payment_intent.succeeded" => intent(about()?, Outcome::Paid).map(Some),
-        "payment_intent.processing" => intent(about()?, Outcome::Pending).map(Some),
-        "payment_intent.payment_failed" | "payment_intent.canceled" => intent(about()?, Outcome::Failed).map(Some),
-        "invoice.paid" => invoice(about()?, true).map(Some),
-        "invoice.payment_failed" => invoice(about()?, false).map(Some),
-        "customer.subscription.created" | "customer.subscription.updated" => subscription(about()?, false).map(Some),
-        "customer.subscription.deleted" => subscription(about()?, true).map(Some),
-        "charge.refunded" => refund(about()?),
-        "charge.dispute.created" | "charge.dispute.funds_withdrawn" => dispute(about()?, false).map(Some),
-        "charge.dispute.closed" => dispute(about()?, true).map(Some),
+        "payment_intent.succeeded" => read_intent(about()?, Outcome::Paid).map(Some),
+        "payment_intent.processing" => read_intent(about()?, Outcome::Pending).map(Some),
+        "payment_intent.payment_failed" | "payment_intent.canceled" => read_intent(about()?, Outcome::Failed).map(Some),
+        "invoice.paid" => read_invoice(about()?, true).map(Some),
+        "invoice.payment_failed" => read_invoice(about()?, false).map(Some),
+        "customer.subscription.created" | "customer.subscription.updated" => {
+            read_subscription(about()?, false).map(Some)
+        }
+        "customer.subscription.deleted" => read_subscription(about()?, true).map(Some),
+        "charge.refunded" => read_refund(about()?),
+        "charge.dispute.created" | "charge.dispute.funds_withdrawn" => read_dispute(about()?, false).map(Some),
+        "charge.dispute.closed" => read_dispute(about()?, true).map(Some),
         _ => Ok(None),
     }
 }
 
-/// `outcome` is what the type of the event says; else the session's own status.
-fn session(session: Object<'_>, outcome: Option<Outcome>) -> Result<Option<Fact>, Unreadable> {
+/// Reads a checkout session. `outcome` is what the type of the event says; without it, the
+/// session's own status counts.
+fn read_session(session: Object<'_>, outcome: Option<Outcome>) -> Result<Option<Fact>, Unreadable> {
     let mode = session.text("mode")?;
     if mode == Some("setup") {
-        // It only keeps a card, and calls that "no_payment_required".
+        // This mode only keeps a card, and reports "no_payment_required" as its status.
         return Ok(None);
     }
     let outcome = match outcome {
@@ -112,14 +117,15 @@ fn session(session: Object<'_>, outcome: Option<Outcome>) -> Result<Option<Fact>
     fact.checked().map(Some)
 }
 
-fn intent(intent: Object<'_>, outcome: Outcome) -> Result<Fact, Unreadable> {
+fn read_intent(intent: Object<'_>, outcome: Outcome) -> Result<Fact, Unreadable> {
     let labels = intent.labels("metadata")?;
     let invoice = intent.id("invoice")?;
     let reference = intent.object("payment_details")?.text("order_reference")?;
-    // A merchant may write there, too: only what has the form of Stripe's ids counts.
+    // A merchant may write there, too: only a text in the form of Stripe's ids counts.
     let billed = reference.filter(|text| text.strip_prefix("in_").is_some_and(is_alphanumeric));
     let session = reference.filter(|text| text.starts_with("cs_"));
-    // Since basil nothing else tells the first payment of a subscription from a purchase: its order is the checkout.
+    // Since basil nothing else tells the first payment of a subscription from a purchase: its order
+    // is the checkout.
     let described = matches!(intent.text("description")?, Some("Subscription creation" | "Subscription update"));
     let received = if outcome == Outcome::Paid { intent.amount("amount_received")? } else { None };
     let tried = tried(intent, outcome)?;
@@ -135,7 +141,7 @@ fn intent(intent: Object<'_>, outcome: Outcome) -> Result<Fact, Unreadable> {
         org_id: labels.uuid("org_id"),
         customer: intent.id("customer")?.map(str::to_owned),
         payment_method: intent.id("payment_method")?.or(tried.id("payment_method")?).map(str::to_owned),
-        // Less than the amount, if only a part of what was authorized was captured.
+        // This is less than the amount if only a part of what was authorized was captured.
         amount: received.or(intent.amount("amount")?),
         currency: intent.currency("currency")?,
         fingerprint: fingerprint(intent, tried)?,
@@ -149,8 +155,8 @@ fn is_alphanumeric(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
-/// The error of an intent that failed: it has the method that did not do, which the intent has no more. Otherwise what is
-/// there is of an earlier try, with another card.
+/// The error of an intent that failed, which has the payment method that was declined. Otherwise
+/// the intent may still have the error of an earlier attempt with another card, which is left out.
 fn tried(intent: Object<'_>, outcome: Outcome) -> Result<Object<'_>, Unreadable> {
     match outcome {
         Outcome::Failed => intent.object("last_payment_error"),
@@ -158,14 +164,15 @@ fn tried(intent: Object<'_>, outcome: Outcome) -> Result<Object<'_>, Unreadable>
     }
 }
 
-/// Of the card that an intent was, or was not, paid with; most events have only its id.
+/// The fingerprint of the card that an intent was paid with, or tried to be; most events have only
+/// the card's id.
 fn fingerprint(intent: Object<'_>, tried: Object<'_>) -> Result<Option<String>, Unreadable> {
     for method in [intent.expanded("payment_method")?, tried.expanded("payment_method")?] {
         if let Some(fingerprint) = method.object("card")?.text("fingerprint")? {
             return Ok(Some(fingerprint.to_owned()));
         }
     }
-    // `charges` went in November 2022; the latest came first.
+    // `charges` was removed in November 2022; the latest charge came first.
     let charges = list(intent, "charges")?;
     for charge in [Some(intent.expanded("latest_charge")?), charges.first().copied()].into_iter().flatten() {
         let method = charge.object("payment_method_details")?;
@@ -181,13 +188,14 @@ fn failure(error: Object<'_>) -> Result<Option<String>, Unreadable> {
     Ok(why.map(str::to_owned))
 }
 
-/// None: nothing was paid, so nothing is given back.
-fn refund(charge: Object<'_>) -> Result<Option<Fact>, Unreadable> {
+/// Reads a refund; None if nothing was paid, so that nothing is given back.
+fn read_refund(charge: Object<'_>) -> Result<Option<Fact>, Unreadable> {
     let labels = charge.labels("metadata")?;
     let authorized = needed(charge.amount("amount")?, "amount")?;
     let amount = charge.amount("amount_captured")?.unwrap_or(authorized);
     let refunded = needed(charge.amount("amount_refunded")?, "amount_refunded")?;
-    // What was authorized and never captured is released as a "refund". A whole authorization that is given up is one, too.
+    // What was authorized and never captured is released as a "refund". A whole authorization that
+    // is given up is one, too.
     let released = (authorized - amount).max(0);
     let refunded = if refunded >= released { refunded - released } else { refunded };
     if refunded > amount {
@@ -206,11 +214,12 @@ fn refund(charge: Object<'_>) -> Result<Option<Fact>, Unreadable> {
     })))
 }
 
-fn dispute(dispute: Object<'_>, closed: bool) -> Result<Fact, Unreadable> {
+fn read_dispute(dispute: Object<'_>, closed: bool) -> Result<Fact, Unreadable> {
     let state = match needed(dispute.text("status")?, "status")? {
-        // An inquiry that came to nothing, or one that was settled by a refund, which is an event of its own.
+        // These end without a loss: an inquiry that came to nothing, or a dispute that was settled
+        // by a refund, which is an event of its own.
         "won" | "warning_closed" | "prevented" | "charge_refunded" => DisputeState::Won,
-        // Some are lost as soon as they are made.
+        // Some disputes are lost as soon as they are made.
         "lost" => DisputeState::Lost,
         _ if closed => return Err(Unreadable::Field("status")),
         _ => DisputeState::Open,
@@ -232,13 +241,13 @@ fn dispute(dispute: Object<'_>, closed: bool) -> Result<Fact, Unreadable> {
     }))
 }
 
-fn invoice(invoice: Object<'_>, paid: bool) -> Result<Fact, Unreadable> {
+fn read_invoice(invoice: Object<'_>, paid: bool) -> Result<Fact, Unreadable> {
     let parent = invoice.object("parent")?.object("subscription_details")?;
     let subscription = match parent.id("subscription")? {
         Some(id) => Some(id),
         None => invoice.id("subscription")?,
     };
-    // What is on the subscription comes first: it is what lines and details repeat.
+    // The labels of the subscription come first: lines and details repeat them.
     let mut labels = vec![
         parent.labels("metadata")?,
         invoice.object("subscription_details")?.labels("metadata")?,
@@ -260,7 +269,8 @@ fn invoice(invoice: Object<'_>, paid: bool) -> Result<Fact, Unreadable> {
             periods.push((period, price));
         }
     }
-    // The price of the period comes first; beside it may stand what a change of plan costs for the rest of the last one.
+    // The price of the period comes first: a line beside it may charge a change of plan for the
+    // rest of the last period.
     let period = latest(periods.iter().map(|(period, _)| *period).collect());
     if let Some((_, price)) = periods.iter().find(|(known, _)| Some(*known) == period) {
         prices.insert(0, *price);
@@ -287,12 +297,12 @@ fn invoice(invoice: Object<'_>, paid: bool) -> Result<Fact, Unreadable> {
     }))
 }
 
-/// A line that takes back what was billed before, as the old half of a change of plan does.
+/// Whether a line takes back what was billed before, as the old half of a change of plan does.
 fn gives_back(line: Object<'_>) -> Result<bool, Unreadable> {
     if needed(line.signed_amount("amount")?, "lines.amount")? < 0 {
         return Ok(true);
     }
-    // Unused time of what was free is worth nothing, but given back all the same.
+    // Unused time of a free plan is worth nothing, but given back all the same.
     for part in parts(line)? {
         if part.object("proration_details")?.object("credited_items")?.is_some() {
             return Ok(true);
@@ -301,7 +311,8 @@ fn gives_back(line: Object<'_>) -> Result<bool, Unreadable> {
     Ok(false)
 }
 
-/// Where the details of a line are: in itself, or since basil in one of its parents.
+/// The objects that may have the details of a line: the line itself, or since basil one of its
+/// parents.
 fn parts(line: Object<'_>) -> Result<[Object<'_>; 3], Unreadable> {
     let parent = line.object("parent")?;
     Ok([line, parent.object("subscription_item_details")?, parent.object("invoice_item_details")?])
@@ -316,7 +327,7 @@ fn of_subscription(line: Object<'_>) -> Result<bool, Unreadable> {
     Ok(line.text("type")? == Some("subscription"))
 }
 
-/// Of a line or an item; versions before 2020 have plans only.
+/// The price of a line or an item; versions before 2020 have plans only.
 fn price(item: Object<'_>) -> Result<Option<&str>, Unreadable> {
     if let Some(id) = item.object("pricing")?.object("price_details")?.id("price")? {
         return Ok(Some(id));
@@ -327,7 +338,7 @@ fn price(item: Object<'_>) -> Result<Option<&str>, Unreadable> {
     }
 }
 
-fn subscription(subscription: Object<'_>, deleted: bool) -> Result<Fact, Unreadable> {
+fn read_subscription(subscription: Object<'_>, deleted: bool) -> Result<Fact, Unreadable> {
     let state = match subscription.text("status")? {
         _ if deleted => SubscriptionState::Canceled,
         Some("incomplete") => SubscriptionState::Incomplete,
@@ -372,7 +383,7 @@ fn first(labels: &[Object<'_>], name: &str) -> Option<Uuid> {
     labels.iter().find_map(|labels| labels.uuid(name))
 }
 
-/// The one that ends last; the longest of those.
+/// The period that ends last; of several, the longest.
 fn latest(periods: Vec<(i64, i64)>) -> Option<(i64, i64)> {
     periods.into_iter().max_by_key(|(start, end)| (*end, Reverse(*start)))
 }
@@ -429,7 +440,7 @@ mod tests {
         }
     }
 
-    /// A copy with one value set, by JSON pointer; the parent must be there.
+    /// A copy of a payload with one value set, by JSON pointer; the parent must be there.
     fn with(object: &Value, pointer: &str, value: Value) -> Value {
         let mut object = object.clone();
         let (parent, name) = pointer.rsplit_once('/').unwrap();
@@ -523,7 +534,7 @@ mod tests {
         assert!(fact.of_subscription);
         assert_eq!(fact.refs[1..], ["in_1Rbu7tFHp5a6uQihgQp54tYf"]);
         assert_eq!(read(kind, &with(&a_session(), "/mode", json!("setup"))), Ok(None));
-        // A receipt in the form of an invoice makes no subscription of it.
+        // A receipt in the form of an invoice does not make a payment one of a subscription.
         assert!(!payment(kind, &with(&a_session(), "/invoice", json!("in_1"))).of_subscription);
     }
 
@@ -609,7 +620,7 @@ mod tests {
         assert_eq!(fact.fingerprint.as_deref(), Some("Xt5EWLLDS7FJjR1c"));
         let terse = with(&intent, "/last_payment_error", json!({ "code": "card_declined" }));
         assert_eq!(payment("payment_intent.payment_failed", &terse).failure.as_deref(), Some("card_declined"));
-        // A first card that was declined is no failure of what was paid with the second.
+        // A first card that was declined is no failure of the payment that the second one made.
         let paid = payment("payment_intent.succeeded", &intent);
         assert_eq!((paid.failure, paid.payment_method, paid.fingerprint), (None, None, None));
     }
@@ -691,7 +702,7 @@ mod tests {
         })
     }
 
-    /// Of 2024: a change of plan in the middle of a month.
+    /// An invoice of 2024, before basil, for a change of plan in the middle of a month.
     fn an_old_invoice() -> Value {
         let line = |amount: i64, price: &str, credited: Value| {
             json!({
@@ -778,7 +789,7 @@ mod tests {
         let mut invoice = an_old_invoice();
         invoice["lines"]["data"][0]["amount"] = json!(0);
         assert_eq!(bill("invoice.paid", &invoice).prices, ["price_premium"]);
-        // A trial is worth nothing either, and is what the invoice is for.
+        // A trial is worth nothing either, and yet the invoice is for it.
         invoice["lines"]["data"][0]["proration_details"]["credited_items"] = Value::Null;
         assert_eq!(bill("invoice.paid", &invoice).prices, ["price_basic", "price_premium"]);
     }
@@ -941,7 +952,7 @@ mod tests {
             org_id: uuid(ORG),
         };
         assert_eq!(read("charge.refunded", &a_charge()), Ok(Some(Fact::Refund(expected))));
-        // As a PHP library writes it down.
+        // PHP libraries write it down like this.
         let php = with(&a_charge(), "/metadata", json!([]));
         assert!(read("charge.refunded", &php).unwrap().is_some());
     }
@@ -1043,7 +1054,8 @@ mod tests {
             bad[name] = json!(["x"]);
             assert_eq!(parse(&bad.to_string()), Err(Unreadable::Field(name)));
         }
-        // Events of the second API have their time as text, and are not sent to endpoints of the first.
+        // Events of the second API have their time as text, and are not sent to endpoints of the
+        // first.
         assert_eq!(
             parse(&with(&good, "/created", json!("2024-09-17T06:20:52.246Z")).to_string()),
             Err(Unreadable::Field("created"))
@@ -1123,7 +1135,7 @@ mod tests {
         }
     }
 
-    /// Of all members of objects, at any depth.
+    /// The JSON pointers to all members of objects, at any depth.
     fn pointers(at: &str, value: &Value) -> Vec<String> {
         let mut found = Vec::new();
         match value {

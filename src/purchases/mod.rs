@@ -1,4 +1,4 @@
-//! Purchases of packs, and the money that pays for them.
+//! Purchases of packs, and the credit that payments bring and take back.
 
 pub mod money;
 pub mod purchase;

@@ -1,4 +1,5 @@
-//! What a payment does to the wallet: credit comes when the money is there, and goes back with it.
+//! The effect of a payment on the wallet: credit comes when the money is there, and goes back with
+//! it.
 
 use crate::access::actor;
 use crate::base::error::{Error, Result};
@@ -19,7 +20,8 @@ use serde_json::json;
 use uuid::Uuid;
 
 statements! {
-    // What a plan granted in the periods that were paid.
+    // The plan's grants of the paid periods; those that another payment brought are left to that
+    // one.
     PLAN_GRANTS(uuid, timestamptz, timestamptz, uuid) =
         "select grant_id from billing_internal.grants l
           where org_id = $1 and source = 'plan' and unit = 'credit'
@@ -27,13 +29,14 @@ statements! {
             and not exists (select from billing.payments p
                              where p.org_id = $1 and p.payment_id <> $4 and l.grant_id = any (p.grants))
           order by grant_id";
-    // They are not paid any more.
+    // The periods that this payment paid for are no longer paid.
     REVERSE_PAYMENT(uuid, text, text, timestamptz, timestamptz) =
         "update billing.provider_subscriptions set paid_until = $4
           where org_id = $1 and provider = $2 and subscription = $3 and paid_until = $5";
 }
 
-/// A payment for a subscription brings what its plan grants in the periods that it paid: also what it granted since.
+/// Adds to a payment for a subscription the plan's grants of the periods that it paid, also those
+/// that were made since.
 fn note_plan_grants(db: &Db, payment: &mut Payment) {
     let Some((start, end)) = payment.period else { return };
     for row in
@@ -55,14 +58,14 @@ fn note_plan_grants(db: &Db, payment: &mut Payment) {
     }
 }
 
-/// Changes a payment, under the lock of its wallet, and brings the credit in line with the money.
+/// Changes a payment under the lock of its wallet, and brings the credit in line with the money.
 pub fn change(
     db: &Db,
     org_id: Uuid,
     payment_id: Uuid,
     work: impl FnOnce(&mut Payment) -> Result<()>,
 ) -> Result<Payment> {
-    // What the period before is to pay is charged before anything of it expires.
+    // The usage of the old period is charged before anything of it expires.
     settlement::begin_due(db, vec![org_id])?;
     let unit =
         store::unit(db, org_id, payment_id).ok_or_else(|| Error::unknown("unknown_payment", payment_id.to_string()))?;
@@ -82,7 +85,8 @@ pub fn change(
     Ok(payment)
 }
 
-/// Grants what the money brings and takes back what goes with it; the wallet is locked.
+/// Grants the credit that the money brings and takes back what goes with it. The wallet must be
+/// locked.
 fn settle(db: &Db, lane: Lane, payment: &mut Payment) -> Result<()> {
     let mut wallet = Wallet::new(lane, clock::now());
     let now = wallet.now();
@@ -124,7 +128,7 @@ fn grant(wallet: &mut Wallet, payment: &mut Payment) -> Result<()> {
             paid,
             written_off: 0,
             source: kind.to_owned(),
-            // What was paid for it: not the tax, not the fee.
+            // Tax and fee are not the price of the credit.
             cost_minor: if paid { payment.price } else { 0 },
             currency: paid.then(|| payment.currency.clone()),
             effective_at: now,
@@ -139,7 +143,8 @@ fn grant(wallet: &mut Wallet, payment: &mut Payment) -> Result<()> {
     Ok(())
 }
 
-/// Voids what is left of the grants, as far as their money went back; what was spent already is noted as unrecovered.
+/// Voids what is left of the grants as far as their money went back, and notes as unrecovered what
+/// was spent already.
 fn take_back(db: &Db, wallet: &mut Wallet, payment: &mut Payment) -> Result<()> {
     let is_all = payment.money.status() == Status::Refunded;
     let mut missing = 0;
@@ -152,10 +157,10 @@ fn take_back(db: &Db, wallet: &mut Wallet, payment: &mut Payment) -> Result<()> 
         }
         let credits = due.min(grant.remaining);
         let spent = grant.amount - grant.remaining - grant.written_off;
-        // Nothing of it comes back later, from a hold or a refund.
+        // Credit that comes back later, from a hold or a refund, is voided as well.
         grant.voided |= is_all;
         let id = payment.payment_id.to_string();
-        // A grant that is dead has an entry that says so, though it may be empty.
+        // A voided grant needs an entry that says so, even if nothing is left of it.
         let (source, source_id) = if is_all { ("grant", grant_id.to_string()) } else { ("payment", id.clone()) };
         if is_all || credits > 0 {
             let context = EntryContext {
@@ -167,7 +172,7 @@ fn take_back(db: &Db, wallet: &mut Wallet, payment: &mut Payment) -> Result<()> 
             wallet.write_off(&mut operation, "void", Part { grant_id: *grant_id, credits })?;
         }
         *taken += due;
-        // What expired was not spent.
+        // Credit that has expired was not spent, so nothing of it is missing.
         missing += (due - credits).min(spent);
     }
     if missing > 0 {

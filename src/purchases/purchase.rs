@@ -1,4 +1,4 @@
-//! Starting payments, and what people say of them where no provider does.
+//! Purchases: starting payments, and moving them by hand where no provider reports.
 
 use crate::access;
 use crate::base::error::{Error, Result};
@@ -22,7 +22,7 @@ use pgrx::prelude::*;
 use uuid::Uuid;
 
 statements! {
-    // Newest first.
+    // The newest come first: the last row tells when the limit allows another one.
     BEGUN(uuid, timestamptz, int8) =
         "select created_at from billing.payments where org_id = $1 and created_at > $2 and source = 'purchase'
           order by created_at desc limit $3";
@@ -31,7 +31,7 @@ statements! {
 const HOUR: Moment = 3_600_000_000;
 
 receipt! {
-    /// Of a payment as it is now.
+    /// The answer of `start_purchase` and `set_payment_status`: a payment as it is now.
     PaymentStatus as "payment" {
         payment_id: Uuid,
         org_id: Uuid,
@@ -71,12 +71,15 @@ impl From<Payment> for PaymentStatus {
     }
 }
 
-/// Starts the purchase of a pack: notes what is to be paid and what it will bring. Nothing is granted before the provider reports
-/// the money.
+/// Starts the purchase of a pack: notes what is to be paid and what it will bring. Nothing is
+/// granted before the provider reports the money.
 ///
-/// `currency`: null where the pack has a price in one only. Give `payment_id` and `org_id` to the provider as metadata (Stripe) or notes (Razorpay), and charge `total` minor units. With
-/// `customer`, a worker is asked to charge the customer's saved `payment_method` at once (topic `payment.requested` of the outbox).
-/// `amount`: minor units, for packs of which any amount can be paid. Members may name a customer that is linked to their org only, and begin 30 purchases of an org within an hour.
+/// `currency`: null where the pack has a price in one only. Give `payment_id` and `org_id` to the
+/// provider as metadata (Stripe) or notes (Razorpay), and charge `total` minor units. With
+/// `customer`, a worker is asked to charge the customer's saved `payment_method` at once (topic
+/// `payment.requested` of the outbox). `amount`: minor units, for packs of which any amount can be
+/// paid. Members may name a customer that is linked to their org only, and begin 30 purchases of an
+/// org within an hour.
 /// Errors: PT404 `unknown_pack`; PT409 `idempotency_conflict`;
 /// PT429 `too_many_purchases`; 42501 for an org that is not the caller's; 22023.
 #[pg_extern(volatile)]
@@ -117,7 +120,8 @@ fn start_purchase(
         );
         access::authorize(db, org_id)?;
         let pack = cache::pack(db, name)?;
-        // Two identical calls at once: the second waits for the first.
+        // Of two identical calls at once, the second waits here and then finds the first one's
+        // payment.
         ledger::lock_or_create(db, org_id, &pack.unit, clock::now())?;
         if let Some(key) = key
             && let Some(known) = store::of_request(db, org_id, key)?
@@ -127,10 +131,10 @@ fn start_purchase(
             }
             return Ok(PaymentStatus { replayed: true, ..known.into() });
         }
-        bound(db, org_id)?;
+        check_rate(db, org_id)?;
         let currency = currency_of(&pack, currency)?;
         let quote = quote(db, &pack, currency, amount)?;
-        let mut payment = request::of_pack(org_id, &pack, currency, quote, ("purchase", provider));
+        let mut payment = request::of_pack(org_id, &pack, currency, quote, "purchase", provider);
         payment.request_hash = Some(hash);
         let asks = customer.is_some();
         request::check_customer(db, org_id, provider, customer.as_deref())?;
@@ -144,11 +148,11 @@ fn start_purchase(
     })
 }
 
-/// Members may begin so many purchases within an hour.
+/// The number of purchases that a member may begin within an hour.
 const MOST_AN_HOUR: usize = 30;
 
-/// Refuses a member who has begun too many purchases: each is a row, and some charge a card.
-fn bound(db: &Db, org_id: Uuid) -> Result<()> {
+/// Refuses a member that has begun too many purchases: each is a row, and some charge a card.
+fn check_rate(db: &Db, org_id: Uuid) -> Result<()> {
     if access::sees_every_org()? {
         return Ok(());
     }
@@ -162,7 +166,7 @@ fn bound(db: &Db, org_id: Uuid) -> Result<()> {
     }
 }
 
-/// The only currency that a pack has a price in, where none is named.
+/// The named currency, or the only one in which the pack has a price.
 fn currency_of<'a>(pack: &'a Pack, named: Option<&'a str>) -> Result<&'a str> {
     let mut all = pack.price.keys();
     match (named, all.next(), all.next()) {
@@ -175,11 +179,13 @@ fn currency_of<'a>(pack: &'a Pack, named: Option<&'a str>) -> Result<&'a str> {
     }
 }
 
-/// Moves a payment by hand, where no provider reports: a bank transfer that came, or one that was sent back.
+/// Moves a payment by hand, where no provider reports: a bank transfer that came, or one that was
+/// sent back.
 ///
-/// `status`: processing | pending | succeeded | failed | refunded. Succeeded grants the credit; refunded takes back what is left
-/// of it, and flags what was spent. The same status again changes nothing. `reason`: kept where it failed. Errors: PT404
-/// `unknown_payment`; PT409 `illegal_transition`; 22023.
+/// `status`: processing | pending | succeeded | failed | refunded. Succeeded grants the credit;
+/// refunded takes back what is left of it, and flags what was spent. The same status again changes
+/// nothing. `reason`: kept where it failed. Errors: PT404 `unknown_payment`; PT409
+/// `illegal_transition`; 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn set_payment_status(
@@ -212,7 +218,7 @@ fn move_to(payment: &mut Payment, status: Status, reason: Option<String>, now: M
         Status::Refunded => payment.money.refund(payment.money.total),
         _ => {
             payment.money.status = status;
-            // What a provider said before is older.
+            // Reports of the provider that were made before this are older news.
             payment.money.last_report_at = time::to_unix(now);
         }
     }
@@ -222,7 +228,8 @@ fn move_to(payment: &mut Payment, status: Status, reason: Option<String>, now: M
     Ok(())
 }
 
-/// Tells by which id a provider knows a payment, where its reports do not say: then replay what waits for it.
+/// Tells by which id a provider knows a payment, where its reports do not say: then replay what
+/// waits for it.
 ///
 /// Errors: PT404 `unknown_payment`; 22023.
 #[pg_extern(volatile)]
@@ -238,7 +245,8 @@ fn link_payment(org_id: Option<pgrx::Uuid>, payment_id: Option<pgrx::Uuid>, prov
     });
 }
 
-/// Tells which org a provider's customer is, where its reports do not say: then replay what waits for it.
+/// Tells which org a provider's customer is, where its reports do not say: then replay what waits
+/// for it.
 ///
 /// Errors: 22023.
 #[pg_extern(volatile)]

@@ -1,6 +1,4 @@
-//! Folding the ledger into days and months, so that reports need not read it: by settlement, and now and then by the calls that
-//! write entries. The wallet must be locked. What is not folded yet is read from the entries, or known to their lane
-//! (`recent.rs`), so a report is never behind.
+//! Folding the ledger into days and months, so that reports need not read it.
 
 use crate::base::time::{Moment, NEG_INFINITY, Period, day, start_of};
 use crate::ledger::recent::{LaneSummary, Sum};
@@ -11,16 +9,16 @@ use crate::schema::{Snapshot, Table};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// Metric and day.
+/// A metric and a day.
 type DayOf = (String, i32);
 
-/// Month, kind and, for usage, metric.
+/// A month, a kind and, for usage, a metric.
 type MonthOf = (Moment, String, String);
 
-/// What the reports add.
+/// The sums that are added to the reports.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Reports {
-    /// Quantity and credits.
+    /// The quantity and the credits of each day.
     days: BTreeMap<DayOf, (i64, i64)>,
     months: BTreeMap<MonthOf, i64>,
 }
@@ -42,13 +40,13 @@ impl Reports {
     }
 }
 
-/// Folds all lanes of an org, whose wallets are locked.
+/// Folds all lanes of an org, whose wallets must be locked.
 pub fn fold_all(org_id: Uuid) {
     let tails = tail::tails(org_id, Snapshot::Latest);
     for tail in &tails {
         if tail.from < tail.last {
             fold_tail(org_id, tail);
-            // Nobody else writes lane 0.
+            // Lane 0 is written only under the wallet's lock; others might be held by a consumer.
             if tail.lane == 0 {
                 rows::keep_recent(org_id, &tail.unit, &LaneSummary::after(tail.last));
             }
@@ -56,7 +54,8 @@ pub fn fold_all(org_id: Uuid) {
     }
 }
 
-/// Folds the entries of a lane up to its newest one, which come to `recent` where that is known. The wallet must be locked.
+/// Folds the entries of a lane up to `last`, its newest; `recent` has their sums if they are known.
+/// The wallet must be locked.
 pub fn fold(org_id: Uuid, unit: &str, last: i64, recent: Option<LaneSummary>) {
     let from = tail::folded_until(org_id, last, Snapshot::Latest);
     if from < last {

@@ -1,4 +1,4 @@
-//! Credit month by month: what came in, what it was used for, what expired, what was refunded, and the balance at the end.
+//! History: an org's credit by month, and its usage that is not folded into days yet.
 
 use crate::base::error::{Error, Result};
 use crate::ledger::recent::Sum;
@@ -14,7 +14,7 @@ use uuid::Uuid;
 const MOST_MONTHS: i32 = 1200;
 
 statements! {
-    // Folded months, and what of the ledger is not folded yet.
+    // The folded months, and the entries that are not folded yet.
     HISTORY(uuid, timestamptz, int4) =
         "with moved as (
             select unit, month, kind, metric, credits from billing_internal.credit_months where org_id = $1
@@ -52,7 +52,7 @@ statements! {
           order by m.month desc, u.unit";
 }
 
-/// What was consumed of a metric on a day, and charged for it.
+/// The quantity of a metric that was consumed on a day, and the credits that were charged for it.
 type Consumed = (String, i32, i64, i64);
 
 /// What an org consumed that is not folded into days yet.
@@ -89,7 +89,7 @@ fn unfolded_usage(
         access::authorize(db, org_id)?;
         Ok(unfolded(org_id))
     });
-    // SAFETY: days of moments of the ledger, which are dates.
+    // SAFETY: the days come from moments of the ledger, which are dates.
     let date = |day| unsafe { pgrx::datum::Date::from_pg_epoch_days(day) };
     TableIterator::new(
         rows.into_iter().map(move |(metric, day, quantity, credits)| (metric, date(day), quantity, credits)),

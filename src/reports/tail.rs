@@ -26,22 +26,22 @@ fn folded_days(org_id: Uuid, metric: &str, from: Moment, to: Moment) -> i64 {
     sum
 }
 
-/// The entries of a lane that are not folded: what comes after one, up to another.
+/// The entries of a lane that are not folded: those after `from`, up to `last`.
 pub struct UnfoldedEntries {
-    /// Of the wallet.
+    /// The unit of the wallet.
     pub unit: String,
-    /// Number of the lane.
+    /// The number of the lane.
     pub lane: i16,
-    /// The last that is folded.
+    /// The last entry that is folded.
     pub from: i64,
-    /// The newest.
+    /// The newest entry.
     pub last: i64,
-    /// What they come to, where the lane knows.
+    /// The sums of the entries, if the lane has them.
     pub recent: Option<LaneSummary>,
 }
 
 impl UnfoldedEntries {
-    /// See `lanes.slot`.
+    /// The number of the lane within the org (`lanes.slot`).
     pub fn slot(&self) -> i16 {
         slot(self.last)
     }
@@ -99,7 +99,7 @@ pub fn read(org_id: Uuid, tail: &UnfoldedEntries, at: Snapshot, since: Moment) -
     recent
 }
 
-/// What was consumed since a moment; None where a day has to be divided.
+/// The quantity that was consumed since a moment; None where a day would have to be divided.
 fn consumed_since(recent: &LaneSummary, metric: &str, from: Moment) -> Option<i64> {
     recent.consumed(metric).try_fold(0_i64, |total, sum| match () {
         () if start_of(sum.day) >= from => Some(total.saturating_add(sum.quantity)),
@@ -108,7 +108,7 @@ fn consumed_since(recent: &LaneSummary, metric: &str, from: Moment) -> Option<i6
     })
 }
 
-/// Of each lane, what came after its last folded entry.
+/// The quantity of a metric that was consumed since a moment and is not folded yet.
 fn unfolded(org_id: Uuid, metric: &str, from: Moment) -> i64 {
     tails(org_id, Snapshot::Callers).iter().fold(0_i64, |sum, tail| {
         let known = tail.recent.as_ref().and_then(|recent| consumed_since(recent, metric, from));

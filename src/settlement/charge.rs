@@ -1,4 +1,5 @@
-//! Deciding what recorded usage comes to: what the allowance covers, what is charged. The wallets must be locked.
+//! Charging recorded usage: what the allowance covers, and what is to be paid. The wallets must be
+//! locked.
 
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
@@ -17,14 +18,15 @@ use std::rc::Rc;
 use uuid::Uuid;
 
 statements! {
-    // Metrics, and units in which something is owed.
+    // The metrics and the units in which something is or may be owed.
     OPEN(uuid) =
         "select metric, null from billing_internal.unsettled_usage where org_id = $1
          union
          select metric, null from billing_internal.period_usage where org_id = $1 and level is not null and not carried
          union
          select null, unit from billing.unpaid_overage where org_id = $1";
-    // What a writer holds is left for the next time. What reports its newest level waits for the end of the period.
+    // A row that a writer holds is left for the next settlement; rows of a metric that counts its
+    // newest level wait for the end of the period.
     TAKE(uuid, timestamptz, timestamptz) =
         "delete from billing_internal.unsettled_usage
           where ctid = any (array(select s.ctid from billing_internal.unsettled_usage s
@@ -56,7 +58,7 @@ statements! {
           order by period_start, metric";
     EXISTS(uuid, text, timestamptz) =
         "select from billing_internal.period_usage where org_id = $1 and metric = $2 and period_start = $3";
-    // What a writer holds is left: its segment tells the terms all the same.
+    // A row that a writer holds is left as it is: its segment names the right terms all the same.
     CUT_UNSETTLED(uuid, timestamptz) =
         "update billing_internal.unsettled_usage set period_end = $2
           where org_id = $1 and ctid = any (array(select s.ctid from billing_internal.unsettled_usage s
@@ -79,15 +81,25 @@ statements! {
         "update billing_internal.period_usage set carried = true where org_id = $1 and metric = $2 and period_start = $3";
 }
 
-/// A row of `unsettled_usage` that was taken.
-struct Taken {
+/// A row of `unsettled_usage` that was taken out.
+struct TakenUsage {
     segment: Moment,
     quantity: i64,
     level: Option<(i64, Moment)>,
     events: i64,
 }
 
-/// What reports of the usage are told.
+/// Usage of a metric that is to be charged.
+#[derive(Clone, Copy)]
+struct Usage {
+    quantity: i64,
+    /// The quantity that reports show; for a gauge, its level.
+    shown: i64,
+    segment: Moment,
+    level_at: Moment,
+}
+
+/// A day's usage and charge of a metric, for the reports.
 struct Day {
     metric: Rc<Metric>,
     segment: Moment,
@@ -112,18 +124,18 @@ pub fn units(db: &Db, org_id: Uuid) -> Result<Vec<String>> {
     Ok(units.into_iter().collect())
 }
 
-/// What was decided.
+/// The outcome of charging an org's usage.
 pub struct Charged {
-    /// The number of events.
+    /// The number of recorded events that were decided.
     pub events: i64,
-    /// What is to be paid.
+    /// The debts that follow.
     pub debts: Vec<Debt>,
     /// The plans by which it was decided.
     pub timeline: Timeline,
 }
 
-/// What a settlement of one org works with, and finds.
-struct Work<'a> {
+/// The settlement of one org in progress.
+struct OrgCharger<'a> {
     db: &'a Db,
     org_id: Uuid,
     timeline: Timeline,
@@ -132,29 +144,30 @@ struct Work<'a> {
     debts: Vec<Debt>,
 }
 
-/// Ends the periods that run at a moment, because the subscription does.
+/// Ends the periods that run at a moment, because the subscription begins or ends there.
 pub fn cut(db: &Db, org_id: Uuid, at: Moment) {
     db.write(&CUT_UNSETTLED, args![org_id, Timestamptz(at)]);
     db.write(&CUT_COUNTERS, args![org_id, Timestamptz(at)]);
 }
 
-/// Takes back what `cut` did at a moment: the period is the whole of `span` again.
+/// Undoes `cut` for a moment: the period is the whole of `span` again.
 pub fn join(db: &Db, org_id: Uuid, at: Moment, span: Span) {
     db.write(&JOIN_UNSETTLED, args![org_id, Timestamptz(span.start), Timestamptz(at), Timestamptz(span.end)]);
     db.write(&JOIN_COUNTERS, args![org_id, Timestamptz(span.start), Timestamptz(at), Timestamptz(span.end)]);
 }
 
-/// Decides what was recorded in periods that began before `before`, at `now`, by the plans of that moment.
+/// Charges the usage that was recorded in periods which began before `before`, as of `now`, by the
+/// plans of that moment.
 pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<Charged> {
-    // A period whose last moment this is has ended; the next one has not begun.
+    // The period that ends right after `now` has ended; the next one has not begun.
     let ended = now.saturating_add(1);
-    let mut groups: BTreeMap<(String, Span), Vec<Taken>> = BTreeMap::new();
+    let mut groups: BTreeMap<(String, Span), Vec<TakenUsage>> = BTreeMap::new();
     for row in db.write(&TAKE, args![org_id, Timestamptz(before), Timestamptz(ended)]).iter() {
         let span = Span { start: row.get(1), end: row.get(2) };
-        groups.entry((row.get(0), span)).or_default().push(taken(&row));
+        groups.entry((row.get(0), span)).or_default().push(taken_usage(&row));
     }
     let timeline = plans::timeline(db, org_id, true)?;
-    let mut work = Work { db, org_id, timeline, now, days: Vec::new(), debts: Vec::new() };
+    let mut charger = OrgCharger { db, org_id, timeline, now, days: Vec::new(), debts: Vec::new() };
     let mut events = 0;
     if !groups.is_empty() {
         let names: Vec<_> = groups.keys().map(|(metric, span)| (org_id, metric.clone(), *span)).collect();
@@ -163,57 +176,52 @@ pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<Char
         order.sort_by_key(|((_, span), _)| span.start);
         for ((name, span), mut taken) in order {
             let metric = cache::any_metric(db, &name)?;
-            let counter = locked.get_mut(&(org_id, name, span.start)).ok_or_else(missing)?;
+            let counter = locked.get_mut(&(org_id, name, span.start)).ok_or_else(missing_counter)?;
             taken.sort_by_key(|t| t.segment);
             for part in taken {
                 events += part.events;
-                work.decide(&metric, counter, &part)?;
+                charger.charge_row(&metric, counter, &part)?;
             }
         }
         counters::save(&locked.values().collect::<Vec<_>>());
     }
-    // Most catalogs have none.
+    // Most catalogs have no gauges, and need not look for levels.
     if cache::all_metrics(db)?.iter().any(|metric| metric.is_gauge()) {
-        work.carry_levels()?;
-        work.close_levels()?;
+        charger.carry_levels()?;
+        charger.close_levels()?;
     }
-    note(db, org_id, &work.days);
-    Ok(Charged { events, debts: work.debts, timeline: work.timeline })
+    add_to_reports(db, org_id, &charger.days);
+    Ok(Charged { events, debts: charger.debts, timeline: charger.timeline })
 }
 
-fn taken(row: &Row) -> Taken {
-    Taken { segment: row.get(3), quantity: row.get(4), level: row.opt(5).zip(row.opt(6)), events: row.get(7) }
+fn taken_usage(row: &Row) -> TakenUsage {
+    TakenUsage { segment: row.get(3), quantity: row.get(4), level: row.opt(5).zip(row.opt(6)), events: row.get(7) }
 }
 
-fn missing() -> Error {
+fn missing_counter() -> Error {
     Error::corrupt("a counter that was made is not there")
 }
 
-impl Work<'_> {
-    /// Charges one stretch of recorded usage.
-    fn decide(&mut self, metric: &Rc<Metric>, counter: &mut Counter, part: &Taken) -> Result<()> {
+impl OrgCharger<'_> {
+    /// Charges one row of recorded usage.
+    fn charge_row(&mut self, metric: &Rc<Metric>, counter: &mut Counter, part: &TakenUsage) -> Result<()> {
         if part.level.is_some_and(|(_, at)| counter.level.is_none_or(|(_, known)| at >= known)) {
             counter.level = part.level;
         }
         let (shown, quantity) = match metric.aggregation {
-            // What goes beyond the highest level so far.
+            // A maximum charges only what goes beyond the highest level so far.
             Aggregation::Max => (part.quantity, (part.quantity - counter.tally.quantity).max(0)),
-            // What the period comes to in the end: see close_levels().
+            // The newest level is charged at the end of the period: see close_levels().
             Aggregation::Last => (part.level.map_or(part.quantity, |(level, _)| level), 0),
             Aggregation::Sum | Aggregation::Unique => (part.quantity, part.quantity),
         };
-        self.take(metric, counter, (quantity, shown), part.segment, part.level.map_or(0, |(_, at)| at))
+        let level_at = part.level.map_or(0, |(_, at)| at);
+        self.charge_usage(metric, counter, Usage { quantity, shown, segment: part.segment, level_at })
     }
 
     /// Charges a quantity at the price that held in its segment.
-    fn take(
-        &mut self,
-        metric: &Rc<Metric>,
-        counter: &mut Counter,
-        (quantity, shown): (i64, i64),
-        segment: Moment,
-        level_at: Moment,
-    ) -> Result<()> {
+    fn charge_usage(&mut self, metric: &Rc<Metric>, counter: &mut Counter, usage: Usage) -> Result<()> {
+        let Usage { quantity, shown, segment, level_at } = usage;
         let own = plans::own_terms(self.db, self.org_id, metric, true);
         let terms = self.timeline.terms(&metric.name, own, segment.max(counter.span.start));
         let price = cache::price(self.db, metric, Some(self.org_id), segment)?;
@@ -234,7 +242,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Periods that have ended by then, with levels that did not go on yet: metric and period.
+    /// The metrics and periods that have ended by then, and whose levels were not carried on yet.
     fn ended(&self, by: Moment) -> Vec<(String, Span)> {
         let rows = self.db.write(&LEVELS, args![self.org_id, Timestamptz(by)]);
         let mut ended = Vec::new();
@@ -253,7 +261,7 @@ impl Work<'_> {
         ended
     }
 
-    /// A period of `last` is charged in its last moment.
+    /// Charges the periods of `last` metrics that have ended, in their last moment.
     fn close_levels(&mut self) -> Result<()> {
         for (name, span) in self.ended(self.now.saturating_add(1)) {
             let metric = cache::any_metric(self.db, &name)?;
@@ -267,17 +275,21 @@ impl Work<'_> {
 
     fn close_level(&mut self, metric: &Rc<Metric>, span: Span) -> Result<()> {
         let name = (self.org_id, metric.name.clone(), span);
-        let mut counter = counters::lock(&[name]).pop_first().ok_or_else(missing)?.1;
+        let mut counter = counters::lock(&[name]).pop_first().ok_or_else(missing_counter)?.1;
         if let Some((level, at)) = counter.level {
             let quantity = (level - counter.tally.quantity).max(0);
-            self.take(metric, &mut counter, (quantity, level), span.end - 1, at)?;
+            self.charge_usage(
+                metric,
+                &mut counter,
+                Usage { quantity, shown: level, segment: span.end - 1, level_at: at },
+            )?;
             counters::save(&[&counter]);
         }
         Ok(())
     }
 
-    /// Takes levels from periods that have ended into the next ones, until now. A period of `max` begins with the level that
-    /// it finds.
+    /// Carries levels from periods that have ended into the next ones, until now. A period of `max`
+    /// begins with the level that it finds.
     fn carry_levels(&mut self) -> Result<()> {
         loop {
             let Some((name, span)) = self.ended(self.now).into_iter().next() else { return Ok(()) };
@@ -288,7 +300,7 @@ impl Work<'_> {
 
     fn carry_level(&mut self, metric: &Rc<Metric>, span: Span) -> Result<()> {
         let (db, org_id) = (self.db, self.org_id);
-        let from = counters::lock(&[(org_id, metric.name.clone(), span)]).pop_first().ok_or_else(missing)?.1;
+        let from = counters::lock(&[(org_id, metric.name.clone(), span)]).pop_first().ok_or_else(missing_counter)?.1;
         let next = self.timeline.period(span.end);
         if let Some((level, at)) = from.level
             && next.start > span.start
@@ -297,18 +309,22 @@ impl Work<'_> {
                 Aggregation::Last => self.close_level(metric, span)?,
                 Aggregation::Max | Aggregation::Sum | Aggregation::Unique => {}
             }
-            // Nothing goes on as nothing, but where a period has it otherwise.
+            // A level of zero needs no counter, unless the period has another level already.
             let there = db.write(&EXISTS, args![org_id, &metric.name, Timestamptz(next.start)]).count() > 0;
             if level > 0 || there {
                 let name = (org_id, metric.name.clone(), next);
-                let mut to = counters::lock(&[name]).pop_first().ok_or_else(missing)?.1;
+                let mut to = counters::lock(&[name]).pop_first().ok_or_else(missing_counter)?.1;
                 if to.level.is_none_or(|(_, known)| known <= at) {
                     to.level = Some((level, at));
                 }
                 match metric.aggregation {
                     Aggregation::Max => {
                         let quantity = (level - to.tally.quantity).max(0);
-                        self.take(metric, &mut to, (quantity, level), next.start, at)?;
+                        self.charge_usage(
+                            metric,
+                            &mut to,
+                            Usage { quantity, shown: level, segment: next.start, level_at: at },
+                        )?;
                     }
                     Aggregation::Last | Aggregation::Sum | Aggregation::Unique => {}
                 }
@@ -321,7 +337,7 @@ impl Work<'_> {
 }
 
 /// Adds to the days of the reports.
-fn note(db: &Db, org_id: Uuid, days: &[Day]) {
+fn add_to_reports(db: &Db, org_id: Uuid, days: &[Day]) {
     if days.is_empty() {
         return;
     }

@@ -1,7 +1,9 @@
-//! Settlement: recorded usage is charged, periods begin, what expired is booked, reports and alerts are brought up to date.
+//! Settlement: recorded usage is charged, periods begin, expired credit is booked, reports and
+//! alerts are brought up to date.
 //!
-//! One org at a time, in one transaction, under the locks of its wallets. What was missed is made up for period by period, as if
-//! settlement had run at the end of each. What is charged is decided by the counters, so running it again charges nothing.
+//! Each org is settled in one transaction, under the locks of its wallets. Missed periods are made
+//! up for one by one, as if settlement had run at the end of each. The counters decide what is
+//! charged, so running it again charges nothing.
 
 mod charge;
 pub mod renewal;
@@ -26,11 +28,12 @@ use pgrx::prelude::*;
 use uuid::Uuid;
 
 receipt! {
-    /// Of the settlement of one org.
+    /// The answer of `settle_org`.
     SettlementReceipt as "settlement_receipt" { org_id: Uuid, charged: i64, unpaid: i64, renewed: i64, events: i64 }
 }
 
-/// Begins the periods that are due by then, each after the usage before it is charged. The wallet must be locked.
+/// Begins the periods that are due, each after the usage before it is charged; gives the numbers of
+/// periods and events. The wallet must be locked.
 pub fn catch_up(db: &Db, org_id: Uuid, as_of: Moment) -> Result<(i64, i64)> {
     let (mut renewed, mut events) = (0, 0);
     loop {
@@ -50,8 +53,8 @@ pub fn catch_up(db: &Db, org_id: Uuid, as_of: Moment) -> Result<(i64, i64)> {
     }
 }
 
-/// Ends the period that runs where a subscription ends or begins; what was recorded before is charged, unless that is still to
-/// come.
+/// Ends the running period where a subscription begins or ends. The usage before is charged now,
+/// unless `at` is in the future.
 pub fn cut_period(db: &Db, org_id: Uuid, now: Moment, at: Moment) -> Result<()> {
     if at > now {
         charge::cut(db, org_id, at);
@@ -64,13 +67,14 @@ pub fn cut_period(db: &Db, org_id: Uuid, now: Moment, at: Moment) -> Result<()> 
     pay(db, org_id, now, charged.debts).map(drop)
 }
 
-/// Lets the period go on that was to end at a moment to come.
+/// Undoes `cut_period` for a moment in the future: the period goes on.
 pub fn join_period(db: &Db, org_id: Uuid, at: Moment) -> Result<()> {
     charge::join(db, org_id, at, plans::timeline(db, org_id, true)?.period(at - 1));
     Ok(())
 }
 
-/// Burns what is owed, new debts among it, as far as the wallets go, and books what expired.
+/// Burns debts, old and new ones, as far as the wallets go, and books expired credit; gives what
+/// was paid and what is still owed.
 fn pay(db: &Db, org_id: Uuid, now: Moment, mut debts: Vec<Debt>) -> Result<(i64, i64)> {
     let (mut paid, mut unpaid) = (0_i64, 0_i64);
     for lane in ledger::lock_org(db, org_id, &[], now)? {
@@ -86,20 +90,21 @@ fn pay(db: &Db, org_id: Uuid, now: Moment, mut debts: Vec<Debt>) -> Result<(i64,
         unpaid = unpaid.saturating_add(left);
         posting::save(db, std::slice::from_mut(&mut wallet), "{}")?;
     }
-    // In a unit of which there is no wallet.
+    // These debts are in a unit in which the org has no wallet.
     unpaid = debts.iter().fold(unpaid, |sum, debt| sum.saturating_add(debt.credits));
     debts::owe(db, org_id, &debts);
     Ok((paid, unpaid))
 }
 
-/// An org without a subscription whose default plan grants credits gets a row, so that its periods are begun.
+/// Gives an org without a subscription, whose default plan grants credits, a row of its own, so
+/// that its periods are begun.
 fn enroll(db: &Db, org_id: Uuid, now: Moment) -> Result<bool> {
     let (Some(plan), _) = cache::default_plan(db)? else { return Ok(false) };
     let known = plans::subscriptions(org_id);
     if plan.credits.is_none() || known.iter().any(|s| !s.is_void() && s.ends_at.is_none_or(|end| end > now)) {
         return Ok(false);
     }
-    // From the period that runs, or from the end of what was before it.
+    // It begins with the running period, or with the end of the subscription before.
     let anchor = Period::Month.start(now);
     let start = whole_period(plan.cycle, anchor, now).start;
     let ended = known.iter().filter_map(|s| s.ends_at).filter(|end| *end <= now).max();
@@ -123,22 +128,24 @@ fn enroll(db: &Db, org_id: Uuid, now: Moment) -> Result<bool> {
     Ok(true)
 }
 
-/// Begins the periods that are due, for a call that is about to lock wallets of these orgs. What fails for one org is left to
-/// settlement.
+/// Begins the periods that are due, for a call that is about to lock wallets of these orgs. An org
+/// that fails is left to settlement.
 pub fn begin_due(db: &Db, orgs: Vec<Uuid>) -> Result<()> {
     let due = plans::due(db, orgs.clone(), clock::now())?;
     if !due.is_empty() {
-        // All wallets of all orgs of the call, in their order.
+        // All wallets of all orgs of the call are locked here, in their order, or calls for several
+        // orgs could wait for each other in a circle.
         ledger::lock_orgs(db, orgs);
         for org_id in due {
-            // What is wrong with one org's plan is for settlement to say, not for who spends from another's wallet.
+            // A fault in one org's plan is for settlement to report: it must not fail a call that
+            // spends from another org's wallet.
             spi::isolate_faults(|| spi::connect(|db| begin_periods_of(db, org_id).map(drop)))?;
         }
     }
     Ok(())
 }
 
-/// Settles an org.
+/// Settles an org as of a moment.
 fn settle(db: &Db, org_id: Uuid, as_of: Moment) -> Result<SettlementReceipt> {
     let units = charge::units(db, org_id)?;
     let lanes = ledger::lock_org(db, org_id, &units, as_of)?;
@@ -163,7 +170,7 @@ fn settle(db: &Db, org_id: Uuid, as_of: Moment) -> Result<SettlementReceipt> {
     Ok(SettlementReceipt { org_id, charged: after - before, unpaid, renewed, events })
 }
 
-/// The moment for which to settle: null is now, and the future cannot be settled.
+/// The moment as of which to settle: null is now, and the future cannot be settled.
 fn moment(as_of: Option<TimestampWithTimeZone>) -> Result<Moment> {
     let now = clock::now();
     match as_of.map(Moment::from) {
@@ -181,8 +188,8 @@ fn begin_periods_of(db: &Db, org_id: Uuid) -> Result<i64> {
     Ok(catch_up(db, org_id, now)?.0)
 }
 
-/// Begins the periods of an org that are due, each after the usage before it is charged; gives their number. Consumption does it
-/// by itself.
+/// Begins the periods of an org that are due, each after the usage before it is charged; gives
+/// their number. Consumption does it by itself.
 ///
 /// Errors: 22023.
 #[pg_extern(volatile)]
@@ -194,11 +201,12 @@ fn begin_periods(org_id: Option<pgrx::Uuid>) -> i64 {
     })
 }
 
-/// Settles one org as of a moment (null: now): charges recorded usage beyond what is included, begins periods that are due,
-/// books what expired, brings reports and alerts up to date.
+/// Settles one org as of a moment (null: now): charges recorded usage beyond what is included,
+/// begins periods that are due, books what expired, brings reports and alerts up to date.
 ///
-/// `charged`: credits burned; `unpaid`: what the wallet could not pay, and the next credit that comes in will; `renewed`: periods
-/// begun; `events`: recorded events that were settled. Run again, it charges nothing. Errors: 22023.
+/// `charged`: credits burned; `unpaid`: what the wallet could not pay, and the next credit that
+/// comes in will; `renewed`: periods begun; `events`: recorded events that were settled. Run again,
+/// it charges nothing. Errors: 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn settle_org(org_id: Option<pgrx::Uuid>, as_of: default!(Option<TimestampWithTimeZone>, "NULL")) -> SettlementReceipt {

@@ -1,6 +1,8 @@
-//! The start of each period of a subscription: what its plan grants, what of the last period goes on, what changes.
+//! The start of each period of a subscription: its plan's grants, the credit that rolls over from
+//! the last period, and changes that were due.
 //!
-//! A period is begun once: its start stands in the row, is compared and set, under the wallet's lock.
+//! A period is begun once: its start stands in the row, and is compared and set under the wallet's
+//! lock.
 
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, INFINITY, Moment};
@@ -10,14 +12,14 @@ use crate::catalog::sections::plans::{Credits, Plan, Rollover};
 use crate::ledger::wallet::{EntryContext, Grant, Operation, Wallet};
 use crate::ledger::{debts, store as ledger};
 use crate::pg::spi::{Db, Timestamptz};
-use crate::plans::period::{prorated, whole_period};
+use crate::plans::period::{Span, prorated, whole_period};
 use crate::plans::store::{self, Subscription};
 use crate::{args, posting, statements};
 use std::rc::Rc;
 use uuid::Uuid;
 
 statements! {
-    // What of the last period's grants expired unused, booked already or about to be.
+    // The credit of the last period's grants that expired unused, booked already or about to be.
     EXPIRED(uuid, int8s, timestamptz) =
         "select coalesce(sum(g.written_off + g.remaining
                              + coalesce((select sum(l.slice_credits) from billing_internal.lanes l
@@ -27,9 +29,9 @@ statements! {
           where g.org_id = $1 and g.grant_id = any ($2) and g.expires_at <= $3 and g.voided_at is null";
 }
 
-const UNUSED: &str = "{}";
+const NO_METADATA: &str = "{}";
 
-/// The subscription whose next period has begun by then, if any.
+/// The subscription whose next period has begun by then, if there is one.
 pub fn due(org_id: Uuid, as_of: Moment) -> Option<(Subscription, Moment)> {
     let all = store::subscriptions(org_id);
     all.into_iter()
@@ -37,8 +39,8 @@ pub fn due(org_id: Uuid, as_of: Moment) -> Option<(Subscription, Moment)> {
         .find_map(|s| s.next_period_at.filter(|at| *at <= as_of).map(|at| (s, at)))
 }
 
-/// Begins the period that starts at `start`; or ends the subscription there, or changes its plan. The wallet must be locked.
-/// Gives whether a period was begun.
+/// Begins the period that starts at `start`, or ends the subscription there, or changes its plan;
+/// answers whether a period was begun. The wallet must be locked.
 pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result<bool> {
     let mut wanted = old.pending_plan.clone();
     if old.ends_at.is_some_and(|end| end <= start) {
@@ -46,7 +48,7 @@ pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result
         return Ok(false);
     }
     if old.by_default {
-        // Whatever the default plan is by now.
+        // An org on the default plan follows whatever that is by now.
         match cache::default_plan(db)?.0 {
             Some(plan) if plan.credits.is_some() => wanted = Some(plan.name.clone()).filter(|name| *name != old.plan),
             _ => {
@@ -66,7 +68,7 @@ pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result
     };
     let anchor = if plan.cycle == before.cycle { old.anchor } else { start };
     let end = whole_period(plan.cycle, anchor, start).end;
-    let (grants, granted) = grant(db, org_id, &plan, old, (start, end))?;
+    let (grants, granted) = grant(db, org_id, &plan, old, Span { start, end })?;
     if wanted.is_some() && start > old.starts_at {
         store::end(db, org_id, old.starts_at, start);
         let new = Subscription {
@@ -91,14 +93,10 @@ pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result
     Ok(true)
 }
 
-/// Grants the credits of a period that begins, and what goes on of the last one. Gives the grants, and what the plan granted.
-fn grant(
-    db: &Db,
-    org_id: Uuid,
-    plan: &Plan,
-    last: &Subscription,
-    (start, end): (Moment, Moment),
-) -> Result<(Vec<i64>, i64)> {
+/// Grants the credits of a period that begins and those that roll over; gives the grants, and the
+/// credit of the plan alone.
+fn grant(db: &Db, org_id: Uuid, plan: &Plan, last: &Subscription, period: Span) -> Result<(Vec<i64>, i64)> {
+    let start = period.start;
     let Some(credits) = plan.credits else { return Ok((Vec::new(), 0)) };
     let mut granted = credits.amount;
     if start == last.starts_at {
@@ -110,23 +108,23 @@ fn grant(
     if let Rollover::Capped(cap) = credits.rollover
         && !last.grants.is_empty()
     {
-        // Nobody burns any of it while we count.
+        // The lock keeps others from burning the credit while it is counted.
         let lane = ledger::lock_or_create(db, org_id, units::CREDIT, start)?;
         if lane.is_split() {
             let mut wallet = Wallet::new(lane, start);
             ledger::load(db, &mut wallet, &last.grants)?;
             ledger::reclaim_lanes(&mut wallet, |away| last.grants.contains(&away.slice.grant_id))?;
-            posting::save(db, std::slice::from_mut(&mut wallet), UNUSED)?;
+            posting::save(db, std::slice::from_mut(&mut wallet), NO_METADATA)?;
         }
         let rows = db.write(&EXPIRED, args![org_id, last.grants.clone(), Timestamptz(start)]);
         let expired = rows.first().map_or(0, |row| row.get::<i64>(0)) - last.taken_back;
         amounts.push(expired.clamp(0, cap));
     }
-    Ok((grant_amounts(db, org_id, plan, &amounts, (start, end), start)?, granted))
+    Ok((grant_amounts(db, org_id, plan, &amounts, period, start)?, granted))
 }
 
-/// What earlier subscriptions granted for time that is still to come: whoever ends one and begins another does not get it
-/// twice.
+/// The credit that earlier subscriptions granted for time that is still to come, so that ending one
+/// and beginning another does not grant it twice.
 fn covered(db: &Db, org_id: Uuid, new: &Subscription, start: Moment) -> Result<i64> {
     let mut sum: i64 = 0;
     for old in store::subscriptions(org_id) {
@@ -141,13 +139,13 @@ fn covered(db: &Db, org_id: Uuid, new: &Subscription, start: Moment) -> Result<i
     Ok(sum)
 }
 
-/// Grants credits of a plan for the rest of a period.
+/// Grants amounts of credit by a plan, to be spent until the period ends.
 pub fn grant_amounts(
     db: &Db,
     org_id: Uuid,
     plan: &Plan,
     amounts: &[i64],
-    (start, end): (Moment, Moment),
+    period: Span,
     now: Moment,
 ) -> Result<Vec<i64>> {
     let lane = ledger::lock_or_create(db, org_id, units::CREDIT, now)?;
@@ -166,17 +164,17 @@ pub fn grant_amounts(
             cost_minor: 0,
             currency: None,
             effective_at: now,
-            expires_at: expiry(plan.credits, end),
+            expires_at: expiry(plan.credits, period.end),
             voided: false,
             metrics: None,
             saved: None,
         };
-        let period = format!("{} {}", plan.name, time::display(start));
-        let mut operation = Operation::new(EntryContext::from_source("plan", Some(period)));
+        let source_id = format!("{} {}", plan.name, time::display(period.start));
+        let mut operation = Operation::new(EntryContext::from_source("plan", Some(source_id)));
         grants.push(wallet.grant(&mut operation, "plan", grant)?);
     }
     debts::pay(db, &mut wallet, &[])?;
-    posting::save(db, std::slice::from_mut(&mut wallet), UNUSED)?;
+    posting::save(db, std::slice::from_mut(&mut wallet), NO_METADATA)?;
     Ok(grants)
 }
 
@@ -187,7 +185,8 @@ fn expiry(credits: Option<Credits>, end: Moment) -> Moment {
     }
 }
 
-/// Takes credits of a plan back, as far as they are there: at most `credits` of these grants. Gives how much it was.
+/// Takes back at most `credits` from these grants, as far as they are there, and gives how much it
+/// was.
 pub fn take_back(db: &Db, org_id: Uuid, grants: &[i64], credits: i64, now: Moment) -> Result<i64> {
     let lane = ledger::lock_or_create(db, org_id, units::CREDIT, now)?;
     let mut wallet = Wallet::new(lane, now);
@@ -203,6 +202,6 @@ pub fn take_back(db: &Db, org_id: Uuid, grants: &[i64], credits: i64, now: Momen
             missing -= credits;
         }
     }
-    posting::save(db, std::slice::from_mut(&mut wallet), UNUSED)?;
+    posting::save(db, std::slice::from_mut(&mut wallet), NO_METADATA)?;
     Ok(credits - missing)
 }

@@ -1,4 +1,5 @@
-//! Many consumptions at once, each with its own outcome; also the way of the single consumption that is not the common one.
+//! Batches: many consumptions at once, each with an outcome of its own. A single consumption that
+//! the fast path cannot decide is a batch of one.
 
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
@@ -23,10 +24,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use uuid::Uuid;
 
-/// Most items of a batch.
+/// The most items of a batch.
 const MOST_ITEMS: usize = 10_000;
 
-/// How often a key may be taken by somebody else while we are at it.
+/// The number of times that a call begins again because another call took one of its keys
+/// meanwhile.
 const ATTEMPTS: usize = 100;
 
 statements! {
@@ -42,10 +44,11 @@ statements! {
           where exists (select from billing_internal.lanes l where l.org_id = k.org_id)";
 }
 
-/// What an item is of: its metric, and the price of that (None: free).
+/// The metric of an item, and its price (None: free).
 type Known = (Rc<Metric>, Option<Rc<Price>>);
 
-/// An item with what its metric costs, or why it cannot be priced: it may be a repeated one all the same.
+/// An item with its metric and price, or with the error that neither is known: it may be a repeated
+/// call all the same.
 struct Priced {
     item: Item,
     known: Result<Known>,
@@ -64,7 +67,7 @@ impl Priced {
         self.price().map_or(units::CREDIT, |price| price.unit.as_str())
     }
 
-    /// What it costs, or whether it may be, depends on what was used before.
+    /// Whether its cost, or whether it is allowed, depends on what was used before.
     fn is_counted(&self) -> bool {
         self.known.as_ref().is_ok_and(|(metric, price)| !metric.is_plain(price.as_deref()))
     }
@@ -78,7 +81,8 @@ struct Locked {
     replays: HashMap<(Uuid, i64), Replay>,
 }
 
-/// Makes the one consumption, or gives its refusal. `lane`: the one that had run dry, in a wallet that is split.
+/// Makes one consumption, or gives its refusal. `lane` is the lane of a split wallet that had run
+/// dry.
 pub fn consume_one(db: &Db, item: Item, lane: Option<i16>) -> Result<Consumption> {
     consume_all(db, &[Ok(item)], lane)?.pop().unwrap_or(Err(Error::corrupt("a batch of one gave no outcome")))
 }
@@ -93,7 +97,8 @@ fn consume_all(db: &Db, items: &[Result<Item>], lane: Option<i16>) -> Result<Vec
     Err(Error::contended())
 }
 
-/// None where a key was taken meanwhile, in another lane: nothing was done, and the next time that call is seen.
+/// Makes the consumptions once; None, with nothing done, if a call on another lane took a key
+/// meanwhile. The next attempt finds that call.
 fn try_all(db: &Db, items: &[Result<Item>], lane: Option<i16>) -> Result<Option<Vec<Result<Consumption>>>> {
     cache::require_installed(db)?;
     let now = clock::now();
@@ -147,7 +152,7 @@ fn known_orgs(db: &Db, orgs: BTreeSet<Uuid>) -> BTreeSet<Uuid> {
 
 fn priced(db: &Db, item: Item, known: &BTreeSet<Uuid>, now: Moment) -> Priced {
     let known = cache::metric(db, &item.metric).and_then(|metric| {
-        // Whoever has the default plan is known by that.
+        // An org that is not stored may still have the default plan.
         if !known.contains(&item.org_id) && cache::default_plan(db)?.0.is_none() {
             return Err(Error::unknown("unknown_org", item.org_id.to_string()));
         }
@@ -161,13 +166,14 @@ fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Result<Locked> {
     let valid = || items.iter().flatten().filter(|p| p.known.is_ok());
     let names: BTreeSet<_> = valid().map(|p| (p.item.org_id, p.unit().to_owned())).collect();
     let names: Vec<_> = names.into_iter().collect();
-    // The credits of a period are there from its start, though nobody has begun it yet.
+    // The credits of a period count from its start, even if nobody has begun it yet.
     let orgs: BTreeSet<Uuid> = names.iter().map(|(org_id, _)| *org_id).collect();
     settlement::begin_due(db, orgs.into_iter().collect())?;
-    // An org may have no wallet in a price's unit, and what is free is noted all the same: so it gets one.
+    // An org may have no wallet in the unit of a price, and free usage is noted too: so it gets
+    // one.
     let mut lanes = store::lock_all_or_create(db, &names, now)?;
     let now = clock::now();
-    // Holds that timed out count in caps no longer, once that is booked.
+    // Holds that timed out stop counting in caps only once that is booked.
     if valid().any(|p| p.metric().is_some_and(|m| !m.caps.is_empty())) && lanes.iter().any(|l| l.holds_due <= now) {
         for lane in lanes.iter().filter(|l| l.holds_due <= now) {
             let mut wallet = Wallet::new(lane.clone(), now);
@@ -201,14 +207,15 @@ fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Result<Locked> {
     Ok(Locked { wallets, metered, caps, replays: replays(&requests) })
 }
 
-/// What the keys were used for.
+/// The calls that used these keys before.
 fn replays(requests: &[(Uuid, i64)]) -> HashMap<(Uuid, i64), Replay> {
     let find =
         |(org_id, request_id): &(Uuid, i64)| Some(((*org_id, *request_id), rows::find_request(*org_id, *request_id)?));
     requests.iter().filter_map(find).collect()
 }
 
-/// Gathers what split wallets need for all items, as long as nobody who holds a lane can wait for us.
+/// Reclaims the credit that split wallets need for all items, as long as nobody who holds a lane
+/// can wait for this call: later, when members are locked, a consumer that holds a lane may.
 fn ensure_spendable(
     db: &Db,
     items: &[Result<Priced>],
@@ -224,7 +231,7 @@ fn ensure_spendable(
         let Ok((metric, price)) = &priced.known else { continue };
         let item = &priced.item;
         let credits = match metered.get_mut(&(item.org_id, item.metric.clone())) {
-            // What is refused needs nothing.
+            // A refused item needs no credit.
             Some(counter) => match counter.charge(metric, item.quantity, price.as_deref()) {
                 Ok(charge) if counter.take(charge, price.as_deref()).is_ok() => charge.credits,
                 _ => 0,
@@ -235,7 +242,7 @@ fn ensure_spendable(
     }
     for (name, parts) in needed {
         if let Some(wallet) = wallets.get_mut(&name).filter(|wallet| wallet.lane.is_split()) {
-            // What will be refused waits for nobody.
+            // An item that will be refused waits for nobody.
             if let [(credits, metric)] = parts.as_slice() {
                 store::ensure_spendable(db, wallet, *credits, Some(metric))?;
                 continue;
@@ -243,7 +250,7 @@ fn ensure_spendable(
             if wallet.grants.is_none() {
                 store::load(db, wallet, &[])?;
             }
-            // As far as there is so much: nothing is left to be waited for later.
+            // This takes as much as there is, so that nothing has to be waited for later.
             let credits = parts.iter().fold(0_i64, |sum, (credits, _)| sum.saturating_add(*credits));
             store::ensure_spendable(db, wallet, credits.min(wallet.spendable(None)), None)?;
         }
@@ -291,7 +298,7 @@ fn consume(db: &Db, locked: &mut Locked, priced: &Priced) -> Result<Consumption>
         balance_after: wallet.spendable(metric),
         replayed: false,
     };
-    // One entry with the wallet's own balances tells the answer by itself.
+    // An entry that is alone and has the wallet's own balances tells the answer by itself.
     if parts.len() > 1 || answer.balance_before != lane_before || charge.included > 0 {
         wallet.keep_result(&operation, to_json(&answer)?);
     }
@@ -306,7 +313,7 @@ fn charge_plain(price: Option<&Price>, quantity: i64) -> Result<i64> {
     price.map_or(Ok(0), |price| price.charge(0, quantity).map_err(price::too_large))
 }
 
-/// False where a key was taken meanwhile: nothing was written.
+/// Posts everything; false, with nothing written, if a call on another lane took a key meanwhile.
 fn save(db: &Db, locked: Locked) -> Result<bool> {
     let mut wallets: Vec<Wallet> = locked.wallets.into_values().collect();
     if !wallets.is_empty() && !posting::save_new(db, &mut wallets, "{}")? {
@@ -366,12 +373,13 @@ fn parse_item(row: &Row) -> Result<Item> {
     Ok(Item { org_id: arguments::required("org_id", uuid("org_id", 1)?)?, key, metric, quantity, member_id, metadata })
 }
 
-/// Charges many consumptions in one call, each with an outcome of its own: a refused item changes nothing and does not stop
-/// the others.
+/// Charges many consumptions in one call, each with an outcome of its own: a refused item changes
+/// nothing and does not stop the others.
 ///
-/// `items`: an array of at most 10,000 objects `{"org_id", "metric", "quantity", "idempotency_key", "member_id",
-/// "metadata"}`, of which the first two are needed. `item` counts from 1. `status`: ok | replayed | `insufficient_credits` |
-/// `cap_exceeded` | invalid; `detail` says why. Errors: 22023 when `items` is no array.
+/// `items`: an array of at most 10,000 objects `{"org_id", "metric", "quantity", "idempotency_key",
+/// "member_id", "metadata"}`, of which the first two are needed. `item` counts from 1. `status`: ok
+/// | replayed | `insufficient_credits` | `cap_exceeded` | invalid; `detail` says why. Errors: 22023
+/// when `items` is no array.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::type_complexity)]

@@ -1,9 +1,10 @@
 //! `consume_credits`: the common consumption, in two rows.
 //!
-//! One update of a lane checks, burns from its slice and advances the chain; one insert writes the entry and takes the
-//! key: without statements (`heap`). Whatever that update cannot decide alone (the slice is too small, a grant has expired,
-//! credit is scoped, an allowance, a cap or steps of a price ask what was used before, a statement is needed…) goes through the
-//! rules, as a batch of one.
+//! One update of a lane checks, burns from its slice and advances the chain; one insert writes the
+//! entry and takes the key. Both are made without statements (`heap`). A case that this update
+//! cannot decide alone goes through the rules, as a batch of one: the slice is too small, a grant
+//! has expired, credit is scoped, an allowance, a cap or steps of a price depend on earlier usage,
+//! or a statement is needed.
 
 use crate::access;
 use crate::alerts::ActiveAlerts;
@@ -54,16 +55,17 @@ statements! {
           where org_id = $1 and unit = $2 and lane = $4";
 }
 
-/// How often a split wallet is looked at again before the rules decide.
+/// The number of times that a split wallet is looked at before the rules decide.
 const LOOKS: usize = 1000;
 
-/// Of how many contended wallets a backend takes notes.
+/// The number of contended wallets of which a backend keeps hints.
 const MOST_HINTS: usize = 256;
 
-/// How soon a backend asks again whether a wallet wants more lanes.
+/// The time after which a backend may ask again whether a wallet needs more lanes.
 const SECOND: Moment = 1_000_000;
 
-/// What a backend remembers of a wallet that many spend from: where to look, never what is there.
+/// A backend's hint about a wallet that many spend from: it tells where to look, never what is
+/// there.
 #[derive(Clone, Copy)]
 struct ContentionHint {
     lanes: i16,
@@ -99,7 +101,7 @@ impl ContentionHint {
         });
     }
 
-    /// Notes whether a call had to wait, and sees to it that there are lanes enough.
+    /// Notes whether a call had to wait, and adds lanes if most calls had to.
     fn note(mut self, db: &Db, request: &ConsumeRequest<'_>, unit: &str, waited: bool) -> Result<()> {
         if self.lanes == 1 && self.waits == ContentionMeter::NONE && !waited {
             return Ok(());
@@ -115,14 +117,14 @@ impl ContentionHint {
     }
 }
 
-/// A consumption that was asked for.
+/// The arguments of a consumption.
 struct ConsumeRequest<'a> {
     org_id: Uuid,
     metric: &'a str,
     quantity: i64,
     key: Option<&'a str>,
     member_id: Option<Uuid>,
-    /// None: the empty object.
+    /// The metadata; None stands for the empty object.
     metadata: Option<Jsonb>,
     metadata_text: String,
 }
@@ -140,36 +142,36 @@ impl ConsumeRequest<'_> {
     }
 }
 
-/// What the update of a lane gave.
+/// The outcome of a burn from a lane.
 struct Burned {
     lane: i16,
     entry_id: i64,
-    /// The lane's.
+    /// The balance of the lane after the burn.
     balance: i64,
     slice_grant: i64,
     head: Vec<u8>,
     fast_until: Moment,
-    /// The wallet's, after it.
+    /// The balance of the wallet after the burn.
     total: i64,
     alert_below: i64,
     alert_base: i64,
-    /// StoredAnswer with the entry, for a repeated call.
+    /// The `StoredAnswer` that the entry keeps for a repeated call.
     result: Option<String>,
     waited: bool,
-    /// The lane is to be folded.
+    /// Whether the lane is due to be folded.
     is_due: bool,
-    /// And what its entries come to, where it knew.
+    /// The sums of the lane's unfolded entries, if it has them and is due.
     recent: Option<LaneSummary>,
 }
 
-/// What became of it.
+/// The outcome of the fast path.
 enum FastPath {
     Done(Burned),
-    /// The rules must decide; and see to this lane, where it had run dry.
+    /// The rules must decide, and refill this lane, if it had run dry.
     NeedsSlowPath(Option<i16>),
 }
 
-/// What a consumption costs now.
+/// The cost of a consumption at a moment.
 struct ChargeQuote {
     now: Moment,
     unit: String,
@@ -180,12 +182,13 @@ fn consume(request: &ConsumeRequest<'_>) -> Result<Consumption> {
     spi::connect(|db| match quote(db, request) {
         Ok(Some(quote)) => charge(db, request, &quote),
         Ok(None) => batch::consume_one(db, request.item(), None),
-        // Whatever would be refused now: a call that was made before has its answer.
+        // A repeated call gets its answer even if it would be refused now.
         Err(error) => replay(request)?.ok_or(error),
     })
 }
 
-/// None where what was used before matters: that is for the rules.
+/// The cost of the consumption; None if it depends on earlier usage, which the rules have to look
+/// at.
 fn quote(db: &Db, request: &ConsumeRequest<'_>) -> Result<Option<ChargeQuote>> {
     let metric = cache::metric(db, request.metric)?;
     let now = clock::now();
@@ -207,7 +210,7 @@ fn charge(db: &Db, request: &ConsumeRequest<'_>, quote: &ChargeQuote) -> Result<
         FastPath::Done(burned) => burned,
         FastPath::NeedsSlowPath(lane) => return batch::consume_one(db, request.item(), lane),
     };
-    // The wait for the lock may have outlasted the figures of the row.
+    // Waiting for the lock may have outlasted the moment until which the row's figures are right.
     if burned.fast_until != INFINITY && burned.fast_until <= clock::now() {
         db.write(&UNBURN, args![request.org_id, unit, credits, burned.lane]);
         return batch::consume_one(db, request.item(), None);
@@ -238,7 +241,8 @@ fn charge(db: &Db, request: &ConsumeRequest<'_>, quote: &ChargeQuote) -> Result<
     })
 }
 
-/// Reports and alerts. Whoever holds a lane does not wait for the wallet: it is for the next call then.
+/// Folds reports and raises alerts. A caller that holds a lane must not wait for the wallet's lock:
+/// where it is not free, this is left to the next call.
 fn afterwards(db: &Db, request: &ConsumeRequest<'_>, unit: &str, now: Moment, burned: Burned) -> Result<()> {
     let is_low = burned.total < burned.alert_below;
     if !burned.is_due && !is_low || burned.lane > 0 && store::lock_if_free(request.org_id, unit).is_none() {
@@ -260,7 +264,7 @@ fn replay(request: &ConsumeRequest<'_>) -> Result<Option<Consumption>> {
     store::find_replay(request.org_id, key)?.map(|found| replayed(&found, &request.item())).transpose()
 }
 
-/// What all of the entry's columns come to but those that its place in the chain gives.
+/// The hash of all columns of the entry but those that follow from its place in the chain.
 fn content(request: &ConsumeRequest<'_>, (unit, credits, now): (&str, i64, Moment), result: Option<&str>) -> Hash {
     chain::content(&Content {
         org_id: request.org_id,
@@ -290,7 +294,7 @@ fn burn(request: &ConsumeRequest<'_>, (unit, credits, now): (&str, i64, Moment),
     }
     let lanes = Lanes::to_update();
     let mut is_split = hint.lanes > 1;
-    // The note may be old: what is there decides.
+    // The hint may be old: the rows decide.
     for _ in 0..2 {
         if is_split {
             match burn_split(&lanes, request, (unit, credits, now), hint) {
@@ -309,7 +313,7 @@ fn burn(request: &ConsumeRequest<'_>, (unit, credits, now): (&str, i64, Moment),
     FastPath::NeedsSlowPath(None)
 }
 
-/// Burns from one of the lanes of a split wallet; None where it is not split.
+/// Burns from one of the lanes of a split wallet; None if it is not split.
 fn burn_split(
     table: &Lanes,
     request: &ConsumeRequest<'_>,
@@ -333,14 +337,16 @@ fn burn_split(
         if seen.fast_until <= clock::now() {
             return Some(FastPath::NeedsSlowPath(None));
         }
-        // A repeated call is told the wallet's figures again, not the lane's.
+        // A repeated call must get the wallet's balances again, and the entry has only those of its
+        // lane.
         let total = seen.total - credits;
         let (balance_before, balance_after) = (Some(seen.total), Some(total));
         let result = request.key.and_then(|_| {
             serde_json::to_string(&StoredAnswer { balance_before, balance_after, ..StoredAnswer::default() }).ok()
         });
         let content = content(request, (unit, credits, now), result.as_deref());
-        // A look at all lanes costs more than an attempt at one: as long as they are only held, it serves.
+        // Reading all lanes costs more than an attempt at one: as long as lanes are only held, what
+        // was read serves.
         loop {
             let (lane, how) = match lanes::step(&seen.view, mine, credits, &seen.held) {
                 Step::Wallet(lane) => return Some(FastPath::NeedsSlowPath(Some(lane))),
@@ -353,9 +359,9 @@ fn burn_split(
                     let (alert_below, alert_base) = (seen.alert_below, seen.alert_base);
                     return Some(FastPath::Done(Burned { total, alert_below, alert_base, result, waited, ..burned }));
                 }
-                // Somebody has taken it since we looked.
+                // Somebody has taken the lane since it was read.
                 LaneAttempt::Held if how == LockPolicy::SkipLocked => seen.held.push(lane),
-                // Somebody else was faster, or has waited with us.
+                // Somebody was faster, or what was read is old after a wait.
                 LaneAttempt::Held | LaneAttempt::No | LaneAttempt::Split => break,
             }
         }
@@ -363,17 +369,18 @@ fn burn_split(
     Some(FastPath::NeedsSlowPath(None))
 }
 
-/// What came of a lane.
+/// The outcome of an attempt at one lane.
 enum LaneAttempt {
     Burned(Burned),
-    /// It has not enough, or time has passed over it.
+    /// The lane has not enough credit, or its figures are out of date.
     No,
     Held,
     /// The wallet has other lanes to burn from.
     Split,
 }
 
-/// One update of a lane: checks, burns from its slice, advances the chain, and takes the entry in where it is to be reported.
+/// Makes the one update of a lane: checks, burns from its slice, advances the chain, and counts the
+/// entry for the reports.
 fn burn_lane<'a>(
     (lanes, seen): (&'a Lanes, Option<Finder<'a, table::Table>>),
     request: &ConsumeRequest<'_>,
@@ -442,7 +449,7 @@ fn entry<'a>(request: &ConsumeRequest<'a>, entry_id: i64, credits: i64, created_
     Entry { entry_id, operation_id, kind, metric, source: None, created_at, quantity, amount }
 }
 
-/// Of a usage entry. A burn of nothing names no grant.
+/// The place of a usage entry in its lane. A burn of nothing names no grant.
 fn position(entry_id: i64, balance: i64, credits: i64, slice_grant: i64) -> Position {
     let grant_id = (credits != 0).then_some(slice_grant);
     Position { entry_id, balance_before: balance, balance_after: balance - credits, grant_id }
@@ -471,7 +478,8 @@ fn write(request: &ConsumeRequest<'_>, unit: &str, credits: i64, now: Moment, bu
         result: burned.result.as_deref(),
         hash: &burned.head,
     };
-    // Whoever else uses the key in this wallet waits for lane 0, unless there are others.
+    // In a wallet with one lane, a call with the same key waits for lane 0, so the key needs no
+    // speculative insertion.
     let insertion = if burned.lane == 0 { Insertion::Plain } else { Insertion::Speculative };
     row.insert(&Entries::to_insert(), insertion)
 }
@@ -480,7 +488,7 @@ fn spend_budget(db: &Db, request: &ConsumeRequest<'_>, unit: &str, credits: i64,
     let Some(member_id) = request.member_id else { return };
     let delta = MemberDelta { consumed: credits, period: credits, active_at: Some(now) };
     if !store::save_member(db, request.org_id, unit, member_id, &delta, now, true) {
-        // The rules say why. What was written so far goes with the error: so it must be raised, not returned.
+        // The error is raised, not returned: it must undo the rows that are written already.
         or_raise(refusal(db, request, unit, member_id, credits, now));
     }
 }

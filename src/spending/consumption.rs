@@ -1,4 +1,4 @@
-//! A consumption: what is asked for, what is answered, and the answer to a repeated call.
+//! The consumption: its request, its answer, and the answer to a repeated call.
 
 use crate::base::error::{Error, Result};
 use crate::call::Answer;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 receipt! {
-    /// Of a consumption.
+    /// The answer of `consume_credits` and `capture_credits`.
     #[derive(Serialize, Deserialize)]
     Consumption as "consumption" {
         operation_id: i64,
@@ -39,13 +39,13 @@ pub struct Item {
     pub quantity: i64,
     pub key: Option<String>,
     pub member_id: Option<Uuid>,
-    /// As the server prints it.
+    /// The metadata, as the server prints it.
     pub metadata: String,
 }
 
-/// The answer that a repeated consumption gets; an error when the key was used for another request.
+/// The answer to a repeated consumption; an error if the key was used for another request.
 pub fn replayed(found: &Replay, item: &Item) -> Result<Consumption> {
-    // A consumption leaves no fingerprint: its entry has all its arguments.
+    // A consumption stores no fingerprint, since its entry has all of its arguments.
     let same = found.key == item.key
         && found.request_hash.is_none()
         && found.kind == "usage"
@@ -70,7 +70,7 @@ pub fn replayed(found: &Replay, item: &Item) -> Result<Consumption> {
     })
 }
 
-/// The parts of an answer that are kept where its entry alone does not tell them.
+/// The parts of an answer that are stored because its entry alone does not tell them.
 #[allow(missing_docs)]
 #[derive(Default, Serialize, Deserialize)]
 pub struct StoredAnswer {

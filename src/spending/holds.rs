@@ -1,4 +1,5 @@
-//! Two-phase spending (reserve, then capture or release) and payout holds.
+//! Holds: two-phase spending (reserve, then capture or release), and credit that is locked for a
+//! payout.
 
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
@@ -27,14 +28,15 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use uuid::Uuid;
 
-/// Longest time that credit may be reserved.
+/// The longest time for which credit may be reserved, in microseconds.
 const LONGEST_TTL: i64 = 366 * 24 * 3600 * 1_000_000;
 
-/// The year 9999 and some: nothing is reserved where adding a time might leave the calendar.
+/// The end of the year 9999: nothing is reserved later, where adding a time might leave the
+/// calendar.
 const END_OF_TIME: Moment = 252_455_616_000_000_000;
 
 receipt! {
-    /// Of credit set aside, or given back.
+    /// The answer of the functions that set credit aside or give it back.
     #[derive(Serialize, Deserialize)]
     HoldReceipt as "hold_receipt" {
         hold_id: i64,
@@ -61,9 +63,9 @@ struct Stored {
     member_id: Option<Uuid>,
     expires_at: Option<Moment>,
     created_at: Moment,
-    /// None: free.
+    /// The price at the time of the reservation; None: free.
     price: Option<Price>,
-    /// What it took from, where that was one grant.
+    /// The grant that it took from, if that was only one.
     grant_id: Option<i64>,
 }
 
@@ -107,7 +109,9 @@ impl Stored {
         Ok(())
     }
 
-    /// Nothing but the hold is written for what costs the same whatever was used.
+    /// The moment at which the key of a capture is looked up. If the cost does not depend on
+    /// earlier usage, the hold is all that is written besides the entries, and the first of those
+    /// may take the key.
     fn key(&self, db: &Db) -> Result<Key> {
         let Some(metric) = &self.metric else { return Ok(Key::First) };
         let is_plain = cache::any_metric(db, metric)?.is_plain(self.price.as_ref());
@@ -144,12 +148,12 @@ fn make(wallet: &Wallet, hold_id: i64, terms: &HoldTerms<'_>, grant_id: Option<i
     Table::<holds::Table>::to_insert().insert_as(&holds::one(org_id, hold_id), &row);
 }
 
-/// How many entries took that: one per grant, and one for nothing.
+/// The number of entries that took these parts: one per grant, and one for nothing.
 fn entries_of(parts: &[Part]) -> i32 {
     i32::try_from(parts.len()).unwrap_or(i32::MAX).max(1)
 }
 
-/// The grant, where it is one.
+/// The grant of the parts, if it is only one.
 fn only_grant(parts: &[Part]) -> Option<i64> {
     if let [part] = parts { Some(part.grant_id) } else { None }
 }
@@ -175,8 +179,9 @@ fn from_hold(hold_id: i64, hold: &Stored) -> EntryContext {
 
 /// Reserves what `quantity` of a metric costs now, for at most `ttl`.
 ///
-/// The credit counts as gone at once; capture charges what was really used, release gives it back, and when the time is over
-/// it is free again by itself. `ttl`: above zero, at most a year. Errors: as `consume_credits`.
+/// The credit counts as gone at once; capture charges what was really used, release gives it back,
+/// and when the time is over it is free again by itself. `ttl`: above zero, at most a year. Errors:
+/// as `consume_credits`.
 #[pg_extern(volatile)]
 fn reserve_credits(
     org_id: Option<pgrx::Uuid>,
@@ -208,7 +213,7 @@ fn reserve_credits(
                     let credits = found.as_ref().map_or(Ok(0), |p| p.charge(0, quantity).map_err(price::too_large))?;
                     store::lock_known(db, org_id, unit, credits, now)
                 } else {
-                    // It may cost nothing: that is for the counters to say.
+                    // It may cost nothing, which only the counters can tell.
                     if cache::default_plan(db)?.0.is_none() {
                         store::require_org(org_id)?;
                     }
@@ -272,7 +277,7 @@ fn reserve_credits(
     }))
 }
 
-/// The counter of a metric, where what it costs depends on what was used.
+/// The counter of a metric, if its cost depends on earlier usage.
 fn lock_metered(
     db: &Db,
     org_id: Uuid,
@@ -286,7 +291,7 @@ fn lock_metered(
     Ok(counters::lock_metered(db, &[(org_id, Rc::clone(metric))], now)?.pop_first().map(|(_, metered)| metered))
 }
 
-/// What a quantity comes to, after what was used in the period.
+/// The charge for a quantity, after what was used in the period.
 fn charge(metered: Option<&Metered>, metric: &Metric, quantity: i64, price: Option<&Price>) -> Result<Charge> {
     match (metered, price) {
         (Some(metered), price) => metered.charge(metric, quantity, price),
@@ -300,7 +305,7 @@ fn charge(metered: Option<&Metered>, metric: &Metric, quantity: i64, price: Opti
 
 fn expiry(now: Moment, ttl: &Interval) -> Result<Moment> {
     let bad = || Error::invalid("ttl", "must be above zero and at most a year");
-    // More than any ttl may be, and far from where adding to the moment would overflow.
+    // This is more than any ttl may be, and far from where adding it would overflow.
     if ttl.months().unsigned_abs() > 12
         || ttl.days().unsigned_abs() > 366
         || ttl.micros().unsigned_abs() > LONGEST_TTL.unsigned_abs()
@@ -315,10 +320,11 @@ fn expiry(now: Moment, ttl: &Interval) -> Result<Moment> {
 
 /// Charges what a reserved request really used: up to what was reserved, or beyond.
 ///
-/// `quantity`: null as reserved. The price is that of the moment of the reservation. What was reserved and not used goes back
-/// to its grants; credit that expired after it was reserved can still be captured. `beyond`, when it costs more than was
-/// reserved: charge burns the difference as a consumption would, refuse is PT409 `capture_exceeds`. Errors: PT409
-/// `hold_closed`; PT404 `unknown_hold`; else as `consume_credits`. A refused capture leaves the hold open.
+/// `quantity`: null as reserved. The price is that of the moment of the reservation. What was
+/// reserved and not used goes back to its grants; credit that expired after it was reserved can
+/// still be captured. `beyond`, when it costs more than was reserved: charge burns the difference
+/// as a consumption would, refuse is PT409 `capture_exceeds`. Errors: PT409 `hold_closed`; PT404
+/// `unknown_hold`; else as `consume_credits`. A refused capture leaves the hold open.
 #[pg_extern(volatile)]
 fn capture_credits(
     org_id: Option<pgrx::Uuid>,
@@ -342,7 +348,8 @@ fn capture_credits(
         let found = RefCell::new(None);
         call.run_then(
             |db, _| {
-                // All of it stays as it is but whether it is open.
+                // Nothing of a hold changes but whether it is open, so it may be read before the
+                // lock.
                 let hold = find(org_id, hold_id)?;
                 let lane = store::lock(org_id, &hold.unit).ok_or(Error::corrupt("a hold without a wallet"))?;
                 let key = hold.key(db)?;
@@ -362,7 +369,7 @@ fn capture_credits(
                     if store::close_hold(org_id, hold_id, "captured", now, operation_id) {
                         return Ok(());
                     }
-                    // Somebody closed it while we waited for the wallet.
+                    // Another call closed it while this one waited for the wallet.
                     is_open(db)?;
                     Err(Error::contended())
                 };
@@ -396,7 +403,8 @@ fn capture(
     let in_slice = parts.iter().all(|p| p.grant_id == wallet.lane.slice_grant);
     let beyond = (credits - hold.credits).max(0);
     if !(in_slice && wallet.slice_suffices(beyond)) {
-        // It may have been closed while we waited for the wallet; then its grants have their credit back.
+        // Another call may have closed it while this one waited for the wallet; then its grants
+        // have their credit back.
         find(call.org_id, hold_id)?.require_open(hold_id, wallet.now())?;
         let named: Vec<i64> = parts.iter().map(|p| p.grant_id).collect();
         store::load(db, wallet, &named)?;
@@ -404,7 +412,7 @@ fn capture(
     }
     caps::give_back(db, call.org_id, vec![hold_id], Some(quantity))?;
     store::load_budgets(db, wallet, hold.member_id.into_iter().collect());
-    // What of the hold counted in an earlier period is no part of this one's budget.
+    // The part of the hold that counted in an earlier period is no part of this period's budget.
     let still_counted = wallet.still_counted(&plain(hold_id, hold));
     wallet.check_budget(hold.member_id, credits - still_counted)?;
     let balance_before = wallet.spendable(Some(metric));
@@ -522,8 +530,8 @@ fn close(
 
 /// Locks credit that is to be paid out, without a time limit.
 ///
-/// `amount`: from 1, of general credit. Then `pay_out` or `release_credits`. Errors: PT402 `insufficient_credits`; PT404
-/// `unknown_org`; PT409 `idempotency_conflict`; 22023.
+/// `amount`: from 1, of general credit. Then `pay_out` or `release_credits`. Errors: PT402
+/// `insufficient_credits`; PT404 `unknown_org`; PT409 `idempotency_conflict`; 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn lock_credits(
@@ -581,7 +589,8 @@ fn lock_credits(
 
 /// Lets locked credit leave: it was paid out.
 ///
-/// Errors: PT404 `unknown_hold`; PT409 `hold_closed`, `idempotency_conflict`; 22023 for a usage hold.
+/// Errors: PT404 `unknown_hold`; PT409 `hold_closed`, `idempotency_conflict`; 22023 for a usage
+/// hold.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn pay_out(

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 receipt! {
-    /// Of a refund.
+    /// The answer of `refund_credits`.
     #[derive(Serialize, Deserialize)]
     RefundReceipt as "refund_receipt" { operation_id: i64, credits: i64, balance_after: i64, replayed: bool }
 }
@@ -38,7 +38,8 @@ statements! {
          on conflict (org_id, operation_id, grant_id) do update set credits = r.credits + $4";
 }
 
-/// What each grant can still get back, in the recorded order. The lane must be locked.
+/// The credit that each grant can still get back, in the order in which they were burned. The lane
+/// must be locked.
 fn refundable(db: &Db, org_id: Uuid, operation_id: i64, burned: &[PostedEntry]) -> Vec<Part> {
     let mut refunded: BTreeMap<i64, i64> =
         db.write(&REFUNDED, args![org_id, operation_id]).iter().map(|row| (row.get(0), row.get(1))).collect();
@@ -57,11 +58,12 @@ fn refundable(db: &Db, org_id: Uuid, operation_id: i64, burned: &[PostedEntry]) 
         .collect()
 }
 
-/// Refunds a consumption or capture, whole or in part, to the very grants that it burned, in the recorded order.
+/// Refunds a consumption or capture, whole or in part, to the very grants that it burned, in the
+/// recorded order.
 ///
-/// `credits`: null for all that was not refunded yet. What goes back to a grant that has expired or was voided meanwhile expires
-/// or is voided at once. The usage stays counted. Errors: PT404 `unknown_operation`; PT409 `refund_exceeds`,
-/// `idempotency_conflict`; 22023.
+/// `credits`: null for all that was not refunded yet. What goes back to a grant that has expired or
+/// was voided meanwhile expires or is voided at once. The usage stays counted. Errors: PT404
+/// `unknown_operation`; PT409 `refund_exceeds`, `idempotency_conflict`; 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn refund_credits(

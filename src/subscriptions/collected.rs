@@ -1,4 +1,5 @@
-//! Subscriptions that a provider collects for: periods begin when they are paid, whichever of its reports comes first.
+//! Subscriptions that a provider collects for: periods begin when they are paid, whichever report
+//! comes first.
 
 use crate::base::error::{Error, Result};
 use crate::base::{time, units};
@@ -15,7 +16,7 @@ use crate::pg::clock;
 use crate::pg::spi::{Db, Timestamptz};
 use crate::providers::event::{InvoiceFact, SubscriptionFact, SubscriptionState};
 use crate::purchases::money;
-use crate::subscriptions::subscribe;
+use crate::subscriptions::subscribe::{self, PaidPeriod};
 use crate::{args, outbox, settlement, statements};
 use serde_json::json;
 use std::rc::Rc;
@@ -24,7 +25,8 @@ use uuid::Uuid;
 statements! {
     KNOWN(text, text) =
         "select org_id, plan from billing.provider_subscriptions where provider = $1 and subscription = $2 limit 2";
-    // What is older than what is known changes nothing: but an end is an end, and of money that is missing, money has the last word.
+    // A report that is older than the known state changes nothing, except that an end stays an end;
+    // a payment overrules a report that money is missing.
     REPORT(uuid, text, text, text, text, boolean, int8) =
         "insert into billing.provider_subscriptions as s
                 (org_id, provider, subscription, state, plan, cancel_at_period_end, last_report_at)
@@ -42,7 +44,7 @@ statements! {
                 state = case when s.state in ('incomplete', 'past_due') then 'active' else s.state end";
     STATE(uuid, text, text) =
         "select state from billing.provider_subscriptions where org_id = $1 and provider = $2 and subscription = $3";
-    // Another subscription that is paid for the plan that runs.
+    // Another subscription pays for the plan that runs.
     OTHER_PAID_SUBSCRIPTION(uuid, text, text, timestamptz) =
         "select from billing.subscriptions s
            join billing.provider_subscriptions c on c.org_id = s.org_id and c.provider = s.provider
@@ -55,7 +57,7 @@ statements! {
             and state = 'active'";
 }
 
-/// What a price of a provider is for.
+/// The item that a provider's price stands for.
 enum Item {
     Plan(Rc<Plan>),
     Pack(Rc<Pack>),
@@ -68,8 +70,9 @@ fn names_pack(db: &Db, provider: &str, prices: &[String]) -> Result<bool> {
     Ok(packs.iter().any(|(pack, _)| ids(pack)))
 }
 
-/// The first of the prices, which is that of the period, counts before the others, and plans before packs.
-fn item(db: &Db, provider: &str, prices: &[String]) -> Result<Option<Item>> {
+/// The item of the prices: the first one is that of the period and counts before the others, and
+/// plans count before packs.
+fn find_item(db: &Db, provider: &str, prices: &[String]) -> Result<Option<Item>> {
     let (plans, packs) = (cache::all_plans(db)?, cache::all_packs(db)?);
     let names = |ids: Option<&Vec<String>>, price: &String| ids.is_some_and(|ids| ids.contains(price));
     let plan = |price| plans.iter().find(|(plan, _)| names(plan.provider_ids.get(provider), price));
@@ -78,14 +81,14 @@ fn item(db: &Db, provider: &str, prices: &[String]) -> Result<Option<Item>> {
     Ok(plan.or_else(|| prices.iter().find_map(pack).map(|(pack, _)| Item::Pack(Rc::clone(pack)))))
 }
 
-fn known(db: &Db, provider: &str, id: &str) -> Option<(Uuid, Option<String>)> {
+fn find_known(db: &Db, provider: &str, id: &str) -> Option<(Uuid, Option<String>)> {
     let rows = db.write(&KNOWN, args![provider, id]);
     if rows.count() == 1 { rows.first().map(|row| (row.get(0), row.opt(1))) } else { None }
 }
 
-/// An invoice was paid, or could not be.
-pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Result<Handled> {
-    let before = fact.subscription.as_deref().and_then(|id| known(db, provider, id));
+/// Handles the report that an invoice was paid, or could not be.
+pub fn handle_invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Result<Handled> {
+    let before = fact.subscription.as_deref().and_then(|id| find_known(db, provider, id));
     let of_customer = || fact.customer.as_deref().and_then(|id| store::org_of_customer(db, provider, id));
     let Some(org_id) = fact.org_id.or(before.as_ref().map(|(org_id, _)| *org_id)).or_else(of_customer) else {
         return Ok(Handled::Review("unknown_org", None));
@@ -99,7 +102,7 @@ pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Res
         }
         return Ok(Handled::Processed(Some(org_id)));
     }
-    let mut item = item(db, provider, &fact.prices)?;
+    let mut item = find_item(db, provider, &fact.prices)?;
     if item.is_none()
         && let Some((_, Some(plan))) = &before
         && fact.prices.is_empty()
@@ -110,7 +113,7 @@ pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Res
     ledger::lock_org(db, org_id, &[units::CREDIT.to_owned()], clock::now())?;
     let refs: Vec<String> = fact.refs.iter().cloned().chain(std::iter::once(fact.id.clone())).collect();
     if let Some((owner, payment_id)) = store::by_refs(db, provider, &refs) {
-        // Known as a purchase of ours: its own report pays it.
+        // A purchase that is known here is paid by its own report.
         let payment = money::change(db, owner, payment_id, |_| Ok(()))?;
         store::add_refs(db, &payment, &refs);
         return Ok(Handled::Processed(Some(owner)));
@@ -118,15 +121,15 @@ pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Res
     let payment = match item {
         Item::Pack(pack) => {
             let quote = quote(db, &pack, &fact.currency, None)?;
-            // Tax may have come on top at the provider.
+            // Tax may have been added at the provider.
             if fact.amount < quote.price {
                 return Err(Error::mismatch("amount", &quote.price.to_string(), &fact.amount.to_string()));
             }
-            // Several of it, or something else beside it.
+            // The invoice is for several of the pack, or for something else as well.
             if fact.amount >= quote.price.saturating_mul(2) || fact.prices.len() > 1 {
                 return Ok(Handled::Review("several_items", Some(org_id)));
             }
-            let mut new = request::of_pack(org_id, &pack, &fact.currency, quote, ("subscription", provider));
+            let mut new = request::of_pack(org_id, &pack, &fact.currency, quote, "subscription", provider);
             new.money.total = fact.amount;
             store::insert(db, &new, None, "{}", clock::now());
             money::change(db, org_id, new.payment_id, |payment| {
@@ -134,11 +137,11 @@ pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Res
                 Ok(())
             })?
         }
-        // Of what was paid, nothing says which part was for which.
+        // Nothing tells which part of the amount was paid for which item.
         Item::Plan(_) if names_pack(db, provider, &fact.prices)? => {
             return Ok(Handled::Review("several_items", Some(org_id)));
         }
-        Item::Plan(plan) => match collect(db, org_id, provider, (fact, created), &plan)? {
+        Item::Plan(plan) => match collect_period(db, org_id, provider, fact, created, &plan)? {
             Ok(payment) => payment,
             Err(reason) => return Ok(Handled::Review(reason, Some(org_id))),
         },
@@ -150,12 +153,14 @@ pub fn invoice(db: &Db, provider: &str, fact: &InvoiceFact, created: i64) -> Res
     Ok(Handled::Processed(Some(org_id)))
 }
 
-/// A period of a plan was paid.
-fn collect(
+/// Notes a paid period of a plan and the payment for it; the inner error is the reason why it waits
+/// for a person.
+fn collect_period(
     db: &Db,
     org_id: Uuid,
     provider: &str,
-    (fact, created): (&InvoiceFact, i64),
+    fact: &InvoiceFact,
+    created: i64,
     plan: &Plan,
 ) -> Result<std::result::Result<Payment, &'static str>> {
     let Some((start, until)) = fact.period.map(|(start, end)| (time::from_unix(start), time::from_unix(end))) else {
@@ -173,10 +178,11 @@ fn collect(
     let (is_money, billing_provider) = (fact.amount > 0, (provider.to_owned(), id.clone()));
     let is_beside =
         db.write(&OTHER_PAID_SUBSCRIPTION, args![org_id, provider, id.as_str(), Timestamptz(now)]).count() > 0;
-    let grants = subscribe::collect(db, org_id, plan, (start, until, is_money), &billing_provider, now, || {
-        db.write(&COLLECT, args![org_id, provider, id.as_str(), &plan.name, Timestamptz(until), created]);
-    })?;
-    // Paid, and nothing came of it: a second subscription of the same plan, say.
+    let grants =
+        subscribe::collect(db, org_id, plan, PaidPeriod { start, until, is_money }, &billing_provider, now, || {
+            db.write(&COLLECT, args![org_id, provider, id.as_str(), &plan.name, Timestamptz(until), created]);
+        })?;
+    // Money came and nothing was granted for it, as with a second subscription to the same plan.
     if is_money && is_beside && grants.is_empty() && plan.credits.is_some() {
         return Ok(Err("nothing_to_begin"));
     }
@@ -202,18 +208,18 @@ fn collect(
     Ok(Ok(payment))
 }
 
-/// A subscription was made, changed or ended.
-pub fn subscription(db: &Db, provider: &str, fact: &SubscriptionFact, created: i64) -> Result<Handled> {
-    let before = known(db, provider, &fact.id);
+/// Handles the report that a subscription was made, changed or ended.
+pub fn handle_subscription(db: &Db, provider: &str, fact: &SubscriptionFact, created: i64) -> Result<Handled> {
+    let before = find_known(db, provider, &fact.id);
     let of_customer = || fact.customer.as_deref().and_then(|id| store::org_of_customer(db, provider, id));
     let Some(org_id) = fact.org_id.or(before.as_ref().map(|(org_id, _)| *org_id)).or_else(of_customer) else {
         return Ok(Handled::Review("unknown_org", None));
     };
     let goes_on = matches!(fact.state, SubscriptionState::Active | SubscriptionState::Incomplete);
-    let plan = match item(db, provider, &fact.prices)? {
+    let plan = match find_item(db, provider, &fact.prices)? {
         Some(Item::Plan(plan)) => Some(plan),
         Some(Item::Pack(_)) => None,
-        // What ends, ends at whatever price.
+        // A subscription that ends does so whatever its price was.
         None if fact.prices.is_empty() || !goes_on => None,
         None => return Ok(Handled::Review("unknown_price", Some(org_id))),
     };
@@ -228,12 +234,13 @@ pub fn subscription(db: &Db, provider: &str, fact: &SubscriptionFact, created: i
     if let Some(customer) = &fact.customer {
         store::link(db, org_id, provider, customer);
     }
-    // What was paid for begins, and what was not does not, before the news counts.
+    // Periods that were paid begin, and others do not, before the new state counts.
     settlement::catch_up(db, org_id, now)?;
     let name = plan.as_ref().map(|plan| plan.name.clone());
     let rows =
         db.write(&REPORT, args![org_id, provider, fact.id.as_str(), state, name, fact.cancel_at_period_end, created]);
-    // There is newer news; or nothing of it was paid, or another subscription pays for what runs now.
+    // A newer state is known; or nothing was paid for it, or another subscription pays for what
+    // runs now.
     let Some(state) = rows.first().map(|row| row.get::<String>(0)) else { return Ok(Handled::Processed(Some(org_id))) };
     let is_ours = subscribe::is_billing_provider(org_id, &(provider.to_owned(), fact.id.clone()), now);
     if is_ours {

@@ -16,7 +16,7 @@ use crate::pg::clock;
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, Db};
-use crate::plans::period::{Override, prorated, whole_period};
+use crate::plans::period::{Override, Span, prorated, whole_period};
 use crate::plans::store::{self, Collector, Subscription};
 use crate::settlement;
 use crate::settlement::renewal;
@@ -27,7 +27,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 receipt! {
-    /// Of a subscription as it is now.
+    /// The answer of `subscribe`, `change_plan` and `cancel_subscription`: a subscription as it is
+    /// now.
     #[derive(Serialize, Deserialize)]
     SubscriptionStatus as "subscription" {
         org_id: Uuid,
@@ -55,18 +56,18 @@ statements! {
         "insert into billing_internal.subscription_requests (org_id, idempotency_key, request_hash, result) values ($1, $2, $3, $4)";
 }
 
-/// A subscription may begin so many months ago, or ahead.
+/// The number of months that a subscription may begin in the past or in the future.
 const LONGEST_AGO: i64 = 120;
 
 /// A call that changes an org's subscription.
-struct Call<'a> {
+struct SubscriptionCall<'a> {
     org_id: Uuid,
     key: Option<&'a str>,
     hash: i64,
     metadata: String,
 }
 
-impl<'a> Call<'a> {
+impl<'a> SubscriptionCall<'a> {
     fn new(
         org_id: Uuid,
         function: &str,
@@ -80,7 +81,8 @@ impl<'a> Call<'a> {
         Ok(Self { org_id, key: arguments::key(key)?, hash: hash::fingerprint(function, &all), metadata })
     }
 
-    /// Does the work under the wallet's lock, and gives a repeated call its first answer.
+    /// Does the work under the locks of the org's wallets, and gives a repeated call its first
+    /// answer.
     fn run(
         &self,
         makes_wallet: bool,
@@ -88,7 +90,8 @@ impl<'a> Call<'a> {
     ) -> Result<SubscriptionStatus> {
         spi::connect(|db| {
             cache::require_installed(db)?;
-            // All wallets, in their order: what is to be paid before may be in any of them.
+            // All wallets are locked, in their order: the usage of periods before may have to be
+            // paid from any of them.
             let units = if makes_wallet { vec![units::CREDIT.to_owned()] } else { Vec::new() };
             if ledger::lock_org(db, self.org_id, &units, clock::now())?.is_empty() {
                 return Err(Error::no_subscription(&self.org_id.to_string()));
@@ -122,7 +125,7 @@ impl<'a> Call<'a> {
 }
 
 /// The subscription that runs, or is about to begin.
-fn active(all: &[Subscription], now: Moment) -> Option<&Subscription> {
+fn current_subscription(all: &[Subscription], now: Moment) -> Option<&Subscription> {
     all.iter().rev().find(|s| !s.is_void() && s.ends_at.is_none_or(|end| end > now))
 }
 
@@ -158,14 +161,14 @@ fn status_of(db: &Db, org_id: Uuid, newest: &Subscription, now: Moment) -> Resul
 
 fn subscribe_to(
     db: &Db,
-    call: &Call<'_>,
+    call: &SubscriptionCall<'_>,
     all: &[Subscription],
     plan: &Plan,
     starts_at: Option<Moment>,
     now: Moment,
 ) -> Result<SubscriptionStatus> {
     let org_id = call.org_id;
-    match active(all, now) {
+    match current_subscription(all, now) {
         Some(current) if !current.by_default && current.starts_at <= now => {
             let end = current.next_period_at.unwrap_or(now);
             match starts_at.filter(|at| *at > now) {
@@ -187,24 +190,24 @@ fn subscribe_to(
             if before.any(|end| end > starts_at) {
                 return Err(Error::invalid("starts_at", "lies within an earlier subscription"));
             }
-            if let Some(scheduled) = active(all, now).filter(|s| !s.by_default) {
+            if let Some(scheduled) = current_subscription(all, now).filter(|s| !s.by_default) {
                 withdraw(db, org_id, all, scheduled, now)?;
             }
             settlement::cut_period(db, org_id, now, starts_at)?;
-            // The default plan until then.
+            // The default plan goes on until the subscription begins.
             for other in store::subscriptions(org_id).iter().filter(|s| s.by_default && !s.is_void()) {
                 if other.ends_at.is_none_or(|end| end > starts_at) {
                     store::end(db, org_id, other.starts_at, starts_at);
                 }
             }
-            begin(db, call, plan, (starts_at, starts_at, starts_at), (None, None), now);
+            begin(db, call, plan, Beginning::at(starts_at, None), now);
             settlement::catch_up(db, org_id, now)?;
         }
     }
     status(db, org_id, now)
 }
 
-/// Takes back a subscription that has not begun: as if it had never been, the default plan goes on.
+/// Takes back a subscription that has not begun: the default plan goes on as if it had never been.
 fn withdraw(db: &Db, org_id: Uuid, all: &[Subscription], scheduled: &Subscription, now: Moment) -> Result<()> {
     let at = scheduled.starts_at;
     store::end(db, org_id, at, at);
@@ -216,40 +219,57 @@ fn withdraw(db: &Db, org_id: Uuid, all: &[Subscription], scheduled: &Subscriptio
     settlement::join_period(db, org_id, at)
 }
 
-/// Grants of the current period that exist already, what they came to, and what of it was taken back.
-type Granted = (Vec<i64>, i64, i64);
+/// The credit that was granted for the current period already.
+#[derive(Default)]
+struct Granted {
+    grants: Vec<i64>,
+    /// The credit that the grants came to, less what was taken back.
+    credits: i64,
+    taken_back: i64,
+}
 
-fn begin(
-    db: &Db,
-    call: &Call<'_>,
-    plan: &Plan,
-    (starts_at, anchor, next): (Moment, Moment, Moment),
-    (granted, billing_provider): (Option<Granted>, Option<Collector>),
-    now: Moment,
-) {
-    let (grants, granted, taken_back) = granted.unwrap_or_default();
+/// The start of a subscription on a plan.
+struct Beginning {
+    starts_at: Moment,
+    anchor: Moment,
+    next_period_at: Moment,
+    granted: Granted,
+    billing_provider: Option<Collector>,
+}
+
+impl Beginning {
+    /// A subscription whose periods begin at a moment, with nothing granted yet.
+    fn at(moment: Moment, billing_provider: Option<Collector>) -> Self {
+        let granted = Granted::default();
+        Self { starts_at: moment, anchor: moment, next_period_at: moment, granted, billing_provider }
+    }
+}
+
+fn begin(db: &Db, call: &SubscriptionCall<'_>, plan: &Plan, beginning: Beginning, now: Moment) {
+    let Beginning { starts_at, anchor, next_period_at, granted, billing_provider } = beginning;
     let new = Subscription {
         starts_at,
         ends_at: None,
         anchor,
-        next_period_at: Some(next),
+        next_period_at: Some(next_period_at),
         plan: plan.name.clone(),
         pending_plan: None,
         cancel_at_period_end: false,
         by_default: false,
-        grants,
-        granted,
-        taken_back,
+        grants: granted.grants,
+        granted: granted.credits,
+        taken_back: granted.taken_back,
         awaiting_payment: false,
         billing_provider,
     };
     store::begin(db, call.org_id, &new, now, &call.metadata);
 }
 
-/// Another plan for the rest of the period: allowances and credits in proportion to the time.
+/// Changes the plan for the rest of the period, with allowances and credits in proportion to the
+/// time.
 fn change_now(
     db: &Db,
-    call: &Call<'_>,
+    call: &SubscriptionCall<'_>,
     all: &[Subscription],
     current: &Subscription,
     plan: &Plan,
@@ -264,11 +284,12 @@ fn change_now(
     if old.cycle != plan.cycle {
         settlement::cut_period(db, org_id, now, now)?;
         store::end(db, org_id, current.starts_at, now);
-        begin(db, call, plan, (now, now, now), (None, current.billing_provider.clone()), now);
+        begin(db, call, plan, Beginning::at(now, current.billing_provider.clone()), now);
         return settlement::catch_up(db, org_id, now).map(drop);
     }
     let whole = whole_period(plan.cycle, current.anchor, now);
-    // What the plans of the whole period come to, by time; what was granted already counts, however often it is changed.
+    // The credit that the plans of the whole period come to by time, less what was granted already,
+    // so that many changes in one period bring no more than one.
     let share = |plan: &Plan, from: Moment| plan.credits.map_or(0, |credits| prorated(credits.amount, whole, from));
     let mut due = share(plan, now) - share(&old, now) + share(&old, current.starts_at);
     for earlier in all.iter().filter(|s| s.anchor == current.anchor && s.starts_at < current.starts_at) {
@@ -279,7 +300,14 @@ fn change_now(
     let difference = due - current.granted;
     let (mut grants, mut granted, mut taken_back) = (current.grants.clone(), current.granted, current.taken_back);
     if difference > 0 {
-        grants.extend(renewal::grant_amounts(db, org_id, plan, &[difference], (now, whole.end), now)?);
+        grants.extend(renewal::grant_amounts(
+            db,
+            org_id,
+            plan,
+            &[difference],
+            Span { start: now, end: whole.end },
+            now,
+        )?);
         granted += difference;
     } else if difference < 0 {
         let back = renewal::take_back(db, org_id, &grants, -difference, now)?;
@@ -287,12 +315,18 @@ fn change_now(
         taken_back += back;
     }
     store::end(db, org_id, current.starts_at, now);
-    let changed = (Some((grants, granted, taken_back)), current.billing_provider.clone());
-    begin(db, call, plan, (now, current.anchor, whole.end), changed, now);
+    let beginning = Beginning {
+        starts_at: now,
+        anchor: current.anchor,
+        next_period_at: whole.end,
+        granted: Granted { grants, credits: granted, taken_back },
+        billing_provider: current.billing_provider.clone(),
+    };
+    begin(db, call, plan, beginning, now);
     Ok(())
 }
 
-fn finite(at: Option<TimestampWithTimeZone>) -> Result<Option<Moment>> {
+fn finite_start(at: Option<TimestampWithTimeZone>) -> Result<Option<Moment>> {
     let at = at.map(Moment::from);
     match at {
         Some(time::INFINITY | time::NEG_INFINITY) => Err(Error::invalid("starts_at", "must be finite")),
@@ -302,10 +336,12 @@ fn finite(at: Option<TimestampWithTimeZone>) -> Result<Option<Moment>> {
 
 /// Puts an org on a plan, or changes its plan.
 ///
-/// Without a subscription, one begins at `starts_at` (null: now; also in the past or future), and its periods count from there:
-/// 31 January, 28 February, 31 March. With one, the plan changes now, allowances and credits in proportion to the rest of the
-/// period; or at the end of the period, when `starts_at` is that. The same plan again takes back a cancellation or a change
-/// that was to come. Makes the wallet where there is none. Errors: PT404 `unknown_plan`; PT409 `idempotency_conflict`; 22023.
+/// Without a subscription, one begins at `starts_at` (null: now; also in the past or future), and
+/// its periods count from there: 31 January, 28 February, 31 March. With one, the plan changes now,
+/// allowances and credits in proportion to the rest of the period; or at the end of the period,
+/// when `starts_at` is that. The same plan again takes back a cancellation or a change that was to
+/// come. Makes the wallet where there is none. Errors: PT404 `unknown_plan`; PT409
+/// `idempotency_conflict`; 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn subscribe(
@@ -318,9 +354,10 @@ fn subscribe(
     or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let name = required("plan", plan)?;
-        let starts_at = finite(starts_at)?;
+        let starts_at = finite_start(starts_at)?;
         let start = starts_at.map(|at| at.to_string());
-        let call = Call::new(org_id, "subscribe", &[Some(name), start.as_deref()], idempotency_key, metadata)?;
+        let call =
+            SubscriptionCall::new(org_id, "subscribe", &[Some(name), start.as_deref()], idempotency_key, metadata)?;
         call.run(true, |db, all, now| {
             let plan = cache::plan(db, name)?;
             subscribe_to(db, &call, all, &plan, starts_at, now)
@@ -328,7 +365,8 @@ fn subscribe(
     }))
 }
 
-/// Changes the plan of an org that has a subscription: now, in proportion to the rest of the period, or at its end.
+/// Changes the plan of an org that has a subscription: now, in proportion to the rest of the
+/// period, or at its end.
 ///
 /// Errors: PT404 `unknown_plan`, `unknown_subscription`; PT409 `idempotency_conflict`; 22023.
 #[pg_extern(volatile)]
@@ -345,10 +383,10 @@ fn change_plan(
         let name = required("plan", plan)?;
         let at_period_end = required("at_period_end", at_period_end)?;
         let when = at_period_end.to_string();
-        let call = Call::new(org_id, "change_plan", &[Some(name), Some(&when)], idempotency_key, metadata)?;
+        let call = SubscriptionCall::new(org_id, "change_plan", &[Some(name), Some(&when)], idempotency_key, metadata)?;
         call.run(false, |db, all, now| {
             let plan = cache::plan(db, name)?;
-            let current = active(all, now).filter(|s| !s.by_default && s.starts_at <= now);
+            let current = current_subscription(all, now).filter(|s| !s.by_default && s.starts_at <= now);
             let current = current.ok_or_else(|| Error::no_subscription(&org_id.to_string()))?;
             if at_period_end && current.plan != plan.name {
                 store::set_ending(db, org_id, current.starts_at, false, Some(&plan.name));
@@ -360,38 +398,53 @@ fn change_plan(
     }))
 }
 
-/// A period of a plan was paid: puts the org on the plan where it is not, lets the period begin, and gives what was granted for it.
+/// A period of a plan that a provider collected for.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct PaidPeriod {
+    pub start: Moment,
+    pub until: Moment,
+    /// Whether the invoice had an amount; that of a free trial has none.
+    pub is_money: bool,
+}
+
+/// Handles a paid period of a plan: puts the org on the plan if it is on another, lets the period
+/// begin, and gives the grants that were made for it.
 ///
-/// `paid`: from when to when, and whether there was money in it; `note` writes until when it is paid. The wallets are locked.
+/// `note` writes until when the subscription is paid. The wallets must be locked.
 pub fn collect(
     db: &Db,
     org_id: Uuid,
     plan: &Plan,
-    (start, until, is_money): (Moment, Moment, bool),
+    paid: PaidPeriod,
     billing_provider: &Collector,
     now: Moment,
     note: impl FnOnce(),
 ) -> Result<Vec<i64>> {
-    let call = Call::new(org_id, "collect", &[], None, None)?;
+    let PaidPeriod { start, until, is_money } = paid;
+    let call = SubscriptionCall::new(org_id, "collect", &[], None, None)?;
     settlement::catch_up(db, org_id, now)?;
     let before = store::subscriptions(org_id);
-    let running = active(&before, now).filter(|s| !s.by_default && s.starts_at <= now);
-    // Money for the time after its end takes a cancellation back.
+    let running = current_subscription(&before, now).filter(|s| !s.by_default && s.starts_at <= now);
+    // Money for the time after the end takes a cancellation back.
     if let Some(current) = running.filter(|s| s.cancel_at_period_end)
         && current.next_period_at.is_some_and(|turn| until > turn + GRACE)
     {
         store::set_ending(db, org_id, current.starts_at, false, None);
     }
     match running {
-        // It was free until now, or paid to another day: the paid period is a period.
-        Some(current) if is_money && start <= now + GRACE && is_new_anchor(db, current, (start, until))? => {
+        // The org was on a free plan until now, or paid to another day: the periods begin with the
+        // paid one.
+        Some(current)
+            if is_money && start <= now + GRACE && is_new_anchor(db, current, Span { start, end: until })? =>
+        {
             settlement::cut_period(db, org_id, now, now)?;
             store::end(db, org_id, current.starts_at, now);
             note();
             begin_paid(db, &call, plan, start.min(now), now)?;
         }
         Some(current) if current.plan == plan.name => {
-            // Periods that nobody paid are passed by.
+            // Periods that nobody paid are skipped.
             if current.awaiting_payment
                 && let Some(next) = current.next_period_at.filter(|next| start > *next + GRACE)
             {
@@ -421,7 +474,7 @@ pub fn collect(
         }
     }
     let all = store::subscriptions(org_id);
-    if let Some(current) = active(&all, now).filter(|s| !s.by_default) {
+    if let Some(current) = current_subscription(&all, now).filter(|s| !s.by_default) {
         store::set_collector(db, org_id, current.starts_at, billing_provider);
     }
     settlement::catch_up(db, org_id, now)?;
@@ -433,12 +486,14 @@ pub fn collect(
     Ok(new)
 }
 
-/// How far a provider's periods may be from ours.
+/// The time by which a provider's periods may differ from those here.
 const GRACE: i64 = 12 * 3600 * 1_000_000;
 
-/// Whether a paid period goes further than the running one and does not lie as its periods do: what a change costs for the rest of
-/// a period ends with it.
-fn is_new_anchor(db: &Db, current: &Subscription, (start, until): (Moment, Moment)) -> Result<bool> {
+/// Whether a paid period goes further than the running one and does not fit its cycle. The money
+/// for a change of plan in the middle of a period ends with that period, and so begins no new
+/// cycle.
+fn is_new_anchor(db: &Db, current: &Subscription, paid: Span) -> Result<bool> {
+    let Span { start, end: until } = paid;
     let goes_further = current.next_period_at.is_none_or(|next| until > next + GRACE);
     if !goes_further || start <= current.starts_at + GRACE {
         return Ok(false);
@@ -448,12 +503,13 @@ fn is_new_anchor(db: &Db, current: &Subscription, (start, until): (Moment, Momen
     Ok((period.start - start).abs() > GRACE)
 }
 
-/// Begins a paid subscription after another one: what that one granted for the same time was paid, or free, by itself.
-fn begin_paid(db: &Db, call: &Call<'_>, plan: &Plan, anchor: Moment, now: Moment) -> Result<()> {
+/// Begins a paid subscription after another one, with its full credits: what the other one granted
+/// for the same time was paid, or free, by itself.
+fn begin_paid(db: &Db, call: &SubscriptionCall<'_>, plan: &Plan, anchor: Moment, now: Moment) -> Result<()> {
     let (org_id, end) = (call.org_id, whole_period(plan.cycle, anchor, now).end);
     let mut grants = Vec::new();
     if let Some(credits) = plan.credits {
-        grants = renewal::grant_amounts(db, org_id, plan, &[credits.amount], (now, end), now)?;
+        grants = renewal::grant_amounts(db, org_id, plan, &[credits.amount], Span { start: now, end }, now)?;
     }
     settlement::cut_period(db, org_id, now, now)?;
     for other in store::subscriptions(org_id).iter().filter(|s| s.by_default && !s.is_void()) {
@@ -462,21 +518,29 @@ fn begin_paid(db: &Db, call: &Call<'_>, plan: &Plan, anchor: Moment, now: Moment
         }
     }
     let granted = plan.credits.map_or(0, |credits| credits.amount);
-    begin(db, call, plan, (now, anchor, end), (Some((grants, granted, 0)), None), now);
+    let granted = Granted { grants, credits: granted, taken_back: 0 };
+    begin(
+        db,
+        call,
+        plan,
+        Beginning { starts_at: now, anchor, next_period_at: end, granted, billing_provider: None },
+        now,
+    );
     Ok(())
 }
 
-/// Whether a provider's subscription pays for what runs.
+/// Whether this subscription of a provider pays for the plan that runs.
 pub fn is_billing_provider(org_id: Uuid, billing_provider: &Collector, now: Moment) -> bool {
     let all = store::subscriptions(org_id);
-    active(&all, now).is_some_and(|s| !s.by_default && s.billing_provider.as_ref() == Some(billing_provider))
+    current_subscription(&all, now)
+        .is_some_and(|s| !s.by_default && s.billing_provider.as_ref() == Some(billing_provider))
 }
 
-/// The plan of what a provider collects for changed: from the next period on, or as soon as the difference is paid. The wallets
-/// are locked.
+/// Notes that the plan of a subscription which a provider collects for changes: with the next
+/// period, or as soon as the difference is paid. The wallets must be locked.
 pub fn schedule_plan_change(db: &Db, org_id: Uuid, plan: &Plan, now: Moment) {
     let all = store::subscriptions(org_id);
-    if let Some(current) = active(&all, now).filter(|s| !s.by_default && s.starts_at <= now) {
+    if let Some(current) = current_subscription(&all, now).filter(|s| !s.by_default && s.starts_at <= now) {
         let pending = (current.plan != plan.name).then_some(plan.name.as_str());
         if current.pending_plan.as_deref() != pending {
             store::set_ending(db, org_id, current.starts_at, current.cancel_at_period_end, pending);
@@ -484,27 +548,28 @@ pub fn schedule_plan_change(db: &Db, org_id: Uuid, plan: &Plan, now: Moment) {
     }
 }
 
-/// It ends with its period, or goes on. The wallets are locked.
+/// Lets the subscription end with its period, or go on. The wallets must be locked.
 pub fn end_with_period(db: &Db, org_id: Uuid, ends: bool, now: Moment) {
     let all = store::subscriptions(org_id);
-    if let Some(current) = active(&all, now).filter(|s| !s.by_default && s.cancel_at_period_end != ends) {
+    if let Some(current) = current_subscription(&all, now).filter(|s| !s.by_default && s.cancel_at_period_end != ends) {
         store::set_ending(db, org_id, current.starts_at, ends, current.pending_plan.as_deref().filter(|_| !ends));
     }
 }
 
-/// It ends at once, where there is one. The wallets are locked.
+/// Ends the subscription at once, if there is one. The wallets must be locked.
 pub fn end_now(db: &Db, org_id: Uuid, now: Moment) -> Result<()> {
     let all = store::subscriptions(org_id);
-    if let Some(current) = active(&all, now).filter(|s| !s.by_default && s.starts_at <= now) {
+    if let Some(current) = current_subscription(&all, now).filter(|s| !s.by_default && s.starts_at <= now) {
         settlement::cut_period(db, org_id, now, now)?;
-        // A period that waited for its money never was.
+        // A period that waited for its money is as if it had never begun.
         let end = current.next_period_at.filter(|next| *next < now).unwrap_or(now);
         store::end(db, org_id, current.starts_at, end);
     }
     Ok(())
 }
 
-/// Ends an org's subscription with its period, or at once. Credits of the plan that are left stay until they expire.
+/// Ends an org's subscription with its period, or at once. Credits of the plan that are left stay
+/// until they expire.
 ///
 /// Errors: PT404 `unknown_subscription`; 22023.
 #[pg_extern(volatile)]
@@ -513,9 +578,9 @@ fn cancel_subscription(org_id: Option<pgrx::Uuid>, at_period_end: default!(Optio
     or_raise(access::service(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let at_period_end = required("at_period_end", at_period_end)?;
-        let call = Call::new(org_id, "cancel_subscription", &[], None, None)?;
+        let call = SubscriptionCall::new(org_id, "cancel_subscription", &[], None, None)?;
         call.run(false, |db, all, now| {
-            let current = active(all, now).filter(|s| !s.by_default);
+            let current = current_subscription(all, now).filter(|s| !s.by_default);
             let current = current.ok_or_else(|| Error::no_subscription(&org_id.to_string()))?;
             if at_period_end && current.starts_at <= now {
                 store::set_ending(db, org_id, current.starts_at, true, None);
@@ -533,7 +598,8 @@ fn cancel_subscription(org_id: Option<pgrx::Uuid>, at_period_end: default!(Optio
     }))
 }
 
-/// Gives an org its own allowance per period, or limit, for a metric; null leaves it to the plan. Holds at once.
+/// Gives an org its own allowance per period, or limit, for a metric; null leaves it to the plan.
+/// Holds at once.
 ///
 /// `limit_kind`: hard | soft | unlimited. Errors: PT404 `unknown_metric`; 22023.
 #[pg_extern(volatile)]
@@ -556,7 +622,8 @@ fn set_org_allowance(
         spi::connect(|db| {
             let known = cache::metric(db, metric)?;
             store::set_own_terms(db, org_id, metric, Override { allowance, limit });
-            // The first such terms of a metric make every backend look for them from then on.
+            // Backends look for an org's own terms only if a metric has any: the first ones must be
+            // announced.
             if !known.own.allowance {
                 cache::invalidate(db);
             }

@@ -1,4 +1,4 @@
-//! What an org has: totals, the wallet, and a dry run of a consumption.
+//! Balances: what an org can spend, the state of a wallet, and a dry run of a consumption.
 
 use crate::base::error::{Error, Result};
 use crate::base::time::INFINITY;
@@ -17,7 +17,7 @@ use pgrx::prelude::*;
 use uuid::Uuid;
 
 receipt! {
-    /// A wallet at a glance.
+    /// The answer of `get_wallet` and `create_wallet`: a wallet with all of its figures.
     WalletStatus as "wallet_status" {
         org_id: Uuid,
         unit: String,
@@ -42,7 +42,8 @@ statements! {
         "select owner_type, low_balance_threshold, created_at from billing_internal.wallet_settings where org_id = $1 and unit = $2";
 }
 
-/// See [`get_wallet`]; `locked` when the caller has just written.
+/// The figures of a wallet, as [`get_wallet`] answers them. `locked` is for a caller that has just
+/// written them.
 pub fn wallet_status(db: &Db, org_id: Uuid, unit: &str, locked: bool) -> Result<WalletStatus> {
     let missing = || Error::unknown("unknown_org", org_id.to_string()).with("unit", unit);
     let arguments = args![org_id, unit];

@@ -16,7 +16,8 @@ statements! {
         "insert into billing.member_usage (org_id, unit, member_id) values ($1, $2, $3) on conflict do nothing";
     LOCK_MEMBER(uuid, text, uuid) =
         "select from billing.member_usage where org_id = $1 and unit = $2 and member_id = $3 for update";
-    // What was used (and not refunded) and is reserved in the current period counts from the start.
+    // Whatever was used (and not refunded) or reserved in the current period counts against a
+    // budget that is set in the middle of it.
     SET_BUDGET(uuid, text, uuid, int8, text, timestamptz) =
         "insert into billing.member_usage as m (org_id, unit, member_id, budget, budget_per, period_start, period_consumed)
          select $1, $2, $3, $4, $5, $6,
@@ -39,10 +40,11 @@ statements! {
           where org_id = $1 and unit = $2 and member_id = $3";
 }
 
-/// Limits what a member of a wallet may consume per day, month (calendar, UTC) or in total; null takes the limit away.
+/// Limits what a member of a wallet may consume per day, month (calendar, UTC) or in total; null
+/// takes the limit away.
 ///
-/// `credits`: from 0, in the wallet's unit. Consumption and reservation beyond it are refused with PT429 `cap_exceeded`. Errors:
-/// PT404 `unknown_org`; 22023.
+/// `credits`: from 0, in the wallet's unit. Consumption and reservation beyond it are refused with
+/// PT429 `cap_exceeded`. Errors: PT404 `unknown_org`; 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn set_member_budget(
@@ -63,7 +65,8 @@ fn set_member_budget(
         }
         store::lock(org_id, unit).ok_or_else(|| Error::unknown("unknown_org", org_id.to_string()))?;
         if credits.is_some() {
-            // Consumptions on other lanes hold the member's row, not the wallet: they are counted once they have ended.
+            // A consumption on another lane holds the member's row, not the wallet: without this
+            // wait it would not be counted.
             db.write(&MAKE_MEMBER, args![org_id, unit, member_id]);
             db.write(&LOCK_MEMBER, args![org_id, unit, member_id]);
             let start = Timestamptz(period.start(clock::now()));

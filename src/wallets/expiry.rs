@@ -1,6 +1,7 @@
-//! Booking what time did: the rest of expired grants (breakage), and holds that timed out.
+//! Expiry: the rest of expired grants (breakage) and timed-out holds are booked.
 //!
-//! Nothing depends on it: every read and every burn compares with the clock. It keeps the ledger and the reports current.
+//! No balance depends on it, since every read and every burn compares with the clock: it keeps the
+//! ledger and the reports current.
 
 use crate::access;
 use crate::base::error::{Error, Result};
@@ -22,7 +23,8 @@ use uuid::Uuid;
 const MOST_WALLETS: i32 = 100_000;
 
 statements! {
-    // First where credit comes back or goes: of other wallets only the bound of their holds is old.
+    // Wallets where credit comes back or goes come first: of the others, only the bound of their
+    // holds is old.
     DUE(timestamptz, int4, timestamptz) =
         "select org_id, unit
            from (select org_id, unit, true as has_credit from billing_internal.lanes where fresh_until <= $1 and (lane = 0 or balance > 0)
@@ -55,14 +57,16 @@ fn book_expiries(max_wallets: default!(Option<i32>, 500)) -> i64 {
             Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect::<Vec<_>>())
         })?;
         let mut done = 0;
-        // A connection per wallet, so that its memory is free before the next.
+        // Each wallet gets a connection of its own, or the memory of all of them would pile up.
         for (org_id, unit) in &due {
             done += spi::connect(|db| -> Result<i64> {
                 if !plans::due(db, vec![*org_id], clock::now())?.is_empty() {
-                    // Settlement charges the usage of the old period first.
+                    // Booking the expiry now would take credit that settlement still needs for the
+                    // usage of the old period.
                     return Ok(0);
                 }
-                // A wallet that somebody works on is left to him: he books what is due, or the next run does.
+                // A wallet that somebody works on is skipped rather than waited for: whoever has it
+                // books what is due, or the next run does.
                 let Some(lane) = store::lock_if_free(*org_id, unit) else { return Ok(0) };
                 let mut wallet = Wallet::new(lane, clock::now());
                 store::load(db, &mut wallet, &[])?;

@@ -1,4 +1,4 @@
-//! Credit that comes in, is voided, or is corrected.
+//! Grants: credit that comes in, is voided, or is corrected.
 
 use crate::access::{self, actor};
 use crate::base::error::{Error, Result};
@@ -24,12 +24,12 @@ const SOURCES: [&str; 8] = ["purchase", "plan", "bonus", "gift_card", "voucher",
 const MOST_METRICS: usize = 100;
 
 receipt! {
-    /// Of credit that came in, or was corrected.
+    /// The answer of `grant_credits` and `adjust_credits`.
     #[derive(Serialize, Deserialize)]
     GrantReceipt as "grant_receipt" { grant_id: Option<i64>, amount: i64, balance_after: i64, replayed: bool }
 }
 receipt! {
-    /// Of a voided grant.
+    /// The answer of `void_grant`.
     #[derive(Serialize, Deserialize)]
     VoidReceipt as "void_receipt" { voided: i64, already_spent: i64, balance_after: i64, replayed: bool }
 }
@@ -52,15 +52,16 @@ statements! {
     UNIT_OF_GRANT(uuid, int8) = "select unit from billing_internal.grants where org_id = $1 and grant_id = $2";
 }
 
-/// Whose name an entry kind is, for a grant of that source.
+/// The kind of the entry for a grant of that source: kinds and sources share their names.
 fn kind_of(source: &str) -> Option<&'static str> {
     SOURCES.into_iter().find(|known| *known == source)
 }
 
 /// Makes a wallet, or changes who owns it and when it counts as low.
 ///
-/// `owner_type`: user | community | organization (at first). `low_balance_threshold`: in the wallet's unit, 0 for never. Null
-/// leaves as it is. A grant makes the wallet by itself; call this for another owner or a threshold. Errors: 22023.
+/// `owner_type`: user | community | organization (at first). `low_balance_threshold`: in the
+/// wallet's unit, 0 for never. Null leaves as it is. A grant makes the wallet by itself; call this
+/// for another owner or a threshold. Errors: 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn create_wallet(
@@ -201,7 +202,8 @@ fn grant_credits(
     }))
 }
 
-/// A scope without repetitions, sorted, so that the same request has the same fingerprint.
+/// Sorts the metrics of a scope and drops repetitions, so that the same request has the same
+/// fingerprint.
 pub fn scope(metrics: Option<Vec<Option<String>>>) -> Result<Option<Vec<String>>> {
     let Some(metrics) = metrics else { return Ok(None) };
     let mut all =
@@ -214,10 +216,11 @@ pub fn scope(metrics: Option<Vec<Option<String>>>) -> Result<Option<Vec<String>>
     Ok(Some(all))
 }
 
-/// Takes back what is left of a grant (a clawback) and reports what was already spent or is reserved.
+/// Takes back what is left of a grant (a clawback) and reports what was already spent or is
+/// reserved.
 ///
-/// Credit of the grant that comes back later, from a hold or a refund, is voided at once. Errors: PT404 `unknown_grant`;
-/// 22023; PT409 `idempotency_conflict`.
+/// Credit of the grant that comes back later, from a hold or a refund, is voided at once. Errors:
+/// PT404 `unknown_grant`; 22023; PT409 `idempotency_conflict`.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn void_grant(
@@ -272,8 +275,8 @@ fn void_grant(
 
 /// Corrects a balance by hand, up or down, with a reason; who did it is recorded.
 ///
-/// Up: a grant of source adjustment that never expires. Down: burns general credit in burn order. Errors: 22023; PT402
-/// `insufficient_credits`; PT404 `unknown_org`; PT409 `idempotency_conflict`.
+/// Up: a grant of source adjustment that never expires. Down: burns general credit in burn order.
+/// Errors: 22023; PT402 `insufficient_credits`; PT404 `unknown_org`; PT409 `idempotency_conflict`.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn adjust_credits(

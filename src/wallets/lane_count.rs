@@ -1,4 +1,4 @@
-//! `set_wallet_lanes()`: splitting a wallet into lanes and joining them again, by hand.
+//! `set_wallet_lanes()`: splitting a wallet into lanes and merging them again, by hand.
 
 use crate::base::error::Error;
 use crate::ledger::wallet::Wallet;
@@ -13,12 +13,15 @@ statements! {
         "update billing_internal.wallet_settings set lanes = $3, contended_at = null where org_id = $1 and unit = $2";
 }
 
-/// Splits a wallet that many spend from at once into lanes, so that they need not wait for each other; or joins them again.
+/// Splits a wallet that many spend from at once into lanes, so that they need not wait for each
+/// other; or joins them again.
 ///
-/// `lanes`: 1 (one balance, as every wallet begins) to 64; 0: automatic, more when consumptions wait for each other, and one
-/// when nobody did for ten minutes. Any time, under load too: it waits for transactions that are spending from lanes to be
-/// joined. Consumption refuses only what all lanes together do not cover. Entries of a split wallet show the balance of their
-/// lane; what calls answer is the wallet's. Errors: PT404 `unknown_org`, when the org has no wallet in that unit; 22023.
+/// `lanes`: 1 (one balance, as every wallet begins) to 64; 0: automatic, more when consumptions
+/// wait for each other, and one when nobody did for ten minutes. Any time, under load too: it waits
+/// for transactions that are spending from lanes to be joined. Consumption refuses only what all
+/// lanes together do not cover. Entries of a split wallet show the balance of their lane; what
+/// calls answer is the wallet's. Errors: PT404 `unknown_org`, when the org has no wallet in that
+/// unit; 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn set_wallet_lanes(org_id: Option<pgrx::Uuid>, lanes: Option<i32>, unit: default!(Option<&str>, "'credit'")) {
@@ -31,7 +34,7 @@ fn set_wallet_lanes(org_id: Option<pgrx::Uuid>, lanes: Option<i32>, unit: defaul
         let lane = lane.ok_or_else(|| Error::unknown("unknown_org", org_id.to_string()).with("unit", unit))?;
         let mut wallet = Wallet::new(lane, clock::now());
         store::load(db, &mut wallet, &[])?;
-        // Automatic: with those that there are.
+        // In automatic mode the wallet keeps the lanes that it has.
         if lanes != contention::AUTOMATIC {
             contention::split(db, &mut wallet, lanes)?;
         }

@@ -1,4 +1,5 @@
-//! Wallets as an application manages them: grants, transfers, balances, budgets, expiry, lanes and verification.
+//! Wallets as an application manages them: grants, transfers, balances, budgets, expiry, lanes and
+//! verification.
 
 pub mod balance;
 pub mod budgets;

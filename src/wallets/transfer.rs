@@ -1,4 +1,4 @@
-//! Credit that moves from one org's wallet to another's.
+//! Transfers: credit that moves from one org's wallet to another's.
 
 use crate::access;
 use crate::base::error::{Error, Result};
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 receipt! {
-    /// Of a transfer.
+    /// The answer of `transfer_credits`.
     #[derive(Serialize, Deserialize)]
     TransferReceipt as "transfer_receipt" {
         operation_id: i64,
@@ -36,9 +36,11 @@ impl Answer for TransferReceipt {
     }
 }
 
-/// What the receiver gets for a part of a grant: as paid, as urgent and as short-lived as it was, at its share of the cost.
+/// The grant that the receiver gets for a part of a grant: with its category, priority and expiry,
+/// and its share of the cost.
 fn received(grant: &Grant, part: Part, now: i64) -> Grant {
-    // Shares are cut from the whole, one after the other, so that together they are the whole.
+    // Each share is the difference of two rounded sums, so that all shares together are the whole
+    // cost.
     let share_until =
         |left: i64| i128::from(grant.cost_minor) * i128::from(grant.amount - left) / i128::from(grant.amount.max(1));
     let share = share_until(grant.remaining - part.credits) - share_until(grant.remaining);
@@ -64,7 +66,9 @@ fn transfer(call: &Call, to_org: Uuid, amount: i64, unit: &str) -> Result<Transf
             return Err(Error::unknown("unknown_org", from_org.to_string()));
         }
         settlement::begin_due(db, vec![from_org, to_org])?;
-        // Both in the one order. A giver without a wallet in that unit gets one, which goes with the refusal.
+        // Both wallets are locked in the common order, or two transfers could wait for each other
+        // in a circle. A giver without a wallet in that unit gets one, which the refusal takes
+        // back.
         let names = [(from_org, unit.to_owned()), (to_org, unit.to_owned())];
         let lanes = store::lock_all_or_create(db, &names, clock::now())?;
         if let Some(answer) = call.replay()? {
@@ -107,11 +111,13 @@ fn transfer(call: &Call, to_org: Uuid, amount: i64, unit: &str) -> Result<Transf
     })
 }
 
-/// Moves general credit to another org's wallet of the same unit, which it makes when there is none.
+/// Moves general credit to another org's wallet of the same unit, which it makes when there is
+/// none.
 ///
-/// Burns in burn order; the receiver's grants keep category, priority, expiry and their share of the cost. `amount`: from 1.
-/// Errors: PT402 `insufficient_credits`; PT404 `unknown_org` for the giving org; PT409 `idempotency_conflict`; 22023, also for
-/// a transfer to itself.
+/// Burns in burn order; the receiver's grants keep category, priority, expiry and their share of
+/// the cost. `amount`: from 1.
+/// Errors: PT402 `insufficient_credits`; PT404 `unknown_org` for the giving org; PT409
+/// `idempotency_conflict`; 22023, also for a transfer to itself.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn transfer_credits(

@@ -1,6 +1,8 @@
-//! `verify_ledger()`: recomputes every chain and holds wallets, grants, holds and refunds against the sum of their entries.
+//! `verify_ledger()`: recomputes every chain, and compares wallets, grants, holds and refunds with
+//! the sum of their entries.
 //!
-//! The chains are read in order of the primary key, in portions whose memory is given back; the sums are the server's.
+//! The chains are read in order of the primary key, in portions whose memory is given back; the
+//! sums are the server's.
 
 use crate::access;
 use crate::base::error::Result;
@@ -8,7 +10,7 @@ use crate::base::hash::Hash;
 use crate::base::time::INFINITY;
 use crate::catalog::cache;
 use crate::catalog::price::Price;
-use crate::ledger::audit::{self, Stored, Violation, Walk};
+use crate::ledger::audit::{BalanceRow, ChainWalk, StoredEntry, Violation};
 use crate::ledger::chain::{self, HoldTerms, Terms};
 use crate::pg::arguments::optional_uuid;
 use crate::pg::raise::or_raise;
@@ -17,11 +19,12 @@ use crate::{args, statements};
 use pgrx::prelude::*;
 use uuid::Uuid;
 
-/// Violations beyond this many are not listed: something is wrong with everything.
+/// The number of violations beyond which no more are listed: something is wrong with everything
+/// then.
 const MOST_VIOLATIONS: usize = 10_000;
 
 statements! {
-    // With the terms of the holds that entries made: one look-up each, in one plan.
+    // The terms of the holds that entries made come along: one look-up each, in one plan.
     PORTION(uuid, int8, uuid) =
         "select e.org_id, e.operation_id, e.entry_id, e.amount, e.balance_after, e.created_at, e.grant_id, e.quantity,
                 e.request_hash, e.member_id, e.unit, e.kind, e.metric, e.source, e.source_id, e.idempotency_key, e.reason,
@@ -73,7 +76,8 @@ statements! {
          select s.org_id, '?', 'slice_without_grant', jsonb_build_object('grant_id', s.grant_id)::text
            from slices s where s.credits <> 0
             and not exists (select from billing_internal.grants g where g.org_id = s.org_id and g.grant_id = s.grant_id)";
-    // What was not effective when the row was written last is effective from fresh_until on, or later.
+    // Credit that was not effective when the row was last written becomes effective at
+    // `fresh_until` or later.
     DERIVED(uuid, uuid) =
         "with wallets as (
             select org_id, unit, scoped, future, fresh_until
@@ -87,7 +91,8 @@ statements! {
                                    'future', w.future, 'future_grants', coalesce(r.future, 0))::text
            from wallets w left join restricted r using (org_id, unit)
           where w.scoped <> coalesce(r.scoped, 0) or w.future <> coalesce(r.future, 0)";
-    // A row that claims to hold beyond the next turn of its grants or holds would go on spending what has expired.
+    // A row that claims to be right beyond the next expiry of its grants or holds would go on
+    // spending expired credit.
     FRESHNESS(uuid, uuid) =
         "with wallets as (
             select org_id, unit, lane, fresh_until, holds_due, slice_grant as slice, slice_credits
@@ -188,9 +193,9 @@ statements! {
           where g.written_off <> coalesce(e.credits, 0)";
 }
 
-fn stored(row: &Row) -> Stored {
+fn stored_entry(row: &Row) -> StoredEntry {
     let (amount, balance_after): (i64, i64) = (row.get(3), row.get(4));
-    Stored {
+    StoredEntry {
         org_id: row.get(0),
         operation_id: row.get(1),
         entry_id: row.get(2),
@@ -218,15 +223,15 @@ fn stored(row: &Row) -> Stored {
     }
 }
 
-/// The terms of the grant or hold that an entry made.
-fn terms(db: &Db, entry: &Stored, row: &Row) -> Option<Hash> {
+/// The hash of the terms of the grant or hold that an entry made.
+fn terms(db: &Db, entry: &StoredEntry, row: &Row) -> Option<Hash> {
     if entry.grant_id == Some(entry.entry_id) { grant_terms(db, entry) } else { hold_terms(row) }
 }
 
 fn hold_terms(row: &Row) -> Option<Hash> {
     let kind: String = row.opt(22)?;
     let metric: Option<String> = row.opt(27);
-    // What cannot be read gives another hash than what was written.
+    // A price that cannot be read is hashed as it is, which gives another hash than was written.
     let price = row.opt::<String>(30).map(|text| {
         let price = serde_json::from_str::<Price>(&text).ok();
         price.and_then(|p| serde_json::to_string(&p).ok()).unwrap_or(text)
@@ -244,7 +249,7 @@ fn hold_terms(row: &Row) -> Option<Hash> {
     }))
 }
 
-fn grant_terms(db: &Db, entry: &Stored) -> Option<Hash> {
+fn grant_terms(db: &Db, entry: &StoredEntry) -> Option<Hash> {
     db.read(&TERMS, args![entry.org_id, entry.entry_id]).first().map(|row| {
         let currency: Option<String> = row.opt(5);
         let metrics: Option<Vec<String>> = row.opt(6);
@@ -260,8 +265,8 @@ fn grant_terms(db: &Db, entry: &Stored) -> Option<Hash> {
     })
 }
 
-fn balance_row(db: &Db, org_id: Uuid, slot: i64) -> Option<audit::Row> {
-    db.read(&LANE, args![org_id, slot]).first().map(|row| audit::Row {
+fn balance_row(db: &Db, org_id: Uuid, slot: i64) -> Option<BalanceRow> {
+    db.read(&LANE, args![org_id, slot]).first().map(|row| BalanceRow {
         unit: row.get(0),
         last_entry_id: row.get(1),
         balance: row.get(2),
@@ -273,16 +278,16 @@ fn balance_row(db: &Db, org_id: Uuid, slot: i64) -> Option<audit::Row> {
     })
 }
 
-/// Walks all chains of the orgs from `first` to `last`.
+/// Walks the chains of all orgs from `first` to `last`.
 fn chains(first: Uuid, last: Uuid, out: &mut Vec<Violation>) {
     let mut at = (first, i64::MIN);
-    let mut walk: Option<(Walk, Option<audit::Row>)> = None;
+    let mut walk: Option<(ChainWalk, Option<BalanceRow>)> = None;
     loop {
-        // A connection per portion: its memory is free before the next.
+        // Each portion gets a connection of its own, so that its memory is free before the next.
         let count = spi::connect(|db| {
             let rows = db.read(&PORTION, args![at.0, at.1, last]);
             for row in rows.iter() {
-                let mut entry = stored(&row);
+                let mut entry = stored_entry(&row);
                 entry.terms = terms(db, &entry, &row);
                 if !walk.as_ref().is_some_and(|(w, _)| w.is_of(&entry)) {
                     if let Some((done, row)) = walk.take() {
@@ -290,7 +295,7 @@ fn chains(first: Uuid, last: Uuid, out: &mut Vec<Violation>) {
                     }
                     let row = balance_row(db, entry.org_id, entry.slot());
                     let unit = row.as_ref().map(|r| r.unit.clone());
-                    walk = Some((Walk::new(entry.org_id, entry.slot(), unit), row));
+                    walk = Some((ChainWalk::new(entry.org_id, entry.slot(), unit), row));
                 }
                 if let Some((walk, _)) = &mut walk {
                     walk.entry(&entry, out);
@@ -324,7 +329,7 @@ fn sums(db: &Db, first: Uuid, last: Uuid, out: &mut Vec<Violation>) {
     }
 }
 
-/// Names that the statements give.
+/// The violations that the statements report.
 const NAMES: [&str; 15] = [
     "entries_missing",
     "entry_without_grant",
@@ -345,9 +350,10 @@ const NAMES: [&str; 15] = [
 
 /// Proves the ledger of one org, or of all: no row means that it is sound.
 ///
-/// Recomputes every hash, and checks that no entry is missing from a chain; that each `balance_after` is `balance_before` plus
-/// amount, and the next entry's `balance_before`; that wallets, grants, reserved and locked credit agree with the sum of their
-/// entries; that no grant is below zero or above its amount; that refunds stay within what was burned. `detail` names the
+/// Recomputes every hash, and checks that no entry is missing from a chain; that each
+/// `balance_after` is `balance_before` plus amount, and the next entry's `balance_before`; that
+/// wallets, grants, reserved and locked credit agree with the sum of their entries; that no grant
+/// is below zero or above its amount; that refunds stay within what was burned. `detail` names the
 /// place. Lists at most about 10,000 violations. Reads one snapshot and blocks nobody.
 #[pg_extern(stable)]
 #[search_path(pg_catalog, pg_temp)]

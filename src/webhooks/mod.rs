@@ -1,5 +1,5 @@
-//! What providers report: verified, taken once, and done in the transaction of the report. What names something that we do not
-//! know is kept for a person.
+//! Webhooks: a provider's report is verified, stored once, and handled in the transaction of its
+//! delivery. A report that names something unknown is kept for a person.
 
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, Moment};
@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 receipt! {
-    /// Of a report of a provider.
+    /// The answer of `handle_webhook` and `replay_webhook`.
     WebhookReceipt as "webhook_receipt" {
         event_id: String,
         event_type: String,
@@ -55,7 +55,7 @@ statements! {
     BY_ID(uuid) = "select org_id from billing.payments where payment_id = $1 limit 2";
 }
 
-/// Longest payload, in bytes.
+/// The longest payload that is taken, in bytes.
 const LONGEST: usize = 1 << 20;
 
 fn verify(db: &Db, provider: &dyn Provider, payload: &str, signature: &str, now: Moment) -> Result<()> {
@@ -67,7 +67,8 @@ fn verify(db: &Db, provider: &dyn Provider, payload: &str, signature: &str, now:
     verified.map_err(|fault| Error::bad_signature(fault.name()))
 }
 
-/// The provider's ids of what an event is about: payments, subscription, customer. Two events that tell of each other share one.
+/// The provider's ids that an event names: payments, subscription, customer. Two events about the
+/// same thing share one.
 fn refs(event: &Event) -> Vec<String> {
     let mut all = match &event.fact {
         Some(Fact::Payment(fact)) => fact.refs.iter().chain(&fact.customer).cloned().collect(),
@@ -85,25 +86,26 @@ fn refs(event: &Event) -> Vec<String> {
     all
 }
 
-/// Does the work of an event, and of those that waited for what it tells.
-fn take(db: &Db, provider: &dyn Provider, event: &Event, now: Moment) -> WebhookReceipt {
-    // One that tells what another waits for, and that other, do not pass each other: always in one order, before all else.
+/// Handles an event, and the stored events that waited for what it tells.
+fn handle_with_waiting(db: &Db, provider: &dyn Provider, event: &Event, now: Moment) -> WebhookReceipt {
+    // An event and one that waits for it could miss each other if both were handled at once: so
+    // events that share an id take turns, in one order, before anything else.
     for known in refs(event) {
         turn::take(("webhook", provider.name(), known));
     }
-    let receipt = take_one(db, provider, event, now);
-    let mut told = if receipt.status == "processed" { refs(event) } else { Vec::new() };
-    while !told.is_empty() {
+    let receipt = handle_one(db, provider, event, now);
+    let mut resolved = if receipt.status == "processed" { refs(event) } else { Vec::new() };
+    while !resolved.is_empty() {
         let waiting: Vec<(String, String)> = db
-            .write(&WAITING, args![provider.name(), std::mem::take(&mut told)])
+            .write(&WAITING, args![provider.name(), std::mem::take(&mut resolved)])
             .iter()
             .map(|row| (row.get(0), row.get(1)))
             .collect();
         for (event_id, payload) in waiting {
             if let Ok(mut earlier) = provider.parse(&payload) {
                 earlier.id = event_id;
-                if take_one(db, provider, &earlier, now).status == "processed" {
-                    told.extend(refs(&earlier));
+                if handle_one(db, provider, &earlier, now).status == "processed" {
+                    resolved.extend(refs(&earlier));
                 }
             }
         }
@@ -111,11 +113,11 @@ fn take(db: &Db, provider: &dyn Provider, event: &Event, now: Moment) -> Webhook
     receipt
 }
 
-/// Does the work of an event, or notes why that cannot be; nothing is half done.
-fn take_one(db: &Db, provider: &dyn Provider, event: &Event, now: Moment) -> WebhookReceipt {
+/// Handles one event, or notes the reason why it waits for a person; then nothing of it is done.
+fn handle_one(db: &Db, provider: &dyn Provider, event: &Event, now: Moment) -> WebhookReceipt {
     let mut outcome = Ok(Handled::Ignored);
     spi::in_subtransaction(|| {
-        outcome = process(db, provider, event);
+        outcome = handle_fact(db, provider, event);
         !matches!(outcome, Err(_) | Ok(Handled::Review(..)))
     });
     let (status, reason, org_id) = match outcome {
@@ -130,28 +132,29 @@ fn take_one(db: &Db, provider: &dyn Provider, event: &Event, now: Moment) -> Web
     WebhookReceipt { event_id, event_type, status: status.to_owned(), reason, org_id }
 }
 
-fn process(db: &Db, provider: &dyn Provider, event: &Event) -> Result<Handled> {
+fn handle_fact(db: &Db, provider: &dyn Provider, event: &Event) -> Result<Handled> {
     match &event.fact {
         None => Ok(Handled::Ignored),
-        Some(Fact::Payment(fact)) => pay(db, provider, event, fact),
-        Some(Fact::Refund(fact)) => refund(db, provider.name(), fact),
-        Some(Fact::Dispute(fact)) => dispute(db, provider.name(), fact),
-        Some(Fact::Invoice(fact)) => collected::invoice(db, provider.name(), fact, event.created),
-        Some(Fact::Subscription(fact)) => collected::subscription(db, provider.name(), fact, event.created),
+        Some(Fact::Payment(fact)) => handle_payment(db, provider, event, fact),
+        Some(Fact::Refund(fact)) => handle_refund(db, provider.name(), fact),
+        Some(Fact::Dispute(fact)) => handle_dispute(db, provider.name(), fact),
+        Some(Fact::Invoice(fact)) => collected::handle_invoice(db, provider.name(), fact, event.created),
+        Some(Fact::Subscription(fact)) => collected::handle_subscription(db, provider.name(), fact, event.created),
     }
 }
 
-/// The payment that a fact is about.
-fn locate(
+/// The payment that a fact is about, by its id or by the provider's ids.
+fn find_payment(
     db: &Db,
     provider: &str,
     refs: &[String],
-    (org_id, payment_id): (Option<Uuid>, Option<Uuid>),
+    org_id: Option<Uuid>,
+    payment_id: Option<Uuid>,
 ) -> Option<(Uuid, Uuid)> {
     if let Some(payment_id) = payment_id {
         let rows = db.write(&BY_ID, args![payment_id]);
         let owner = rows.first().map(|row| row.get::<Uuid>(0)).filter(|_| rows.count() == 1);
-        // A payment of one org does not count for another.
+        // A report about one org must not move the payment of another.
         if let Some(owner) = owner.filter(|owner| org_id.is_none_or(|org_id| org_id == *owner)) {
             return Some((owner, payment_id));
         }
@@ -159,7 +162,7 @@ fn locate(
     store::by_refs(db, provider, refs).filter(|(owner, _)| org_id.is_none_or(|org_id| org_id == *owner))
 }
 
-fn check(payment: &Payment, provider: &str, amount: Option<i64>, currency: Option<&str>) -> Result<()> {
+fn check_terms(payment: &Payment, provider: &str, amount: Option<i64>, currency: Option<&str>) -> Result<()> {
     if payment.provider != provider {
         return Err(Error::mismatch("provider", &payment.provider, provider));
     }
@@ -172,15 +175,15 @@ fn check(payment: &Payment, provider: &str, amount: Option<i64>, currency: Optio
     Ok(())
 }
 
-/// The customer of a payment, where the provider vouches for who named it.
+/// The customer of a payment, if the provider vouches for whoever named it.
 fn vouched_customer<'a>(provider: &dyn Provider, fact: &'a PaymentFact) -> Option<&'a String> {
     fact.customer.as_ref().filter(|_| provider.vouches_for_customer())
 }
 
-fn pay(db: &Db, provider: &dyn Provider, event: &Event, fact: &PaymentFact) -> Result<Handled> {
-    let located = locate(db, provider.name(), &fact.refs, (fact.org_id, fact.payment_id));
-    let Some((org_id, payment_id)) = located else {
-        // The invoice tells what of a subscription was paid.
+fn handle_payment(db: &Db, provider: &dyn Provider, event: &Event, fact: &PaymentFact) -> Result<Handled> {
+    let found = find_payment(db, provider.name(), &fact.refs, fact.org_id, fact.payment_id);
+    let Some((org_id, payment_id)) = found else {
+        // The invoice reports what was paid of a subscription.
         if !fact.of_subscription {
             return Ok(Handled::Review("unknown_payment", fact.org_id));
         }
@@ -191,12 +194,13 @@ fn pay(db: &Db, provider: &dyn Provider, event: &Event, fact: &PaymentFact) -> R
         }
         return Ok(Handled::Processed(fact.org_id));
     };
-    // The same money twice, once as a payment of ours and once as an invoice of a subscription.
+    // The same money came twice, once for a payment here and once for an invoice of a subscription.
     if store::by_refs(db, provider.name(), &fact.refs).is_some_and(|(_, known)| known != payment_id) {
         return Ok(Handled::Review("paid_otherwise", Some(org_id)));
     }
     let payment = money::change(db, org_id, payment_id, |payment| {
-        // A card that was declined is none to charge again; whose it is may still tell something.
+        // A card that was declined must not be charged again; its fingerprint and customer still
+        // help against fraud.
         let method = fact.payment_method.as_ref().filter(|_| fact.outcome != Outcome::Failed);
         for (place, news) in [
             (&mut payment.customer, fact.customer.as_ref()),
@@ -209,15 +213,15 @@ fn pay(db: &Db, provider: &dyn Provider, event: &Event, fact: &PaymentFact) -> R
         }
         match fact.outcome {
             Outcome::Paid => {
-                check(payment, provider.name(), fact.amount, fact.currency.as_deref())?;
+                check_terms(payment, provider.name(), fact.amount, fact.currency.as_deref())?;
                 payment.money.pay();
             }
             Outcome::Pending => {
-                check(payment, provider.name(), fact.amount, fact.currency.as_deref())?;
+                check_terms(payment, provider.name(), fact.amount, fact.currency.as_deref())?;
                 payment.money.report(Status::Pending, event.created);
             }
             Outcome::Failed => {
-                check(payment, provider.name(), None, None)?;
+                check_terms(payment, provider.name(), None, None)?;
                 payment.money.report(Status::Failed, event.created);
                 if payment.money.status() == Status::Failed {
                     payment.failure.clone_from(&fact.failure);
@@ -227,19 +231,19 @@ fn pay(db: &Db, provider: &dyn Provider, event: &Event, fact: &PaymentFact) -> R
         Ok(())
     })?;
     store::add_refs(db, &payment, &fact.refs);
-    // Who could not pay may have named anybody.
+    // A payer whose payment failed may have named anybody's customer.
     if let (Some(customer), Outcome::Paid) = (vouched_customer(provider, fact), fact.outcome) {
         store::link(db, org_id, provider.name(), customer);
     }
     Ok(Handled::Processed(Some(org_id)))
 }
 
-fn refund(db: &Db, provider: &str, fact: &RefundFact) -> Result<Handled> {
-    let Some((org_id, payment_id)) = locate(db, provider, &fact.refs, (fact.org_id, fact.payment_id)) else {
+fn handle_refund(db: &Db, provider: &str, fact: &RefundFact) -> Result<Handled> {
+    let Some((org_id, payment_id)) = find_payment(db, provider, &fact.refs, fact.org_id, fact.payment_id) else {
         return Ok(Handled::Review("unknown_payment", fact.org_id));
     };
     let payment = money::change(db, org_id, payment_id, |payment| {
-        check(payment, provider, None, Some(&fact.currency))?;
+        check_terms(payment, provider, None, Some(&fact.currency))?;
         payment.money.refund(fact.refunded);
         Ok(())
     })?;
@@ -247,14 +251,14 @@ fn refund(db: &Db, provider: &str, fact: &RefundFact) -> Result<Handled> {
     Ok(Handled::Processed(Some(org_id)))
 }
 
-fn dispute(db: &Db, provider: &str, fact: &DisputeFact) -> Result<Handled> {
-    let Some((org_id, payment_id)) = locate(db, provider, &fact.refs, (fact.org_id, fact.payment_id)) else {
+fn handle_dispute(db: &Db, provider: &str, fact: &DisputeFact) -> Result<Handled> {
+    let Some((org_id, payment_id)) = find_payment(db, provider, &fact.refs, fact.org_id, fact.payment_id) else {
         return Ok(Handled::Review("unknown_payment", fact.org_id));
     };
     let payment = money::change(db, org_id, payment_id, |payment| {
-        check(payment, provider, None, Some(&fact.currency))?;
+        check_terms(payment, provider, None, Some(&fact.currency))?;
         match fact.state {
-            // A report that it is open may come after the one of its end.
+            // The report that a dispute is open may come after that of its end.
             DisputeState::Open if payment.dispute.is_some() => {}
             DisputeState::Open => payment.dispute = Some("open".to_owned()),
             DisputeState::Won if payment.dispute.as_deref() == Some("lost") => {}
@@ -276,11 +280,13 @@ fn dispute(db: &Db, provider: &str, fact: &DisputeFact) -> Result<Handled> {
     Ok(Handled::Processed(Some(org_id)))
 }
 
-/// Takes what a payment provider reports: verifies the signature, and does the work of the event once, in this transaction.
+/// Takes what a payment provider reports: verifies the signature, and does the work of the event
+/// once, in this transaction.
 ///
-/// `provider`: stripe | razorpay. `payload`: the body as it came, byte for byte. `signature`: the header Stripe-Signature or
-/// X-Razorpay-Signature. `event_id`: the header x-razorpay-event-id, where there is one; Stripe's stands in the payload. `status`:
-/// processed, duplicate, ignored (a type that is not used), or review: kept for a person, see [`replay_webhook`]. Only what is
+/// `provider`: stripe | razorpay. `payload`: the body as it came, byte for byte. `signature`: the
+/// header Stripe-Signature or X-Razorpay-Signature. `event_id`: the header x-razorpay-event-id,
+/// where there is one; Stripe's stands in the payload. `status`: processed, duplicate, ignored (a
+/// type that is not used), or review: kept for a person, see [`replay_webhook`]. Only what is
 /// refused should be delivered again. Errors: PT401 `invalid_signature`; 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
@@ -305,7 +311,8 @@ fn handle_webhook(
         let id = match (&parsed, event_id) {
             (_, Some(id)) if provider.has_event_id_in_header() => id.to_owned(),
             (Ok(event), _) => event.id.clone(),
-            // Signed by the provider, so it is kept: under a name that the same bytes get again.
+            // The provider has signed it, so it is kept, under a name that the same bytes get
+            // again.
             (Err(_), _) => format!("sha256:{:x}", Sha256::digest(payload)),
         };
         let kind = parsed.as_ref().map_or_else(|_| "unreadable".to_owned(), |event| event.kind.clone());
@@ -316,7 +323,7 @@ fn handle_webhook(
             let rows = db.write(&REPEAT, args![provider.name(), id.as_str()]);
             let row = rows.first().ok_or_else(Error::contended)?;
             let status: String = row.get(1);
-            // What waits may find now what it did not find then.
+            // A stored event may find now what it did not find at its first delivery.
             if status != "review" || parsed.is_err() {
                 let status = if status == "review" { status } else { "duplicate".to_owned() };
                 return Ok(WebhookReceipt {
@@ -329,7 +336,7 @@ fn handle_webhook(
             }
         }
         match parsed {
-            Ok(event) => Ok(take(db, provider, &Event { id, ..event }, now)),
+            Ok(event) => Ok(handle_with_waiting(db, provider, &Event { id, ..event }, now)),
             Err(fault) => {
                 let none: Option<Uuid> = None;
                 let refs: Vec<String> = Vec::new();
@@ -349,10 +356,11 @@ fn handle_webhook(
     })
 }
 
-/// Tries once more what was kept for a person, once its payment, org or price is known (`link_payment`, `link_customer`, the
-/// catalog's `provider_ids`).
+/// Tries once more what was kept for a person, once its payment, org or price is known
+/// (`link_payment`, `link_customer`, the catalog's `provider_ids`).
 ///
-/// `status` as of `handle_webhook`; what was done already stays done: duplicate. Errors: PT404 `unknown_event`; 22023.
+/// `status` as of `handle_webhook`; what was done already stays done: duplicate. Errors: PT404
+/// `unknown_event`; 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn replay_webhook(provider: Option<&str>, event_id: Option<&str>) -> WebhookReceipt {
@@ -368,7 +376,7 @@ fn replay_webhook(provider: Option<&str>, event_id: Option<&str>) -> WebhookRece
             return Ok(WebhookReceipt { event_id, event_type, status, reason: None, org_id });
         }
         match provider.parse(&payload) {
-            Ok(event) => Ok(take(db, provider, &Event { id: event_id, ..event }, clock::now())),
+            Ok(event) => Ok(handle_with_waiting(db, provider, &Event { id: event_id, ..event }, clock::now())),
             Err(unreadable) => {
                 let (status, reason) = ("review".to_owned(), Some(unreadable.message()));
                 Ok(WebhookReceipt { event_id, event_type, status, reason, org_id: None })
