@@ -10,12 +10,9 @@ import tempfile
 import unittest
 import uuid
 
-from support import (CATALOG, MISFOLDED, LiveTestCase, Refused, apply_catalog, await_condition, call, code_of, program, rows, run,
-                     statements_of, together, total, value, violations)
+from support import (LiveTestCase, Refused, await_condition, call, code_of, damage, installed_database, program, rows, run, statements_of,
+                     together, total, value)
 
-TABLES = """select c.oid::regclass::text from pg_class c where relnamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and relkind = 'r' order by 1"""
-INDEXES = """select indexrelid::regclass::text from pg_index i join pg_class c on c.oid = indexrelid join pg_am a on a.oid = relam
-              where relnamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and relkind = 'i' and amname = 'btree' order by 1"""
 # Tables that stand in billing_internal.
 INSIDE = {"lanes", "unsettled_usage", "usage_event_keys", "period_usage", "fold_positions"}
 PARTITION = "(select 'billing.usage_events_' || to_char(now() at time zone 'UTC', 'YYYY_MM'))"
@@ -29,18 +26,10 @@ def place(table):
 class DirectRows(LiveTestCase):
     """Each test has a database of its own, whose tables it changes."""
 
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.has_amcheck = value(cls.db, "select count(*) from pg_available_extensions where name = 'amcheck'") == 1
-
     def setUp(self):
-        self.database = self.new_database()
+        self.database = self.new_database(installed_database(self.admin))
         self.db = self.connect()
         self.install(self.db)
-
-        if self.has_amcheck:
-            rows(self.db, "create schema checks; create extension amcheck schema checks")
         self.a, self.b = self.org(1000), self.org(1000)
 
     def tearDown(self):
@@ -48,14 +37,7 @@ class DirectRows(LiveTestCase):
 
     def assert_whole(self, connection=None):
         """The books are right, and tables and indexes fit each other."""
-        connection = connection or self.db
-        self.assertEqual(violations(connection), [])
-        self.assertEqual(rows(connection, MISFOLDED), [])
-        if self.has_amcheck:
-            for (table,) in rows(connection, TABLES):
-                self.assertEqual(rows(connection, "select * from checks.verify_heapam(%s)", table), [], table)
-            for (index,) in rows(connection, INDEXES):
-                rows(connection, "select checks.bt_index_check(%s, heapallindexed => true)", index)
+        self.assertEqual(damage(connection or self.db), [])
 
     def doubts(self, step, connection=None):
         """What a step gives, and which tables it finds changed, and what is changed of them."""

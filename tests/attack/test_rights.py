@@ -6,7 +6,7 @@ import psycopg2
 
 import attack
 from attack import OTHER, OWN, RELATIONS, ROUTINES, THIRD
-from support import call, rows, value
+from support import call, connect, rows, value
 
 # What anybody may call who has the right to execute it: it changes nothing and tells of no org, or asks for a signature.
 OPEN = {"my_orgs", "clock", "version", "quote_pack", "calculate_cost", "allows", "stripe_webhook", "razorpay_webhook"}
@@ -333,7 +333,7 @@ class Install(attack.AttackCase):
         """security 4: default privileges of the database that were there before CREATE EXTENSION, in the schema and in all of them."""
         for where in ("", "in schema billing"):
             with self.subTest(where):
-                database = attack.connect(self.new_database())
+                database = connect(self.new_database())
                 self.addCleanup(database.close)
                 rows(database, "create schema billing")
                 for kind in ("tables", "functions", "sequences"):

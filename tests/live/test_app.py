@@ -311,6 +311,7 @@ class App(LiveTestCase):
         org, split = self.org(1_000_000), self.org(1_000_000)
         rows(self.db, "select billing.set_wallet_lanes(%s, 2)", split)
         session = self.connect()
+        rows(session, "set billing.direct_rows = on")
 
         def work():
             for number in range(2):

@@ -11,7 +11,7 @@ import uuid
 
 import psycopg2.extensions
 
-from support import CATALOG, Cluster, LiveTestCase, Refused, apply_catalog, call, code_of, connect, retrying, rows, together, total, value
+from support import CATALOG, Cluster, LiveTestCase, Refused, apply_catalog, call, code_of, connect, install_extension, retrying, rows, together, total, value
 
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 UNKNOWN, TOO_MANY = "PT404 unknown_code", "PT429 too_many_attempts"
@@ -554,8 +554,7 @@ class NoWorkers(unittest.TestCase):
         cluster.start()
         connection = cluster.connect()
         self.addCleanup(connection.close)
-        rows(connection, "create extension pg_billing")
-        rows(connection, "select billing.install()")
+        install_extension(connection)
         apply_catalog(connection, CATALOG)
         org, (code,) = uuid.uuid4(), create(connection, "alone", 5)
         self.assertEqual(answer(connection, org, wrong_code()), TOO_MANY)

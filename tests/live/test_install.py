@@ -11,9 +11,7 @@ class Install(LiveTestCase):
 
     def database_of_others(self, options=""):
         """An empty database in which a role without rights may create things; gives the owner's connection and the role's."""
-        name = f"billing_install_{uuid.uuid4().hex[:8]}"
-        rows(self.admin, f'create database "{name}" template template0 {options}')
-        self.addCleanup(rows, self.admin, f'drop database if exists "{name}" with (force)')
+        name = self.new_database(options=options)
         role = f"billing_other_{uuid.uuid4().hex[:8]}"
         rows(self.admin, f"create role {role}")
         self.roles.append(role)

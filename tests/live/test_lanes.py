@@ -10,7 +10,7 @@ import uuid
 import psycopg2.errors
 
 import test_concurrency
-from support import LiveTestCase, Refused, apply_catalog, await_condition, call, code_of, rows, seeded, together, total, value
+from support import LiveTestCase, apply_catalog, await_condition, call, rows, seeded, together, total, value
 from test_concurrency import answer
 
 LANES = """select lane, balance, last_entry_id & 1099511627775 as entries from billing_internal.lanes

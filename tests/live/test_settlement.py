@@ -15,7 +15,7 @@ import uuid
 import psycopg2
 import psycopg2.extras
 
-from support import Cluster, LiveTestCase, Refused, apply_catalog, await_condition, call, code_of, connect, rows, seeded, together, total, value, violations
+from support import Cluster, LiveTestCase, Refused, apply_catalog, await_condition, call, code_of, connect, install_extension, rows, seeded, together, total, value, violations
 
 STEPS = [{"up_to": 50, "credits": 5, "per": 3}, {"credits": 1, "per": 7}]
 CATALOG = {
@@ -577,8 +577,7 @@ class Crash(unittest.TestCase):
         rows(admin, "create database ledger")
         admin.close()
         self.db = self.cluster.connect("ledger")
-        rows(self.db, "create extension pg_billing")
-        rows(self.db, "select billing.install()")
+        install_extension(self.db)
         apply_catalog(self.db, CATALOG)
 
     def test_kill_nine(self):

@@ -311,6 +311,7 @@ class Writers(Usage):
         """Of a metric in a plan, too: what was used is looked at in the rows that count."""
         # Now: events have a partition where settlement, or the installation, has made it.
         (session,) = self.connections(1)
+        rows(session, "set billing.direct_rows = on")
         org, key = str(uuid.uuid4()), lambda: str(uuid.uuid4())
         call(session, "grant_credits", org, 1_000_000)
         call(session, "subscribe", org, "hundred")

@@ -1,21 +1,8 @@
 -- Errors: each refusal of the interface with its SQLSTATE, a constant ASCII message, and a JSON detail that says the code
 -- and what was variable. A refusal changes nothing.
-\set QUIET on
-\pset format unaligned
-\pset tuples_only on
-\pset pager off
-\set ON_ERROR_STOP on
-begin;
-set local client_min_messages = warning;
-create extension if not exists pgtap;
-create extension if not exists pg_billing;
-select count(billing.install()) from generate_series(1, 1) \gset
+\ir preamble.psql
 set local billing.test_clock = '2026-03-01 00:00:00+00';
-select no_plan();
 
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
-\set ann 00000000-0000-4000-8000-0000000000a1
 select count(*) from billing.apply_catalog('{"metrics": {"call": {"price": 2}, "sms": {"price": {"steps": [{"credits": 1, "per": 1}], "unit": "EUR"}}, "dear": {"price": 9223372036854775807},
         "seat": {}, "image": {"price": 1, "category": "AI"}, "chat": {"price": 1, "category": "Chat"}, "level": {"aggregation": "max"}, "user": {"aggregation": "unique"}, "visitor": {"aggregation": "unique", "unique_by": "email"}},
     "plans": {"solo": {"allowances": {"seat": 2}}, "gone": {}},

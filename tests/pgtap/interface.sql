@@ -1,15 +1,5 @@
 -- The interface that applications call: names, arguments with their types and order, what is optional, what comes back.
-\set QUIET on
-\pset format unaligned
-\pset tuples_only on
-\pset pager off
-\set ON_ERROR_STOP on
-begin;
-set local client_min_messages = warning;
-create extension if not exists pgtap;
-create extension if not exists pg_billing;
-select count(billing.install()) from generate_series(1, 1) \gset
-select no_plan();
+\ir preamble.psql
 
 create temp table expected (name text, arguments text, required int, result text);
 insert into expected values

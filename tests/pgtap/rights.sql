@@ -1,17 +1,7 @@
 -- Rights: who may read which table, who may execute which function, what row-level security shows to whom, and that
 -- nobody, not even a superuser, changes an entry. The lists below are complete: a table, view or function that is not
 -- in them fails the test until somebody has said who may use it.
-\set QUIET on
-\pset format unaligned
-\pset tuples_only on
-\pset pager off
-\set ON_ERROR_STOP on
-begin;
-set local client_min_messages = warning;
-create extension if not exists pgtap;
-create extension if not exists pg_billing;
-select count(billing.install()) from generate_series(1, 1) \gset
-select no_plan();
+\ir preamble.psql
 
 -- Roles: one of each level, one that was granted nothing, and the first three again with their rights taken back.
 create role tap_member;

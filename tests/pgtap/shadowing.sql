@@ -1,19 +1,7 @@
 -- Shadowing: a service role puts a schema first in its search_path in which everything has our names or those of
 -- pg_catalog, and makes temporary tables with the names of our tables. The calls still use the real ones, and nothing
 -- of the hostile things runs: each of them raises, or is empty and stays so.
-\set QUIET on
-\pset format unaligned
-\pset tuples_only on
-\pset pager off
-\set ON_ERROR_STOP on
-begin;
-set local client_min_messages = warning;
-create extension if not exists pgtap;
-create extension if not exists pg_billing;
-select count(billing.install()) from generate_series(1, 1) \gset
-select no_plan();
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
+\ir preamble.psql
 \set corp 00000000-0000-4000-8000-000000000003
 
 create role tap_service;

@@ -1,18 +1,7 @@
 -- Caps: the most that an org, or each of its members, may use of a metric or category per calendar day or month. Consumptions and
 -- reservations are refused beyond; what is recorded counts, but is never refused.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
+\i preamble.psql
 set local billing.test_clock = '2027-06-30 12:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
-\set corp 00000000-0000-4000-8000-000000000003
-\set dyne 00000000-0000-4000-8000-000000000004
-\set eden 00000000-0000-4000-8000-000000000005
-\set ann 00000000-0000-4000-8000-0000000000a1
 \set bob 00000000-0000-4000-8000-0000000000b2
 select action, kind, name, detail from billing.apply_catalog('{"metrics": {"chat": {"price": 1, "category": "AI"}, "image": {"price": 5, "category": "AI"}, "mail": {"price": 1}, "level": {"aggregation": "max", "category": "AI"}},
     "caps": [{"category": "AI", "per": "day", "limit": 10}, {"category": "AI", "per": "month", "limit": 25}, {"metric": "chat", "per": "day", "limit": 8},

@@ -1,18 +1,7 @@
 -- Metrics that are not sums: max counts the highest level of a period, last the level at its end, unique how many different ones
 -- were seen. A level goes on into the next period, also when nothing is reported any more.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
+\i preamble.psql
 set local billing.test_clock = '2027-01-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
-\set corp 00000000-0000-4000-8000-000000000003
-\set dyne 00000000-0000-4000-8000-000000000004
-\set eden 00000000-0000-4000-8000-000000000005
-\set ann 00000000-0000-4000-8000-0000000000a1
 \set bob 00000000-0000-4000-8000-0000000000b2
 \set cyd 00000000-0000-4000-8000-0000000000c3
 select action, kind, name from billing.apply_catalog('{"metrics": {"peak": {"aggregation": "max", "price": 1}, "disk": {"aggregation": "last", "price": 1},

@@ -1,18 +1,7 @@
 -- One count: what is consumed and what is recorded share the allowance and the steps of the price. In whatever order they come and
 -- are settled, the same is included, and the overage of the period costs what it costs in one piece.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
+\i preamble.psql
 set local billing.test_clock = '2027-06-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
-\set corp 00000000-0000-4000-8000-000000000003
-\set dyne 00000000-0000-4000-8000-000000000004
-\set eden 00000000-0000-4000-8000-000000000005
-\set foxy 00000000-0000-4000-8000-000000000006
 select action, kind, name from billing.apply_catalog('{"metrics": {
         "call": {"price": {"steps": [{"up_to": 10, "credits": 5, "per": 1}, {"credits": 2, "per": 1}]}},
         "third": {"price": {"credits": 1, "per": 3}}, "plain": {"price": 7}},

@@ -1,18 +1,7 @@
 -- Changes of plan: now, with allowance and credits in proportion to the time, up and down; at the end of the period; to another
 -- cycle; to the same plan again. Repeated calls get their first answer. Single orgs have allowances of their own.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
+\i preamble.psql
 set local billing.test_clock = '2027-06-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
-\set corp 00000000-0000-4000-8000-000000000003
-\set dyne 00000000-0000-4000-8000-000000000004
-\set eden 00000000-0000-4000-8000-000000000005
-\set foxy 00000000-0000-4000-8000-000000000006
 \set gaia 00000000-0000-4000-8000-000000000007
 select action, kind, name from billing.apply_catalog('{"metrics": {"call": {"price": 2}, "seat": {}},
     "plans": {"mini": {"credits": {"amount": 30}},

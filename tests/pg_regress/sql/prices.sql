@@ -1,13 +1,5 @@
 -- Prices: flat, by steps, per org; exact over the month, however the usage is split; known beforehand by calculate_cost.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
+\i preamble.psql
 select * from billing.apply_catalog('{"metrics": {
     "call": {"price": 3},
     "third": {"price": {"steps": [{"credits": 1, "per": 3}]}},

@@ -1,13 +1,5 @@
 -- A repeated call has its first answer even where the call itself would be refused by now.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set ann 00000000-0000-4000-8000-0000000000a1
+\i preamble.psql
 select name from billing.apply_catalog('{"metrics": {"call": {"price": 1}, "gone": {"price": 2}, "tiny": {"price": {"credits": 1, "per": 1000000000000}}}}') order by name;
 select grant_id from billing.grant_credits(:'acme', 20000000);
 

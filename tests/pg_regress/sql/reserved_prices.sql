@@ -1,12 +1,5 @@
 -- A reservation fixes the price: whatever becomes of catalog and contracts meanwhile, the capture charges by it, in its unit.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
+\i preamble.psql
 select name from billing.apply_catalog('{"metrics": {"call": {"price": 2}, "gift": {}, "step": {"price": {"steps": [{"up_to": 10, "credits": 3, "per": 1}, {"credits": 1, "per": 1}]}}}}') order by name;
 select grant_id from billing.grant_credits(:'acme', 1000);
 select grant_id from billing.grant_credits(:'acme', 1000, unit => 'EUR');

@@ -1,18 +1,7 @@
 -- Settlement of an org: what was recorded is charged beyond what is included, once, at the price of its time; what the wallet cannot
 -- pay is owed, and the next credit pays it. (settle(), which commits, is tested in tests/live.)
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
+\i preamble.psql
 set local billing.test_clock = '2027-06-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
-\set corp 00000000-0000-4000-8000-000000000003
-\set dyne 00000000-0000-4000-8000-000000000004
-\set eden 00000000-0000-4000-8000-000000000005
-\set foxy 00000000-0000-4000-8000-000000000006
 select action, kind, name from billing.apply_catalog('{"metrics": {"call": {"price": 2}, "mail": {"price": 1}, "free": {}, "sms": {"price": {"credits": 3, "unit": "EUR"}}},
     "plans": {"solo": {"credits": {"amount": 100}, "allowances": {"call": 10}}}}');
 

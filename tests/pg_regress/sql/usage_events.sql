@@ -1,16 +1,7 @@
 -- Usage that is recorded: counted at once, charged by settlement. An event counts once, in the period in which it occurred,
 -- however late it comes; a batch counts as a whole or not at all.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
+\i preamble.psql
 set local billing.test_clock = '2027-03-10 12:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
-\set corp 00000000-0000-4000-8000-000000000003
-\set ann 00000000-0000-4000-8000-0000000000a1
 \set bob 00000000-0000-4000-8000-0000000000b2
 select action, kind, name from billing.apply_catalog('{"metrics": {"call": {"price": 2}, "byte": {"price": {"credits": 3, "per": 1000}}, "user": {"aggregation": "unique", "price": 10}},
     "plans": {"solo": {"allowances": {"call": 100}}}}');

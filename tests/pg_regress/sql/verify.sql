@@ -1,15 +1,6 @@
 -- verify_ledger finds tampering. Somebody with a superuser's rights switches the guards off and changes things: every column
 -- of every entry, one by one; entries removed; balances, grants and holds altered. Each change is undone before the next.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
-\set ann 00000000-0000-4000-8000-0000000000a1
+\i preamble.psql
 -- A history with an entry of every kind.
 select count(*) from billing.apply_catalog('{"metrics": {"call": {"price": 1}, "page": {"price": {"steps": [{"credits": 1, "per": 3}]}}}}');
 select grant_id from billing.grant_credits(:'acme', 100, 'purchase', idempotency_key => 'g1', metadata => '{"order": 1}');
