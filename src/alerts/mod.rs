@@ -5,6 +5,7 @@
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
 use crate::catalog::cache;
+use crate::catalog::sections::caps::CapSubject;
 use crate::entry_point;
 use crate::ledger::rows::{int, number};
 use crate::ledger::wallet::Lane;
@@ -299,7 +300,7 @@ pub fn settle(
             alerts.extend(crossed("allowance", &metric.name, standing.used, allowance, &settings.shares));
         }
     }
-    for cap in cache::all_caps(db)?.iter().filter(|cap| cap.subject == "org") {
+    for cap in cache::all_caps(db)?.iter().filter(|cap| cap.subject == CapSubject::Org) {
         let used = caps::used(db, org_id, cap, now)?;
         alerts.extend(crossed("cap", &cap.name, used, cap.quantity, &settings.shares));
     }

@@ -1,25 +1,26 @@
-//! The errors that callers see: a SQLSTATE, a constant ASCII message, and everything variable in a JSON detail.
+//! The errors that callers see: a SQLSTATE, a constant ASCII message, and everything variable in a
+//! JSON detail.
 //!
-//! `PTnnn` is `PostgREST`'s convention: it answers with HTTP status nnn. The message travels in an HTTP status line,
-//! hence constant and ASCII.
+//! `PTnnn` is a convention of `PostgREST`, which answers with HTTP status nnn. The message travels
+//! in an HTTP status line, hence constant and ASCII.
 
 use serde_json::{Map, Value};
 
-/// What a rule or a statement answers when it refuses.
-pub type Result<T> = std::result::Result<T, Error>;
+/// The outcome of a rule or a statement that may refuse.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A refusal with all that a caller may want to know about it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Error {
-    /// Five characters, see the constructors.
+    /// The five characters of the SQLSTATE; the constructors have them.
     pub sqlstate: [u8; 5],
-    /// Machine-readable name, `code` of the detail.
+    /// The name for programs, which is `code` in the detail.
     pub code: &'static str,
-    /// Constant, ASCII.
+    /// The message for people, constant and ASCII.
     pub message: &'static str,
-    /// Further members of the detail.
+    /// The members of the detail beside the code.
     pub detail: Map<String, Value>,
-    /// What to do about it.
+    /// The way out, for people.
     pub hint: Option<&'static str>,
 }
 
@@ -42,7 +43,7 @@ impl Error {
         self
     }
 
-    /// The detail as it is shown: `{"code": …, …}`.
+    /// Writes the detail as it is shown: `{"code": …, …}`.
     #[must_use]
     pub fn detail_json(&self) -> Value {
         let mut all = Map::new();
@@ -51,24 +52,24 @@ impl Error {
         Value::Object(all)
     }
 
-    /// An argument that cannot be: NULL where a value is needed, zero, negative, too long, overflow…
+    /// Refuses an argument: NULL where a value is needed, zero, negative, too long, overflow…
     pub fn invalid(argument: &str, fault: &str) -> Self {
         Self::new(*b"22023", "invalid_argument", "invalid argument").with("argument", argument).with("fault", fault)
     }
 
-    /// A catalog document or price with faults, each with its path.
+    /// Refuses a catalog document or a price with its faults, each with its path.
     pub fn invalid_catalog(faults: Vec<Value>) -> Self {
         Self::new(*b"22023", "invalid_catalog", "invalid catalog").with("faults", faults)
     }
 
-    /// Not enough credit: what the call needs and what there is.
+    /// Refuses a call that needs more credit than there is.
     pub fn insufficient(required: i64, available: i64) -> Self {
         Self::new(*b"PT402", "insufficient_credits", "insufficient credits")
             .with("required", required)
             .with("available", available)
     }
 
-    /// The plan's allowance is used up, and there is no price at which more could be had.
+    /// Refuses usage beyond an allowance, where there is no price at which more could be had.
     pub fn plan_limit(metric: &str, allowance: i64, remaining: i64, quantity: i64) -> Self {
         Self::new(*b"PT402", "plan_limit", "plan limit reached")
             .with("metric", metric)
@@ -77,7 +78,8 @@ impl Error {
             .with("quantity", quantity)
     }
 
-    /// No such org, metric, hold, operation or grant.
+    /// Refuses the name or id of something that does not exist. A long one is shortened in the
+    /// detail.
     pub fn unknown(code: &'static str, id: impl Into<Value>) -> Self {
         let id = match id.into() {
             Value::String(long) if long.len() > 200 => Value::from(long.chars().take(64).collect::<String>()),
@@ -100,51 +102,52 @@ impl Error {
         Self::new(*b"PT404", code, message).with(name, id)
     }
 
-    /// A code that does not exist, is used up, expired or voided: which of these is nobody's business, so all say the same.
+    /// Refuses a code that does not exist, is used up, expired or voided. The error does not tell
+    /// which, so that nobody learns from it which codes there are.
     pub fn unknown_code() -> Self {
         Self::new(*b"PT404", "unknown_code", "unknown code")
     }
 
-    /// Too many codes were tried in vain.
+    /// Refuses to try a code after too many wrong ones.
     pub fn too_many_attempts(retry_at: crate::base::time::Moment) -> Self {
         Self::new(*b"PT429", "too_many_attempts", "too many attempts")
             .with("retry_at", crate::base::time::display(retry_at))
     }
 
-    /// A member has begun too many purchases.
+    /// Refuses a purchase by a member who has begun too many.
     pub fn too_many_purchases(retry_at: crate::base::time::Moment) -> Self {
         Self::new(*b"PT429", "too_many_purchases", "too many purchases")
             .with("retry_at", crate::base::time::display(retry_at))
             .hint("Finish or leave those that were begun; a service role may begin more.")
     }
 
-    /// The key was used for another request.
+    /// Refuses an idempotency key that was used for another request.
     pub fn idempotency_conflict(key: &str) -> Self {
         Self::new(*b"PT409", "idempotency_conflict", "idempotency key was used for another request")
             .with("idempotency_key", key)
             .hint("Give every request a key of its own; repeat a request with exactly the same arguments.")
     }
 
-    /// The hold was captured, released, or has timed out.
+    /// Refuses to use a hold that was captured, released, or has timed out.
     pub fn hold_closed(hold_id: i64, status: &str) -> Self {
         Self::new(*b"PT409", "hold_closed", "hold is closed").with("hold_id", hold_id).with("status", status)
     }
 
-    /// A capture beyond what was reserved, where the caller does not want that.
+    /// Refuses a capture beyond the reservation, where the caller does not want that.
     pub fn capture_exceeds(reserved: i64, required: i64) -> Self {
         Self::new(*b"PT409", "capture_exceeds", "capture exceeds the hold")
             .with("reserved", reserved)
             .with("required", required)
     }
 
-    /// More than the operation burned, less what went back already.
+    /// Refuses a refund of more than an operation burned, less what went back already.
     pub fn refund_exceeds(requested: i64, refundable: i64) -> Self {
         Self::new(*b"PT409", "refund_exceeds", "refund exceeds what was burned")
             .with("requested", requested)
             .with("refundable", refundable)
     }
 
-    /// A member's budget does not cover it.
+    /// Refuses usage that the budget of a member does not cover.
     pub fn cap_exceeded(member_id: &str, per: &str, limit: i64, used: i64, required: i64) -> Self {
         Self::new(*b"PT429", "cap_exceeded", "cap exceeded")
             .with("member_id", member_id)
@@ -154,7 +157,7 @@ impl Error {
             .with("required", required)
     }
 
-    /// A cap of the catalog does not allow it.
+    /// Refuses usage that a cap of the catalog does not allow.
     pub fn cap_reached(cap: &CapReached<'_>) -> Self {
         let mut error = Self::new(*b"PT429", "cap_exceeded", "cap exceeded")
             .with("cap", cap.name)
@@ -174,7 +177,7 @@ impl Error {
         }
     }
 
-    /// What a provider reports is not what the payment is about.
+    /// Refuses a report of a provider that does not fit the payment.
     pub fn mismatch(what: &str, expected: &str, reported: &str) -> Self {
         Self::new(*b"PT409", "payment_mismatch", "the report does not fit the payment")
             .with("what", what)
@@ -182,27 +185,27 @@ impl Error {
             .with("reported", reported)
     }
 
-    /// A payment cannot go from where it is to there.
+    /// Refuses a change of a payment that its state does not allow.
     pub fn illegal_transition(from: &str, to: &str) -> Self {
         Self::new(*b"PT409", "illegal_transition", "a payment cannot do that").with("from", from).with("to", to)
     }
 
-    /// What was delivered is not signed as it should be.
+    /// Refuses a delivery whose signature is missing or wrong.
     pub fn bad_signature(fault: &str) -> Self {
         Self::new(*b"PT401", "invalid_signature", "signature not accepted").with("fault", fault)
     }
 
-    /// The org has no subscription that could be changed or ended.
+    /// Refuses to change or end a subscription that the org does not have.
     pub fn no_subscription(org_id: &str) -> Self {
         Self::new(*b"PT404", "unknown_subscription", "no active subscription").with("org_id", org_id)
     }
 
-    /// The caller may not see or do that.
+    /// Refuses a caller that may not see or do this for the org.
     pub fn not_authorized(org_id: &str) -> Self {
         Self::new(*b"42501", "not_authorized", "not authorized for this org").with("org_id", org_id)
     }
 
-    /// The caller's role was not given the level that the function needs.
+    /// Refuses a caller whose role was not given the level that the function needs.
     pub fn no_level(role: &str, needed: &[&str]) -> Self {
         Self::new(*b"42501", "no_level", "this function needs a level that the role was not given")
             .with("role", role)
@@ -210,7 +213,8 @@ impl Error {
             .hint("Run as the owner of the extension: select billing.grant_access('role', 'level'); the right to execute the function is not enough.")
     }
 
-    /// A trigger on a table of ours would run somebody else's function with our rights.
+    /// Refuses to work on a table with a trigger that would run somebody else's function with our
+    /// rights.
     pub fn foreign_trigger(trigger: &str, table: &str, function: &str, owner: &str) -> Self {
         Self::new(*b"42501", "foreign_trigger", "a trigger of another role hangs on a table of pg_billing")
             .with("trigger", trigger)
@@ -220,7 +224,8 @@ impl Error {
             .hint("It would run with the rights of the extension. Drop it, and run: select billing.install(); which takes the right to make another.")
     }
 
-    /// A function in our schemas could be called in the place of one of ours, with our rights.
+    /// Refuses to work beside a function that could be called in the place of one of ours, with our
+    /// rights.
     pub fn foreign_function(function: &str, owner: &str) -> Self {
         Self::new(*b"42501", "foreign_function", "a function of another role stands in a schema of pg_billing")
             .with("function", function)
@@ -228,7 +233,7 @@ impl Error {
             .hint("It could be called in the place of one of ours. Drop it, and run: select billing.install(); which takes the right to make another.")
     }
 
-    /// The tables are missing, or older or newer than the library.
+    /// Refuses to work with tables that are missing, or older or newer than the library.
     pub fn not_installed(tables: i64, library: i64) -> Self {
         Self::new(*b"55000", "not_installed", "the tables of pg_billing do not fit its library")
             .with("tables_version", tables)
@@ -236,37 +241,38 @@ impl Error {
             .hint("Run: select billing.install();")
     }
 
-    /// Tables are migrated on what is committed now, not on what a transaction saw first.
+    /// Refuses to migrate tables on an old snapshot: what is committed by now must be seen.
     pub fn one_snapshot() -> Self {
         Self::new(*b"25001", "wrong_isolation", "the tables of pg_billing are migrated under read committed only")
             .hint("Run: begin isolation level read committed; select billing.install(); commit;")
     }
 
-    /// Texts could not be kept as they are.
+    /// Refuses a database whose encoding could not hold every text.
     pub fn encoding() -> Self {
         Self::new(*b"0A000", "unsupported_encoding", "pg_billing needs a database with the encoding UTF8")
     }
 
-    /// Somebody else was faster, again and again; a retry of the transaction helps.
+    /// Gives up after other transactions were faster again and again. A retry of the transaction
+    /// helps.
     pub fn contended() -> Self {
         Self::new(*b"40001", "contended", "could not serialize access, try again")
     }
 
-    /// Something that the engine never leaves behind: the tables were changed by other hands.
+    /// Reports rows that the engine never leaves behind: somebody else changed the tables.
     pub fn corrupt(what: &'static str) -> Self {
         Self::new(*b"XX001", "corrupt_ledger", "the ledger is inconsistent")
             .with("what", what)
             .hint("Run: select * from billing.verify_ledger();")
     }
 
-    /// An index led to a row that does not have what was looked for.
+    /// Reports an index that led to a row with another key.
     pub fn corrupt_index(table: &str) -> Self {
         Self::new(*b"XX001", "corrupt_index", "an index does not fit its table")
             .with("table", table)
             .hint("Check the indexes of the table with bt_index_check() of the extension amcheck, then: reindex table.")
     }
 
-    /// A column is not of the type that it was made with.
+    /// Reports a column whose type is not the one that it was made with.
     pub fn table_changed(column: &str, expected: &str, found: &str) -> Self {
         Self::new(*b"55000", "table_changed", "a table of pg_billing was changed")
             .with("column", column)
@@ -276,7 +282,7 @@ impl Error {
     }
 }
 
-/// A cap that does not allow what was asked for, as its error tells it.
+/// A cap that does not allow a quantity: the facts that its error tells.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)]
 pub struct CapReached<'a> {

@@ -6,21 +6,22 @@ use uuid::Uuid;
 /// A SHA-256.
 pub type Hash = [u8; 32];
 
-/// Feeds values to a hash so that no two lists of values look alike: a presence byte, the length, the bytes.
+/// A hash over a list of values, of which no two lists look alike: each value is a presence byte,
+/// its length, its bytes.
 pub struct Fields(Sha256);
 
 impl Fields {
-    /// An empty list of values.
+    /// Begins with an empty list of values.
     pub fn new() -> Self {
         Self(Sha256::new())
     }
 
-    /// The hash of the values so far.
+    /// Gives the hash of the values so far.
     pub fn finish(self) -> Hash {
         self.0.finalize().into()
     }
 
-    /// Bytes, or their absence.
+    /// Adds bytes, or their absence.
     pub fn bytes(&mut self, value: Option<&[u8]>) {
         match value {
             None => self.0.update([0]),
@@ -32,23 +33,23 @@ impl Fields {
         }
     }
 
-    /// A text, or its absence.
+    /// Adds a text, or its absence.
     pub fn text(&mut self, value: Option<&str>) {
         self.bytes(value.map(str::as_bytes));
     }
 
-    /// A number of 64 bits, or its absence.
+    /// Adds a number of 64 bits, or its absence.
     pub fn number(&mut self, value: Option<i64>) {
         self.bytes(value.map(i64::to_be_bytes).as_ref().map(<[u8; 8]>::as_slice));
     }
 
-    /// A UUID, or its absence.
+    /// Adds a UUID, or its absence.
     pub fn uuid(&mut self, value: Option<Uuid>) {
         self.bytes(value.as_ref().map(|u| u.as_bytes().as_slice()));
     }
 }
 
-/// Fingerprint of a request: the function and its arguments as text, in order.
+/// The fingerprint of a request: the function and its arguments as text, in order.
 pub fn fingerprint(function: &str, arguments: &[Option<&str>]) -> i64 {
     let mut fields = Fields::new();
     fields.text(Some(function));

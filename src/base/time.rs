@@ -1,21 +1,24 @@
 //! Moments and calendar periods, without a server.
 
+use crate::words;
 use chrono::{DateTime, Datelike, Months, NaiveDate, NaiveTime, Utc};
 use std::str::FromStr;
 
-/// A moment as PostgreSQL keeps it: microseconds since 2000-01-01 UTC, with both infinities at the ends.
+/// A moment as PostgreSQL keeps it: microseconds since 2000-01-01 UTC, with both infinities at the
+/// ends.
 pub type Moment = i64;
 
-/// `'infinity'::timestamptz`
+/// The moment after all others, `'infinity'::timestamptz`.
 pub const INFINITY: Moment = i64::MAX;
-/// `'-infinity'::timestamptz`
+/// The moment before all others, `'-infinity'::timestamptz`.
 pub const NEG_INFINITY: Moment = i64::MIN;
 
-/// Microseconds from the Unix epoch to PostgreSQL's.
+/// The microseconds from the Unix epoch to that of PostgreSQL.
 const EPOCH: i64 = 946_684_800_000_000;
 
-/// 0001-01-01 and the end of 9999, in microseconds of the Unix epoch.
+/// The start of the year 1, in microseconds of the Unix epoch.
 const FIRST: i64 = -62_135_596_800_000_000;
+/// The end of the year 9999, in microseconds of the Unix epoch.
 const LAST: i64 = 253_402_300_799_999_999;
 
 const DAY: Moment = 24 * 3600 * 1_000_000;
@@ -25,43 +28,25 @@ pub fn day(at: Moment) -> i32 {
     i32::try_from(at.div_euclid(DAY)).unwrap_or(if at < 0 { i32::MIN } else { i32::MAX })
 }
 
-/// When a day begins.
+/// The start of a day, UTC.
 pub fn start_of(day: i32) -> Moment {
     i64::from(day).saturating_mul(DAY)
 }
 
-/// Length of a budget period.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Period {
-    /// A day, UTC.
-    Day,
-    /// A calendar month, UTC.
-    Month,
-    /// All of time.
-    Total,
+words! {
+    /// The time after which a budget begins anew (UTC).
+    pub enum Period {
+        /// A day.
+        Day = "day",
+        /// A calendar month.
+        Month = "month",
+        /// All of time: such a budget never begins anew.
+        Total = "total",
+    }
 }
 
 impl Period {
-    /// From its name in SQL.
-    pub fn parse(name: &str) -> Option<Self> {
-        match name {
-            "day" => Some(Self::Day),
-            "month" => Some(Self::Month),
-            "total" => Some(Self::Total),
-            _ => None,
-        }
-    }
-
-    /// Its name in SQL.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Day => "day",
-            Self::Month => "month",
-            Self::Total => "total",
-        }
-    }
-
-    /// When the period that contains `at` began.
+    /// The start of the period that contains a moment.
     pub fn start(self, at: Moment) -> Moment {
         let Some(date) = date_of(at) else { return NEG_INFINITY };
         match self {
@@ -84,22 +69,23 @@ fn utc(at: Moment) -> Option<DateTime<Utc>> {
     at.checked_add(EPOCH).and_then(DateTime::<Utc>::from_timestamp_micros)
 }
 
-/// Whole seconds of the Unix epoch.
+/// Converts a moment to whole seconds of the Unix epoch.
 pub fn to_unix(at: Moment) -> i64 {
     at.div_euclid(1_000_000) + EPOCH / 1_000_000
 }
 
-/// The moment of so many seconds of the Unix epoch.
+/// Converts seconds of the Unix epoch to a moment.
 pub fn from_unix(seconds: i64) -> Moment {
     seconds.saturating_sub(EPOCH / 1_000_000).saturating_mul(1_000_000)
 }
 
-/// So many days later, or earlier; without end where the calendar ends.
+/// Adds days, or takes them away; the result is an infinity where the calendar ends.
 pub fn add_days(at: Moment, days: i64) -> Moment {
     days.checked_mul(DAY).and_then(|d| at.checked_add(d)).unwrap_or(if days < 0 { NEG_INFINITY } else { INFINITY })
 }
 
-/// So many months later, or earlier, at the same time of day; the last day of a month that is shorter.
+/// Adds months, or takes them away, at the same time of day; in a month that is too short, it is
+/// the last day.
 pub fn add_months(at: Moment, months: i64) -> Moment {
     let moved = utc(at).and_then(|t| {
         let count = Months::new(u32::try_from(months.unsigned_abs()).ok()?);
@@ -108,13 +94,13 @@ pub fn add_months(at: Moment, months: i64) -> Moment {
     moved.map_or(if months < 0 { NEG_INFINITY } else { INFINITY }, |t| t.timestamp_micros() - EPOCH)
 }
 
-/// Calendar months from one moment to another, days not regarded.
+/// Counts the calendar months from one moment to another, days not regarded.
 pub fn months_between(from: Moment, to: Moment) -> i64 {
     let count = |at| utc(at).map_or(0, |t: DateTime<Utc>| i64::from(t.year()) * 12 + i64::from(t.month0()));
     count(to) - count(from)
 }
 
-/// ISO 8601 in UTC, for details of errors and stored results.
+/// Writes a moment in ISO 8601 and UTC, for details of errors and stored results.
 pub fn display(at: Moment) -> String {
     if at == INFINITY {
         return "infinity".to_owned();
@@ -122,15 +108,15 @@ pub fn display(at: Moment) -> String {
     utc(at).map_or_else(|| "-infinity".to_owned(), |t| t.to_rfc3339())
 }
 
-/// A date (midnight UTC) or a timestamp with time zone, ISO 8601.
+/// Reads a date (midnight UTC) or a timestamp with time zone, ISO 8601.
 pub fn parse(text: &str) -> Option<Moment> {
     let unix = match DateTime::parse_from_rfc3339(text) {
         Ok(moment) => moment.timestamp_micros(),
-        // As PostgreSQL prints it.
+        // PostgreSQL prints a blank between date and time.
         Err(_) if text.len() > 10 => DateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f%#z").ok()?.timestamp_micros(),
         Err(_) => NaiveDate::from_str(text).ok()?.and_time(NaiveTime::MIN).and_utc().timestamp_micros(),
     };
-    // Years that every reader of a timestamp can show.
+    // Other years could be stored, but not every client could show them.
     (FIRST..=LAST).contains(&unix).then(|| unix - EPOCH)
 }
 

@@ -5,12 +5,12 @@ use std::str::FromStr;
 /// The unit of a wallet unless another is named.
 pub const CREDIT: &str = "credit";
 
-/// `credit` or an ISO 4217 code.
+/// Whether a text is `credit` or an ISO 4217 code.
 pub fn is_unit(unit: &str) -> bool {
     unit == CREDIT || is_currency(unit)
 }
 
-/// An ISO 4217 code, in capitals.
+/// Whether a text is an ISO 4217 code, in capitals.
 pub fn is_currency(code: &str) -> bool {
     code.len() == 3 && code.bytes().all(|b| b.is_ascii_uppercase()) && iso_currency::Currency::from_str(code).is_ok()
 }

@@ -1,40 +1,33 @@
-//! How long credit can be spent once somebody has it: `30 days`, `2 weeks`, `6 months`, `1 year`, without a server.
+//! The time for which credit can be spent once it is granted, such as `30 days` or `1 year`.
 
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, Moment};
+use crate::base::words::Word;
+use crate::words;
 use std::fmt;
 
-/// Longest of all, in months of 30 days: a hundred years.
+/// The longest validity, in months of 30 days: a hundred years.
 const MOST_MONTHS: i64 = 1200;
 
-/// A stretch of time as calendars count it: a month is as long as it is.
+/// A length of time as calendars count it: months differ in length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Validity {
     count: i64,
     unit: Unit,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Unit {
-    Day,
-    Week,
-    Month,
-    Year,
+words! {
+    /// The unit of a validity, in the singular.
+    enum Unit {
+        Day = "day",
+        Week = "week",
+        Month = "month",
+        Year = "year",
+    }
 }
 
 impl Unit {
-    const ALL: [Self; 4] = [Self::Day, Self::Week, Self::Month, Self::Year];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Day => "day",
-            Self::Week => "week",
-            Self::Month => "month",
-            Self::Year => "year",
-        }
-    }
-
-    /// Most of it.
+    /// The largest count of the unit.
     fn most(self) -> i64 {
         match self {
             Self::Day => MOST_MONTHS * 30,
@@ -46,23 +39,24 @@ impl Unit {
 }
 
 impl Validity {
-    /// A whole number from 1 and a unit, singular or plural; None where that is not what it says.
+    /// Reads a whole number from 1 and a unit, singular or plural; None for any other text.
     pub fn parse(text: &str) -> Option<Self> {
         let mut words = text.split_ascii_whitespace();
         let (count, unit, None) = (words.next()?, words.next()?, words.next()) else { return None };
-        let unit = Unit::ALL.into_iter().find(|known| unit.strip_suffix('s').unwrap_or(unit) == known.name())?;
-        // A sign is for those who do not know what they want.
+        let unit = Unit::parse(unit.strip_suffix('s').unwrap_or(unit))?;
+        // `parse` would take a sign, which no validity has.
         let count = count.bytes().all(|b| b.is_ascii_digit()).then(|| count.parse().ok())??;
         (1..=unit.most()).contains(&count).then_some(Self { count, unit })
     }
 
-    /// The argument of that name, or none.
+    /// Reads an argument that may be absent.
     pub fn argument(name: &str, value: Option<&str>) -> Result<Option<Self>> {
         const FAULT: &str = "must be a number of days, weeks, months or years, at most a hundred years";
         value.map(|text| Self::parse(text).ok_or_else(|| Error::invalid(name, FAULT))).transpose()
     }
 
-    /// When it is over that began at a moment: months and years end on the same day of the month, or on its last.
+    /// The end of a validity that begins at a moment. Months and years end on the same day of the
+    /// month, or on its last.
     pub fn after(self, at: Moment) -> Moment {
         match self.unit {
             Unit::Day => time::add_days(at, self.count),
@@ -73,7 +67,6 @@ impl Validity {
     }
 }
 
-/// As it is parsed.
 impl fmt::Display for Validity {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plural = if self.count == 1 { "" } else { "s" };
@@ -131,7 +124,8 @@ mod tests {
     }
 
     proptest! {
-        /// What is shown is parsed, whatever is between the words; and it is over after it began.
+        /// A validity is shown in a form that is parsed, with any blanks between the words; and it
+        /// ends after its begin.
         #[test]
         fn what_is_shown_is_parsed(count in 1..=100i64, unit in 0..4usize, at in 0..1i64 << 60) {
             let validity = Validity { count, unit: Unit::ALL[unit] };

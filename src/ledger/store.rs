@@ -6,6 +6,7 @@
 
 use crate::base::error::{Error, Result};
 use crate::base::time::{INFINITY, Moment, Period};
+use crate::base::words::Word;
 use crate::ledger::replay::Replay;
 use crate::ledger::rows::{self, EntryRow};
 use crate::ledger::wallet::{Budget, Entry, Grant, Hold, Lane, MemberDelta, Part, Saved, UnlockedLane, Wallet};

@@ -7,6 +7,7 @@
 use crate::base::error::{Error, Result};
 use crate::base::hash::Hash;
 use crate::base::time::{INFINITY, Moment, NEG_INFINITY, Period};
+use crate::base::words::Word;
 use crate::ledger::chain::{self, Content, Position, Terms};
 use crate::ledger::lanes;
 use crate::ledger::recent::{self, LaneSummary};

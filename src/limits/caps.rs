@@ -4,9 +4,10 @@
 //! say. Rows are locked after the counters, in the order of (org, cap, member, period).
 
 use crate::base::error::{CapReached, Error, Result};
-use crate::base::time::{Moment, Period};
+use crate::base::time::Moment;
+use crate::base::words::Word;
 use crate::catalog::cache::{self, Metric};
-use crate::catalog::plan::Cap;
+use crate::catalog::sections::caps::{Cap, CapSubject};
 use crate::pg::spi::{Db, Timestamptz};
 use crate::{args, statements};
 use std::collections::BTreeMap;
@@ -60,41 +61,30 @@ statements! {
 /// Names a row of `cap_usage`.
 type Name = (Uuid, String, Uuid, Moment);
 
-/// When a cap's current period began.
-pub fn start(cap: &Cap, now: Moment) -> Moment {
-    period(cap).start(now)
-}
-
-/// When a cap's current period ends.
-pub fn end(cap: &Cap, now: Moment) -> Moment {
-    let start = start(cap, now);
-    if cap.per == "day" { crate::base::time::add_days(start, 1) } else { crate::base::time::add_months(start, 1) }
-}
-
-fn period(cap: &Cap) -> Period {
-    if cap.per == "day" { Period::Day } else { Period::Month }
-}
-
 /// Whose usage counts; None for a cap per member where no member is named.
 fn subject(cap: &Cap, member_id: Option<Uuid>) -> Option<Uuid> {
-    if cap.subject == "member" { member_id } else { Some(Uuid::nil()) }
+    match cap.subject {
+        CapSubject::Member => member_id,
+        CapSubject::Org => Some(Uuid::nil()),
+    }
 }
 
 /// What was recorded of a cap's metrics in its period.
 pub fn recorded(db: &Db, org_id: Uuid, cap: &Cap, now: Moment, fresh: bool) -> Result<i64> {
-    if cap.subject == "member" {
-        return Ok(0);
+    match cap.subject {
+        CapSubject::Member => return Ok(0),
+        CapSubject::Org => {}
     }
     let all = cache::all_metrics(db)?.into_iter();
     let metrics: Vec<String> =
         all.filter(|m| !m.is_gauge() && m.caps.iter().any(|c| c.name == cap.name)).map(|m| m.name.clone()).collect();
-    let rows = db.query(fresh, &RECORDED, args![org_id, metrics, Timestamptz(start(cap, now))]);
+    let rows = db.query(fresh, &RECORDED, args![org_id, metrics, Timestamptz(cap.per.start(now))]);
     Ok(rows.first().map_or(0, |row| row.get(0)))
 }
 
 /// What of a cap is used, for reading.
 pub fn used(db: &Db, org_id: Uuid, cap: &Cap, now: Moment) -> Result<i64> {
-    let rows = db.read(&READ, args![org_id, &cap.name, Uuid::nil(), Timestamptz(start(cap, now))]);
+    let rows = db.read(&READ, args![org_id, &cap.name, Uuid::nil(), Timestamptz(cap.per.start(now))]);
     let consumed = rows.first().map_or(0, |row| row.get::<i64>(0));
     Ok(consumed.saturating_add(recorded(db, org_id, cap, now, false)?))
 }
@@ -120,7 +110,7 @@ impl Caps {
         for (org_id, metric, member_id) in wanted {
             for cap in &metric.caps {
                 if let Some(subject) = subject(cap, *member_id) {
-                    names.insert((*org_id, cap.name.clone(), subject, start(cap, now)), Rc::clone(cap));
+                    names.insert((*org_id, cap.name.clone(), subject, cap.per.start(now)), Rc::clone(cap));
                 }
             }
         }
@@ -147,20 +137,20 @@ impl Caps {
     pub fn check(&self, org_id: Uuid, metric: &Metric, member_id: Option<Uuid>, quantity: i64) -> Result<()> {
         for cap in &metric.caps {
             let Some(subject) = subject(cap, member_id) else { continue };
-            let name = (org_id, cap.name.clone(), subject, start(cap, self.now));
+            let name = (org_id, cap.name.clone(), subject, cap.per.start(self.now));
             let used = self.rows.get(&name).map_or(0, |row| row.quantity.saturating_add(row.recorded));
             if used.saturating_add(quantity) > cap.quantity {
-                let member = member_id.filter(|_| cap.subject == "member");
+                let member = member_id.filter(|_| cap.subject == CapSubject::Member);
                 return Err(Error::cap_reached(&CapReached {
                     name: &cap.name,
                     metric: cap.metric.as_deref(),
                     category: cap.category.as_deref(),
-                    per: &cap.per,
+                    per: cap.per.name(),
                     limit: cap.quantity,
                     used,
                     required: quantity,
                     member_id: member,
-                    resets_at: end(cap, self.now),
+                    resets_at: cap.per.end(self.now),
                 }));
             }
         }
@@ -171,7 +161,7 @@ impl Caps {
     pub fn add(&mut self, org_id: Uuid, metric: &Metric, member_id: Option<Uuid>, quantity: i64) {
         for cap in &metric.caps {
             let Some(subject) = subject(cap, member_id) else { continue };
-            if let Some(row) = self.rows.get_mut(&(org_id, cap.name.clone(), subject, start(cap, self.now))) {
+            if let Some(row) = self.rows.get_mut(&(org_id, cap.name.clone(), subject, cap.per.start(self.now))) {
                 row.quantity = row.quantity.saturating_add(quantity);
             }
         }

@@ -4,7 +4,9 @@ use crate::access;
 use crate::base::error::{Error, Result};
 use crate::base::units;
 use crate::catalog::cache;
-use crate::catalog::plan::Limit;
+use crate::catalog::sections::caps::CapSubject;
+use crate::catalog::sections::metrics::Tier;
+use crate::catalog::sections::plans::Limit;
 use crate::ledger::spendable::spendable;
 use crate::limits::caps;
 use crate::limits::standing::Reader;
@@ -51,12 +53,12 @@ fn is_frozen(db: &Db, org_id: Uuid) -> bool {
 }
 
 /// All that decides.
-struct LimitInputs<'a> {
+struct LimitInputs {
     capped: bool,
     limit: Option<Limit>,
     /// Plan or org include some of it.
     included: bool,
-    tier: Option<&'a str>,
+    tier: Option<Tier>,
     overage: i64,
     priced: bool,
     required: i64,
@@ -64,7 +66,7 @@ struct LimitInputs<'a> {
 }
 
 /// Allowed or not, and why. Hard limits of a plan close also a core metric.
-fn verdict(inputs: &LimitInputs<'_>) -> (bool, &'static str) {
+fn verdict(inputs: &LimitInputs) -> (bool, &'static str) {
     if inputs.capped {
         return (false, "cap");
     }
@@ -82,7 +84,7 @@ fn verdict(inputs: &LimitInputs<'_>) -> (bool, &'static str) {
         // Free, and in no plan.
         return (true, "included");
     }
-    if inputs.tier == Some("core") && !hard {
+    if Tier::stays_open(inputs.tier) && !hard {
         return (true, "core");
     }
     if !inputs.priced || ((inputs.included || hard) && inputs.available == 0) {
@@ -107,9 +109,9 @@ fn check(db: &Db, org_id: Uuid, metric: &str, quantity: i64) -> Result<LimitStat
     let available = (spendable - reader.owed(unit)?).max(0);
     let mut capped = false;
     let mut resets_at = standing.terms.span.end;
-    for cap in metric.caps.iter().filter(|cap| cap.subject == "org") {
+    for cap in metric.caps.iter().filter(|cap| cap.subject == CapSubject::Org) {
         if caps::used(db, org_id, cap, now)?.saturating_add(quantity) > cap.quantity {
-            let end = caps::end(cap, now);
+            let end = cap.per.end(now);
             resets_at = if capped { resets_at.max(end) } else { end };
             capped = true;
         }
@@ -118,7 +120,7 @@ fn check(db: &Db, org_id: Uuid, metric: &str, quantity: i64) -> Result<LimitStat
         capped,
         limit: standing.terms.limit,
         included: standing.terms.included,
-        tier: metric.tier.as_deref(),
+        tier: metric.tier,
         overage: charge.overage,
         priced: price.is_some(),
         required: charge.credits,
@@ -180,7 +182,7 @@ fn allows(org_id: Option<pgrx::Uuid>, metric: Option<&str>, quantity: default!(O
 mod tests {
     use super::*;
 
-    fn inputs() -> LimitInputs<'static> {
+    fn inputs() -> LimitInputs {
         LimitInputs {
             capped: false,
             limit: None,
@@ -217,8 +219,8 @@ mod tests {
         let soft = Some(Limit::Soft);
         let hard = Some(Limit::Hard);
         assert_eq!(verdict(&LimitInputs { limit: soft, ..inputs() }), (true, "soft_limit"));
-        assert_eq!(verdict(&LimitInputs { tier: Some("core"), ..inputs() }), (true, "core"));
-        assert_eq!(verdict(&LimitInputs { tier: Some("premium"), ..inputs() }), (false, "plan_limit"));
-        assert_eq!(verdict(&LimitInputs { tier: Some("core"), limit: hard, ..inputs() }), (false, "plan_limit"));
+        assert_eq!(verdict(&LimitInputs { tier: Some(Tier::Core), ..inputs() }), (true, "core"));
+        assert_eq!(verdict(&LimitInputs { tier: Some(Tier::Premium), ..inputs() }), (false, "plan_limit"));
+        assert_eq!(verdict(&LimitInputs { tier: Some(Tier::Core), limit: hard, ..inputs() }), (false, "plan_limit"));
     }
 }

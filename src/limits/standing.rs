@@ -5,6 +5,7 @@ use crate::base::time::Moment;
 use crate::base::units;
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::price::{self, Price};
+use crate::catalog::sections::metrics::Aggregation;
 use crate::limits::state::{UnsettledRow, UnsettledState};
 use crate::pg::spi::{Db, Timestamptz};
 use crate::plans::period::{Span, Terms, Timeline};
@@ -122,15 +123,16 @@ impl<'a> Reader<'a> {
         let counter = self.counter(&metric.name, terms.span);
         let recorded = |p: &&UnsettledRow| p.metric == metric.name && p.span.start == terms.span.start;
         let decided = counter.tally.quantity;
-        let unsettled = if metric.is_gauge() {
-            (self.level(metric, &counter) - decided).max(0)
-        } else {
-            self.state().pending.iter().filter(recorded).fold(0, |sum, p| p.quantity.saturating_add(sum))
+        let unsettled = match metric.aggregation {
+            Aggregation::Max | Aggregation::Last => (self.level(metric, &counter) - decided).max(0),
+            Aggregation::Sum | Aggregation::Unique => {
+                self.state().pending.iter().filter(recorded).fold(0, |sum, p| p.quantity.saturating_add(sum))
+            }
         };
-        let mut used = decided.saturating_add(unsettled);
-        if metric.aggregation == "last" {
-            used = self.level(metric, &counter);
-        }
+        let mut used = match metric.aggregation {
+            Aggregation::Last => self.level(metric, &counter),
+            Aggregation::Sum | Aggregation::Max | Aggregation::Unique => decided.saturating_add(unsettled),
+        };
         let price = cache::price(self.db, metric, Some(self.org_id), self.now)?;
         if metric.is_plain(price.as_deref()) {
             used = used.saturating_add(self.consumed(&metric.name, terms.span));
@@ -152,15 +154,19 @@ impl<'a> Reader<'a> {
         let start = counter.span.start;
         let mine = || self.state().pending.iter().filter(|p| p.metric == metric.name);
         // Of max, what this period itself came to is decided already.
-        let until = if metric.aggregation == "max" { start.saturating_sub(1) } else { start };
+        let until = match metric.aggregation {
+            Aggregation::Max => start.saturating_sub(1),
+            Aggregation::Last | Aggregation::Sum | Aggregation::Unique => start,
+        };
         let earlier = self.db.query(self.fresh, &LAST_LEVEL, args![self.org_id, &metric.name, Timestamptz(until)]);
         let earlier = earlier.first().and_then(|row| row.opt::<i64>(0).zip(row.opt::<Moment>(1)));
         let newest = |until: Moment| {
             let recorded = mine().filter(|p| p.span.start < until).filter_map(|p| p.level);
             recorded.chain(earlier).max_by_key(|(_, at)| *at).map_or(0, |(level, _)| level)
         };
-        if metric.aggregation == "last" {
-            return newest(counter.span.end);
+        match metric.aggregation {
+            Aggregation::Last => return newest(counter.span.end),
+            Aggregation::Max | Aggregation::Sum | Aggregation::Unique => {}
         }
         let highest = mine().filter(|p| p.span.start == start).map(|p| p.quantity).max().unwrap_or(0);
         highest.max(newest(start)).max(counter.tally.quantity)
@@ -179,10 +185,10 @@ impl<'a> Reader<'a> {
             let newest = parts.iter().filter_map(|p| p.level).max_by_key(|(_, at)| *at);
             let today = cache::price(self.db, &metric, Some(self.org_id), self.now)?;
             for part in parts {
-                let quantity = match metric.aggregation.as_str() {
-                    "max" => (part.quantity - tally.quantity).max(0),
-                    "last" => newest.map_or(0, |(level, _)| (level - tally.quantity).max(0)),
-                    _ => part.quantity,
+                let quantity = match metric.aggregation {
+                    Aggregation::Max => (part.quantity - tally.quantity).max(0),
+                    Aggregation::Last => newest.map_or(0, |(level, _)| (level - tally.quantity).max(0)),
+                    Aggregation::Sum | Aggregation::Unique => part.quantity,
                 };
                 let terms = self.terms(&metric, part.segment.max(span.start));
                 let price = cache::price(self.db, &metric, Some(self.org_id), part.segment)?;

@@ -4,7 +4,7 @@ use crate::access;
 use crate::base::error::{Error, Result};
 use crate::base::time::INFINITY;
 use crate::catalog::cache;
-use crate::catalog::pack::{Pack, Quote, Unsold};
+use crate::catalog::sections::packs::{Pack, Quote, QuoteError};
 use crate::entry_point;
 use crate::pg::arguments::{optional_uuid, positive, required};
 use crate::pg::clock;
@@ -32,10 +32,12 @@ receipt! {
 pub fn quote(db: &Db, pack: &Pack, currency: &str, amount: Option<i64>) -> Result<Quote> {
     let surcharge = cache::surcharge(db, currency)?;
     pack.quote(currency, amount, surcharge).map_err(|why| match why {
-        Unsold::Currency => Error::invalid("currency", "the pack has no price in it").with("pack", pack.name.clone()),
-        Unsold::Fixed => Error::invalid("amount", "the price of the pack is fixed").with("pack", pack.name.clone()),
-        Unsold::Minimum(least) => Error::invalid("amount", "is below the minimum").with("minimum", least),
-        Unsold::Range => Error::invalid("amount", "buys nothing, or the sum would not fit 63 bits"),
+        QuoteError::Currency => {
+            Error::invalid("currency", "the pack has no price in it").with("pack", pack.name.clone())
+        }
+        QuoteError::Fixed => Error::invalid("amount", "the price of the pack is fixed").with("pack", pack.name.clone()),
+        QuoteError::Minimum(least) => Error::invalid("amount", "is below the minimum").with("minimum", least),
+        QuoteError::Range => Error::invalid("amount", "buys nothing, or the sum would not fit 63 bits"),
     })
 }
 

@@ -2,7 +2,7 @@
 
 use crate::access;
 use crate::base::error::{Error, Result};
-use crate::catalog::pack::{Pack, Quote};
+use crate::catalog::sections::packs::{Pack, Quote};
 use crate::outbox;
 use crate::payments::state::{Money, Status};
 use crate::payments::store::{self, Payment};

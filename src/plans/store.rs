@@ -2,8 +2,9 @@
 
 use crate::base::error::Result;
 use crate::base::time::{INFINITY, Moment};
+use crate::base::words::Word;
 use crate::catalog::cache::{self, Metric};
-use crate::catalog::plan::Limit;
+use crate::catalog::sections::plans::Limit;
 use crate::ledger::rows::{flag, number, text};
 use crate::pg::heap::{self, Is, Key, Snapshot, Table, Value, shapes};
 use crate::pg::spi::{Db, Row, Timestamptz, ToSql};
@@ -133,7 +134,7 @@ pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
         stretches.push(stretch);
         stretches.extend(next);
     }
-    Ok(Timeline { stretches, fallback })
+    Ok(Timeline { tenures: stretches, fallback })
 }
 
 fn by_statement(db: &Db, org_id: Uuid, fresh: bool) -> Vec<StretchRow> {

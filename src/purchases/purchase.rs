@@ -5,7 +5,7 @@ use crate::base::error::{Error, Result};
 use crate::base::hash;
 use crate::base::time::{self, Moment};
 use crate::catalog::cache;
-use crate::catalog::pack::Pack;
+use crate::catalog::sections::packs::Pack;
 use crate::entry_point;
 use crate::ledger::store as ledger;
 use crate::payments::quote::quote;

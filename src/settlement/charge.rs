@@ -5,6 +5,7 @@ use crate::base::time::Moment;
 use crate::base::units;
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::price;
+use crate::catalog::sections::metrics::Aggregation;
 use crate::ledger::debts::Debt;
 use crate::pg::spi::{Db, Row, Timestamptz};
 use crate::plans::period::{Span, Timeline};
@@ -194,12 +195,12 @@ impl Work<'_> {
         if part.level.is_some_and(|(_, at)| counter.level.is_none_or(|(_, known)| at >= known)) {
             counter.level = part.level;
         }
-        let (shown, quantity) = match metric.aggregation.as_str() {
+        let (shown, quantity) = match metric.aggregation {
             // What goes beyond the highest level so far.
-            "max" => (part.quantity, (part.quantity - counter.tally.quantity).max(0)),
+            Aggregation::Max => (part.quantity, (part.quantity - counter.tally.quantity).max(0)),
             // What the period comes to in the end: see close_levels().
-            "last" => (part.level.map_or(part.quantity, |(level, _)| level), 0),
-            _ => (part.quantity, part.quantity),
+            Aggregation::Last => (part.level.map_or(part.quantity, |(level, _)| level), 0),
+            Aggregation::Sum | Aggregation::Unique => (part.quantity, part.quantity),
         };
         self.take(metric, counter, (quantity, shown), part.segment, part.level.map_or(0, |(_, at)| at))
     }
@@ -256,8 +257,9 @@ impl Work<'_> {
     fn close_levels(&mut self) -> Result<()> {
         for (name, span) in self.ended(self.now.saturating_add(1)) {
             let metric = cache::any_metric(self.db, &name)?;
-            if metric.aggregation == "last" {
-                self.close_level(&metric, span)?;
+            match metric.aggregation {
+                Aggregation::Last => self.close_level(&metric, span)?,
+                Aggregation::Max | Aggregation::Sum | Aggregation::Unique => {}
             }
         }
         Ok(())
@@ -291,8 +293,9 @@ impl Work<'_> {
         if let Some((level, at)) = from.level
             && next.start > span.start
         {
-            if metric.aggregation == "last" {
-                self.close_level(metric, span)?;
+            match metric.aggregation {
+                Aggregation::Last => self.close_level(metric, span)?,
+                Aggregation::Max | Aggregation::Sum | Aggregation::Unique => {}
             }
             // Nothing goes on as nothing, but where a period has it otherwise.
             let there = db.write(&EXISTS, args![org_id, &metric.name, Timestamptz(next.start)]).count() > 0;
@@ -302,9 +305,12 @@ impl Work<'_> {
                 if to.level.is_none_or(|(_, known)| known <= at) {
                     to.level = Some((level, at));
                 }
-                if metric.aggregation == "max" {
-                    let quantity = (level - to.tally.quantity).max(0);
-                    self.take(metric, &mut to, (quantity, level), next.start, at)?;
+                match metric.aggregation {
+                    Aggregation::Max => {
+                        let quantity = (level - to.tally.quantity).max(0);
+                        self.take(metric, &mut to, (quantity, level), next.start, at)?;
+                    }
+                    Aggregation::Last | Aggregation::Sum | Aggregation::Unique => {}
                 }
                 counters::save(db, &[&to]);
             }

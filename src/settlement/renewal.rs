@@ -6,7 +6,7 @@ use crate::base::error::{Error, Result};
 use crate::base::time::{self, INFINITY, Moment};
 use crate::base::units;
 use crate::catalog::cache;
-use crate::catalog::plan::{Credits, Plan, Rollover};
+use crate::catalog::sections::plans::{Credits, Plan, Rollover};
 use crate::ledger::debts;
 use crate::ledger::store as ledger;
 use crate::ledger::wallet::{EntryContext, Grant, Operation, Wallet};

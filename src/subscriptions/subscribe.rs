@@ -5,9 +5,10 @@ use crate::base::error::{Error, Result};
 use crate::base::hash;
 use crate::base::time::{self, Moment};
 use crate::base::units;
+use crate::base::words::Word;
 use crate::call::{Answer, to_json};
 use crate::catalog::cache;
-use crate::catalog::plan::{Limit, Plan};
+use crate::catalog::sections::plans::{Limit, Plan};
 
 use crate::ledger::store as ledger;
 use crate::pg::arguments::{self, required, required_uuid};

@@ -288,7 +288,7 @@ impl Metered {
     pub fn charge(&self, metric: &Metric, quantity: i64, price: Option<&Price>) -> Result<Charge> {
         let tally = &self.counter.tally;
         let charge = tally.charge(quantity, self.terms.allowance, self.unsettled, price).map_err(price::too_large)?;
-        if charge.overage > 0 && price.is_none() && self.terms.ends_at_allowance(metric.tier.as_deref()) {
+        if charge.overage > 0 && price.is_none() && self.terms.ends_at_allowance(metric.tier) {
             let remaining = tally.remaining(self.terms.allowance, self.unsettled).unwrap_or(0);
             return Err(Error::plan_limit(&metric.name, self.terms.allowance.unwrap_or(0), remaining, quantity));
         }

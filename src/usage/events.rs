@@ -3,6 +3,7 @@
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, Moment, Period};
 use crate::catalog::cache::{self, Metric};
+use crate::catalog::sections::metrics::Aggregation;
 use crate::pg::arguments;
 use crate::pg::spi::{Db, Row};
 use crate::plans::period::{Span, Timeline};
@@ -107,7 +108,10 @@ impl<'a> EventResolver<'a> {
         let span = self.timeline(event.org_id)?.period(occurred_at);
         let version = cache::price_since(self.db, &metric, event.org_id, occurred_at);
         let segment = Period::Day.start(occurred_at).max(span.start).max(version);
-        let value = if metric.aggregation == "unique" { Some(key(&distinct(&metric, &event)?)) } else { None };
+        let value = match metric.aggregation {
+            Aggregation::Unique => Some(key(&distinct(&metric, &event)?)),
+            Aggregation::Sum | Aggregation::Max | Aggregation::Last => None,
+        };
         Ok(ResolvedEvent {
             place: UsageBucket { org_id: event.org_id, metric: event.metric.clone(), span, segment },
             occurred_at,

@@ -2,6 +2,7 @@
 
 use crate::base::error::Error;
 use crate::base::time::Period;
+use crate::base::words::Word;
 use crate::entry_point;
 use crate::ledger::store;
 use crate::pg::arguments::{required, required_uuid, unit};
