@@ -371,7 +371,7 @@ class GiftCards(LiveTestCase):
         rows(self.admin, f"create role {owner}")
         self.roles.append(owner)
         rows(self.db, f"""create table public.ran_as (who text);
-                          grant insert on public.ran_as to {owner}; grant usage, create on schema billing to {owner};
+                          grant insert on public.ran_as to {owner}; grant usage, create on schema billing_internal to {owner};
                           alter table billing_internal.gift_card_attempts owner to {owner};
                           create function public.trap() returns trigger language plpgsql as
                               'begin insert into public.ran_as values (current_user); return new; end';
@@ -381,7 +381,7 @@ class GiftCards(LiveTestCase):
             self.assertEqual(rows(self.db, "select who from public.ran_as"), [(owner,)])
         finally:
             rows(self.db, f"""drop trigger trap on billing_internal.gift_card_attempts; drop function public.trap(); drop table public.ran_as;
-                              alter table billing_internal.gift_card_attempts owner to current_user; revoke all on schema billing from {owner}""")
+                              alter table billing_internal.gift_card_attempts owner to current_user; revoke all on schema billing_internal from {owner}""")
 
     def test_database_that_reads_only(self):
         """Attempts are noted whatever a database has set; in a transaction that only reads, no code is looked at."""
