@@ -3,13 +3,11 @@
 
 use crate::base::error::Result;
 use crate::base::time::Moment;
-use crate::ledger::lanes;
-use crate::ledger::store;
 use crate::ledger::wallet::Wallet;
+use crate::ledger::{lanes, store};
 use crate::pg::clock;
 use crate::pg::spi::{Db, Timestamptz};
-use crate::posting;
-use crate::{args, statements};
+use crate::{args, posting, statements};
 use uuid::Uuid;
 
 /// The number of lanes that stands for the automatic mode, in which lanes come and go by

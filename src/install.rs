@@ -1,14 +1,11 @@
 //! `billing.install()` creates the tables, or migrates them, by the scripts that are compiled in.
 
-use crate::access;
 use crate::base::error::Error;
 use crate::catalog::cache;
-use crate::pg::heap;
 use crate::pg::raise::or_raise;
-use crate::pg::spi;
-use crate::pg::turn;
+use crate::pg::{heap, spi, turn};
 use crate::schema::version::{self, LATEST};
-use crate::{args, receipt, statements};
+use crate::{access, args, receipt, statements};
 use pgrx::prelude::*;
 
 /// What brings the tables from one version to the next.

@@ -1,8 +1,7 @@
 //! Keys that the extension makes for itself and keeps in the table `secrets`.
 
-use crate::pg::clock;
-use crate::pg::random;
 use crate::pg::spi::{Db, Timestamptz};
+use crate::pg::{clock, random};
 use crate::{args, statements};
 
 statements! {

@@ -6,9 +6,8 @@
 
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, Moment};
-use crate::pg::background;
-use crate::pg::random;
 use crate::pg::spi::{self, Db, Timestamptz};
+use crate::pg::{background, random};
 use crate::{args, statements};
 use pgrx::prelude::*;
 use std::fmt;

@@ -4,7 +4,6 @@
 //! members. A row is locked by the statement that reads it, and every writer of a wallet's grants and holds holds lane 0: so its
 //! row is the wallet's lock, under any isolation level. `lanes.rs` says how the other lanes go with it.
 
-use crate::args;
 use crate::base::error::{Error, Result};
 use crate::base::time::{INFINITY, Moment, Period};
 use crate::base::words::Word;
@@ -13,14 +12,9 @@ use crate::ledger::rows::{self, Entries, EntryRow, Lanes};
 use crate::ledger::wallet::{Budget, Entry, Grant, Hold, Lane, MemberDelta, Part, Saved, UnlockedLane, Wallet};
 use crate::ledger::{chain, lanes as protocol};
 use crate::pg::spi::{self, Db, Row, Timestamptz};
-use crate::schema::Changed;
-use crate::schema::Insertion;
-use crate::schema::LockPolicy;
-use crate::schema::Snapshot;
-use crate::schema::Table;
-use crate::schema::at_one_moment;
 use crate::schema::ledger::{holds, lanes};
-use crate::statements;
+use crate::schema::{Changed, Insertion, LockPolicy, Snapshot, Table, at_one_moment};
+use crate::{args, statements};
 use std::collections::BTreeSet;
 use uuid::Uuid;
 

@@ -1,6 +1,5 @@
 //! `check_limit`: whether an org may use so much more of a metric, and if not, what stops it.
 
-use crate::access;
 use crate::base::error::{Error, Result};
 use crate::base::units;
 use crate::catalog::cache;
@@ -13,11 +12,10 @@ use crate::limits::standing::Reader;
 use crate::pg::arguments::{positive, required, required_uuid};
 use crate::pg::clock;
 use crate::pg::raise::or_raise;
-use crate::pg::spi;
-use crate::pg::spi::Db;
-use crate::receipt;
+use crate::pg::spi::{self, Db};
 use crate::schema::ledger::freezes;
 use crate::schema::{Snapshot, Table};
+use crate::{access, receipt};
 use pgrx::prelude::*;
 use uuid::Uuid;
 

@@ -1,15 +1,13 @@
 //! Quotes: the price of a pack for an org, before it pays.
 
-use crate::access;
 use crate::base::error::{Error, Result};
 use crate::base::time::INFINITY;
 use crate::catalog::cache;
 use crate::catalog::sections::packs::{Pack, Quote, QuoteError};
-use crate::entry_point;
 use crate::pg::arguments::{optional_uuid, positive, required};
 use crate::pg::clock;
 use crate::pg::spi::Db;
-use crate::receipt;
+use crate::{access, entry_point, receipt};
 use pgrx::prelude::*;
 
 receipt! {

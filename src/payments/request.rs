@@ -1,15 +1,14 @@
 //! Payments that have not begun: making them, asking a worker to charge them, and checking who is
 //! charged.
 
-use crate::access;
 use crate::base::error::{Error, Result};
 use crate::catalog::sections::packs::{Pack, Quote};
-use crate::outbox;
 use crate::payments::state::{Money, Status};
 use crate::payments::store::{self, Payment};
 use crate::pg::arguments::required;
 use crate::pg::random;
 use crate::pg::spi::Db;
+use crate::{access, outbox};
 use pgrx::pg_sys;
 use serde_json::json;
 use uuid::Uuid;

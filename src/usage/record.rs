@@ -4,11 +4,9 @@
 //! holds, or makes one, so rows are few and writers never wait for each other, unless they report the same event, or the same
 //! new value of a metric that counts distinct ones, at the same instant.
 
-use crate::access;
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, Moment};
 use crate::catalog::cache;
-use crate::entry_point;
 use crate::pg::arguments::{optional_uuid, required, required_uuid};
 use crate::pg::clock;
 use crate::pg::jsonb::Jsonb;
@@ -17,7 +15,7 @@ use crate::pg::spi::{self, Db, Timestamptz};
 use crate::schema::usage::{unsettled_usage, usage_event_keys, usage_events};
 use crate::schema::{Changed, Insertion, LockPolicy, Table, may_change_rows};
 use crate::usage::events::{self, Event, EventResolver, ResolvedEvent, UsageBucket};
-use crate::{args, receipt, statements};
+use crate::{access, args, entry_point, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,20 +1,15 @@
 //! Transfers: credit that moves from one org's wallet to another's.
 
-use crate::access;
 use crate::base::error::{Error, Result};
 use crate::call::{Answer, Call, to_json};
 use crate::catalog::cache;
-use crate::ledger::debts;
-use crate::ledger::store;
 use crate::ledger::wallet::{EntryContext, Grant, Operation, Part, Wallet};
+use crate::ledger::{debts, store};
 use crate::pg::arguments::{self, positive, required_uuid, unit};
-use crate::pg::clock;
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
-use crate::pg::spi;
-use crate::posting;
-use crate::receipt;
-use crate::settlement;
+use crate::pg::{clock, spi};
+use crate::{access, posting, receipt, settlement};
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;

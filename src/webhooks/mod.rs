@@ -3,20 +3,18 @@
 
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, Moment};
-use crate::entry_point;
 use crate::payments::report::Handled;
 use crate::payments::secrets;
 use crate::payments::state::Status;
 use crate::payments::store::{self, Payment};
 use crate::pg::arguments::required;
-use crate::pg::clock;
 use crate::pg::spi::{self, Db, Timestamptz};
-use crate::pg::turn;
+use crate::pg::{clock, turn};
 use crate::providers::Provider;
 use crate::providers::event::{DisputeFact, DisputeState, Event, Fact, Outcome, PaymentFact, RefundFact};
 use crate::purchases::money;
 use crate::subscriptions::collected;
-use crate::{args, receipt, statements};
+use crate::{args, entry_point, receipt, statements};
 use pgrx::prelude::*;
 use serde_json::json;
 use sha2::{Digest, Sha256};
