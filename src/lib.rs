@@ -1,7 +1,8 @@
 //! `pg_billing`: a product's whole billing inside its own `PostgreSQL` database.
 //!
-//! Read `docs/DESIGN.md` first. Rules are plain Rust, statements are in the `store` modules, `sql` alone talks to the
-//! server, and functions that SQL calls are thin.
+//! Read `docs/ARCHITECTURE.md` first. A module imports only from the layers below its own (`layers.rs`). Rules are plain
+//! Rust, `pg` alone talks to the server, tables are declared in `schema`, statements are constants with names, and
+//! functions that SQL calls are thin.
 
 pgrx::pg_module_magic!();
 

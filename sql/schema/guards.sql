@@ -1,5 +1,5 @@
 -- Ordinary tables of the database, and no members of the extension: a ledger of money must survive DROP EXTENSION … CASCADE and
--- travel whole in a dump (docs/DESIGN.md). For the same reason columns have built-in types, no default or constraint calls a function
+-- travel whole in a dump (docs/internals/tables.md). For the same reason columns have built-in types, no default or constraint calls a function
 -- of the extension, and these functions of the guarding triggers are plain plpgsql that outlives it.
 -- org_id stands first in every key, so that tables can be distributed by it.
 

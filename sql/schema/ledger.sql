@@ -55,7 +55,7 @@ comment on column billing.ledger.reason is 'Why, on corrections.';
 comment on column billing.ledger.actor is 'Who asked for it, on corrections: the JWT subject, else the database role.';
 comment on column billing.ledger.metadata is 'What the caller noted; null for nothing.';
 comment on column billing.ledger.result is 'What the call answered, where its entries alone do not tell; given again to a repeated call.';
-comment on column billing.ledger.entry_hash is 'SHA-256 over the previous hash of the lane and every column of the view entries (docs/DESIGN.md, The chain).';
+comment on column billing.ledger.entry_hash is 'SHA-256 over the previous hash of the lane and every column of the view entries (docs/internals/ledger-and-chain.md).';
 create trigger ledger_append_only before update or delete or truncate on billing.ledger
     for each statement execute function billing_internal.refuse_change();
 

@@ -48,7 +48,7 @@ comment on column billing.entries.reason is 'Why, on corrections.';
 comment on column billing.entries.actor is 'Who asked for it, on corrections: the JWT subject, else the database role.';
 comment on column billing.entries.metadata is 'What the caller noted.';
 comment on column billing.entries.result is 'What the call answered, where its entries alone do not tell; given again to a repeated call.';
-comment on column billing.entries.entry_hash is 'SHA-256 over the previous hash of the lane and every column of the row (docs/DESIGN.md, The chain).';
+comment on column billing.entries.entry_hash is 'SHA-256 over the previous hash of the lane and every column of the row (docs/internals/ledger-and-chain.md).';
 
 create or replace view billing.operations with (security_invoker = true) as
 select org_id, operation_id, unit, min(created_at) as created_at,

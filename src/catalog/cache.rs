@@ -98,7 +98,9 @@ thread_local! {
 
 statements! {
     TABLE() = "select to_regclass('billing.metrics')::oid::int8";
-    ALERTS() = "select (value -> 'shares')::text, (value ->> 'expiring_days')::int8, (value ->> 'deliver')::boolean from billing_internal.settings where name = 'alerts'";
+    ALERTS() =
+        "select (value -> 'shares')::text, (value ->> 'expiring_days')::int8, (value ->> 'deliver')::boolean
+           from billing_internal.settings where name = 'alerts'";
     ORG_PRICE_SINCE(uuid, text, timestamptz) =
         "select max(effective_at) from billing.org_prices where org_id = $1 and metric = $2 and effective_at <= $3";
     ORG_PRICE(uuid, text, timestamptz) =

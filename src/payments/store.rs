@@ -29,8 +29,8 @@ statements! {
         text, jsonb, int8, texts, int4, text, timestamptz, timestamptz) =
         "insert into billing.payments
                 (org_id, payment_id, created_at, updated_at, price, tax, fee, total, credits, bonus, status, source, provider, pack,
-                 plan, unit, currency, validity, customer, payment_method, metadata, request_hash, idempotency_key, metrics, priority, subscription, period_start,
-                 period_end)
+                 plan, unit, currency, validity, customer, payment_method, metadata, request_hash, idempotency_key, metrics, priority,
+                 subscription, period_start, period_end)
          values ($1, $2, $3, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $21, $22, $20,
                  $23, $24, $25, $26, $27)";
     SAVE(uuid, uuid, timestamptz, text, timestamptz, int8, int8, int8, int8s, int8s, int8, text, text, text, text, text) =
