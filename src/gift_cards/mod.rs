@@ -12,12 +12,14 @@ use crate::access::{self, actor, authorize};
 use crate::base::error::{Error, Result};
 use crate::base::time::{INFINITY, Moment};
 use crate::base::validity::Validity;
+use crate::base::words::Word;
 use crate::call::{Answer, Call};
 use crate::catalog::cache;
 use crate::entry_point;
 use crate::gift_cards::code::{Code, CodeHash};
 use crate::gift_cards::store::{Batch, Card};
 use crate::ledger::debts;
+use crate::ledger::kind::EntryKind;
 use crate::ledger::store as ledger;
 use crate::ledger::wallet::{EntryContext, Grant, Operation, Wallet};
 use crate::pg::arguments;
@@ -37,7 +39,6 @@ use uuid::Uuid;
 
 /// The name of the key under which codes are hashed.
 const SECRET: &str = "gift_cards";
-const SOURCES: [&str; 2] = ["gift_card", "voucher"];
 const MOST_CARDS: i32 = 10_000;
 const MOST_REDEMPTIONS: i32 = 1_000_000;
 const NAME_BYTES: usize = 200;
@@ -75,8 +76,8 @@ fn required_within(name: &str, value: Option<i32>, most: i32) -> Result<i32> {
 }
 
 /// The source of grants of that name, if gift cards have it.
-fn source(value: &str) -> Option<&'static str> {
-    SOURCES.into_iter().find(|known| *known == value)
+fn source(value: &str) -> Option<EntryKind> {
+    EntryKind::parse(value).filter(|kind| matches!(kind, EntryKind::GiftCard | EntryKind::Voucher))
 }
 
 /// Makes codes that are worth credit, and gives them this one time: only their hashes are kept.
@@ -124,6 +125,7 @@ fn create_gift_cards(
         let key = secrets::secret(db, SECRET);
         let codes: Vec<Code> = (0..count).map(|_| Code::new(random::bytes())).collect();
         let hashes: Vec<CodeHash> = codes.iter().map(|code| code.hash(&key)).collect();
+        let source = source.name();
         let batch = Batch { name, unit, credits, metrics, max_redemptions, expires_at, validity, source, metadata };
         store::create(db, &hashes, batch, now);
         Ok(codes.iter().map(Code::to_string).collect::<Vec<_>>())
@@ -174,7 +176,7 @@ fn grant_card(db: &Db, call: &Call, wallet: &mut Wallet, hash: &CodeHash) -> Res
         metrics: metrics.clone(),
         saved: None,
     };
-    let context = EntryContext { actor: Some(actor()), ..EntryContext::from_source(kind, Some(name.clone())) };
+    let context = EntryContext { actor: Some(actor()), ..EntryContext::from_source(kind.name(), Some(name.clone())) };
     let mut operation = call.operation(context);
     let grant_id = wallet.grant(&mut operation, kind, grant)?;
     store::redeemed(db, call.org_id, hash, grant_id, now, &name);

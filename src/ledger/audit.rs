@@ -3,7 +3,9 @@
 
 use crate::base::hash::Hash;
 use crate::base::time::Moment;
+use crate::base::words::Word;
 use crate::ledger::chain::{self, Content, Position};
+use crate::ledger::kind::EntryKind;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -173,12 +175,12 @@ impl ChainWalk {
             }
             Some(_) => {}
         }
-        match e.kind.as_str() {
-            "hold" | "release" => self.reserved = self.reserved.wrapping_sub(e.amount),
-            "payout_hold" | "payout_release" => self.locked = self.locked.wrapping_sub(e.amount),
-            "purchase" => self.purchased = self.purchased.wrapping_add(e.amount),
-            "usage" => self.consumed = self.consumed.wrapping_sub(e.amount),
-            "refund" if e.source.as_deref() == Some("operation") => {
+        match EntryKind::parse(&e.kind) {
+            Some(EntryKind::Hold | EntryKind::Release) => self.reserved = self.reserved.wrapping_sub(e.amount),
+            Some(EntryKind::PayoutHold | EntryKind::PayoutRelease) => self.locked = self.locked.wrapping_sub(e.amount),
+            Some(EntryKind::Purchase) => self.purchased = self.purchased.wrapping_add(e.amount),
+            Some(EntryKind::Usage) => self.consumed = self.consumed.wrapping_sub(e.amount),
+            Some(EntryKind::Refund) if e.source.as_deref() == Some("operation") => {
                 self.consumed = self.consumed.wrapping_sub(e.amount);
             }
             _ => {}

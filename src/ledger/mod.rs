@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod chain;
 pub mod debts;
+pub mod kind;
 pub mod lanes;
 pub mod recent;
 pub mod replay;

@@ -7,6 +7,8 @@
 //! next folding makes them fit again.
 
 use crate::base::time::{Moment, day};
+use crate::base::words::Word;
+use crate::ledger::kind::EntryKind;
 
 /// The most sums that a lane keeps, since its row is written with every charge.
 const MOST: usize = 16;
@@ -46,12 +48,12 @@ pub struct Sum {
 impl Sum {
     /// The kind as the ledger has it.
     pub fn kind(&self) -> &str {
-        if self.kind == SETTLED { "usage" } else { &self.kind }
+        if self.kind == SETTLED { EntryKind::Usage.name() } else { &self.kind }
     }
 
     /// Whether it was consumed, and not charged by settlement.
     pub fn is_consumed(&self) -> bool {
-        self.kind == "usage"
+        self.kind == EntryKind::Usage.name()
     }
 }
 
@@ -92,7 +94,7 @@ impl LaneSummary {
 
     /// Counts the next entry.
     pub fn add(&mut self, entry: Entry<'_>) {
-        let is_usage = entry.kind == "usage";
+        let is_usage = entry.kind == EntryKind::Usage.name();
         let is_settled = is_usage && entry.source == Some("settlement");
         let kind = if is_settled { SETTLED } else { entry.kind };
         let metric = entry.metric.filter(|_| is_usage).unwrap_or_default();
@@ -143,7 +145,7 @@ impl LaneSummary {
             let kind = take_text(&mut rest)?;
             recent.sums.push(Sum {
                 day,
-                kind: if kind.is_empty() { "usage".to_owned() } else { kind },
+                kind: if kind.is_empty() { EntryKind::Usage.name().to_owned() } else { kind },
                 metric: take_text(&mut rest)?,
                 quantity: i64::from_be_bytes(take(&mut rest)?),
                 amount: i64::from_be_bytes(take(&mut rest)?),

@@ -2,7 +2,9 @@
 
 use crate::base::time::Moment;
 use crate::base::units;
+use crate::base::words::Word;
 use crate::ledger::chain::{self, Position};
+use crate::ledger::kind::EntryKind;
 use crate::ledger::lanes::View;
 use crate::ledger::recent::LaneSummary;
 use crate::ledger::replay::Replay;
@@ -64,7 +66,6 @@ fn replay(row: ledger::Row<'_>) -> Replay {
 }
 
 // What the ledger leaves out.
-const USUAL_KIND: &str = "usage";
 const NO_METADATA: &str = "{}";
 
 /// The unit of an entry, as it is stored.
@@ -73,18 +74,18 @@ fn stored_unit(unit: &str) -> Option<&str> {
 }
 
 /// The kind of an entry, as it is stored.
-fn stored_kind(kind: &str) -> Option<&str> {
-    (kind != USUAL_KIND).then_some(kind)
+fn stored_kind(kind: EntryKind) -> Option<&'static str> {
+    (kind != EntryKind::Usage).then(|| kind.name())
 }
 
 /// The kind of a stored entry.
 pub fn kind_of(row: ledger::Row<'_>) -> &str {
-    row.kind().unwrap_or(USUAL_KIND)
+    row.kind().unwrap_or(EntryKind::Usage.name())
 }
 
 /// The quantity of an entry, as it is stored: of usage, which cannot be 0, nothing stands for 1, and 0 for nothing.
-fn stored_quantity(kind: &str, quantity: Option<i64>) -> Option<i64> {
-    if kind == USUAL_KIND { Some(quantity.unwrap_or(0)).filter(|quantity| *quantity != 1) } else { quantity }
+fn stored_quantity(kind: EntryKind, quantity: Option<i64>) -> Option<i64> {
+    if kind == EntryKind::Usage { Some(quantity.unwrap_or(0)).filter(|quantity| *quantity != 1) } else { quantity }
 }
 
 /// The quantity of a stored entry.
@@ -215,7 +216,7 @@ pub struct EntryRow<'a> {
     pub request_hash: Option<i64>,
     pub member_id: Option<Uuid>,
     pub unit: &'a str,
-    pub kind: &'a str,
+    pub kind: EntryKind,
     pub metric: Option<&'a str>,
     pub source: Option<&'a str>,
     pub source_id: Option<&'a str>,

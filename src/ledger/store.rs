@@ -7,6 +7,7 @@
 use crate::base::error::{Error, Result};
 use crate::base::time::{INFINITY, Moment, Period};
 use crate::base::words::Word;
+use crate::ledger::kind::{EntryKind, HoldStatus};
 use crate::ledger::replay::Replay;
 use crate::ledger::rows::{self, Entries, EntryRow, Lanes};
 use crate::ledger::wallet::{Budget, Entry, Grant, Hold, Lane, MemberDelta, Part, Saved, UnlockedLane, Wallet};
@@ -432,7 +433,7 @@ pub fn load_budgets(db: &Db, wallet: &mut Wallet, members: Vec<Uuid>) {
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub struct PostedEntry {
-    pub kind: String,
+    pub kind: Option<EntryKind>,
     pub grant_id: Option<i64>,
     /// Positive where credit left the balance.
     pub credits: i64,
@@ -458,7 +459,7 @@ pub fn past_operation(db: &Db, org_id: Uuid, operation_id: i64) -> Vec<PostedEnt
 
 fn posted_entry(row: &Row) -> PostedEntry {
     PostedEntry {
-        kind: row.get(1),
+        kind: EntryKind::parse(&row.get::<String>(1)),
         grant_id: row.opt(2),
         credits: row.get(3),
         unit: row.get(4),
@@ -550,7 +551,7 @@ pub fn save_wallet(db: &Db, wallet: &Wallet, kept: Option<&[u8]>, metadata_of_gr
         }
     }
     for (hold_id, operation_id) in &wallet.expired_holds {
-        close_hold(lane.org_id, *hold_id, "expired", wallet.now(), *operation_id);
+        close_hold(lane.org_id, *hold_id, HoldStatus::Expired, wallet.now(), *operation_id);
     }
 }
 
@@ -578,11 +579,11 @@ pub fn save_member(
 }
 
 /// Closes a hold; false where it is not open. The wallet is locked.
-pub fn close_hold(org_id: Uuid, hold_id: i64, status: &str, now: Moment, operation_id: i64) -> bool {
+pub fn close_hold(org_id: Uuid, hold_id: i64, status: HoldStatus, now: Moment, operation_id: i64) -> bool {
     let holds = Table::<holds::Table>::to_update();
     let changed = holds.update(&holds::one(org_id, hold_id), LockPolicy::AlreadyHeld, |row| {
-        let closed = || holds::Set::new().status(status).closed_at(Some(now)).closed_by(Some(operation_id));
-        (row.status() == "open").then(closed)
+        let closed = || holds::Set::new().status(status.name()).closed_at(Some(now)).closed_by(Some(operation_id));
+        (HoldStatus::parse(row.status()) == Some(HoldStatus::Open)).then(closed)
     });
     changed == Changed::Yes
 }

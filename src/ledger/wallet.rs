@@ -11,6 +11,7 @@ use crate::base::hash::Hash;
 use crate::base::time::{INFINITY, Moment, NEG_INFINITY, Period};
 use crate::base::words::Word;
 use crate::ledger::chain::{self, Content, Position, Terms};
+use crate::ledger::kind::EntryKind;
 use crate::ledger::lanes;
 use crate::ledger::recent::{self, LaneSummary};
 use std::collections::BTreeMap;
@@ -209,7 +210,7 @@ impl Operation {
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub struct Entry {
-    pub kind: &'static str,
+    pub kind: EntryKind,
     pub amount: i64,
     pub operation_id: i64,
     pub position: Position,
@@ -328,7 +329,7 @@ impl Wallet {
         self.lane.holds_due = next_hold_due;
         for hold in timed_out {
             let mut operation = Operation::new(EntryContext::from_source("hold", Some(hold.hold_id.to_string())));
-            self.give_back(&mut operation, "release", &hold.parts)?;
+            self.give_back(&mut operation, EntryKind::Release, &hold.parts)?;
             self.lane.reserved -= hold.credits;
             self.note_member(hold.member_id, 0, -self.still_counted(hold), None);
             self.expired_holds.push((hold.hold_id, operation.id()));
@@ -424,9 +425,9 @@ impl Wallet {
         let slice = from.slice();
         if slice.credits > 0 {
             let mut leaving = Operation::new(EntryContext::from_source("lane", Some(self.lane.lane.to_string())));
-            from.take(&mut leaving, "lane", &[slice])?;
+            from.take(&mut leaving, EntryKind::Lane, &[slice])?;
             let mut coming = Operation::new(EntryContext::from_source("lane", Some(number.to_string())));
-            self.give_back(&mut coming, "lane", &[slice])?;
+            self.give_back(&mut coming, EntryKind::Lane, &[slice])?;
         }
         from.lane.slice_grant = 0;
         from.lane.fresh_until = INFINITY;
@@ -449,11 +450,11 @@ impl Wallet {
         let place = self.lanes.iter().position(|l| l.lane.lane == number);
         let Some(place) = place.filter(|_| slice.credits > 0 && self.restricted() == (0, 0)) else { return Ok(()) };
         let mut leaving = Operation::new(EntryContext::from_source("lane", Some(number.to_string())));
-        self.take(&mut leaving, "lane", &[slice])?;
+        self.take(&mut leaving, EntryKind::Lane, &[slice])?;
         let mut coming = Operation::new(EntryContext::from_source("lane", Some(self.lane.lane.to_string())));
         let to = &mut self.lanes[place];
         (to.lane.slice_grant, to.lane.fresh_until) = (grant_id, expires_at);
-        to.give_back(&mut coming, "lane", &[slice])
+        to.give_back(&mut coming, EntryKind::Lane, &[slice])
     }
 
     /// The credit that is for some metrics only, and the general credit that is not effective yet.
@@ -495,7 +496,7 @@ impl Wallet {
     }
 
     /// Takes credit out, one entry per grant; a burn of nothing still writes one entry.
-    pub fn take(&mut self, operation: &mut Operation, kind: &'static str, parts: &[Part]) -> Result<()> {
+    pub fn take(&mut self, operation: &mut Operation, kind: EntryKind, parts: &[Part]) -> Result<()> {
         if parts.is_empty() {
             return self.post(operation, kind, 0, None);
         }
@@ -508,7 +509,7 @@ impl Wallet {
 
     /// Puts credit back into the grants that it came from. If those are dead by now,
     /// [`Wallet::write_off_dead_grants`] must follow.
-    pub fn give_back(&mut self, operation: &mut Operation, kind: &'static str, parts: &[Part]) -> Result<()> {
+    pub fn give_back(&mut self, operation: &mut Operation, kind: EntryKind, parts: &[Part]) -> Result<()> {
         for part in parts {
             *self.grant_credits(part.grant_id)? += part.credits;
             self.post(operation, kind, part.credits, Some(part.grant_id))?;
@@ -528,21 +529,21 @@ impl Wallet {
             .collect();
         for (grant_id, credits, voided, source) in dead {
             let mut operation = Operation::new(EntryContext::from_source(&source, None));
-            let kind = if voided { "void" } else { "expiry" };
+            let kind = if voided { EntryKind::Void } else { EntryKind::Expiry };
             self.write_off(&mut operation, kind, Part { grant_id, credits })?;
         }
         Ok(())
     }
 
     /// Takes out the credit that a dead grant still held.
-    pub fn write_off(&mut self, operation: &mut Operation, kind: &'static str, part: Part) -> Result<()> {
+    pub fn write_off(&mut self, operation: &mut Operation, kind: EntryKind, part: Part) -> Result<()> {
         self.find_grant(part.grant_id)?.written_off += part.credits;
         let parts = if part.credits > 0 { std::slice::from_ref(&part) } else { &[] };
         self.take(operation, kind, parts)
     }
 
     /// Adds a new grant, whose id is that of its entry.
-    pub fn grant(&mut self, operation: &mut Operation, kind: &'static str, mut grant: Grant) -> Result<i64> {
+    pub fn grant(&mut self, operation: &mut Operation, kind: EntryKind, mut grant: Grant) -> Result<i64> {
         let credits = grant.amount;
         // All credit of a wallet must fit 63 bits, or what is reserved or locked could not come
         // back.
@@ -553,7 +554,7 @@ impl Wallet {
         grant.saved = None;
         let grant_id = grant.grant_id;
         let terms = grant.terms();
-        if kind == "purchase" {
+        if kind == EntryKind::Purchase {
             self.lane.purchased = checked(self.lane.purchased.checked_add(credits))?;
         }
         let grants = self.grants.get_or_insert_default();
@@ -577,7 +578,7 @@ impl Wallet {
         let credits: i64 = parts.iter().map(|p| p.credits).sum();
         let member = operation.context.member_id;
         let consumed = checked(self.lane.consumed.checked_add(credits))?;
-        self.take(operation, "usage", parts)?;
+        self.take(operation, EntryKind::Usage, parts)?;
         self.lane.consumed = consumed;
         self.note_member(member, credits, budgeted, Some(self.now));
         Ok(())
@@ -623,13 +624,7 @@ impl Wallet {
         Ok(&mut self.find_grant(grant_id)?.remaining)
     }
 
-    fn post(
-        &mut self,
-        operation: &mut Operation,
-        kind: &'static str,
-        amount: i64,
-        grant_id: Option<i64>,
-    ) -> Result<()> {
+    fn post(&mut self, operation: &mut Operation, kind: EntryKind, amount: i64, grant_id: Option<i64>) -> Result<()> {
         let lane = &mut self.lane;
         let balance_before = lane.balance;
         lane.balance = checked(balance_before.checked_add(amount))?;
@@ -657,7 +652,7 @@ impl Wallet {
             recent.add(recent::Entry {
                 entry_id: entry.position.entry_id,
                 operation_id: entry.operation_id,
-                kind: entry.kind,
+                kind: entry.kind.name(),
                 metric: entry.context.metric.as_deref(),
                 source: entry.context.source.as_deref(),
                 created_at: self.now,
@@ -706,7 +701,7 @@ impl Wallet {
             let content = chain::content(&Content {
                 org_id: lane.org_id,
                 unit: &lane.unit,
-                kind: entry.kind,
+                kind: entry.kind.name(),
                 amount: entry.amount,
                 quantity: about.quantity,
                 metric: about.metric.as_deref(),

@@ -167,7 +167,7 @@ fn as_stored(wallet: &Wallet, e: &Entry) -> StoredEntry {
         request_hash: e.request().and_then(|r| r.hash),
         member_id: e.context.member_id,
         unit: wallet.lane.unit.clone(),
-        kind: e.kind.to_owned(),
+        kind: e.kind.name().to_owned(),
         metric: e.context.metric.clone(),
         source: e.context.source.clone(),
         source_id: e.context.source_id.clone(),
@@ -219,7 +219,7 @@ fn play(tables: &mut Tables, now: &mut Moment, step: &Step) {
             let expires_at = lasts.map_or(INFINITY, |hours| effective_at + hours * HOUR);
             let metrics = scoped.then(|| vec!["other".to_owned()]);
             let grant = Grant { priority, paid, effective_at, expires_at, metrics, ..a_grant(amount) };
-            tables.call(*now, true, |w| w.grant(&mut plain(), "bonus", grant).map(drop)).unwrap();
+            tables.call(*now, true, |w| w.grant(&mut plain(), EntryKind::Bonus, grant).map(drop)).unwrap();
         }
         Step::Consume { credits, by_slice } => {
             let total = tables.obvious_total(*now);
@@ -236,7 +236,7 @@ fn play(tables: &mut Tables, now: &mut Moment, step: &Step) {
             let done = tables.call(*now, true, |w| {
                 let parts = w.allocate(credits, None)?;
                 let mut operation = plain();
-                w.take(&mut operation, "hold", &parts)?;
+                w.take(&mut operation, EntryKind::Hold, &parts)?;
                 w.lane.reserved += credits;
                 w.lane.holds_due = w.lane.holds_due.min(due);
                 made = Some(Hold { hold_id: operation.id(), credits, member_id: None, created_at: w.now(), parts });
@@ -253,7 +253,7 @@ fn play(tables: &mut Tables, now: &mut Moment, step: &Step) {
             }
             tables
                 .call(*now, true, |w| {
-                    w.give_back(&mut plain(), "release", &hold.parts)?;
+                    w.give_back(&mut plain(), EntryKind::Release, &hold.parts)?;
                     w.lane.reserved -= hold.credits;
                     w.write_off_dead_grants()
                 })
@@ -324,18 +324,18 @@ fn a_budget_counts_its_period_only() {
 #[test]
 fn a_balance_beyond_63_bits_is_refused() {
     let mut wallet = Wallet::new(empty_lane(), 0);
-    wallet.grant(&mut plain(), "bonus", a_grant(i64::MAX)).unwrap();
-    assert_eq!(wallet.grant(&mut plain(), "bonus", a_grant(1)).unwrap_err().sqlstate, *b"22023");
+    wallet.grant(&mut plain(), EntryKind::Bonus, a_grant(i64::MAX)).unwrap();
+    assert_eq!(wallet.grant(&mut plain(), EntryKind::Bonus, a_grant(1)).unwrap_err().sqlstate, *b"22023");
 }
 
 #[test]
 fn what_is_refused_leaves_the_wallet_as_it_was() {
     let lane = Lane { consumed: i64::MAX - 5, ..empty_lane() };
     let mut wallet = Wallet::new(lane, 0);
-    wallet.grant(&mut plain(), "bonus", a_grant(100)).unwrap();
+    wallet.grant(&mut plain(), EntryKind::Bonus, a_grant(100)).unwrap();
     let (lane, grants, entries) = (wallet.lane.clone(), wallet.grants.clone(), wallet.entries.len());
     let parts = wallet.allocate(50, None).unwrap();
     assert!(wallet.consume(&mut plain(), &parts, 50).is_err());
-    assert!(wallet.grant(&mut plain(), "bonus", a_grant(i64::MAX)).is_err());
+    assert!(wallet.grant(&mut plain(), EntryKind::Bonus, a_grant(i64::MAX)).is_err());
     assert_eq!((wallet.lane, wallet.grants, wallet.entries.len()), (lane, grants, entries));
 }

@@ -5,7 +5,9 @@ use crate::access::actor;
 use crate::base::error::{Error, Result};
 use crate::base::time::INFINITY;
 use crate::base::validity::Validity;
+use crate::base::words::Word;
 use crate::ledger::debts;
+use crate::ledger::kind::EntryKind;
 use crate::ledger::store as ledger;
 use crate::ledger::wallet::{EntryContext, Grant, Lane, Operation, Part, Wallet};
 use crate::payments::state::Status;
@@ -116,7 +118,9 @@ fn grant(wallet: &mut Wallet, payment: &mut Payment) -> Result<()> {
     let now = wallet.now();
     let expires_at = payment.validity.as_deref().and_then(Validity::parse).map_or(INFINITY, |v| v.after(now));
     let id = payment.payment_id.to_string();
-    for (kind, credits, paid) in [("purchase", payment.credits, true), ("bonus", payment.bonus, false)] {
+    for (kind, credits, paid) in
+        [(EntryKind::Purchase, payment.credits, true), (EntryKind::Bonus, payment.bonus, false)]
+    {
         if credits == 0 {
             continue;
         }
@@ -127,7 +131,7 @@ fn grant(wallet: &mut Wallet, payment: &mut Payment) -> Result<()> {
             priority: payment.priority,
             paid,
             written_off: 0,
-            source: kind.to_owned(),
+            source: kind.name().to_owned(),
             // Tax and fee are not the price of the credit.
             cost_minor: if paid { payment.price } else { 0 },
             currency: paid.then(|| payment.currency.clone()),
@@ -137,7 +141,7 @@ fn grant(wallet: &mut Wallet, payment: &mut Payment) -> Result<()> {
             metrics: payment.metrics.clone(),
             saved: None,
         };
-        let mut operation = Operation::new(EntryContext::from_source(kind, Some(id.clone())));
+        let mut operation = Operation::new(EntryContext::from_source(kind.name(), Some(id.clone())));
         payment.grants.push((wallet.grant(&mut operation, kind, grant)?, 0));
     }
     Ok(())
@@ -169,7 +173,7 @@ fn take_back(db: &Db, wallet: &mut Wallet, payment: &mut Payment) -> Result<()> 
                 ..EntryContext::from_source(source, Some(source_id))
             };
             let mut operation = Operation::new(context);
-            wallet.write_off(&mut operation, "void", Part { grant_id: *grant_id, credits })?;
+            wallet.write_off(&mut operation, EntryKind::Void, Part { grant_id: *grant_id, credits })?;
         }
         *taken += due;
         // Credit that has expired was not spent, so nothing of it is missing.

@@ -9,6 +9,7 @@ use crate::base::time::{self, INFINITY, Moment};
 use crate::base::units;
 use crate::catalog::cache;
 use crate::catalog::sections::plans::{Credits, Plan, Rollover};
+use crate::ledger::kind::EntryKind;
 use crate::ledger::wallet::{EntryContext, Grant, Operation, Wallet};
 use crate::ledger::{debts, store as ledger};
 use crate::pg::spi::{Db, Timestamptz};
@@ -171,7 +172,7 @@ pub fn grant_amounts(
         };
         let source_id = format!("{} {}", plan.name, time::display(period.start));
         let mut operation = Operation::new(EntryContext::from_source("plan", Some(source_id)));
-        grants.push(wallet.grant(&mut operation, "plan", grant)?);
+        grants.push(wallet.grant(&mut operation, EntryKind::Plan, grant)?);
     }
     debts::pay(db, &mut wallet, &[])?;
     posting::save(db, std::slice::from_mut(&mut wallet), NO_METADATA)?;
@@ -198,7 +199,7 @@ pub fn take_back(db: &Db, org_id: Uuid, grants: &[i64], credits: i64, now: Momen
         if credits > 0 {
             let part = crate::ledger::wallet::Part { grant_id: *grant_id, credits };
             let mut operation = Operation::new(EntryContext::from_source("plan", None));
-            wallet.write_off(&mut operation, "void", part)?;
+            wallet.write_off(&mut operation, EntryKind::Void, part)?;
             missing -= credits;
         }
     }

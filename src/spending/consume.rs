@@ -14,9 +14,11 @@ use crate::base::error::{Error, Result};
 use crate::base::hash::Hash;
 use crate::base::time::{INFINITY, Moment};
 use crate::base::units;
+use crate::base::words::Word;
 use crate::catalog::{cache, price};
 use crate::contention;
 use crate::ledger::chain::{self, Content, Position};
+use crate::ledger::kind::EntryKind;
 use crate::ledger::lanes::{self, ContentionMeter, Step};
 use crate::ledger::recent::{Entry, LaneSummary, is_fold_due};
 use crate::ledger::rows;
@@ -269,7 +271,7 @@ fn content(request: &ConsumeRequest<'_>, (unit, credits, now): (&str, i64, Momen
     chain::content(&Content {
         org_id: request.org_id,
         unit,
-        kind: "usage",
+        kind: EntryKind::Usage.name(),
         amount: -credits,
         quantity: Some(request.quantity),
         metric: Some(request.metric),
@@ -444,7 +446,7 @@ fn burn_lane<'a>(
 }
 
 fn entry<'a>(request: &ConsumeRequest<'a>, entry_id: i64, credits: i64, created_at: Moment) -> Entry<'a> {
-    let (kind, metric, quantity) = ("usage", Some(request.metric), Some(request.quantity));
+    let (kind, metric, quantity) = (EntryKind::Usage.name(), Some(request.metric), Some(request.quantity));
     let (operation_id, amount) = (entry_id, -credits);
     Entry { entry_id, operation_id, kind, metric, source: None, created_at, quantity, amount }
 }
@@ -467,7 +469,7 @@ fn write(request: &ConsumeRequest<'_>, unit: &str, credits: i64, now: Moment, bu
         request_hash: None,
         member_id: request.member_id,
         unit,
-        kind: "usage",
+        kind: EntryKind::Usage,
         metric: Some(request.metric),
         source: None,
         source_id: None,

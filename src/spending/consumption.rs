@@ -1,7 +1,9 @@
 //! The consumption: its request, its answer, and the answer to a repeated call.
 
 use crate::base::error::{Error, Result};
+use crate::base::words::Word;
 use crate::call::Answer;
+use crate::ledger::kind::EntryKind;
 use crate::ledger::replay::Replay;
 use crate::receipt;
 use serde::{Deserialize, Serialize};
@@ -48,7 +50,7 @@ pub fn replayed(found: &Replay, item: &Item) -> Result<Consumption> {
     // A consumption stores no fingerprint, since its entry has all of its arguments.
     let same = found.key == item.key
         && found.request_hash.is_none()
-        && found.kind == "usage"
+        && EntryKind::parse(&found.kind) == Some(EntryKind::Usage)
         && found.metric.as_deref() == Some(item.metric.as_str())
         && found.quantity == Some(item.quantity)
         && found.member_id == item.member_id

@@ -4,10 +4,12 @@
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
 use crate::base::units;
+use crate::base::words::Word;
 use crate::call::{Answer, Call, Key};
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::price::{self, Price};
 use crate::ledger::chain::{self, HoldTerms};
+use crate::ledger::kind::{EntryKind, HoldKind, HoldStatus};
 use crate::ledger::store;
 use crate::ledger::wallet::{EntryContext, Hold, Operation, Part, Wallet, split};
 use crate::limits::caps::{self, Caps};
@@ -55,8 +57,8 @@ impl Answer for HoldReceipt {
 /// A hold as the table has it.
 struct Stored {
     unit: String,
-    kind: String,
-    status: String,
+    kind: HoldKind,
+    status: HoldStatus,
     metric: Option<String>,
     quantity: Option<i64>,
     credits: i64,
@@ -74,8 +76,8 @@ fn find(org_id: Uuid, hold_id: i64) -> Result<Stored> {
     let found = Table::<holds::Table>::to_read().find(&holds::one(org_id, hold_id), Snapshot::Latest, |row| {
         Ok(Stored {
             unit: row.unit().to_owned(),
-            kind: row.kind().to_owned(),
-            status: row.status().to_owned(),
+            kind: HoldKind::parse(row.kind()).ok_or(Error::corrupt("a hold has an unknown kind"))?,
+            status: HoldStatus::parse(row.status()).ok_or(Error::corrupt("a hold has an unknown status"))?,
             metric: text(row.metric()),
             quantity: row.quantity(),
             credits: row.credits(),
@@ -100,11 +102,11 @@ fn price(text: Option<String>) -> Result<Option<Price>> {
 impl Stored {
     /// Refuses a hold that no longer binds credit. Its lane must be locked.
     fn require_open(&self, hold_id: i64, now: Moment) -> Result<()> {
-        if self.status != "open" {
-            return Err(Error::hold_closed(hold_id, &self.status));
+        if self.status != HoldStatus::Open {
+            return Err(Error::hold_closed(hold_id, self.status.name()));
         }
         if self.expires_at.is_some_and(|at| at <= now) {
-            return Err(Error::hold_closed(hold_id, "expired"));
+            return Err(Error::hold_closed(hold_id, HoldStatus::Expired.name()));
         }
         Ok(())
     }
@@ -119,7 +121,7 @@ impl Stored {
     }
 
     fn is_payout(&self) -> bool {
-        self.kind == "payout"
+        self.kind == HoldKind::Payout
     }
 }
 
@@ -139,7 +141,7 @@ fn make(wallet: &Wallet, hold_id: i64, terms: &HoldTerms<'_>, grant_id: Option<i
         parts: terms.parts,
         unit: &wallet.lane.unit,
         kind: terms.kind,
-        status: "open",
+        status: HoldStatus::Open.name(),
         metric: terms.metric,
         reason,
         price: terms.price.map(crate::pg::jsonb::from_known_text),
@@ -168,7 +170,7 @@ fn parts_of(db: &Db, org_id: Uuid, (hold_id, hold): (i64, &Stored)) -> Vec<Part>
     }
     store::past_operation(db, org_id, hold_id)
         .into_iter()
-        .filter(|e| e.kind == "hold" || e.kind == "payout_hold")
+        .filter(|e| matches!(e.kind, Some(EntryKind::Hold | EntryKind::PayoutHold)))
         .filter_map(|e| e.grant_id.map(|grant_id| Part { grant_id, credits: e.credits }))
         .collect()
 }
@@ -243,14 +245,14 @@ fn reserve_credits(
                     member_id,
                     ..EntryContext::default()
                 });
-                wallet.take(&mut operation, "hold", &parts)?;
+                wallet.take(&mut operation, EntryKind::Hold, &parts)?;
                 wallet.lane.reserved += credits;
                 wallet.lane.holds_due = wallet.lane.holds_due.min(expires_at);
                 wallet.note_member(member_id, 0, credits, Some(now));
                 let hold_id = operation.id();
                 let price = price.as_deref().and_then(|p| serde_json::to_string(p).ok());
                 let terms = HoldTerms {
-                    kind: "usage",
+                    kind: HoldKind::Usage.name(),
                     credits,
                     parts: entries_of(&parts),
                     expires_at: Some(expires_at),
@@ -366,7 +368,7 @@ fn capture_credits(
                     .map_err(|error| is_open(db).err().unwrap_or(error))?;
                 let operation_id = operation.id();
                 let then = move |db: &Db, _: &Wallet| {
-                    if store::close_hold(org_id, hold_id, "captured", now, operation_id) {
+                    if store::close_hold(org_id, hold_id, HoldStatus::Captured, now, operation_id) {
                         return Ok(());
                     }
                     // Another call closed it while this one waited for the wallet.
@@ -418,7 +420,7 @@ fn capture(
     let balance_before = wallet.spendable(Some(metric));
     let context = EntryContext { metric: Some(metric.clone()), quantity: Some(quantity), ..from_hold(hold_id, hold) };
     let mut operation = call.operation(context);
-    wallet.give_back(&mut operation, "release", &parts)?;
+    wallet.give_back(&mut operation, EntryKind::Release, &parts)?;
     wallet.lane.reserved -= hold.credits;
 
     let (mine, excess) = split(&parts, credits);
@@ -470,7 +472,7 @@ fn release_credits(org_id: Option<pgrx::Uuid>, hold_id: Option<i64>) -> HoldRece
             |db, wallet| {
                 let hold = find(org_id, hold_id)?;
                 hold.require_open(hold_id, wallet.now())?;
-                let kind = if hold.is_payout() { "payout_release" } else { "release" };
+                let kind = if hold.is_payout() { EntryKind::PayoutRelease } else { EntryKind::Release };
                 let operation = give_back(db, wallet, &call, (hold_id, &hold), kind)?;
                 if !hold.is_payout() {
                     caps::give_back(db, org_id, vec![hold_id], None)?;
@@ -479,7 +481,7 @@ fn release_credits(org_id: Option<pgrx::Uuid>, hold_id: Option<i64>) -> HoldRece
                     wallet.note_member(hold.member_id, 0, -counted, None);
                 }
                 wallet.write_off_dead_grants()?;
-                Ok(close(wallet, operation, (hold_id, &hold), "released"))
+                Ok(close(wallet, operation, (hold_id, &hold), HoldStatus::Released))
             },
         )
     }))
@@ -495,7 +497,7 @@ fn give_back(
     wallet: &mut Wallet,
     call: &Call,
     (hold_id, hold): (i64, &Stored),
-    kind: &'static str,
+    kind: EntryKind,
 ) -> Result<Operation> {
     let parts = parts_of(db, call.org_id, (hold_id, hold));
     let named: Vec<i64> = parts.iter().map(|p| p.grant_id).collect();
@@ -515,7 +517,7 @@ fn close(
     wallet: &Wallet,
     operation: Operation,
     (hold_id, hold): (i64, &Stored),
-    status: &str,
+    status: HoldStatus,
 ) -> (Operation, HoldReceipt) {
     store::close_hold(wallet.lane.org_id, hold_id, status, wallet.now(), operation.id());
     let receipt = HoldReceipt {
@@ -561,11 +563,11 @@ fn lock_credits(
                     ..EntryContext::default()
                 };
                 let mut operation = call.operation(context);
-                wallet.take(&mut operation, "payout_hold", &parts)?;
+                wallet.take(&mut operation, EntryKind::PayoutHold, &parts)?;
                 wallet.lane.locked += amount;
                 let hold_id = operation.id();
                 let terms = HoldTerms {
-                    kind: "payout",
+                    kind: HoldKind::Payout.name(),
                     credits: amount,
                     parts: entries_of(&parts),
                     expires_at: None,
@@ -611,10 +613,10 @@ fn pay_out(
                     return Err(Error::invalid("hold_id", "is a usage hold: use capture_credits or release_credits"));
                 }
                 hold.require_open(hold_id, wallet.now())?;
-                let mut operation = give_back(db, wallet, &call, (hold_id, &hold), "payout_release")?;
+                let mut operation = give_back(db, wallet, &call, (hold_id, &hold), EntryKind::PayoutRelease)?;
                 let parts = parts_of(db, org_id, (hold_id, &hold));
-                wallet.take(&mut operation, "payout", &parts)?;
-                Ok(close(wallet, operation, (hold_id, &hold), "paid_out"))
+                wallet.take(&mut operation, EntryKind::Payout, &parts)?;
+                Ok(close(wallet, operation, (hold_id, &hold), HoldStatus::PaidOut))
             },
         )
     }))

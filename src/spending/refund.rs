@@ -4,6 +4,7 @@ use crate::access;
 use crate::base::error::{Error, Result};
 use crate::base::time::Period;
 use crate::call::{Answer, Call};
+use crate::ledger::kind::EntryKind;
 use crate::ledger::store::{self, PostedEntry};
 use crate::ledger::wallet::{EntryContext, Part, split};
 use crate::pg::arguments::{positive, required, required_uuid};
@@ -84,7 +85,7 @@ fn refund_credits(
         let call = Call::new(org_id, "refund_credits", &arguments, idempotency_key, metadata)?;
         let burned_by = |db: &Db| -> Result<Vec<PostedEntry>> {
             let all = store::past_operation(db, org_id, operation_id);
-            let burned: Vec<PostedEntry> = all.into_iter().filter(|e| e.kind == "usage").collect();
+            let burned: Vec<PostedEntry> = all.into_iter().filter(|e| e.kind == Some(EntryKind::Usage)).collect();
             if burned.is_empty() {
                 store::require_org(org_id)?;
                 return Err(Error::unknown("unknown_operation", operation_id));
@@ -115,7 +116,7 @@ fn refund_credits(
                     actor: Some(crate::access::actor()),
                     ..EntryContext::from_source("operation", Some(operation_id.to_string()))
                 });
-                wallet.give_back(&mut operation, "refund", &parts)?;
+                wallet.give_back(&mut operation, EntryKind::Refund, &parts)?;
                 for part in &parts {
                     db.write(&NOTE, args![org_id, operation_id, part.grant_id, part.credits]);
                 }

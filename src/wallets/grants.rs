@@ -4,8 +4,10 @@ use crate::access::{self, actor};
 use crate::base::error::{Error, Result};
 use crate::base::time::{INFINITY, Moment, NEG_INFINITY};
 use crate::base::units;
+use crate::base::words::Word;
 use crate::call::{Answer, Call};
 use crate::catalog::cache;
+use crate::ledger::kind::EntryKind;
 use crate::ledger::wallet::{EntryContext, Grant, Part, Wallet};
 use crate::ledger::{debts, store};
 use crate::pg::arguments::{positive, reason, required, required_uuid, unit};
@@ -18,7 +20,6 @@ use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
 
-const SOURCES: [&str; 8] = ["purchase", "plan", "bonus", "gift_card", "voucher", "refund", "adjustment", "transfer"];
 const MOST_METRICS: usize = 100;
 
 receipt! {
@@ -51,8 +52,8 @@ statements! {
 }
 
 /// The kind of the entry for a grant of that source: kinds and sources share their names.
-fn kind_of(source: &str) -> Option<&'static str> {
-    SOURCES.into_iter().find(|known| *known == source)
+fn kind_of(source: &str) -> Option<EntryKind> {
+    EntryKind::parse(source).filter(|kind| kind.is_source())
 }
 
 /// Makes a wallet, or changes who owns it and when it counts as low.
@@ -118,7 +119,7 @@ fn grant_credits(
             )
         })?;
         let paid = match category {
-            None => matches!(source, "purchase" | "transfer" | "refund"),
+            None => matches!(kind, EntryKind::Purchase | EntryKind::Transfer | EntryKind::Refund),
             Some("paid") => true,
             Some("promotional") => false,
             Some(_) => return Err(Error::invalid("category", "must be paid or promotional")),
@@ -258,7 +259,7 @@ fn void_grant(
                     ..EntryContext::from_source("grant", Some(grant_id.to_string()))
                 };
                 let mut operation = call.operation(context);
-                wallet.write_off(&mut operation, "void", Part { grant_id, credits: voided })?;
+                wallet.write_off(&mut operation, EntryKind::Void, Part { grant_id, credits: voided })?;
                 let receipt = VoidReceipt {
                     voided,
                     already_spent,
@@ -313,13 +314,13 @@ fn adjust_credits(
                 };
                 let mut operation = call.operation(context);
                 let grant_id = if amount > 0 {
-                    let grant_id = wallet.grant(&mut operation, "adjustment", adjustment(wallet, amount))?;
+                    let grant_id = wallet.grant(&mut operation, EntryKind::Adjustment, adjustment(wallet, amount))?;
                     debts::pay(db, wallet, &[])?;
                     Some(grant_id)
                 } else {
                     store::ensure_spendable(db, wallet, needed, None)?;
                     let parts = wallet.allocate(needed, None)?;
-                    wallet.take(&mut operation, "adjustment", &parts)?;
+                    wallet.take(&mut operation, EntryKind::Adjustment, &parts)?;
                     None
                 };
                 let receipt = GrantReceipt { grant_id, amount, balance_after: wallet.spendable(None), replayed: false };

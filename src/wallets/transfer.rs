@@ -3,6 +3,7 @@
 use crate::base::error::{Error, Result};
 use crate::call::{Answer, Call, to_json};
 use crate::catalog::cache;
+use crate::ledger::kind::EntryKind;
 use crate::ledger::wallet::{EntryContext, Grant, Operation, Part, Wallet};
 use crate::ledger::{debts, store};
 use crate::pg::arguments::{self, positive, required_uuid, unit};
@@ -84,13 +85,13 @@ fn transfer(call: &Call, to_org: Uuid, amount: i64, unit: &str) -> Result<Transf
             arriving.push(received(wallets[from].find_grant(part.grant_id)?, *part, now));
         }
         let mut leaving = call.operation(EntryContext::from_source("transfer", Some(to_org.to_string())));
-        wallets[from].take(&mut leaving, "transfer", &parts)?;
+        wallets[from].take(&mut leaving, EntryKind::Transfer, &parts)?;
         let mut arrival = Operation::new(EntryContext {
             metadata: call.metadata.clone(),
             ..EntryContext::from_source("transfer", Some(from_org.to_string()))
         });
         for grant in arriving {
-            wallets[to].grant(&mut arrival, "transfer", grant)?;
+            wallets[to].grant(&mut arrival, EntryKind::Transfer, grant)?;
         }
         debts::pay(db, &mut wallets[to], &[])?;
         let answer = TransferReceipt {
