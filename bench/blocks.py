@@ -271,7 +271,7 @@ class Blocks:
 
     def check_counts(self, database):
         """Every event that was recorded is counted."""
-        sql = "SELECT (SELECT count(*) FROM billing.usage_events), (SELECT sum(events) FROM billing.unsettled_usage)"
+        sql = "SELECT (SELECT count(*) FROM billing.usage_events), (SELECT sum(events) FROM billing_internal.unsettled_usage)"
         events, counted = self.server.run_in(database, sql)[0]
         if events != counted:
             raise RuntimeError(f"record: {events} events, {counted} counted")
@@ -286,7 +286,7 @@ class Blocks:
             self.server.run(admin, f"CREATE ROLE {member}")
         self.server.run(admin, "SELECT billing.grant_access(%s, 'member')", (member,))
         reader = self.server.connect(database, f"-c role={member} -c max_parallel_workers_per_gather=0")
-        orgs = [org for (org,) in self.server.run(admin, "SELECT org_id::text FROM billing.wallet_settings ORDER BY 1")]
+        orgs = [org for (org,) in self.server.run(admin, "SELECT org_id::text FROM billing_internal.wallet_settings ORDER BY 1")]
         for count in MEMBER_ORGS:
             mine = orgs[:count]
             self.server.run(reader, "SELECT set_config('request.jwt.claims', %s, false)", (json.dumps({"app_metadata": {"org_ids": mine}}),))
@@ -351,7 +351,7 @@ class Blocks:
             """
             SELECT count(*)
               FROM (SELECT org_id, metric, sum(quantity) AS quantity FROM billing.usage_events GROUP BY org_id, metric) AS recorded
-              FULL JOIN billing.period_usage AS settled USING (org_id, metric)
+              FULL JOIN billing_internal.period_usage AS settled USING (org_id, metric)
              WHERE recorded.quantity IS DISTINCT FROM settled.quantity
                 OR EXISTS (SELECT FROM billing.unpaid_overage)
             """,

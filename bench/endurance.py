@@ -27,7 +27,7 @@ MIX = {
     "consume": 349, "consume_hot": 100, "consume_member": 50, "consume_plan": 50, "reserve_capture": 100, "record": 150, "total": 100,
     "check_usage": 100, "grant": 1,
 }  # fmt: skip
-HOT_TABLES = ("lanes", "lots", "holds", "period_usage", "unsettled_usage", "member_usage")
+HOT_TABLES = ("lanes", "grants", "holds", "period_usage", "unsettled_usage", "member_usage")
 # A plan without hard limits: nothing of the load is refused.
 CATALOG = """{
     "metrics": {"bench_call": {"price": 15},
@@ -93,7 +93,7 @@ class Endurance:
         """Sizes of the tables that are written again and again, and the memory of the backend that is there longest."""
         sql = """
             SELECT relname, pg_table_size(relid), pg_indexes_size(relid), n_dead_tup
-              FROM pg_stat_user_tables WHERE schemaname = 'billing' AND relname = ANY (%s)
+              FROM pg_stat_user_tables WHERE schemaname IN ('billing', 'billing_internal') AND relname = ANY (%s)
         """
         sizes = {name: rest for name, *rest in self.server.run(connection, sql, (list(HOT_TABLES),))}
         backends = """

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import statistics
+import textwrap
 
 import plots
 from blocks import BATCH_CLIENTS, CALLS, CPU, HOT_CLIENTS, IMAGES, ITEMS, PAIRS, TIME, WAL
@@ -17,6 +18,7 @@ BYTES_AIM, SETTLE_AIM, VERIFY_AIM = 300, 4, 10
 MEMBER_AIM = 1.3
 MARKED = re.compile(r"(<!-- bench:begin (\w+) -->\n).*?(<!-- bench:end \2 -->)", re.DOTALL)
 ENDURANCE = "endurance"
+COLUMNS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,18 @@ def table(head, rows, text_columns):
     return "\n".join([line(head), rule, *(line(row) for row in rows)])
 
 
+def wrapped(section):
+    """A section with its prose in lines of at most COLUMNS; tables and pictures stay as they are."""
+    lines = []
+    for line in section.split("\n"):
+        if line.startswith(("|", "!")) or not line:
+            lines.append(line)
+        else:
+            indent = "  " if line.startswith("- ") else ""
+            lines += textwrap.wrap(line, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)
+
+
 def people(clients):
     """For tables."""
     return f"{clients} client{'s' if clients > 1 else ''}"
@@ -77,7 +91,7 @@ class Report:
             "cost": self.cost, "total": self.total, "usage": self.usage, "storage": self.storage, "clients": self.clients,
             "sizes": self.sizes, "members": self.members, "endurance": self.endurance,
         }  # fmt: skip
-        return {name: section() or "*Not measured yet.*" for name, section in sections.items()}
+        return {name: wrapped(section() or "*Not measured yet.*") for name, section in sections.items()}
 
     def page(self, text):
         """A page with the sections put between its markers."""

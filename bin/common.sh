@@ -199,9 +199,9 @@ ensure_worker_packages() {
     RESULT="${dir#"$ROOT"/}/node_modules, as its package-lock.json says"
 }
 
-# ensure_python_packages: what tests/live/requirements.txt names, in target/python
+# ensure_python_packages: what tests/requirements.txt names, in target/python
 ensure_python_packages() {
-    local requirements=$ROOT/tests/live/requirements.txt dir=$TARGET/python
+    local requirements=$ROOT/tests/requirements.txt dir=$TARGET/python
     if cmp -s "$requirements" "$dir/installed"; then
         RESULT='nothing to install'
         return
@@ -215,10 +215,10 @@ ensure_python_packages() {
     /usr/bin/python3 -m pip install --disable-pip-version-check --no-deps --require-hashes --only-binary :all: \
         --target "$dir" -r "$requirements" </dev/null >"$TARGET/pip.log" 2>&1 || {
         tail -n 15 "$TARGET/pip.log" >&2
-        die "pip could not install what tests/live needs (all of its words: $TARGET/pip.log)"
+        die "pip could not install what the tests need (all of its words: $TARGET/pip.log)"
     }
     cp "$requirements" "$dir/installed"
-    RESULT="${dir#"$ROOT"/}, as tests/live/requirements.txt says"
+    RESULT="${dir#"$ROOT"/}, as tests/requirements.txt says"
 }
 
 apt_get() {

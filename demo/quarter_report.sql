@@ -17,12 +17,12 @@ $$;
 
 \echo
 \echo What was used in the quarter, what the plans included, what was charged (10,000 credits = 1 USD);
-\echo for storage the peaks of the months added up, for users those of each month (billing.period_usage)
+\echo for storage the peaks of the months added up, for users those of each month (billing_internal.period_usage)
 with held as (
     select u.*, (select s.plan from billing.subscriptions s
                   where s.org_id = u.org_id and s.starts_at < least(u.period_end, billing.clock())
                   order by s.starts_at desc limit 1) as plan
-      from billing.period_usage u
+      from billing_internal.period_usage u
      where u.quantity > 0
 )
 select h.plan, h.metric,

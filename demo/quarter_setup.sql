@@ -23,7 +23,7 @@ create view app.charged as
 select u.org_id, u.period_start, u.metric, u.quantity as used, u.overage,
        coalesce(l.burned, 0) + coalesce(o.credits, 0) as credits, coalesce(l.burned, 0) as burned,
        coalesce(o.credits, 0) as unpaid
-  from billing.period_usage u
+  from billing_internal.period_usage u
   left join (select org_id, metric, source_id::timestamptz as period_start, -sum(amount)::bigint as burned
                from billing.entries
               where kind = 'usage' and source = 'settlement'

@@ -1,33 +1,44 @@
-//! `billing.install()`: creates or migrates the tables from the migrations that are compiled in.
+//! `billing.install()` creates the tables, or migrates them, by the scripts that are compiled in.
 
 use crate::access;
+use crate::base::error::Error;
 use crate::catalog::cache;
-use crate::error::Error;
-use crate::heap;
-use crate::raise::or_raise;
-use crate::sql::{self, Rows, Statement};
-use crate::{args, receipt, statements, turn};
+use crate::pg::heap;
+use crate::pg::raise::or_raise;
+use crate::pg::spi;
+use crate::pg::turn;
+use crate::schema::version::{self, LATEST};
+use crate::{args, receipt, statements};
 use pgrx::prelude::*;
 
-/// Numbered migrations, each applied once, in order.
-const MIGRATIONS: [(i64, &str, &str); 16] = [
-    (1, "ledger", include_str!("../sql/migrations/0001_ledger.sql")),
-    (2, "catalog", include_str!("../sql/migrations/0002_catalog.sql")),
-    (3, "guards", include_str!("../sql/migrations/0003_guards.sql")),
-    (4, "plans", include_str!("../sql/migrations/0004_plans.sql")),
-    (5, "metering", include_str!("../sql/migrations/0005_metering.sql")),
-    (6, "usage", include_str!("../sql/migrations/0006_usage.sql")),
-    (7, "settlement", include_str!("../sql/migrations/0007_settlement.sql")),
-    (8, "lanes", include_str!("../sql/migrations/0008_lanes.sql")),
-    (9, "hot_wallets", include_str!("../sql/migrations/0009_hot_wallets.sql")),
-    (10, "fewer_checks", include_str!("../sql/migrations/0010_fewer_checks.sql")),
-    (11, "gift_cards", include_str!("../sql/migrations/0011_gift_cards.sql")),
-    (12, "payments", include_str!("../sql/migrations/0012_payments.sql")),
-    (13, "slim_ledger", include_str!("../sql/migrations/0013_slim_ledger.sql")),
-    (14, "recent", include_str!("../sql/migrations/0014_recent.sql")),
-    (15, "holds", include_str!("../sql/migrations/0015_holds.sql")),
-    (16, "security", include_str!("../sql/migrations/0016_security.sql")),
-];
+/// What brings the tables from one version to the next.
+struct Migration {
+    version: i64,
+    name: &'static str,
+    scripts: &'static [&'static str],
+}
+
+/// The migrations, each applied once, in order. One that was released is never changed: what comes later is a migration of its own,
+/// `sql/migrations/0002_….sql` and so on.
+const MIGRATIONS: [Migration; 1] = [Migration {
+    version: 1,
+    name: "tables",
+    scripts: &[
+        include_str!("../sql/schema/guards.sql"),
+        include_str!("../sql/schema/installation.sql"),
+        include_str!("../sql/schema/catalog.sql"),
+        include_str!("../sql/schema/wallets.sql"),
+        include_str!("../sql/schema/ledger.sql"),
+        include_str!("../sql/schema/usage.sql"),
+        include_str!("../sql/schema/reports.sql"),
+        include_str!("../sql/schema/subscriptions.sql"),
+        include_str!("../sql/schema/settlement.sql"),
+        include_str!("../sql/schema/alerts.sql"),
+        include_str!("../sql/schema/payments.sql"),
+        include_str!("../sql/schema/outbox.sql"),
+        include_str!("../sql/schema/gift_cards.sql"),
+    ],
+}];
 
 /// What refers to functions of the extension, and so may have gone with DROP EXTENSION … CASCADE: put back on every
 /// install(). The scripts change nothing where all is in place.
@@ -38,38 +49,19 @@ const STANDING: [&str; 4] = [
     include_str!("../sql/standing/metering.sql"),
 ];
 
-/// The version of the tables that this library works with.
-pub const LATEST: i64 = MIGRATIONS[MIGRATIONS.len() - 1].0;
-
-const BOOKKEEPING: &str = "
-create table if not exists billing.migrations (
-    version bigint primary key,
-    name text not null,
-    applied_at timestamptz not null default clock_timestamp()
-);
-comment on table billing.migrations is 'The migrations that install() has applied.';
-comment on column billing.migrations.version is 'Its number.';
-comment on column billing.migrations.name is 'What it brought.';
-comment on column billing.migrations.applied_at is 'When install() applied it.';
-comment on schema billing is 'Billing by the extension pg_billing: wallets, grants, ledger, catalog.';";
+const _: () =
+    assert!(MIGRATIONS[MIGRATIONS.len() - 1].version == LATEST, "the last migration makes the latest version");
 
 statements! {
-    APPLIED() = "select coalesce(max(version), 0)::int8 from billing.migrations";
     RECORD(int8, text) = "insert into billing.migrations (version, name) values ($1, $2)";
     DROP_FOREIGN_THINGS() = "select billing_internal.drop_foreign_things()";
     FIND_ROLES() = "select billing_internal.find_roles()";
     TAKE_FOREIGN_RIGHTS() = "select billing_internal.take_foreign_rights()";
-    TABLES_THERE() = "select to_regclass('billing.migrations') is not null";
 }
 
 receipt! {
     /// What is installed.
     VersionStatus as "version_status" { library: String, tables_needed: i64, tables_installed: i64 }
-}
-
-fn applied(run: impl Fn(&'static std::thread::LocalKey<Statement>) -> Rows) -> i64 {
-    let there = run(&TABLES_THERE).first().is_some_and(|row| row.get(0));
-    if there { run(&APPLIED).first().map_or(0, |row| row.get(0)) } else { 0 }
 }
 
 /// Creates the tables of pg_billing, or migrates them after ALTER EXTENSION … UPDATE; says what it did.
@@ -80,7 +72,7 @@ fn applied(run: impl Fn(&'static std::thread::LocalKey<Statement>) -> Rows) -> i
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn install() -> String {
-    or_raise(sql::connect(|db| {
+    or_raise(spi::connect(|db| {
         // SAFETY: reads a global.
         if unsafe { pg_sys::GetDatabaseEncoding() } != pg_sys::pg_enc::PG_UTF8.cast_signed() {
             return Err(Error::encoding());
@@ -91,21 +83,20 @@ fn install() -> String {
         let dropped = db.write(&DROP_FOREIGN_THINGS, &[]).first().and_then(|row| row.opt::<String>(0));
         access::require_sound()?;
         // On a snapshot of its own: another install may have committed while this one waited for its turn.
-        let before = applied(|statement| db.write(statement, &[]));
+        let before = version::installed(|statement| db.write(statement, &[]));
         if before > LATEST {
             return Err(Error::not_installed(before, LATEST));
         }
-        if before == 0 {
-            db.script(BOOKKEEPING);
-        }
-        let due: Vec<_> = MIGRATIONS.iter().filter(|(version, _, _)| *version > before).collect();
+        let due: Vec<_> = MIGRATIONS.iter().filter(|migration| migration.version > before).collect();
         // What is copied must be what is there now.
         if before > 0 && !due.is_empty() && heap::has_one_snapshot() {
             return Err(Error::one_snapshot());
         }
-        for (version, name, script) in &due {
-            db.script(script);
-            db.write(&RECORD, args![*version, *name]);
+        for migration in &due {
+            for script in migration.scripts {
+                db.script(script);
+            }
+            db.write(&RECORD, args![migration.version, migration.name]);
         }
         let said = |statement| db.write(statement, &[]).first().and_then(|row| row.opt::<String>(0));
         let roles = said(&FIND_ROLES);
@@ -137,13 +128,13 @@ fn install() -> String {
     }))
 }
 
-/// The version of the library, and the versions of the tables that it needs and finds (0: none).
+/// Tells the version of the library, and the versions of the tables that it needs and finds (0: none).
 #[pg_extern(stable, security_definer)]
 #[search_path(pg_catalog, pg_temp)]
 fn version() -> VersionStatus {
     VersionStatus {
         library: env!("CARGO_PKG_VERSION").to_owned(),
         tables_needed: LATEST,
-        tables_installed: sql::connect(|db| applied(|statement| db.read(statement, &[]))),
+        tables_installed: spi::connect(|db| version::installed(|statement| db.read(statement, &[]))),
     }
 }

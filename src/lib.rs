@@ -7,32 +7,34 @@ pgrx::pg_module_magic!();
 
 mod access;
 mod alerts;
-mod arguments;
-mod autonomous;
+mod base;
+mod call;
 mod catalog;
-mod clock;
-mod error;
+mod contention;
+mod entry_point;
 mod gift_cards;
-mod heap;
 mod install;
-mod invalidation;
-mod json;
+#[cfg(test)]
+mod layers;
 mod ledger;
 mod limits;
+mod outbox;
 mod payments;
+mod pg;
 mod plans;
-mod raise;
-mod receipt;
+mod posting;
+mod providers;
+mod purchases;
+mod recharge;
+mod reports;
 mod schema;
-mod search_path;
 mod secrets;
 mod settlement;
-mod sql;
-mod time;
-mod turn;
-mod units;
+mod spending;
+mod subscriptions;
 mod usage;
-mod validity;
+mod wallets;
+mod webhooks;
 
 // The extension's own SQL, in this order around the functions that the modules declare.
 pgrx::extension_sql_file!("../sql/extension/types.sql", name = "types", bootstrap);
@@ -49,9 +51,9 @@ pgrx::extension_sql_file!("../sql/extension/comments.sql", name = "comments", fi
 /// Called by the server when it loads the library.
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
-    clock::define_setting();
+    pg::clock::define_setting();
     access::watch_invalidations();
     catalog::cache::watch_invalidations();
-    heap::watch_invalidations();
-    heap::define_setting();
+    pg::heap::watch_invalidations();
+    pg::heap::define_setting();
 }

@@ -9,7 +9,8 @@ create function billing_internal.place() returns text
     select billing_internal.cluster() || ':' || (select oid from pg_database where datname = current_database())
 $$;
 
--- One list of what each level may execute; services may call all but the administration and the insides.
+-- One list of what each level may execute. Services may call all that is in the schema billing but the administration; of the machinery, levels
+-- may what views and settle() call as who reads or settles.
 create function billing_internal.routines_of(level text) returns setof regprocedure
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
@@ -17,50 +18,36 @@ create function billing_internal.routines_of(level text) returns setof regproced
       from pg_extension e
       join pg_depend d on d.refclassid = 'pg_extension'::regclass and d.refobjid = e.oid and d.deptype = 'e'
                       and d.classid = 'pg_proc'::regclass
-      join pg_proc p on p.oid = d.objid and p.pronamespace = 'billing'::regnamespace
+      join pg_proc p on p.oid = d.objid
+      join pg_namespace n on n.oid = p.pronamespace
      where e.extname = 'pg_billing'
-       and case level
-           when 'service' then
-               p.proname <> all ('{install,grant_access,revoke_access,configure_membership,
-                                   make_partitions,metered_insert,meter_trigger,meter_fault,attach_meter,
-                                   emit_event,look_for_signals}')
-           when 'auditor' then
+       and case n.nspname || ' ' || level
+           when 'billing service' then
+               p.proname <> all ('{install,grant_access,revoke_access,configure_membership}')
+           when 'billing_internal service' then
+               p.proname = any ('{every_org,unfolded_usage,settlement_is_running,begin_settlement,settlement_due,settle_orgs,settlement_phase}')
+           when 'billing auditor' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
-                                  verify_ledger,export_catalog,check_limit,allows,credit_history,unfolded_usage,settlement_is_running,
-                                  quote_pack,status}')
-           when 'member' then
+                                  verify_ledger,export_catalog,check_limit,allows,credit_history,quote_pack,status}')
+           when 'billing_internal auditor' then
+               p.proname = any ('{every_org,unfolded_usage,settlement_is_running}')
+           when 'billing member' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
-                                  check_limit,allows,credit_history,unfolded_usage,quote_pack,start_purchase,configure_auto_recharge,
+                                  check_limit,allows,credit_history,quote_pack,start_purchase,configure_auto_recharge,
                                   redeem_gift_card}')
-           when 'webhook' then
+           when 'billing_internal member' then
+               p.proname = any ('{unfolded_usage}')
+           when 'billing webhook' then
                p.proname = any ('{stripe_webhook,razorpay_webhook}')
+           else false
            end
 $$;
 
--- The tables with rows of orgs: members see those of their own.
-create function billing_internal.tables_of_orgs() returns setof regclass
+-- The tables whose rows are of one of these kinds, see relations().
+create function billing_internal.tables_with(rows text[]) returns setof regclass
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
-    select format('billing.%I', name)::regclass
-      from unnest(array['wallet_settings', 'lanes', 'lots', 'holds', 'ledger', 'refunds', 'member_usage', 'period_usage', 'org_prices',
-                        'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days',
-                        'credit_months', 'folded', 'alerts', 'payments', 'payment_refs', 'provider_customers', 'provider_subscriptions',
-                        'auto_recharges', 'gift_card_redemptions']) name
-$$;
-
--- The tables that only those read who see every org.
-create function billing_internal.tables_of_staff() returns setof regclass
-    language sql stable
-    set search_path = pg_catalog, pg_temp as $$
-    select format('billing.%I', name)::regclass
-      from unnest(array['settlement_runs', 'settlement_faults', 'webhook_events', 'outbox', 'flags', 'freezes', 'gift_cards']) name
-$$;
-
--- The tables of the catalog: everybody sees the price list.
-create function billing_internal.tables_of_prices() returns setof regclass
-    language sql stable
-    set search_path = pg_catalog, pg_temp as $$
-    select format('billing.%I', name)::regclass from unnest(array['metrics', 'prices', 'plans', 'caps', 'packs', 'surcharges']) name
+    select format('%I.%I', r.schema, r.name)::regclass from billing_internal.relations() r where r.rows = any (tables_with.rows)
 $$;
 
 -- The roles that have one of these levels, as far as they are here.
@@ -105,9 +92,9 @@ create function billing_internal.let_roles_see() returns void
     set search_path = pg_catalog, pg_temp as $$
 begin
     -- With the very types, as everywhere.
-    perform billing_internal.let_see('own_orgs'::name, array(select billing_internal.tables_of_orgs()), array(select billing_internal.roles_with('{member}'::text[])),
+    perform billing_internal.let_see('own_orgs'::name, array(select billing_internal.tables_with('{org}'::text[])), array(select billing_internal.roles_with('{member}'::text[])),
                                      'org_id = any ((select billing.my_orgs())::uuid[])'::text);
-    perform billing_internal.let_see('every_org'::name, array(select billing_internal.tables_of_orgs() union all select billing_internal.tables_of_staff()),
+    perform billing_internal.let_see('every_org'::name, array(select billing_internal.tables_with('{org,staff}'::text[])),
                                      array(select billing_internal.roles_with('{service,auditor}'::text[])), 'billing_internal.every_org()'::text);
 end $$;
 
@@ -139,28 +126,22 @@ create function billing_internal.rights_of(levels text[]) returns table (object 
     set search_path = pg_catalog, pg_temp as $$
     select 'schema billing', 'USAGE' where levels <> '{}'
     union all
+    -- settle() runs as who calls it, and so does what it calls by name.
+    select 'schema billing_internal', 'USAGE' where 'service' = any (levels)
+    union all
     select distinct 'function ' || r, 'EXECUTE' from unnest(levels) l, billing_internal.routines_of(l) r
     union all
-    select format('%s billing.%I', case c.relkind when 'v' then 'view' else 'table' end, c.relname), 'SELECT'
-      from pg_class c
-     where c.relnamespace = to_regnamespace('billing')
-       and (levels && '{member,service,auditor}'
-            and c.relname in ('wallets', 'grants', 'operations', 'entries', 'ledger', 'holds', 'lanes', 'lots',
-                'wallet_settings', 'refunds', 'member_usage', 'period_usage', 'metrics', 'prices', 'org_prices', 'plans', 'caps',
-                'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days', 'credit_months', 'folded',
-                'alerts', 'usage_by_day', 'usage_by_month', 'packs', 'surcharges', 'payments', 'payment_refs', 'provider_customers',
-                'provider_subscriptions', 'auto_recharges')
-         or levels && '{service,auditor}'
-            and c.relname in ('settlement_runs', 'settlement_faults', 'settlement_progress', 'webhook_events', 'outbox',
-                'flags', 'freezes', 'gift_card_batches', 'gift_card_redemptions'))
+    select format('%s %I.%I', case c.relkind when 'v' then 'view' else 'table' end, r.schema, r.name), 'SELECT'
+      from billing_internal.relations() r
+      join pg_namespace n on n.nspname = r.schema
+      join pg_class c on c.relnamespace = n.oid and c.relname = r.name
+     where r.readers = 'members' and levels && '{member,service,auditor}' or r.readers = 'staff' and levels && '{service,auditor}'
     union all
     -- All but the codes.
     select format('column %I of table billing.gift_cards', a.attname), 'SELECT'
       from pg_attribute a
      where levels && '{service,auditor}' and a.attrelid = to_regclass('billing.gift_cards')
        and a.attname in ('name', 'source', 'unit', 'credits', 'metrics', 'max_redemptions', 'redeemed', 'validity', 'expires_at', 'voided_at', 'created_at', 'metadata')
-    union all
-    select 'function billing_internal.every_org()', 'EXECUTE' where levels && '{service,auditor}'
 $$;
 
 create function billing_internal.levels_of(role oid) returns text[]
@@ -306,6 +287,8 @@ begin
     perform billing_internal.let_roles_see();
     perform billing_internal.forget_levels();
 end $$;
+comment on function billing.grant_access is
+'Gives a role a level: member (reads its own orgs), service (calls everything), auditor (reads everything), webhook (delivers providers'' reports). A role has one of the first three, the newest given, and webhook beside it. For the owner of the extension. Errors: 42501 no_level, 42704 unknown_role, 22023.';
 
 create function billing.revoke_access(role name) returns void
     language plpgsql volatile
@@ -313,6 +296,8 @@ create function billing.revoke_access(role name) returns void
 begin
     perform billing.revoke_access(role, null);
 end $$;
+comment on function billing.revoke_access(name) is
+'Takes all levels from a role, and with them every right in the schema billing. For the owner of the extension. Errors: as with a level.';
 
 create function billing.revoke_access(role name, level text) returns void
     language plpgsql volatile
@@ -353,31 +338,37 @@ begin
     perform billing_internal.let_roles_see();
     perform billing_internal.forget_levels();
 end $$;
+comment on function billing.revoke_access(name, text) is
+'Takes a level from a role, or all of them (null), and what rights in the schema billing came with it. For the owner of the extension. Errors: 42501 no_level, 42704 unknown_role (with what it is called now, where it was renamed), 22023.';
 
--- Triggers on our tables whose function is another role's: they run with the rights of whoever writes the table, which is ours.
-create function billing_internal.foreign_triggers() returns table (trigger text, relation regclass, owner text)
+-- What is others', and would run with our rights or hold up our work: triggers on our tables whose function is another role's (they run with
+-- the rights of whoever writes the table); functions in our schemas, which may fit a call better than ours; foreign keys to our tables of
+-- tables that are others' (their checks run casts as the owner of ours, and their rows hold ours). Superusers are nobody else.
+create function billing_internal.foreign_things() returns table (kind text, name text, relation regclass, routine regprocedure, owner text)
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
-    select t.tgname::text, c.oid::regclass, o.rolname::text
-      from pg_class c
-      join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal
-      join pg_proc p on p.oid = t.tgfoid
-      join pg_roles o on o.oid = p.proowner
-     where c.relnamespace = 'billing'::regnamespace and not o.rolsuper and p.proowner <> c.relowner
-     order by 2, 1
-$$;
-
--- Foreign keys to our tables of tables that are others': their checks run casts as the owner of ours, and their rows hold ours.
-create function billing_internal.foreign_keys() returns table (constraint_name text, relation regclass, owner text)
-    language sql stable
-    set search_path = pg_catalog, pg_temp as $$
-    select f.conname::text, f.conrelid::regclass, o.rolname::text
-      from pg_constraint f
-      join pg_class r on r.oid = f.confrelid
-      join pg_class c on c.oid = f.conrelid
-      join pg_roles o on o.oid = c.relowner
-     where f.contype = 'f' and f.conparentid = 0 and r.relnamespace = 'billing'::regnamespace and not o.rolsuper and c.relowner <> r.relowner
-     order by 2, 1
+    with ours as (select oid from pg_namespace where nspname in ('billing', 'billing_internal')),
+    things (kind, name, relation, routine, owner, ours) as (
+        select 'trigger', t.tgname::text, c.oid::regclass, p.oid::regprocedure, p.proowner, c.relowner
+          from pg_class c
+          join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal
+          join pg_proc p on p.oid = t.tgfoid
+         where c.relnamespace in (select oid from ours)
+        union all
+        select 'function', p.proname::text, null, p.oid::regprocedure, p.proowner, (select extowner from pg_extension where extname = 'pg_billing')
+          from pg_proc p
+         where p.pronamespace in (select oid from ours)
+        union all
+        select 'foreign key', f.conname::text, f.conrelid::regclass, null, c.relowner, r.relowner
+          from pg_constraint f
+          join pg_class r on r.oid = f.confrelid
+          join pg_class c on c.oid = f.conrelid
+         where f.contype = 'f' and f.conparentid = 0 and r.relnamespace in (select oid from ours))
+    select t.kind, t.name, t.relation, t.routine, o.rolname::text
+      from things t
+      join pg_roles o on o.oid = t.owner
+     where t.owner <> t.ours and not o.rolsuper
+     order by t.relation, t.name
 $$;
 
 create function billing_internal.drop_foreign_things() returns text
@@ -387,13 +378,14 @@ declare
     found record;
     said text[] := '{}';
 begin
-    for found in select * from billing_internal.foreign_triggers() loop
-        execute format('drop trigger %I on %s', found.trigger, found.relation);
-        said := said || format('trigger %s on %s, function of %s', found.trigger, found.relation, found.owner);
-    end loop;
-    for found in select * from billing_internal.foreign_keys() loop
-        execute format('alter table %s drop constraint %I', found.relation, found.constraint_name);
-        said := said || format('foreign key %s of %s, of %s', found.constraint_name, found.relation, found.owner);
+    for found in select * from billing_internal.foreign_things() f where f.kind in ('trigger', 'foreign key') order by f.kind desc, f.relation, f.name loop
+        if found.kind = 'trigger' then
+            execute format('drop trigger %I on %s', found.name, found.relation);
+            said := said || format('trigger %s on %s, function of %s', found.name, found.relation, found.owner);
+        else
+            execute format('alter table %s drop constraint %I', found.relation, found.name);
+            said := said || format('foreign key %s of %s, of %s', found.name, found.relation, found.owner);
+        end if;
     end loop;
     return array_to_string(said, ', ');
 end $$;
@@ -416,11 +408,11 @@ begin
      where c.command_tag not in ('GRANT', 'REVOKE')
        and (c.schema_name in ('billing', 'billing_internal')
             or c.classid = 'pg_trigger'::regclass
-               and exists (select from pg_trigger t join pg_class r on r.oid = t.tgrelid where t.oid = c.objid and r.relnamespace = to_regnamespace('billing'))
+               and exists (select from pg_trigger t join pg_class r on r.oid = t.tgrelid where t.oid = c.objid and r.relnamespace in (to_regnamespace('billing'), to_regnamespace('billing_internal')))
             or c.classid = 'pg_class'::regclass
                -- One that was made now: numbers of this transaction are not below its own. Those of partitions follow their parents'.
                and exists (select from pg_constraint f join pg_class r on r.oid = f.confrelid
-                            where f.conrelid = c.objid and f.contype = 'f' and r.relnamespace = to_regnamespace('billing') and f.conparentid = 0
+                            where f.conrelid = c.objid and f.contype = 'f' and r.relnamespace in (to_regnamespace('billing'), to_regnamespace('billing_internal')) and f.conparentid = 0
                               and f.xmin::text::bigint >= mod(pg_current_xact_id()::text::bigint, 4294967296)))
      limit 1;
     if found then

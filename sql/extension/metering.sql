@@ -2,7 +2,7 @@
 -- metric; billing.metered_tables remembers them for install().
 
 -- The trigger's name: within 63 bytes, and another one for each metric.
-create function billing.meter_trigger(metric text) returns name
+create function billing_internal.meter_trigger(metric text) returns name
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
     select (case when octet_length(metric) <= 52 then 'pg_billing_' || metric
@@ -11,7 +11,7 @@ $$;
 
 -- The first of the columns that is not as it must be; null: all are. Asked at every insert, too: who owns the table may give a
 -- column another type at any time, and the casts of that type would run with the rights of the trigger's function.
-create function billing.meter_fault(relation regclass, org_column name, quantity_column name, member_column name, key_column name) returns jsonb
+create function billing_internal.meter_fault(relation regclass, org_column name, quantity_column name, member_column name, key_column name) returns jsonb
     language plpgsql stable
     set search_path = pg_catalog, pg_temp as $$
 begin
@@ -35,18 +35,18 @@ begin
 end $$;
 
 -- Puts the trigger on the table, or another in its place.
-create function billing.attach_meter(relation regclass, metric text, org_column name, quantity_column name, member_column name,
+create function billing_internal.attach_meter(relation regclass, metric text, org_column name, quantity_column name, member_column name,
                                      key_column name, mode text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 begin
     -- A trigger's arguments cannot be null.
     execute format('create or replace trigger %I after insert on %s referencing new table as inserted for each statement
-                        execute function billing.metered_insert(%L, %L, %L, %L, %L, %L)',
-                   billing.meter_trigger(metric), relation, metric, mode, org_column,
+                        execute function billing_internal.metered_insert(%L, %L, %L, %L, %L, %L)',
+                   billing_internal.meter_trigger(metric), relation, metric, mode, org_column,
                    coalesce(quantity_column, ''), coalesce(member_column, ''), coalesce(key_column, ''));
     -- By name: who renames tables at this very moment does not get the trigger onto another one.
-    if not exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing.meter_trigger(metric)) then
+    if not exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing_internal.meter_trigger(metric)) then
         raise exception using errcode = '40001', message = 'could not serialize access, try again', detail = '{"code": "contended"}';
     end if;
 end $$;
@@ -101,7 +101,7 @@ begin
     select n.nspname, c.relname, c.relowner into metered
       from pg_class c join pg_namespace n on n.oid = c.relnamespace
      where c.oid = relation and c.relkind in ('r', 'p') and c.relpersistence <> 't'
-       and n.nspname <> all ('{billing,pg_catalog,information_schema}');
+       and n.nspname <> all ('{billing,billing_internal,pg_catalog,information_schema}');
     if not found then
         raise exception using errcode = '22023', message = 'invalid argument',
             detail = jsonb_build_object('code', 'invalid_argument', 'argument', 'relation', 'fault',
@@ -120,13 +120,13 @@ begin
         raise exception using errcode = 'PT404', message = 'unknown metric',
             detail = jsonb_build_object('code', 'unknown_metric', 'metric', left(meter_table.metric, 64))::text;
     end if;
-    fault := billing.meter_fault(relation, org_column, quantity_column, member_column, key_column);
+    fault := billing_internal.meter_fault(relation, org_column, quantity_column, member_column, key_column);
     if fault is not null then
         raise exception using errcode = '22023', message = 'invalid argument',
             detail = ('{"code": "invalid_argument"}'::jsonb || fault)::text;
     end if;
     perform billing_internal.follow_metered_tables();
-    perform billing.attach_meter(relation, metric, org_column, quantity_column, member_column, key_column, mode);
+    perform billing_internal.attach_meter(relation, metric, org_column, quantity_column, member_column, key_column, mode);
     insert into billing.metered_tables
     values (metered.nspname, metered.relname, meter_table.metric, meter_table.org_column, meter_table.quantity_column,
             meter_table.member_column, meter_table.key_column, meter_table.mode, billing.clock(), metered.relowner::regrole::text, relation,
@@ -171,12 +171,12 @@ begin
      where (m.table_schema = metered.nspname and m.table_name = metered.relname or m.relation = unmeter_table.relation and m.place = billing_internal.place())
        and m.metric = unmeter_table.metric;
     known := found;
-    if exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing.meter_trigger(unmeter_table.metric)
-                                          and t.tgfoid = 'billing.metered_insert()'::regprocedure) then
+    if exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing_internal.meter_trigger(unmeter_table.metric)
+                                          and t.tgfoid = 'billing_internal.metered_insert()'::regprocedure) then
         known := true;
-        execute format('drop trigger %I on %s', billing.meter_trigger(unmeter_table.metric), relation);
+        execute format('drop trigger %I on %s', billing_internal.meter_trigger(unmeter_table.metric), relation);
         -- As in attach_meter.
-        if exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing.meter_trigger(unmeter_table.metric)) then
+        if exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing_internal.meter_trigger(unmeter_table.metric)) then
             raise exception using errcode = '40001', message = 'could not serialize access, try again', detail = '{"code": "contended"}';
         end if;
     end if;
@@ -184,7 +184,7 @@ begin
 end $$;
 
 -- The trigger. Arguments: metric, mode, and the columns for org, quantity, member and key, empty where there is none.
-create function billing.metered_insert() returns trigger
+create function billing_internal.metered_insert() returns trigger
     language plpgsql volatile security definer
     set search_path = pg_catalog, pg_temp as $$
 declare
@@ -212,12 +212,12 @@ declare
     code text;
 begin
     perform billing_internal.require_sound();
-    fault := billing.meter_fault(tg_relid::regclass, org_column, quantity_column, member_column, key_column);
+    fault := billing_internal.meter_fault(tg_relid::regclass, org_column, quantity_column, member_column, key_column);
     -- What is attached otherwise than attach_meter does it would read another "inserted" than the rows of the statement.
     if not exists (select from pg_trigger t
-                    where t.tgrelid = tg_relid and t.tgname = tg_name and t.tgfoid = 'billing.metered_insert()'::regprocedure
+                    where t.tgrelid = tg_relid and t.tgname = tg_name and t.tgfoid = 'billing_internal.metered_insert()'::regprocedure
                       and t.tgtype = 4 and t.tgnewtable = 'inserted' and t.tgoldtable is null and t.tgqual is null and t.tgnargs = 6
-                      and t.tgname = billing.meter_trigger(tg_argv[0])) then
+                      and t.tgname = billing_internal.meter_trigger(tg_argv[0])) then
         raise exception using errcode = '55000', message = 'the table is not metered',
             detail = jsonb_build_object('code', 'not_metered', 'table', format('%I.%I', tg_table_schema, tg_table_name), 'metric', metric, 'trigger', tg_name)::text,
             hint = 'Drop the trigger, and call billing.meter_table.';
@@ -320,11 +320,11 @@ comment on function billing.meter_table is
 'Lets every insert into a table of the app use a metric: each row uses quantity_column of it (1 without one; 0: nothing) for the org in org_column (uuid) and the member in member_column (uuid). mode charge: consumed in the transaction of the insert, or the insert is refused with the error of consume_credits; record: as record_usage does. Without key_column the rows of a statement add up to one consumption or event per org and member; with it (text, uuid or integer) each row is one of its own, and a value counts once per org. Calling it again replaces the columns and the mode. Who inserts needs no right on billing. INSERT, COPY, MERGE and inserts through a partitioned table count; rows put straight into a partition are the partition''s, which can be metered itself. Only for members of the role that owns the table. Errors: 22023, 42501 not_owner, PT404 unknown_metric.';
 comment on function billing.unmeter_table is
 'Takes the metric off the inserts of a table; false: it was not on. Only for members of the role that owns the table. Errors: 22023, 42501 not_owner.';
-comment on function billing.metered_insert is
+comment on function billing_internal.metered_insert is
 'The trigger that meter_table() attaches. Errors, at the insert: PT402 insufficient_credits, PT404 unknown_org or unknown_metric, PT409 idempotency_conflict, PT429 cap_exceeded, 22023 (null org or key; a quantity that is null, negative or no whole number), 55000 meter_outdated (the columns were renamed, dropped or given another type).';
-comment on function billing.attach_meter is
+comment on function billing_internal.attach_meter is
 'Puts the trigger on a table, for meter_table() and install().';
-comment on function billing.meter_fault is
+comment on function billing_internal.meter_fault is
 'What is wrong with the columns of a metered table; null: nothing.';
-comment on function billing.meter_trigger is
+comment on function billing_internal.meter_trigger is
 'Name of the trigger of a metric.';

@@ -1,6 +1,6 @@
 -- The outbox: work for the world outside, claimed under a lease and delivered at least once.
 
-create function billing.emit_event(org_id uuid, topic text, payload jsonb) returns uuid
+create function billing_internal.emit_event(org_id uuid, topic text, payload jsonb) returns uuid
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
@@ -17,10 +17,14 @@ begin
     perform pg_notify('billing_events', emit_event.topic);
     return id;
 end $$;
+comment on function billing_internal.emit_event is
+'Puts work into the outbox and tells whoever listens to billing_events.';
 
 create function billing.claim_events(topics text[] default null, "limit" integer default 10, lease interval default '1 minute')
     returns table (event_id uuid, org_id uuid, topic text, payload jsonb, attempt integer, created_at timestamptz)
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.claim_events is
+'Takes work from the outbox that is due, for as long as the lease: nobody else gets it before that is over. Errors: 22023.';
 create function billing_internal.claim_events(topics text[], "limit" integer, lease interval)
     returns table (event_id uuid, org_id uuid, topic text, payload jsonb, attempt integer, created_at timestamptz)
     language plpgsql volatile
@@ -55,6 +59,8 @@ end $$;
 
 create function billing.ack_events(event_ids uuid[]) returns bigint
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.ack_events is
+'Notes that work of the outbox is done; gives how many events were not acknowledged before. Errors: 22023.';
 create function billing_internal.ack_events(event_ids uuid[]) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -75,6 +81,8 @@ end $$;
 
 create function billing.fail_event(event_id uuid, error text, retry_in interval default null) returns text
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.fail_event is
+'Notes that work of the outbox failed: it comes again after retry_in (null: 10 seconds, doubled each time, at most an hour), or is given up after ten attempts. Gives retry or dead. Errors: PT404 unknown_event.';
 create function billing_internal.fail_event(event_id uuid, error text, retry_in interval) returns text
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -111,6 +119,8 @@ end $$;
 
 create function billing.requeue_event(event_id uuid) returns void
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.requeue_event is
+'Brings back work that was given up. Errors: PT404 unknown_event.';
 create function billing_internal.requeue_event(event_id uuid) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -130,6 +140,8 @@ end $$;
 
 create function billing.configure_delivery(url text, topics text[] default null, headers jsonb default '{}') returns void
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.configure_delivery is
+'Names the address to which deliver_events() posts, with headers (a token, say) that nobody can read back; topics null: all; url null: none. Errors: 22023.';
 create function billing_internal.configure_delivery(url text, topics text[], headers jsonb) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -139,9 +151,9 @@ begin
             detail = '{"code": "invalid_argument", "argument": "url", "fault": "must be http(s)://… or null, and headers an object"}';
     end if;
     -- Headers hold tokens: where nobody may read them.
-    delete from billing.secrets where name = 'delivery';
+    delete from billing_internal.secrets where name = 'delivery';
     if url is not null then
-        insert into billing.secrets (name, secret, created_at)
+        insert into billing_internal.secrets (name, secret, created_at)
         values ('delivery', convert_to(jsonb_build_object('url', url, 'topics', topics, 'headers', coalesce(headers, '{}'))::text, 'UTF8'),
                 billing.clock());
     end if;
@@ -151,12 +163,14 @@ end $$;
 -- not: then the answers of the last run are read first.
 create function billing.deliver_events("limit" integer default 100) returns bigint
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.deliver_events is
+'Posts what of the outbox is due, as {event_id, org_id, topic, payload, attempt, created_at}, with the extension http or pg_net; gives how many were acknowledged. Call it from pg_cron. Errors: 55000 not_configured, no_http.';
 create function billing_internal.deliver_events("limit" integer) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
-    target jsonb := (select convert_from(secret, 'UTF8')::jsonb from billing.secrets where name = 'delivery');
+    target jsonb := (select convert_from(secret, 'UTF8')::jsonb from billing_internal.secrets where name = 'delivery');
     http_schema text := (select quote_ident(n.nspname) from pg_extension e join pg_namespace n on n.oid = e.extnamespace
                           where e.extname = 'http');
     has_pg_net boolean := exists (select from pg_extension where extname = 'pg_net');

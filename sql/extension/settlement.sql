@@ -1,7 +1,7 @@
 -- settle(): a procedure that commits per batch of orgs, so that a crash loses nothing and one org's fault stops nobody. A
 -- procedure that commits can be neither SECURITY DEFINER nor have a search_path of its own: it only calls gates, whose bodies have one.
 
-create function billing.make_partitions(as_of timestamptz) returns void
+create function billing_internal.make_partitions(as_of timestamptz) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     -- Where things go by default is not the caller's to say.
@@ -38,7 +38,7 @@ begin
             execute format('comment on table billing.%I is %L', name, 'Events that were recorded in ' || to_char(start, 'YYYY-MM') || ' (UTC).');
             execute format('alter table billing.%I enable row level security', name);
             execute format('create trigger usage_events_append_only before update or delete or truncate on billing.%I
-                            for each statement execute function billing.refuse_event_change()', name);
+                            for each statement execute function billing_internal.refuse_event_change()', name);
             execute format('alter table billing.usage_events attach partition billing.%I for values %s', name, bounds);
         exception when lock_not_available or deadlock_detected or duplicate_table or check_violation then
             null;
@@ -46,10 +46,14 @@ begin
         perform set_config('lock_timeout', patience, true);
     end loop;
 end $$;
+comment on function billing_internal.make_partitions is
+'Makes the partitions of usage_events for this month and the next two.';
 
-create function billing.settlement_due(as_of timestamptz, shard int, shards int) returns uuid[]
-    language c volatile as 'MODULE_PATHNAME', 'service_gate';
 create function billing_internal.settlement_due(as_of timestamptz, shard int, shards int) returns uuid[]
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing_internal.settlement_due is
+'Gives the orgs with something to settle, for settle().';
+create function billing_internal.settlement_due_body(as_of timestamptz, shard int, shards int) returns uuid[]
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 declare
@@ -57,23 +61,23 @@ declare
     enrolls boolean;
 begin
     select as_of + make_interval(days => coalesce((value ->> 'expiring_days')::int, 7)) into soon
-      from (select) one left join billing.settings on name = 'alerts';
+      from (select) one left join billing_internal.settings on name = 'alerts';
     enrolls := exists (select from billing.plans
                         where retired_at is null and terms ->> 'default' = 'true' and terms -> 'credits' is not null);
     return array(
         select org_id from (
-            select org_id from billing.unsettled_usage
+            select org_id from billing_internal.unsettled_usage
             union select org_id from billing.subscriptions where next_period_at <= as_of
             union select org_id from billing.unpaid_overage
-            union select org_id from billing.period_usage where level is not null and not carried and period_end <= as_of + interval '1 microsecond'
-            union select org_id from billing.lanes where holds_due <= as_of
-            union select org_id from billing.lanes where fresh_until <= soon and (lane = 0 or balance > 0)
+            union select org_id from billing_internal.period_usage where level is not null and not carried and period_end <= as_of + interval '1 microsecond'
+            union select org_id from billing_internal.lanes where holds_due <= as_of
+            union select org_id from billing_internal.lanes where fresh_until <= soon and (lane = 0 or balance > 0)
             union select org_id from billing.auto_recharges where enabled and stopped_at is null
             union select org_id from billing.alerts where resolved_at is null
-            union select l.org_id from billing.lanes l
-                    left join billing.folded f on f.org_id = l.org_id and f.slot = l.slot
+            union select l.org_id from billing_internal.lanes l
+                    left join billing_internal.fold_positions f on f.org_id = l.org_id and f.slot = l.slot
                    where l.last_entry_id > coalesce(f.entry_id, l.slot::bigint << 40)
-            union select l.org_id from billing.lanes l
+            union select l.org_id from billing_internal.lanes l
                    where enrolls and not exists (select from billing.subscriptions s
                                                   where s.org_id = l.org_id and (s.ends_at is null or s.ends_at > as_of))
         ) due
@@ -82,9 +86,11 @@ begin
 end $$;
 
 -- Whether the process of a run is still at it: in the statement that began before the run did.
-create function billing.settlement_is_running(run bigint) returns boolean
-    language c stable as 'MODULE_PATHNAME', 'auditor_gate';
 create function billing_internal.settlement_is_running(run bigint) returns boolean
+    language c stable as 'MODULE_PATHNAME', 'auditor_gate';
+comment on function billing_internal.settlement_is_running is
+'Tells whether the process of a run is still at it, for settlement_progress.';
+create function billing_internal.settlement_is_running_body(run bigint) returns boolean
     language plpgsql stable
     set search_path = pg_catalog, pg_temp as $$
 begin
@@ -94,9 +100,11 @@ begin
                                        else false end);
 end $$;
 
-create function billing.begin_settlement(as_of timestamptz, shard int, shards int) returns bigint
-    language c volatile as 'MODULE_PATHNAME', 'service_gate';
 create function billing_internal.begin_settlement(as_of timestamptz, shard int, shards int) returns bigint
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing_internal.begin_settlement is
+'Notes the beginning of a run, marks an earlier one that was killed, and makes partitions ahead, for settle(). Gives the number of the run; null: another one is running.';
+create function billing_internal.begin_settlement_body(as_of timestamptz, shard int, shards int) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
@@ -115,14 +123,14 @@ begin
     share := mod(shard, shards);
     -- What was killed is not running any more, whatever its row says.
     update billing.settlement_runs r set status = 'interrupted', finished_at = clock_timestamp()
-     where r.status = 'running' and r.shard = share and r.shards = begin_settlement.shards and not billing.settlement_is_running(r.run_id);
+     where r.status = 'running' and r.shard = share and r.shards = begin_settlement_body.shards and not billing_internal.settlement_is_running(r.run_id);
     -- Two that begin at the same instant take turns. Numbers come from the table: a sequence is everybody's who was given a right on it.
     perform billing_internal.take_turn('settlement');
     for attempt in 0..20 loop
         begin
             insert into billing.settlement_runs as r (run_id, started_at, as_of, pid, shard, shards, phase)
-            select (select coalesce(max(n.run_id), 0) + 1 + attempt from billing.settlement_runs n), clock_timestamp(), begin_settlement.as_of, pg_backend_pid(), share,
-                   begin_settlement.shards, 'preparing'
+            select (select coalesce(max(n.run_id), 0) + 1 + attempt from billing.settlement_runs n), clock_timestamp(), begin_settlement_body.as_of, pg_backend_pid(), share,
+                   begin_settlement_body.shards, 'preparing'
             on conflict (shards, shard) where status = 'running' do nothing returning r.run_id into run;
             exit;
         exception when unique_violation then
@@ -132,15 +140,17 @@ begin
     if run is null then
         return null;
     end if;
-    perform billing.make_partitions(as_of);
+    perform billing_internal.make_partitions(as_of);
     return run;
 end $$;
 
 -- Settles each of the orgs for itself: the fault of one stops neither the others nor the run. Gives those that somebody held locked for
 -- longer than the patience, or that met others in a circle: to be tried again, unless it is the last time.
-create function billing.settle_orgs(run bigint, orgs uuid[], as_of timestamptz, patience interval default '5 seconds', is_last boolean default true) returns uuid[]
+create function billing_internal.settle_orgs(run bigint, orgs uuid[], as_of timestamptz, patience interval default '5 seconds', is_last boolean default true) returns uuid[]
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
-create function billing_internal.settle_orgs(run bigint, orgs uuid[], as_of timestamptz, patience interval, is_last boolean) returns uuid[]
+comment on function billing_internal.settle_orgs is
+'Settles orgs, each for itself, and notes faults, for settle(). Gives those that were locked, to be tried again.';
+create function billing_internal.settle_orgs_body(run bigint, orgs uuid[], as_of timestamptz, patience interval, is_last boolean) returns uuid[]
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 declare
@@ -192,39 +202,19 @@ begin
     return busy;
 end $$;
 
-create function billing.settlement_phase(run bigint, phase text, orgs_total bigint) returns void
-    language c volatile as 'MODULE_PATHNAME', 'service_gate';
 create function billing_internal.settlement_phase(run bigint, phase text, orgs_total bigint) returns void
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing_internal.settlement_phase is
+'Notes how far a run is, for settle().';
+create function billing_internal.settlement_phase_body(run bigint, phase text, orgs_total bigint) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 begin
     update billing.settlement_runs r
-       set phase = settlement_phase.phase, orgs_total = settlement_phase.orgs_total, updated_at = clock_timestamp(),
-           status = case settlement_phase.phase when 'done' then 'done' else r.status end,
-           finished_at = case settlement_phase.phase when 'done' then clock_timestamp() end
+       set phase = settlement_phase_body.phase, orgs_total = settlement_phase_body.orgs_total, updated_at = clock_timestamp(),
+           status = case settlement_phase_body.phase when 'done' then 'done' else r.status end,
+           finished_at = case settlement_phase_body.phase when 'done' then clock_timestamp() end
      where r.run_id = run;
-end $$;
-
--- Begins the periods of orgs that are due, for a call that needs their credits: each for itself, so that what one cannot do
--- stops neither the others nor the call.
-create function billing.begin_periods_of(orgs uuid[]) returns void
-    language c volatile as 'MODULE_PATHNAME', 'service_gate';
-create function billing_internal.begin_periods_of(orgs uuid[]) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp as $$
-declare
-    org uuid;
-begin
-    foreach org in array orgs loop
-        begin
-            perform billing.begin_periods(org);
-        exception
-            when serialization_failure or deadlock_detected then
-                raise;
-            when others then
-                null; -- settlement will say what is wrong
-        end;
-    end loop;
 end $$;
 
 -- All arguments are given, of their very types, so that no function beside ours fits better. Types are named with their schema: those of the declarations are looked for on the caller's path, before there is any other.
@@ -244,7 +234,7 @@ begin
     -- The search_path holds to the next commit: nothing of what the caller's path has is to be taken for the server's own.
     perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     moment := coalesce(as_of, billing.clock());
-    run := billing.begin_settlement(moment, shard, "of");
+    run := billing_internal.begin_settlement(moment, shard, "of");
     if run is null then
         raise notice 'another settlement of this share of the orgs is running; nothing done'
             using hint = 'See billing.settlement_progress.';
@@ -252,13 +242,13 @@ begin
     end if;
     commit;
     perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-    orgs := billing.settlement_due(moment, shard, "of");
-    perform billing.settlement_phase(run, 'settling'::pg_catalog.text, cardinality(orgs)::pg_catalog.int8);
+    orgs := billing_internal.settlement_due(moment, shard, "of");
+    perform billing_internal.settlement_phase(run, 'settling'::pg_catalog.text, cardinality(orgs)::pg_catalog.int8);
     -- Nobody waits long for an org while others of its batch are locked.
     while done < cardinality(orgs) loop
         commit;
         perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-        busy := busy || billing.settle_orgs(run, orgs[done + 1 : done + batch], moment, '200 milliseconds'::pg_catalog.interval, false);
+        busy := busy || billing_internal.settle_orgs(run, orgs[done + 1 : done + batch], moment, '200 milliseconds'::pg_catalog.interval, false);
         done := done + batch;
     end loop;
     -- Those that were locked, each for itself; with patience, for so long as there is any.
@@ -267,11 +257,13 @@ begin
     patient_until := clock_timestamp() + interval '1 minute';
     done := 0;
     while done < coalesce(cardinality(busy), 0) loop
-        perform billing.settle_orgs(run, busy[done + 1 : done + 1], moment,
+        perform billing_internal.settle_orgs(run, busy[done + 1 : done + 1], moment,
                                     case when clock_timestamp() < patient_until then interval '5 seconds' else interval '200 milliseconds' end, true);
         done := done + 1;
         commit;
         perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     end loop;
-    perform billing.settlement_phase(run, 'done'::pg_catalog.text, cardinality(orgs)::pg_catalog.int8);
+    perform billing_internal.settlement_phase(run, 'done'::pg_catalog.text, cardinality(orgs)::pg_catalog.int8);
 end $$;
+comment on procedure billing.settle is
+'Settles all orgs that have something to settle, in batches with a COMMIT each: call it outside of a transaction. shard and of: only that share of the orgs, for several workers. Another run of the same share at the same time does nothing. What failed stands in settlement_faults and is tried again by the next run. Errors: 22023.';

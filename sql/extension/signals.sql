@@ -2,6 +2,8 @@
 
 create function billing.note_signal(org_id uuid, kind text, score integer, reason text, detail jsonb default '{}') returns void
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.note_signal is
+'Raises a flag of an org, or counts it once more; freezes the org where the scores of its open flags reach freeze_at. score: 1 to 100. Errors: 22023.';
 create function billing_internal.note_signal(org_id uuid, kind text, score integer, reason text, detail jsonb) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -21,7 +23,7 @@ begin
     on conflict (org_id, kind) where resolved_at is null do update
        set seen_at = now, times = f.times + 1, score = greatest(f.score, excluded.score), reason = excluded.reason,
            detail = excluded.detail;
-    select (value ->> 'freeze_at')::integer into bound from billing.settings where name = 'signals';
+    select (value ->> 'freeze_at')::integer into bound from billing_internal.settings where name = 'signals';
     if bound is not null then
         select sum(f.score) into total from billing.flags f where f.org_id = note_signal.org_id and f.resolved_at is null;
         if total >= bound then
@@ -36,6 +38,8 @@ create function billing.configure_signals(
     payments_per_hour integer default 10, orgs_per_card integer default 3, failures_per_day integer default 5,
     freeze_at integer default null) returns void
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.configure_signals is
+'Sets how many payments in an hour, orgs on one card and failures in a day are too many, and at which sum of scores an org is frozen (null: never). Errors: 22023.';
 create function billing_internal.configure_signals(
     payments_per_hour integer, orgs_per_card integer, failures_per_day integer,
     freeze_at integer) returns void
@@ -48,7 +52,7 @@ begin
         raise exception using errcode = '22023', message = 'invalid argument',
             detail = '{"code": "invalid_argument", "fault": "each must be at least 1; freeze_at may be null for never"}';
     end if;
-    insert into billing.settings (name, value)
+    insert into billing_internal.settings (name, value)
     values ('signals', jsonb_build_object('payments_per_hour', payments_per_hour, 'orgs_per_card', orgs_per_card,
                                           'failures_per_day', failures_per_day, 'freeze_at', freeze_at))
     on conflict (name) do update set value = excluded.value;
@@ -56,6 +60,8 @@ end $$;
 
 create function billing.freeze_org(org_id uuid, reason text) returns void
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.freeze_org is
+'Freezes an org: check_limit() says frozen of it from now on. Errors: 22023.';
 create function billing_internal.freeze_org(org_id uuid, reason text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -72,6 +78,8 @@ end $$;
 
 create function billing.unfreeze_org(org_id uuid) returns boolean
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.unfreeze_org is
+'Unfreezes an org and resolves its flags; tells whether it was frozen.';
 create function billing_internal.unfreeze_org(org_id uuid) returns boolean
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -85,6 +93,8 @@ end $$;
 
 create function billing.resolve_flag(org_id uuid, kind text) returns boolean
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.resolve_flag is
+'Resolves an open flag of an org; tells whether there was one.';
 create function billing_internal.resolve_flag(org_id uuid, kind text) returns boolean
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -96,13 +106,13 @@ begin
 end $$;
 
 -- What a payment that was started, failed or paid says about its org.
-create function billing.look_for_signals(org_id uuid, fingerprint text) returns void
+create function billing_internal.look_for_signals(org_id uuid, fingerprint text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     now timestamptz := billing.clock();
-    setting jsonb := coalesce((select value from billing.settings where name = 'signals'), '{}');
+    setting jsonb := coalesce((select value from billing_internal.settings where name = 'signals'), '{}');
     seen bigint;
 begin
     select count(*) into seen from billing.payments p
@@ -125,3 +135,5 @@ begin
         end if;
     end if;
 end $$;
+comment on function billing_internal.look_for_signals is
+'Raises flags for what a payment that was started, failed or paid says about its org.';

@@ -33,12 +33,10 @@ begin
 
     check_name := 'things of others';
     select string_agg(what, '; ' order by what) into found from (
-        select format('trigger %s on %s, of %s', t.trigger, t.relation, t.owner) as what from billing_internal.foreign_triggers() t
-        union all
-        select format('function %s, of %s', p.oid::regprocedure, o.rolname) from pg_proc p join pg_roles o on o.oid = p.proowner
-         where p.pronamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and not o.rolsuper and p.proowner <> (select extowner from pg_extension where extname = 'pg_billing')
-        union all
-        select format('foreign key %s of %s, of %s', f.constraint_name, f.relation, f.owner) from billing_internal.foreign_keys() f
+        select case f.kind when 'trigger' then format('trigger %s on %s, of %s', f.name, f.relation, f.owner)
+                           when 'function' then format('function %s, of %s', f.routine, f.owner)
+                           else format('foreign key %s of %s, of %s', f.name, f.relation, f.owner) end as what
+          from billing_internal.foreign_things() f
         union all
         select 'the event trigger pg_billing_guard is off'
          where not exists (select from pg_event_trigger where evtname = 'pg_billing_guard' and evtenabled in ('O', 'A'))) things;
@@ -60,15 +58,15 @@ begin
     found := billing_internal.membership_fault();
     level := case when found is null then 'ok' else 'bad' end;
     value := coalesce('the configured relation cannot be read: ' || found,
-                      (select format('%s.%s', value ->> 'schema', value ->> 'table') from billing.settings where name = 'membership'), 'orgs stand in the claims');
+                      (select format('%s.%s', value ->> 'schema', value ->> 'table') from billing_internal.settings where name = 'membership'), 'orgs stand in the claims');
     advice := case when found is not null then 'Members see only the orgs in their claims. Run: select billing.configure_membership(…) with the columns as they are now, or with null three times.' end;
     return next;
 
     check_name := 'metered tables';
     select string_agg(format('%I.%I (%s)', m.table_schema, m.table_name, m.metric), ', ' order by 1) into found
       from billing.metered_tables m
-      left join pg_trigger t on t.tgrelid = m.relation and m.place = billing_internal.place() and t.tgname = billing.meter_trigger(m.metric)
-                            and t.tgfoid = 'billing.metered_insert()'::regprocedure and t.tgenabled in ('O', 'A')
+      left join pg_trigger t on t.tgrelid = m.relation and m.place = billing_internal.place() and t.tgname = billing_internal.meter_trigger(m.metric)
+                            and t.tgfoid = 'billing_internal.metered_insert()'::regprocedure and t.tgenabled in ('O', 'A')
      where t.oid is null;
     level := case when found is null then 'ok' else 'bad' end;
     value := coalesce('without their trigger: ' || found, (select count(*) || ' metered' from billing.metered_tables));

@@ -1,22 +1,105 @@
--- A schema that somebody else made could hold traps for the functions that run with the owner's rights: so nobody else may own it or create in
--- it, and it holds nothing but what install() makes, which stays when the extension is dropped.
+-- Applications, PostgREST and DBAs use the schema billing; billing_internal has the machinery: functions that nobody calls by hand, and
+-- tables that have a view or a function in front of them. The tables in both stay when the extension is dropped: so neither schema is
+-- a member of it (docs/decisions/two-schemas.md).
+do $$
+begin
+    if pg_catalog.to_regnamespace('billing_internal') is null then
+        create schema billing_internal;
+        alter extension pg_billing drop schema billing_internal;
+    end if;
+end $$;
+
+-- The one list of tables and views, as install() makes them: who may read them (members: with auditors and services; staff: auditors and
+-- services; nobody: the owner alone), and whose rows there are to see (org: members see those of their own orgs; staff: all of them, but
+-- for members; everybody: the price list). A view has no rows of its own.
+create function billing_internal.relations() returns table (schema name, name name, readers text, rows text)
+    language sql immutable
+    set search_path = pg_catalog, pg_temp as $$
+    values
+        -- What people use.
+        ('billing'::name, 'wallets'::name, 'members', null),
+        ('billing', 'grants', 'members', null),
+        ('billing', 'entries', 'members', null),
+        ('billing', 'operations', 'members', null),
+        ('billing', 'usage_by_day', 'members', null),
+        ('billing', 'usage_by_month', 'members', null),
+        ('billing', 'settlement_progress', 'staff', null),
+        ('billing', 'gift_card_batches', 'staff', null),
+        ('billing', 'ledger', 'members', 'org'),
+        ('billing', 'holds', 'members', 'org'),
+        ('billing', 'member_usage', 'members', 'org'),
+        ('billing', 'unpaid_overage', 'members', 'org'),
+        ('billing', 'usage_events', 'members', 'org'),
+        ('billing', 'subscriptions', 'members', 'org'),
+        ('billing', 'org_prices', 'members', 'org'),
+        ('billing', 'org_allowances', 'members', 'org'),
+        ('billing', 'alerts', 'members', 'org'),
+        ('billing', 'payments', 'members', 'org'),
+        ('billing', 'payment_refs', 'members', 'org'),
+        ('billing', 'provider_customers', 'members', 'org'),
+        ('billing', 'provider_subscriptions', 'members', 'org'),
+        ('billing', 'auto_recharges', 'members', 'org'),
+        ('billing', 'gift_card_redemptions', 'staff', 'org'),
+        ('billing', 'metrics', 'members', 'everybody'),
+        ('billing', 'prices', 'members', 'everybody'),
+        ('billing', 'plans', 'members', 'everybody'),
+        ('billing', 'caps', 'members', 'everybody'),
+        ('billing', 'packs', 'members', 'everybody'),
+        ('billing', 'surcharges', 'members', 'everybody'),
+        ('billing', 'settlement_runs', 'staff', 'staff'),
+        ('billing', 'settlement_faults', 'staff', 'staff'),
+        ('billing', 'webhook_events', 'staff', 'staff'),
+        ('billing', 'outbox', 'staff', 'staff'),
+        ('billing', 'flags', 'staff', 'staff'),
+        ('billing', 'freezes', 'staff', 'staff'),
+        -- All but the codes: rights_of names the columns.
+        ('billing', 'gift_cards', 'nobody', 'staff'),
+        ('billing', 'access', 'nobody', null),
+        ('billing', 'metered_tables', 'nobody', null),
+        ('billing', 'migrations', 'nobody', null),
+        -- What the views and functions in front of them read with the rights of their reader.
+        ('billing_internal', 'wallet_settings', 'members', 'org'),
+        ('billing_internal', 'lanes', 'members', 'org'),
+        ('billing_internal', 'grants', 'members', 'org'),
+        ('billing_internal', 'refunds', 'members', 'org'),
+        ('billing_internal', 'period_usage', 'members', 'org'),
+        ('billing_internal', 'unsettled_usage', 'members', 'org'),
+        ('billing_internal', 'cap_usage', 'members', 'org'),
+        ('billing_internal', 'usage_days', 'members', 'org'),
+        ('billing_internal', 'credit_months', 'members', 'org'),
+        ('billing_internal', 'fold_positions', 'members', 'org'),
+        -- What nobody reads.
+        ('billing_internal', 'settings', 'nobody', null),
+        ('billing_internal', 'secrets', 'nobody', null),
+        ('billing_internal', 'webhook_secrets', 'nobody', null),
+        ('billing_internal', 'gift_card_attempts', 'nobody', null),
+        ('billing_internal', 'subscription_requests', 'nobody', null),
+        ('billing_internal', 'usage_event_keys', 'nobody', null),
+        ('billing_internal', 'usage_uniques', 'nobody', null)
+$$;
+comment on function billing_internal.relations is
+'Lists the tables and views of pg_billing, who may read them and whose rows there are to see.';
+
+-- A schema that somebody else made could hold traps for the functions that run with the owner's rights: so nobody else may own one of
+-- ours or create in it, and it holds nothing but what install() makes, which stays when the extension is dropped, and that list.
 do $$
 declare
-    ours constant pg_catalog.oid := (select oid from pg_catalog.pg_namespace where nspname = 'billing');
+    ours constant pg_catalog.oid[] := array(select oid from pg_catalog.pg_namespace where nspname in ('billing', 'billing_internal'));
+    list constant pg_catalog.regprocedure := 'billing_internal.relations()';
     open_to text;
     foreign_things text;
 begin
     select pg_catalog.string_agg(distinct role, ', ') into open_to from (
         select o.rolname::text as role from pg_catalog.pg_namespace n join pg_catalog.pg_roles o on o.oid = n.nspowner
-         where n.oid = ours and n.nspowner <> current_user::pg_catalog.regrole and not o.rolsuper
+         where n.oid = any (ours) and n.nspowner <> current_user::pg_catalog.regrole and not o.rolsuper
         union all
         select coalesce(g.rolname::text, 'PUBLIC') from pg_catalog.pg_namespace n cross join lateral pg_catalog.aclexplode(n.nspacl) a
           left join pg_catalog.pg_roles g on g.oid = a.grantee
-         where n.oid = ours and a.privilege_type = 'CREATE' and a.grantee <> n.nspowner and g.rolsuper is not true) roles;
+         where n.oid = any (ours) and a.privilege_type = 'CREATE' and a.grantee <> n.nspowner and g.rolsuper is not true) roles;
     if open_to is not null then
-        raise exception using errcode = '42501', message = 'the schema billing is open to another role',
+        raise exception using errcode = '42501', message = 'a schema of pg_billing is open to another role',
             detail = pg_catalog.jsonb_build_object('code', 'schema_open', 'roles', open_to)::text,
-            hint = 'What is in it may be a trap. Look at it, then drop it: drop schema billing cascade; the extension makes its own.';
+            hint = 'What is in it may be a trap. Look at it, then drop it: drop schema billing, billing_internal cascade; the extension makes its own.';
     end if;
     select pg_catalog.string_agg(thing, ', ') into foreign_things from (
         select pg_catalog.pg_describe_object(d.classid, d.objid, 0) as thing
@@ -24,22 +107,18 @@ begin
           left join pg_catalog.pg_class c on d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and c.oid = d.objid
           left join pg_catalog.pg_proc p on d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass and p.oid = d.objid
           left join pg_catalog.pg_roles o on o.oid = coalesce(c.relowner, p.proowner)
-         where d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass and d.refobjid = ours
+         where d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass and d.refobjid = any (ours)
+           and not (d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass and d.objid = list)
            -- But for the extension that is being created, and default privileges, which install() takes.
            and d.classid not in ('pg_catalog.pg_extension'::pg_catalog.regclass, 'pg_catalog.pg_default_acl'::pg_catalog.regclass)
            and not coalesce(
                o.rolsuper
                -- Before the first install() there is nothing of ours.
-               and exists (select from pg_catalog.pg_class m where m.relnamespace = ours and m.relname = 'migrations' and m.relkind = 'r')
-               and (p.proname in ('refuse_change', 'refuse_event_change', 'refuse_truncate') and p.pronargs = 0
-                    or c.relkind in ('r', 'p', 'v', 'S') and (c.relname operator(pg_catalog.~) '^usage_events_([0-9]{4}_[0-9]{2}|default)$' or c.relname in (
-                       'migrations', 'access', 'settings', 'secrets', 'wallet_settings', 'lanes', 'lots', 'holds', 'ledger', 'refunds', 'member_usage',
-                       'entries', 'wallets', 'grants', 'operations', 'metrics', 'prices', 'org_prices', 'plans', 'caps', 'packs', 'surcharges',
-                       'subscriptions', 'org_allowances', 'subscription_requests', 'metered_tables', 'usage_events', 'usage_event_keys', 'usage_uniques',
-                       'unsettled_usage', 'unpaid_overage', 'period_usage', 'cap_usage', 'usage_days', 'credit_months', 'folded', 'usage_by_day',
-                       'usage_by_month', 'settlement_runs', 'settlement_runs_run_id_seq', 'settlement_faults', 'settlement_progress', 'alerts', 'gift_cards',
-                       'gift_card_redemptions', 'gift_card_attempts', 'gift_card_batches', 'payments', 'payment_refs', 'provider_customers',
-                       'provider_subscriptions', 'auto_recharges', 'webhook_events', 'webhook_secrets', 'outbox', 'flags', 'freezes'))), false)
+               and exists (select from pg_catalog.pg_class m where m.relnamespace = 'billing'::pg_catalog.regnamespace and m.relname = 'migrations' and m.relkind = 'r')
+               and (p.pronamespace = 'billing_internal'::pg_catalog.regnamespace and p.proname in ('refuse_change', 'refuse_event_change', 'refuse_truncate') and p.pronargs = 0
+                    or c.relnamespace = 'billing'::pg_catalog.regnamespace and c.relkind in ('r', 'p') and c.relname operator(pg_catalog.~) '^usage_events_([0-9]{4}_[0-9]{2}|default)$'
+                    or c.relkind in ('r', 'p', 'v')
+                       and exists (select from billing_internal.relations() l where l.name = c.relname and l.schema::pg_catalog.regnamespace = c.relnamespace)), false)
         union all
         -- What hangs on a table of ours and would run with our rights: by a function, type or operator that is not the server's, or as a rule.
         select pg_catalog.format('%s, by %s', pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid), pg_catalog.pg_describe_object(d.refclassid, d.refobjid, 0))
@@ -55,33 +134,31 @@ begin
           left join pg_catalog.pg_proc p on d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass and p.oid = d.refobjid
           left join pg_catalog.pg_type r on d.refclassid = 'pg_catalog.pg_type'::pg_catalog.regclass and r.oid = d.refobjid
           left join pg_catalog.pg_class o on o.oid = r.typrelid
-         where c.relnamespace = ours and d.refobjid >= 16384
+         where c.relnamespace = any (ours) and d.refobjid >= 16384
            and d.refclassid in ('pg_catalog.pg_proc'::pg_catalog.regclass, 'pg_catalog.pg_type'::pg_catalog.regclass, 'pg_catalog.pg_operator'::pg_catalog.regclass,
                                 'pg_catalog.pg_opclass'::pg_catalog.regclass, 'pg_catalog.pg_collation'::pg_catalog.regclass)
-           and not coalesce(p.pronamespace = ours or o.relnamespace = ours, false)
+           and not coalesce(p.pronamespace = any (ours) or o.relnamespace = any (ours), false)
         union all
         select pg_catalog.format('rule %I on %s', w.rulename, c.oid::pg_catalog.regclass)
-          from pg_catalog.pg_rewrite w join pg_catalog.pg_class c on c.oid = w.ev_class where c.relnamespace = ours and c.relkind in ('r', 'p')
+          from pg_catalog.pg_rewrite w join pg_catalog.pg_class c on c.oid = w.ev_class where c.relnamespace = any (ours) and c.relkind in ('r', 'p')
         union all
         -- Of the server's own functions, ours use these in defaults, checks and indexes; with others, much can be done.
         select pg_catalog.format('%s in %s', used.name[1], pg_catalog."left"(x.expression, 100))
-          from (select pg_catalog.pg_get_expr(a.adbin, a.adrelid) from pg_catalog.pg_attrdef a join pg_catalog.pg_class c on c.oid = a.adrelid where c.relnamespace = ours
+          from (select pg_catalog.pg_get_expr(a.adbin, a.adrelid) from pg_catalog.pg_attrdef a join pg_catalog.pg_class c on c.oid = a.adrelid where c.relnamespace = any (ours)
                 union all
-                select pg_catalog.pg_get_constraintdef(k.oid) from pg_catalog.pg_constraint k where k.connamespace = ours and k.contype = 'c'
+                select pg_catalog.pg_get_constraintdef(k.oid) from pg_catalog.pg_constraint k where k.connamespace = any (ours) and k.contype = 'c'
                 union all
                 select coalesce(pg_catalog.pg_get_expr(i.indexprs, i.indrelid), '') operator(pg_catalog.||) ' ' operator(pg_catalog.||) coalesce(pg_catalog.pg_get_expr(i.indpred, i.indrelid), '')
-                  from pg_catalog.pg_index i join pg_catalog.pg_class c on c.oid = i.indrelid where c.relnamespace = ours) x (expression)
+                  from pg_catalog.pg_index i join pg_catalog.pg_class c on c.oid = i.indrelid where c.relnamespace = any (ours)) x (expression)
          cross join lateral pg_catalog.regexp_matches(x.expression, '([[:alnum:]_."]+)[[:space:]]*[(]', 'g') used (name)
          where used.name[1] not in ('AND', 'ANY', 'CHECK', 'cardinality', 'clock_timestamp', 'gen_random_uuid', 'octet_length', 'date_trunc')) things;
     if foreign_things is not null then
-        raise exception using errcode = '42501', message = 'the schema billing holds what the extension did not make',
+        raise exception using errcode = '42501', message = 'a schema of pg_billing holds what the extension did not make',
             detail = pg_catalog.jsonb_build_object('code', 'schema_not_empty', 'objects', pg_catalog.left(foreign_things, 2000))::text,
-            hint = 'It would run with the rights of the extension. Look at it, then drop it: each of these objects, or the whole schema if it is nobody''s.';
+            hint = 'It would run with the rights of the extension. Look at it, then drop it: each of these objects, or both schemas, billing and billing_internal, if they are nobody''s.';
     end if;
 end $$;
 
--- The machinery behind the functions in billing.
-create schema billing_internal;
 comment on schema billing_internal is 'Insides of the extension pg_billing: nothing here is called by hand.';
 
 -- What the functions answer. Columns may be added at the end, never changed.

@@ -9,25 +9,108 @@ The ordering of items is not stable, it is driven by a dependency graph.
 /* <begin connected objects> */
 -- src/lib.rs
 -- bootstrap
--- A schema that somebody else made could hold traps for the functions that run with the owner's rights: so nobody else may own it or create in
--- it, and it holds nothing but what install() makes, which stays when the extension is dropped.
+-- Applications, PostgREST and DBAs use the schema billing; billing_internal has the machinery: functions that nobody calls by hand, and
+-- tables that have a view or a function in front of them. The tables in both stay when the extension is dropped: so neither schema is
+-- a member of it (docs/decisions/two-schemas.md).
+do $$
+begin
+    if pg_catalog.to_regnamespace('billing_internal') is null then
+        create schema billing_internal;
+        alter extension pg_billing drop schema billing_internal;
+    end if;
+end $$;
+
+-- The one list of tables and views, as install() makes them: who may read them (members: with auditors and services; staff: auditors and
+-- services; nobody: the owner alone), and whose rows there are to see (org: members see those of their own orgs; staff: all of them, but
+-- for members; everybody: the price list). A view has no rows of its own.
+create function billing_internal.relations() returns table (schema name, name name, readers text, rows text)
+    language sql immutable
+    set search_path = pg_catalog, pg_temp as $$
+    values
+        -- What people use.
+        ('billing'::name, 'wallets'::name, 'members', null),
+        ('billing', 'grants', 'members', null),
+        ('billing', 'entries', 'members', null),
+        ('billing', 'operations', 'members', null),
+        ('billing', 'usage_by_day', 'members', null),
+        ('billing', 'usage_by_month', 'members', null),
+        ('billing', 'settlement_progress', 'staff', null),
+        ('billing', 'gift_card_batches', 'staff', null),
+        ('billing', 'ledger', 'members', 'org'),
+        ('billing', 'holds', 'members', 'org'),
+        ('billing', 'member_usage', 'members', 'org'),
+        ('billing', 'unpaid_overage', 'members', 'org'),
+        ('billing', 'usage_events', 'members', 'org'),
+        ('billing', 'subscriptions', 'members', 'org'),
+        ('billing', 'org_prices', 'members', 'org'),
+        ('billing', 'org_allowances', 'members', 'org'),
+        ('billing', 'alerts', 'members', 'org'),
+        ('billing', 'payments', 'members', 'org'),
+        ('billing', 'payment_refs', 'members', 'org'),
+        ('billing', 'provider_customers', 'members', 'org'),
+        ('billing', 'provider_subscriptions', 'members', 'org'),
+        ('billing', 'auto_recharges', 'members', 'org'),
+        ('billing', 'gift_card_redemptions', 'staff', 'org'),
+        ('billing', 'metrics', 'members', 'everybody'),
+        ('billing', 'prices', 'members', 'everybody'),
+        ('billing', 'plans', 'members', 'everybody'),
+        ('billing', 'caps', 'members', 'everybody'),
+        ('billing', 'packs', 'members', 'everybody'),
+        ('billing', 'surcharges', 'members', 'everybody'),
+        ('billing', 'settlement_runs', 'staff', 'staff'),
+        ('billing', 'settlement_faults', 'staff', 'staff'),
+        ('billing', 'webhook_events', 'staff', 'staff'),
+        ('billing', 'outbox', 'staff', 'staff'),
+        ('billing', 'flags', 'staff', 'staff'),
+        ('billing', 'freezes', 'staff', 'staff'),
+        -- All but the codes: rights_of names the columns.
+        ('billing', 'gift_cards', 'nobody', 'staff'),
+        ('billing', 'access', 'nobody', null),
+        ('billing', 'metered_tables', 'nobody', null),
+        ('billing', 'migrations', 'nobody', null),
+        -- What the views and functions in front of them read with the rights of their reader.
+        ('billing_internal', 'wallet_settings', 'members', 'org'),
+        ('billing_internal', 'lanes', 'members', 'org'),
+        ('billing_internal', 'grants', 'members', 'org'),
+        ('billing_internal', 'refunds', 'members', 'org'),
+        ('billing_internal', 'period_usage', 'members', 'org'),
+        ('billing_internal', 'unsettled_usage', 'members', 'org'),
+        ('billing_internal', 'cap_usage', 'members', 'org'),
+        ('billing_internal', 'usage_days', 'members', 'org'),
+        ('billing_internal', 'credit_months', 'members', 'org'),
+        ('billing_internal', 'fold_positions', 'members', 'org'),
+        -- What nobody reads.
+        ('billing_internal', 'settings', 'nobody', null),
+        ('billing_internal', 'secrets', 'nobody', null),
+        ('billing_internal', 'webhook_secrets', 'nobody', null),
+        ('billing_internal', 'gift_card_attempts', 'nobody', null),
+        ('billing_internal', 'subscription_requests', 'nobody', null),
+        ('billing_internal', 'usage_event_keys', 'nobody', null),
+        ('billing_internal', 'usage_uniques', 'nobody', null)
+$$;
+comment on function billing_internal.relations is
+'Lists the tables and views of pg_billing, who may read them and whose rows there are to see.';
+
+-- A schema that somebody else made could hold traps for the functions that run with the owner's rights: so nobody else may own one of
+-- ours or create in it, and it holds nothing but what install() makes, which stays when the extension is dropped, and that list.
 do $$
 declare
-    ours constant pg_catalog.oid := (select oid from pg_catalog.pg_namespace where nspname = 'billing');
+    ours constant pg_catalog.oid[] := array(select oid from pg_catalog.pg_namespace where nspname in ('billing', 'billing_internal'));
+    list constant pg_catalog.regprocedure := 'billing_internal.relations()';
     open_to text;
     foreign_things text;
 begin
     select pg_catalog.string_agg(distinct role, ', ') into open_to from (
         select o.rolname::text as role from pg_catalog.pg_namespace n join pg_catalog.pg_roles o on o.oid = n.nspowner
-         where n.oid = ours and n.nspowner <> current_user::pg_catalog.regrole and not o.rolsuper
+         where n.oid = any (ours) and n.nspowner <> current_user::pg_catalog.regrole and not o.rolsuper
         union all
         select coalesce(g.rolname::text, 'PUBLIC') from pg_catalog.pg_namespace n cross join lateral pg_catalog.aclexplode(n.nspacl) a
           left join pg_catalog.pg_roles g on g.oid = a.grantee
-         where n.oid = ours and a.privilege_type = 'CREATE' and a.grantee <> n.nspowner and g.rolsuper is not true) roles;
+         where n.oid = any (ours) and a.privilege_type = 'CREATE' and a.grantee <> n.nspowner and g.rolsuper is not true) roles;
     if open_to is not null then
-        raise exception using errcode = '42501', message = 'the schema billing is open to another role',
+        raise exception using errcode = '42501', message = 'a schema of pg_billing is open to another role',
             detail = pg_catalog.jsonb_build_object('code', 'schema_open', 'roles', open_to)::text,
-            hint = 'What is in it may be a trap. Look at it, then drop it: drop schema billing cascade; the extension makes its own.';
+            hint = 'What is in it may be a trap. Look at it, then drop it: drop schema billing, billing_internal cascade; the extension makes its own.';
     end if;
     select pg_catalog.string_agg(thing, ', ') into foreign_things from (
         select pg_catalog.pg_describe_object(d.classid, d.objid, 0) as thing
@@ -35,22 +118,18 @@ begin
           left join pg_catalog.pg_class c on d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and c.oid = d.objid
           left join pg_catalog.pg_proc p on d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass and p.oid = d.objid
           left join pg_catalog.pg_roles o on o.oid = coalesce(c.relowner, p.proowner)
-         where d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass and d.refobjid = ours
+         where d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass and d.refobjid = any (ours)
+           and not (d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass and d.objid = list)
            -- But for the extension that is being created, and default privileges, which install() takes.
            and d.classid not in ('pg_catalog.pg_extension'::pg_catalog.regclass, 'pg_catalog.pg_default_acl'::pg_catalog.regclass)
            and not coalesce(
                o.rolsuper
                -- Before the first install() there is nothing of ours.
-               and exists (select from pg_catalog.pg_class m where m.relnamespace = ours and m.relname = 'migrations' and m.relkind = 'r')
-               and (p.proname in ('refuse_change', 'refuse_event_change', 'refuse_truncate') and p.pronargs = 0
-                    or c.relkind in ('r', 'p', 'v', 'S') and (c.relname operator(pg_catalog.~) '^usage_events_([0-9]{4}_[0-9]{2}|default)$' or c.relname in (
-                       'migrations', 'access', 'settings', 'secrets', 'wallet_settings', 'lanes', 'lots', 'holds', 'ledger', 'refunds', 'member_usage',
-                       'entries', 'wallets', 'grants', 'operations', 'metrics', 'prices', 'org_prices', 'plans', 'caps', 'packs', 'surcharges',
-                       'subscriptions', 'org_allowances', 'subscription_requests', 'metered_tables', 'usage_events', 'usage_event_keys', 'usage_uniques',
-                       'unsettled_usage', 'unpaid_overage', 'period_usage', 'cap_usage', 'usage_days', 'credit_months', 'folded', 'usage_by_day',
-                       'usage_by_month', 'settlement_runs', 'settlement_runs_run_id_seq', 'settlement_faults', 'settlement_progress', 'alerts', 'gift_cards',
-                       'gift_card_redemptions', 'gift_card_attempts', 'gift_card_batches', 'payments', 'payment_refs', 'provider_customers',
-                       'provider_subscriptions', 'auto_recharges', 'webhook_events', 'webhook_secrets', 'outbox', 'flags', 'freezes'))), false)
+               and exists (select from pg_catalog.pg_class m where m.relnamespace = 'billing'::pg_catalog.regnamespace and m.relname = 'migrations' and m.relkind = 'r')
+               and (p.pronamespace = 'billing_internal'::pg_catalog.regnamespace and p.proname in ('refuse_change', 'refuse_event_change', 'refuse_truncate') and p.pronargs = 0
+                    or c.relnamespace = 'billing'::pg_catalog.regnamespace and c.relkind in ('r', 'p') and c.relname operator(pg_catalog.~) '^usage_events_([0-9]{4}_[0-9]{2}|default)$'
+                    or c.relkind in ('r', 'p', 'v')
+                       and exists (select from billing_internal.relations() l where l.name = c.relname and l.schema::pg_catalog.regnamespace = c.relnamespace)), false)
         union all
         -- What hangs on a table of ours and would run with our rights: by a function, type or operator that is not the server's, or as a rule.
         select pg_catalog.format('%s, by %s', pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid), pg_catalog.pg_describe_object(d.refclassid, d.refobjid, 0))
@@ -66,33 +145,31 @@ begin
           left join pg_catalog.pg_proc p on d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass and p.oid = d.refobjid
           left join pg_catalog.pg_type r on d.refclassid = 'pg_catalog.pg_type'::pg_catalog.regclass and r.oid = d.refobjid
           left join pg_catalog.pg_class o on o.oid = r.typrelid
-         where c.relnamespace = ours and d.refobjid >= 16384
+         where c.relnamespace = any (ours) and d.refobjid >= 16384
            and d.refclassid in ('pg_catalog.pg_proc'::pg_catalog.regclass, 'pg_catalog.pg_type'::pg_catalog.regclass, 'pg_catalog.pg_operator'::pg_catalog.regclass,
                                 'pg_catalog.pg_opclass'::pg_catalog.regclass, 'pg_catalog.pg_collation'::pg_catalog.regclass)
-           and not coalesce(p.pronamespace = ours or o.relnamespace = ours, false)
+           and not coalesce(p.pronamespace = any (ours) or o.relnamespace = any (ours), false)
         union all
         select pg_catalog.format('rule %I on %s', w.rulename, c.oid::pg_catalog.regclass)
-          from pg_catalog.pg_rewrite w join pg_catalog.pg_class c on c.oid = w.ev_class where c.relnamespace = ours and c.relkind in ('r', 'p')
+          from pg_catalog.pg_rewrite w join pg_catalog.pg_class c on c.oid = w.ev_class where c.relnamespace = any (ours) and c.relkind in ('r', 'p')
         union all
         -- Of the server's own functions, ours use these in defaults, checks and indexes; with others, much can be done.
         select pg_catalog.format('%s in %s', used.name[1], pg_catalog."left"(x.expression, 100))
-          from (select pg_catalog.pg_get_expr(a.adbin, a.adrelid) from pg_catalog.pg_attrdef a join pg_catalog.pg_class c on c.oid = a.adrelid where c.relnamespace = ours
+          from (select pg_catalog.pg_get_expr(a.adbin, a.adrelid) from pg_catalog.pg_attrdef a join pg_catalog.pg_class c on c.oid = a.adrelid where c.relnamespace = any (ours)
                 union all
-                select pg_catalog.pg_get_constraintdef(k.oid) from pg_catalog.pg_constraint k where k.connamespace = ours and k.contype = 'c'
+                select pg_catalog.pg_get_constraintdef(k.oid) from pg_catalog.pg_constraint k where k.connamespace = any (ours) and k.contype = 'c'
                 union all
                 select coalesce(pg_catalog.pg_get_expr(i.indexprs, i.indrelid), '') operator(pg_catalog.||) ' ' operator(pg_catalog.||) coalesce(pg_catalog.pg_get_expr(i.indpred, i.indrelid), '')
-                  from pg_catalog.pg_index i join pg_catalog.pg_class c on c.oid = i.indrelid where c.relnamespace = ours) x (expression)
+                  from pg_catalog.pg_index i join pg_catalog.pg_class c on c.oid = i.indrelid where c.relnamespace = any (ours)) x (expression)
          cross join lateral pg_catalog.regexp_matches(x.expression, '([[:alnum:]_."]+)[[:space:]]*[(]', 'g') used (name)
          where used.name[1] not in ('AND', 'ANY', 'CHECK', 'cardinality', 'clock_timestamp', 'gen_random_uuid', 'octet_length', 'date_trunc')) things;
     if foreign_things is not null then
-        raise exception using errcode = '42501', message = 'the schema billing holds what the extension did not make',
+        raise exception using errcode = '42501', message = 'a schema of pg_billing holds what the extension did not make',
             detail = pg_catalog.jsonb_build_object('code', 'schema_not_empty', 'objects', pg_catalog.left(foreign_things, 2000))::text,
-            hint = 'It would run with the rights of the extension. Look at it, then drop it: each of these objects, or the whole schema if it is nobody''s.';
+            hint = 'It would run with the rights of the extension. Look at it, then drop it: each of these objects, or both schemas, billing and billing_internal, if they are nobody''s.';
     end if;
 end $$;
 
--- The machinery behind the functions in billing.
-create schema billing_internal;
 comment on schema billing_internal is 'Insides of the extension pg_billing: nothing here is called by hand.';
 
 -- What the functions answer. Columns may be added at the end, never changed.
@@ -182,7 +259,8 @@ create function billing_internal.place() returns text
     select billing_internal.cluster() || ':' || (select oid from pg_database where datname = current_database())
 $$;
 
--- One list of what each level may execute; services may call all but the administration and the insides.
+-- One list of what each level may execute. Services may call all that is in the schema billing but the administration; of the machinery, levels
+-- may what views and settle() call as who reads or settles.
 create function billing_internal.routines_of(level text) returns setof regprocedure
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
@@ -190,50 +268,36 @@ create function billing_internal.routines_of(level text) returns setof regproced
       from pg_extension e
       join pg_depend d on d.refclassid = 'pg_extension'::regclass and d.refobjid = e.oid and d.deptype = 'e'
                       and d.classid = 'pg_proc'::regclass
-      join pg_proc p on p.oid = d.objid and p.pronamespace = 'billing'::regnamespace
+      join pg_proc p on p.oid = d.objid
+      join pg_namespace n on n.oid = p.pronamespace
      where e.extname = 'pg_billing'
-       and case level
-           when 'service' then
-               p.proname <> all ('{install,grant_access,revoke_access,configure_membership,
-                                   make_partitions,metered_insert,meter_trigger,meter_fault,attach_meter,
-                                   emit_event,look_for_signals}')
-           when 'auditor' then
+       and case n.nspname || ' ' || level
+           when 'billing service' then
+               p.proname <> all ('{install,grant_access,revoke_access,configure_membership}')
+           when 'billing_internal service' then
+               p.proname = any ('{every_org,unfolded_usage,settlement_is_running,begin_settlement,settlement_due,settle_orgs,settlement_phase}')
+           when 'billing auditor' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
-                                  verify_ledger,export_catalog,check_limit,allows,credit_history,unfolded_usage,settlement_is_running,
-                                  quote_pack,status}')
-           when 'member' then
+                                  verify_ledger,export_catalog,check_limit,allows,credit_history,quote_pack,status}')
+           when 'billing_internal auditor' then
+               p.proname = any ('{every_org,unfolded_usage,settlement_is_running}')
+           when 'billing member' then
                p.proname = any ('{my_orgs,get_total_credits,get_wallet,explain_consumption,calculate_cost,clock,version,
-                                  check_limit,allows,credit_history,unfolded_usage,quote_pack,start_purchase,configure_auto_recharge,
+                                  check_limit,allows,credit_history,quote_pack,start_purchase,configure_auto_recharge,
                                   redeem_gift_card}')
-           when 'webhook' then
+           when 'billing_internal member' then
+               p.proname = any ('{unfolded_usage}')
+           when 'billing webhook' then
                p.proname = any ('{stripe_webhook,razorpay_webhook}')
+           else false
            end
 $$;
 
--- The tables with rows of orgs: members see those of their own.
-create function billing_internal.tables_of_orgs() returns setof regclass
+-- The tables whose rows are of one of these kinds, see relations().
+create function billing_internal.tables_with(rows text[]) returns setof regclass
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
-    select format('billing.%I', name)::regclass
-      from unnest(array['wallet_settings', 'lanes', 'lots', 'holds', 'ledger', 'refunds', 'member_usage', 'period_usage', 'org_prices',
-                        'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days',
-                        'credit_months', 'folded', 'alerts', 'payments', 'payment_refs', 'provider_customers', 'provider_subscriptions',
-                        'auto_recharges', 'gift_card_redemptions']) name
-$$;
-
--- The tables that only those read who see every org.
-create function billing_internal.tables_of_staff() returns setof regclass
-    language sql stable
-    set search_path = pg_catalog, pg_temp as $$
-    select format('billing.%I', name)::regclass
-      from unnest(array['settlement_runs', 'settlement_faults', 'webhook_events', 'outbox', 'flags', 'freezes', 'gift_cards']) name
-$$;
-
--- The tables of the catalog: everybody sees the price list.
-create function billing_internal.tables_of_prices() returns setof regclass
-    language sql stable
-    set search_path = pg_catalog, pg_temp as $$
-    select format('billing.%I', name)::regclass from unnest(array['metrics', 'prices', 'plans', 'caps', 'packs', 'surcharges']) name
+    select format('%I.%I', r.schema, r.name)::regclass from billing_internal.relations() r where r.rows = any (tables_with.rows)
 $$;
 
 -- The roles that have one of these levels, as far as they are here.
@@ -278,9 +342,9 @@ create function billing_internal.let_roles_see() returns void
     set search_path = pg_catalog, pg_temp as $$
 begin
     -- With the very types, as everywhere.
-    perform billing_internal.let_see('own_orgs'::name, array(select billing_internal.tables_of_orgs()), array(select billing_internal.roles_with('{member}'::text[])),
+    perform billing_internal.let_see('own_orgs'::name, array(select billing_internal.tables_with('{org}'::text[])), array(select billing_internal.roles_with('{member}'::text[])),
                                      'org_id = any ((select billing.my_orgs())::uuid[])'::text);
-    perform billing_internal.let_see('every_org'::name, array(select billing_internal.tables_of_orgs() union all select billing_internal.tables_of_staff()),
+    perform billing_internal.let_see('every_org'::name, array(select billing_internal.tables_with('{org,staff}'::text[])),
                                      array(select billing_internal.roles_with('{service,auditor}'::text[])), 'billing_internal.every_org()'::text);
 end $$;
 
@@ -312,28 +376,22 @@ create function billing_internal.rights_of(levels text[]) returns table (object 
     set search_path = pg_catalog, pg_temp as $$
     select 'schema billing', 'USAGE' where levels <> '{}'
     union all
+    -- settle() runs as who calls it, and so does what it calls by name.
+    select 'schema billing_internal', 'USAGE' where 'service' = any (levels)
+    union all
     select distinct 'function ' || r, 'EXECUTE' from unnest(levels) l, billing_internal.routines_of(l) r
     union all
-    select format('%s billing.%I', case c.relkind when 'v' then 'view' else 'table' end, c.relname), 'SELECT'
-      from pg_class c
-     where c.relnamespace = to_regnamespace('billing')
-       and (levels && '{member,service,auditor}'
-            and c.relname in ('wallets', 'grants', 'operations', 'entries', 'ledger', 'holds', 'lanes', 'lots',
-                'wallet_settings', 'refunds', 'member_usage', 'period_usage', 'metrics', 'prices', 'org_prices', 'plans', 'caps',
-                'subscriptions', 'org_allowances', 'usage_events', 'unsettled_usage', 'unpaid_overage', 'cap_usage', 'usage_days', 'credit_months', 'folded',
-                'alerts', 'usage_by_day', 'usage_by_month', 'packs', 'surcharges', 'payments', 'payment_refs', 'provider_customers',
-                'provider_subscriptions', 'auto_recharges')
-         or levels && '{service,auditor}'
-            and c.relname in ('settlement_runs', 'settlement_faults', 'settlement_progress', 'webhook_events', 'outbox',
-                'flags', 'freezes', 'gift_card_batches', 'gift_card_redemptions'))
+    select format('%s %I.%I', case c.relkind when 'v' then 'view' else 'table' end, r.schema, r.name), 'SELECT'
+      from billing_internal.relations() r
+      join pg_namespace n on n.nspname = r.schema
+      join pg_class c on c.relnamespace = n.oid and c.relname = r.name
+     where r.readers = 'members' and levels && '{member,service,auditor}' or r.readers = 'staff' and levels && '{service,auditor}'
     union all
     -- All but the codes.
     select format('column %I of table billing.gift_cards', a.attname), 'SELECT'
       from pg_attribute a
      where levels && '{service,auditor}' and a.attrelid = to_regclass('billing.gift_cards')
        and a.attname in ('name', 'source', 'unit', 'credits', 'metrics', 'max_redemptions', 'redeemed', 'validity', 'expires_at', 'voided_at', 'created_at', 'metadata')
-    union all
-    select 'function billing_internal.every_org()', 'EXECUTE' where levels && '{service,auditor}'
 $$;
 
 create function billing_internal.levels_of(role oid) returns text[]
@@ -479,6 +537,8 @@ begin
     perform billing_internal.let_roles_see();
     perform billing_internal.forget_levels();
 end $$;
+comment on function billing.grant_access is
+'Gives a role a level: member (reads its own orgs), service (calls everything), auditor (reads everything), webhook (delivers providers'' reports). A role has one of the first three, the newest given, and webhook beside it. For the owner of the extension. Errors: 42501 no_level, 42704 unknown_role, 22023.';
 
 create function billing.revoke_access(role name) returns void
     language plpgsql volatile
@@ -486,6 +546,8 @@ create function billing.revoke_access(role name) returns void
 begin
     perform billing.revoke_access(role, null);
 end $$;
+comment on function billing.revoke_access(name) is
+'Takes all levels from a role, and with them every right in the schema billing. For the owner of the extension. Errors: as with a level.';
 
 create function billing.revoke_access(role name, level text) returns void
     language plpgsql volatile
@@ -526,31 +588,37 @@ begin
     perform billing_internal.let_roles_see();
     perform billing_internal.forget_levels();
 end $$;
+comment on function billing.revoke_access(name, text) is
+'Takes a level from a role, or all of them (null), and what rights in the schema billing came with it. For the owner of the extension. Errors: 42501 no_level, 42704 unknown_role (with what it is called now, where it was renamed), 22023.';
 
--- Triggers on our tables whose function is another role's: they run with the rights of whoever writes the table, which is ours.
-create function billing_internal.foreign_triggers() returns table (trigger text, relation regclass, owner text)
+-- What is others', and would run with our rights or hold up our work: triggers on our tables whose function is another role's (they run with
+-- the rights of whoever writes the table); functions in our schemas, which may fit a call better than ours; foreign keys to our tables of
+-- tables that are others' (their checks run casts as the owner of ours, and their rows hold ours). Superusers are nobody else.
+create function billing_internal.foreign_things() returns table (kind text, name text, relation regclass, routine regprocedure, owner text)
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
-    select t.tgname::text, c.oid::regclass, o.rolname::text
-      from pg_class c
-      join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal
-      join pg_proc p on p.oid = t.tgfoid
-      join pg_roles o on o.oid = p.proowner
-     where c.relnamespace = 'billing'::regnamespace and not o.rolsuper and p.proowner <> c.relowner
-     order by 2, 1
-$$;
-
--- Foreign keys to our tables of tables that are others': their checks run casts as the owner of ours, and their rows hold ours.
-create function billing_internal.foreign_keys() returns table (constraint_name text, relation regclass, owner text)
-    language sql stable
-    set search_path = pg_catalog, pg_temp as $$
-    select f.conname::text, f.conrelid::regclass, o.rolname::text
-      from pg_constraint f
-      join pg_class r on r.oid = f.confrelid
-      join pg_class c on c.oid = f.conrelid
-      join pg_roles o on o.oid = c.relowner
-     where f.contype = 'f' and f.conparentid = 0 and r.relnamespace = 'billing'::regnamespace and not o.rolsuper and c.relowner <> r.relowner
-     order by 2, 1
+    with ours as (select oid from pg_namespace where nspname in ('billing', 'billing_internal')),
+    things (kind, name, relation, routine, owner, ours) as (
+        select 'trigger', t.tgname::text, c.oid::regclass, p.oid::regprocedure, p.proowner, c.relowner
+          from pg_class c
+          join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal
+          join pg_proc p on p.oid = t.tgfoid
+         where c.relnamespace in (select oid from ours)
+        union all
+        select 'function', p.proname::text, null, p.oid::regprocedure, p.proowner, (select extowner from pg_extension where extname = 'pg_billing')
+          from pg_proc p
+         where p.pronamespace in (select oid from ours)
+        union all
+        select 'foreign key', f.conname::text, f.conrelid::regclass, null, c.relowner, r.relowner
+          from pg_constraint f
+          join pg_class r on r.oid = f.confrelid
+          join pg_class c on c.oid = f.conrelid
+         where f.contype = 'f' and f.conparentid = 0 and r.relnamespace in (select oid from ours))
+    select t.kind, t.name, t.relation, t.routine, o.rolname::text
+      from things t
+      join pg_roles o on o.oid = t.owner
+     where t.owner <> t.ours and not o.rolsuper
+     order by t.relation, t.name
 $$;
 
 create function billing_internal.drop_foreign_things() returns text
@@ -560,13 +628,14 @@ declare
     found record;
     said text[] := '{}';
 begin
-    for found in select * from billing_internal.foreign_triggers() loop
-        execute format('drop trigger %I on %s', found.trigger, found.relation);
-        said := said || format('trigger %s on %s, function of %s', found.trigger, found.relation, found.owner);
-    end loop;
-    for found in select * from billing_internal.foreign_keys() loop
-        execute format('alter table %s drop constraint %I', found.relation, found.constraint_name);
-        said := said || format('foreign key %s of %s, of %s', found.constraint_name, found.relation, found.owner);
+    for found in select * from billing_internal.foreign_things() f where f.kind in ('trigger', 'foreign key') order by f.kind desc, f.relation, f.name loop
+        if found.kind = 'trigger' then
+            execute format('drop trigger %I on %s', found.name, found.relation);
+            said := said || format('trigger %s on %s, function of %s', found.name, found.relation, found.owner);
+        else
+            execute format('alter table %s drop constraint %I', found.relation, found.name);
+            said := said || format('foreign key %s of %s, of %s', found.name, found.relation, found.owner);
+        end if;
     end loop;
     return array_to_string(said, ', ');
 end $$;
@@ -589,11 +658,11 @@ begin
      where c.command_tag not in ('GRANT', 'REVOKE')
        and (c.schema_name in ('billing', 'billing_internal')
             or c.classid = 'pg_trigger'::regclass
-               and exists (select from pg_trigger t join pg_class r on r.oid = t.tgrelid where t.oid = c.objid and r.relnamespace = to_regnamespace('billing'))
+               and exists (select from pg_trigger t join pg_class r on r.oid = t.tgrelid where t.oid = c.objid and r.relnamespace in (to_regnamespace('billing'), to_regnamespace('billing_internal')))
             or c.classid = 'pg_class'::regclass
                -- One that was made now: numbers of this transaction are not below its own. Those of partitions follow their parents'.
                and exists (select from pg_constraint f join pg_class r on r.oid = f.confrelid
-                            where f.conrelid = c.objid and f.contype = 'f' and r.relnamespace = to_regnamespace('billing') and f.conparentid = 0
+                            where f.conrelid = c.objid and f.contype = 'f' and r.relnamespace in (to_regnamespace('billing'), to_regnamespace('billing_internal')) and f.conparentid = 0
                               and f.xmin::text::bigint >= mod(pg_current_xact_id()::text::bigint, 4294967296)))
      limit 1;
     if found then
@@ -614,7 +683,7 @@ comment on event trigger pg_billing_guard is 'Lets nobody but the owner of pg_bi
 -- settle(): a procedure that commits per batch of orgs, so that a crash loses nothing and one org's fault stops nobody. A
 -- procedure that commits can be neither SECURITY DEFINER nor have a search_path of its own: it only calls gates, whose bodies have one.
 
-create function billing.make_partitions(as_of timestamptz) returns void
+create function billing_internal.make_partitions(as_of timestamptz) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     -- Where things go by default is not the caller's to say.
@@ -651,7 +720,7 @@ begin
             execute format('comment on table billing.%I is %L', name, 'Events that were recorded in ' || to_char(start, 'YYYY-MM') || ' (UTC).');
             execute format('alter table billing.%I enable row level security', name);
             execute format('create trigger usage_events_append_only before update or delete or truncate on billing.%I
-                            for each statement execute function billing.refuse_event_change()', name);
+                            for each statement execute function billing_internal.refuse_event_change()', name);
             execute format('alter table billing.usage_events attach partition billing.%I for values %s', name, bounds);
         exception when lock_not_available or deadlock_detected or duplicate_table or check_violation then
             null;
@@ -659,10 +728,14 @@ begin
         perform set_config('lock_timeout', patience, true);
     end loop;
 end $$;
+comment on function billing_internal.make_partitions is
+'Makes the partitions of usage_events for this month and the next two.';
 
-create function billing.settlement_due(as_of timestamptz, shard int, shards int) returns uuid[]
-    language c volatile as 'MODULE_PATHNAME', 'service_gate';
 create function billing_internal.settlement_due(as_of timestamptz, shard int, shards int) returns uuid[]
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing_internal.settlement_due is
+'Gives the orgs with something to settle, for settle().';
+create function billing_internal.settlement_due_body(as_of timestamptz, shard int, shards int) returns uuid[]
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 declare
@@ -670,23 +743,23 @@ declare
     enrolls boolean;
 begin
     select as_of + make_interval(days => coalesce((value ->> 'expiring_days')::int, 7)) into soon
-      from (select) one left join billing.settings on name = 'alerts';
+      from (select) one left join billing_internal.settings on name = 'alerts';
     enrolls := exists (select from billing.plans
                         where retired_at is null and terms ->> 'default' = 'true' and terms -> 'credits' is not null);
     return array(
         select org_id from (
-            select org_id from billing.unsettled_usage
+            select org_id from billing_internal.unsettled_usage
             union select org_id from billing.subscriptions where next_period_at <= as_of
             union select org_id from billing.unpaid_overage
-            union select org_id from billing.period_usage where level is not null and not carried and period_end <= as_of + interval '1 microsecond'
-            union select org_id from billing.lanes where holds_due <= as_of
-            union select org_id from billing.lanes where fresh_until <= soon and (lane = 0 or balance > 0)
+            union select org_id from billing_internal.period_usage where level is not null and not carried and period_end <= as_of + interval '1 microsecond'
+            union select org_id from billing_internal.lanes where holds_due <= as_of
+            union select org_id from billing_internal.lanes where fresh_until <= soon and (lane = 0 or balance > 0)
             union select org_id from billing.auto_recharges where enabled and stopped_at is null
             union select org_id from billing.alerts where resolved_at is null
-            union select l.org_id from billing.lanes l
-                    left join billing.folded f on f.org_id = l.org_id and f.slot = l.slot
+            union select l.org_id from billing_internal.lanes l
+                    left join billing_internal.fold_positions f on f.org_id = l.org_id and f.slot = l.slot
                    where l.last_entry_id > coalesce(f.entry_id, l.slot::bigint << 40)
-            union select l.org_id from billing.lanes l
+            union select l.org_id from billing_internal.lanes l
                    where enrolls and not exists (select from billing.subscriptions s
                                                   where s.org_id = l.org_id and (s.ends_at is null or s.ends_at > as_of))
         ) due
@@ -695,9 +768,11 @@ begin
 end $$;
 
 -- Whether the process of a run is still at it: in the statement that began before the run did.
-create function billing.settlement_is_running(run bigint) returns boolean
-    language c stable as 'MODULE_PATHNAME', 'auditor_gate';
 create function billing_internal.settlement_is_running(run bigint) returns boolean
+    language c stable as 'MODULE_PATHNAME', 'auditor_gate';
+comment on function billing_internal.settlement_is_running is
+'Tells whether the process of a run is still at it, for settlement_progress.';
+create function billing_internal.settlement_is_running_body(run bigint) returns boolean
     language plpgsql stable
     set search_path = pg_catalog, pg_temp as $$
 begin
@@ -707,9 +782,11 @@ begin
                                        else false end);
 end $$;
 
-create function billing.begin_settlement(as_of timestamptz, shard int, shards int) returns bigint
-    language c volatile as 'MODULE_PATHNAME', 'service_gate';
 create function billing_internal.begin_settlement(as_of timestamptz, shard int, shards int) returns bigint
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing_internal.begin_settlement is
+'Notes the beginning of a run, marks an earlier one that was killed, and makes partitions ahead, for settle(). Gives the number of the run; null: another one is running.';
+create function billing_internal.begin_settlement_body(as_of timestamptz, shard int, shards int) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
@@ -728,14 +805,14 @@ begin
     share := mod(shard, shards);
     -- What was killed is not running any more, whatever its row says.
     update billing.settlement_runs r set status = 'interrupted', finished_at = clock_timestamp()
-     where r.status = 'running' and r.shard = share and r.shards = begin_settlement.shards and not billing.settlement_is_running(r.run_id);
+     where r.status = 'running' and r.shard = share and r.shards = begin_settlement_body.shards and not billing_internal.settlement_is_running(r.run_id);
     -- Two that begin at the same instant take turns. Numbers come from the table: a sequence is everybody's who was given a right on it.
     perform billing_internal.take_turn('settlement');
     for attempt in 0..20 loop
         begin
             insert into billing.settlement_runs as r (run_id, started_at, as_of, pid, shard, shards, phase)
-            select (select coalesce(max(n.run_id), 0) + 1 + attempt from billing.settlement_runs n), clock_timestamp(), begin_settlement.as_of, pg_backend_pid(), share,
-                   begin_settlement.shards, 'preparing'
+            select (select coalesce(max(n.run_id), 0) + 1 + attempt from billing.settlement_runs n), clock_timestamp(), begin_settlement_body.as_of, pg_backend_pid(), share,
+                   begin_settlement_body.shards, 'preparing'
             on conflict (shards, shard) where status = 'running' do nothing returning r.run_id into run;
             exit;
         exception when unique_violation then
@@ -745,15 +822,17 @@ begin
     if run is null then
         return null;
     end if;
-    perform billing.make_partitions(as_of);
+    perform billing_internal.make_partitions(as_of);
     return run;
 end $$;
 
 -- Settles each of the orgs for itself: the fault of one stops neither the others nor the run. Gives those that somebody held locked for
 -- longer than the patience, or that met others in a circle: to be tried again, unless it is the last time.
-create function billing.settle_orgs(run bigint, orgs uuid[], as_of timestamptz, patience interval default '5 seconds', is_last boolean default true) returns uuid[]
+create function billing_internal.settle_orgs(run bigint, orgs uuid[], as_of timestamptz, patience interval default '5 seconds', is_last boolean default true) returns uuid[]
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
-create function billing_internal.settle_orgs(run bigint, orgs uuid[], as_of timestamptz, patience interval, is_last boolean) returns uuid[]
+comment on function billing_internal.settle_orgs is
+'Settles orgs, each for itself, and notes faults, for settle(). Gives those that were locked, to be tried again.';
+create function billing_internal.settle_orgs_body(run bigint, orgs uuid[], as_of timestamptz, patience interval, is_last boolean) returns uuid[]
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 declare
@@ -805,39 +884,19 @@ begin
     return busy;
 end $$;
 
-create function billing.settlement_phase(run bigint, phase text, orgs_total bigint) returns void
-    language c volatile as 'MODULE_PATHNAME', 'service_gate';
 create function billing_internal.settlement_phase(run bigint, phase text, orgs_total bigint) returns void
+    language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing_internal.settlement_phase is
+'Notes how far a run is, for settle().';
+create function billing_internal.settlement_phase_body(run bigint, phase text, orgs_total bigint) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 begin
     update billing.settlement_runs r
-       set phase = settlement_phase.phase, orgs_total = settlement_phase.orgs_total, updated_at = clock_timestamp(),
-           status = case settlement_phase.phase when 'done' then 'done' else r.status end,
-           finished_at = case settlement_phase.phase when 'done' then clock_timestamp() end
+       set phase = settlement_phase_body.phase, orgs_total = settlement_phase_body.orgs_total, updated_at = clock_timestamp(),
+           status = case settlement_phase_body.phase when 'done' then 'done' else r.status end,
+           finished_at = case settlement_phase_body.phase when 'done' then clock_timestamp() end
      where r.run_id = run;
-end $$;
-
--- Begins the periods of orgs that are due, for a call that needs their credits: each for itself, so that what one cannot do
--- stops neither the others nor the call.
-create function billing.begin_periods_of(orgs uuid[]) returns void
-    language c volatile as 'MODULE_PATHNAME', 'service_gate';
-create function billing_internal.begin_periods_of(orgs uuid[]) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp as $$
-declare
-    org uuid;
-begin
-    foreach org in array orgs loop
-        begin
-            perform billing.begin_periods(org);
-        exception
-            when serialization_failure or deadlock_detected then
-                raise;
-            when others then
-                null; -- settlement will say what is wrong
-        end;
-    end loop;
 end $$;
 
 -- All arguments are given, of their very types, so that no function beside ours fits better. Types are named with their schema: those of the declarations are looked for on the caller's path, before there is any other.
@@ -857,7 +916,7 @@ begin
     -- The search_path holds to the next commit: nothing of what the caller's path has is to be taken for the server's own.
     perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     moment := coalesce(as_of, billing.clock());
-    run := billing.begin_settlement(moment, shard, "of");
+    run := billing_internal.begin_settlement(moment, shard, "of");
     if run is null then
         raise notice 'another settlement of this share of the orgs is running; nothing done'
             using hint = 'See billing.settlement_progress.';
@@ -865,13 +924,13 @@ begin
     end if;
     commit;
     perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-    orgs := billing.settlement_due(moment, shard, "of");
-    perform billing.settlement_phase(run, 'settling'::pg_catalog.text, cardinality(orgs)::pg_catalog.int8);
+    orgs := billing_internal.settlement_due(moment, shard, "of");
+    perform billing_internal.settlement_phase(run, 'settling'::pg_catalog.text, cardinality(orgs)::pg_catalog.int8);
     -- Nobody waits long for an org while others of its batch are locked.
     while done < cardinality(orgs) loop
         commit;
         perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-        busy := busy || billing.settle_orgs(run, orgs[done + 1 : done + batch], moment, '200 milliseconds'::pg_catalog.interval, false);
+        busy := busy || billing_internal.settle_orgs(run, orgs[done + 1 : done + batch], moment, '200 milliseconds'::pg_catalog.interval, false);
         done := done + batch;
     end loop;
     -- Those that were locked, each for itself; with patience, for so long as there is any.
@@ -880,14 +939,16 @@ begin
     patient_until := clock_timestamp() + interval '1 minute';
     done := 0;
     while done < coalesce(cardinality(busy), 0) loop
-        perform billing.settle_orgs(run, busy[done + 1 : done + 1], moment,
+        perform billing_internal.settle_orgs(run, busy[done + 1 : done + 1], moment,
                                     case when clock_timestamp() < patient_until then interval '5 seconds' else interval '200 milliseconds' end, true);
         done := done + 1;
         commit;
         perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     end loop;
-    perform billing.settlement_phase(run, 'done'::pg_catalog.text, cardinality(orgs)::pg_catalog.int8);
+    perform billing_internal.settlement_phase(run, 'done'::pg_catalog.text, cardinality(orgs)::pg_catalog.int8);
 end $$;
+comment on procedure billing.settle is
+'Settles all orgs that have something to settle, in batches with a COMMIT each: call it outside of a transaction. shard and of: only that share of the orgs, for several workers. Another run of the same share at the same time does nothing. What failed stands in settlement_faults and is tried again by the next run. Errors: 22023.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -899,7 +960,7 @@ end $$;
 -- metric; billing.metered_tables remembers them for install().
 
 -- The trigger's name: within 63 bytes, and another one for each metric.
-create function billing.meter_trigger(metric text) returns name
+create function billing_internal.meter_trigger(metric text) returns name
     language sql stable
     set search_path = pg_catalog, pg_temp as $$
     select (case when octet_length(metric) <= 52 then 'pg_billing_' || metric
@@ -908,7 +969,7 @@ $$;
 
 -- The first of the columns that is not as it must be; null: all are. Asked at every insert, too: who owns the table may give a
 -- column another type at any time, and the casts of that type would run with the rights of the trigger's function.
-create function billing.meter_fault(relation regclass, org_column name, quantity_column name, member_column name, key_column name) returns jsonb
+create function billing_internal.meter_fault(relation regclass, org_column name, quantity_column name, member_column name, key_column name) returns jsonb
     language plpgsql stable
     set search_path = pg_catalog, pg_temp as $$
 begin
@@ -932,18 +993,18 @@ begin
 end $$;
 
 -- Puts the trigger on the table, or another in its place.
-create function billing.attach_meter(relation regclass, metric text, org_column name, quantity_column name, member_column name,
+create function billing_internal.attach_meter(relation regclass, metric text, org_column name, quantity_column name, member_column name,
                                      key_column name, mode text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 begin
     -- A trigger's arguments cannot be null.
     execute format('create or replace trigger %I after insert on %s referencing new table as inserted for each statement
-                        execute function billing.metered_insert(%L, %L, %L, %L, %L, %L)',
-                   billing.meter_trigger(metric), relation, metric, mode, org_column,
+                        execute function billing_internal.metered_insert(%L, %L, %L, %L, %L, %L)',
+                   billing_internal.meter_trigger(metric), relation, metric, mode, org_column,
                    coalesce(quantity_column, ''), coalesce(member_column, ''), coalesce(key_column, ''));
     -- By name: who renames tables at this very moment does not get the trigger onto another one.
-    if not exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing.meter_trigger(metric)) then
+    if not exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing_internal.meter_trigger(metric)) then
         raise exception using errcode = '40001', message = 'could not serialize access, try again', detail = '{"code": "contended"}';
     end if;
 end $$;
@@ -998,7 +1059,7 @@ begin
     select n.nspname, c.relname, c.relowner into metered
       from pg_class c join pg_namespace n on n.oid = c.relnamespace
      where c.oid = relation and c.relkind in ('r', 'p') and c.relpersistence <> 't'
-       and n.nspname <> all ('{billing,pg_catalog,information_schema}');
+       and n.nspname <> all ('{billing,billing_internal,pg_catalog,information_schema}');
     if not found then
         raise exception using errcode = '22023', message = 'invalid argument',
             detail = jsonb_build_object('code', 'invalid_argument', 'argument', 'relation', 'fault',
@@ -1017,13 +1078,13 @@ begin
         raise exception using errcode = 'PT404', message = 'unknown metric',
             detail = jsonb_build_object('code', 'unknown_metric', 'metric', left(meter_table.metric, 64))::text;
     end if;
-    fault := billing.meter_fault(relation, org_column, quantity_column, member_column, key_column);
+    fault := billing_internal.meter_fault(relation, org_column, quantity_column, member_column, key_column);
     if fault is not null then
         raise exception using errcode = '22023', message = 'invalid argument',
             detail = ('{"code": "invalid_argument"}'::jsonb || fault)::text;
     end if;
     perform billing_internal.follow_metered_tables();
-    perform billing.attach_meter(relation, metric, org_column, quantity_column, member_column, key_column, mode);
+    perform billing_internal.attach_meter(relation, metric, org_column, quantity_column, member_column, key_column, mode);
     insert into billing.metered_tables
     values (metered.nspname, metered.relname, meter_table.metric, meter_table.org_column, meter_table.quantity_column,
             meter_table.member_column, meter_table.key_column, meter_table.mode, billing.clock(), metered.relowner::regrole::text, relation,
@@ -1068,12 +1129,12 @@ begin
      where (m.table_schema = metered.nspname and m.table_name = metered.relname or m.relation = unmeter_table.relation and m.place = billing_internal.place())
        and m.metric = unmeter_table.metric;
     known := found;
-    if exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing.meter_trigger(unmeter_table.metric)
-                                          and t.tgfoid = 'billing.metered_insert()'::regprocedure) then
+    if exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing_internal.meter_trigger(unmeter_table.metric)
+                                          and t.tgfoid = 'billing_internal.metered_insert()'::regprocedure) then
         known := true;
-        execute format('drop trigger %I on %s', billing.meter_trigger(unmeter_table.metric), relation);
+        execute format('drop trigger %I on %s', billing_internal.meter_trigger(unmeter_table.metric), relation);
         -- As in attach_meter.
-        if exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing.meter_trigger(unmeter_table.metric)) then
+        if exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = billing_internal.meter_trigger(unmeter_table.metric)) then
             raise exception using errcode = '40001', message = 'could not serialize access, try again', detail = '{"code": "contended"}';
         end if;
     end if;
@@ -1081,7 +1142,7 @@ begin
 end $$;
 
 -- The trigger. Arguments: metric, mode, and the columns for org, quantity, member and key, empty where there is none.
-create function billing.metered_insert() returns trigger
+create function billing_internal.metered_insert() returns trigger
     language plpgsql volatile security definer
     set search_path = pg_catalog, pg_temp as $$
 declare
@@ -1109,12 +1170,12 @@ declare
     code text;
 begin
     perform billing_internal.require_sound();
-    fault := billing.meter_fault(tg_relid::regclass, org_column, quantity_column, member_column, key_column);
+    fault := billing_internal.meter_fault(tg_relid::regclass, org_column, quantity_column, member_column, key_column);
     -- What is attached otherwise than attach_meter does it would read another "inserted" than the rows of the statement.
     if not exists (select from pg_trigger t
-                    where t.tgrelid = tg_relid and t.tgname = tg_name and t.tgfoid = 'billing.metered_insert()'::regprocedure
+                    where t.tgrelid = tg_relid and t.tgname = tg_name and t.tgfoid = 'billing_internal.metered_insert()'::regprocedure
                       and t.tgtype = 4 and t.tgnewtable = 'inserted' and t.tgoldtable is null and t.tgqual is null and t.tgnargs = 6
-                      and t.tgname = billing.meter_trigger(tg_argv[0])) then
+                      and t.tgname = billing_internal.meter_trigger(tg_argv[0])) then
         raise exception using errcode = '55000', message = 'the table is not metered',
             detail = jsonb_build_object('code', 'not_metered', 'table', format('%I.%I', tg_table_schema, tg_table_name), 'metric', metric, 'trigger', tg_name)::text,
             hint = 'Drop the trigger, and call billing.meter_table.';
@@ -1217,13 +1278,13 @@ comment on function billing.meter_table is
 'Lets every insert into a table of the app use a metric: each row uses quantity_column of it (1 without one; 0: nothing) for the org in org_column (uuid) and the member in member_column (uuid). mode charge: consumed in the transaction of the insert, or the insert is refused with the error of consume_credits; record: as record_usage does. Without key_column the rows of a statement add up to one consumption or event per org and member; with it (text, uuid or integer) each row is one of its own, and a value counts once per org. Calling it again replaces the columns and the mode. Who inserts needs no right on billing. INSERT, COPY, MERGE and inserts through a partitioned table count; rows put straight into a partition are the partition''s, which can be metered itself. Only for members of the role that owns the table. Errors: 22023, 42501 not_owner, PT404 unknown_metric.';
 comment on function billing.unmeter_table is
 'Takes the metric off the inserts of a table; false: it was not on. Only for members of the role that owns the table. Errors: 22023, 42501 not_owner.';
-comment on function billing.metered_insert is
+comment on function billing_internal.metered_insert is
 'The trigger that meter_table() attaches. Errors, at the insert: PT402 insufficient_credits, PT404 unknown_org or unknown_metric, PT409 idempotency_conflict, PT429 cap_exceeded, 22023 (null org or key; a quantity that is null, negative or no whole number), 55000 meter_outdated (the columns were renamed, dropped or given another type).';
-comment on function billing.attach_meter is
+comment on function billing_internal.attach_meter is
 'Puts the trigger on a table, for meter_table() and install().';
-comment on function billing.meter_fault is
+comment on function billing_internal.meter_fault is
 'What is wrong with the columns of a metered table; null: nothing.';
-comment on function billing.meter_trigger is
+comment on function billing_internal.meter_trigger is
 'Name of the trigger of a metric.';
 /* </end connected objects> */
 
@@ -1305,7 +1366,7 @@ comment on function billing.unschedule_settlement is
 
 -- The outbox: work for the world outside, claimed under a lease and delivered at least once.
 
-create function billing.emit_event(org_id uuid, topic text, payload jsonb) returns uuid
+create function billing_internal.emit_event(org_id uuid, topic text, payload jsonb) returns uuid
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
@@ -1322,10 +1383,14 @@ begin
     perform pg_notify('billing_events', emit_event.topic);
     return id;
 end $$;
+comment on function billing_internal.emit_event is
+'Puts work into the outbox and tells whoever listens to billing_events.';
 
 create function billing.claim_events(topics text[] default null, "limit" integer default 10, lease interval default '1 minute')
     returns table (event_id uuid, org_id uuid, topic text, payload jsonb, attempt integer, created_at timestamptz)
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.claim_events is
+'Takes work from the outbox that is due, for as long as the lease: nobody else gets it before that is over. Errors: 22023.';
 create function billing_internal.claim_events(topics text[], "limit" integer, lease interval)
     returns table (event_id uuid, org_id uuid, topic text, payload jsonb, attempt integer, created_at timestamptz)
     language plpgsql volatile
@@ -1360,6 +1425,8 @@ end $$;
 
 create function billing.ack_events(event_ids uuid[]) returns bigint
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.ack_events is
+'Notes that work of the outbox is done; gives how many events were not acknowledged before. Errors: 22023.';
 create function billing_internal.ack_events(event_ids uuid[]) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -1380,6 +1447,8 @@ end $$;
 
 create function billing.fail_event(event_id uuid, error text, retry_in interval default null) returns text
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.fail_event is
+'Notes that work of the outbox failed: it comes again after retry_in (null: 10 seconds, doubled each time, at most an hour), or is given up after ten attempts. Gives retry or dead. Errors: PT404 unknown_event.';
 create function billing_internal.fail_event(event_id uuid, error text, retry_in interval) returns text
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -1416,6 +1485,8 @@ end $$;
 
 create function billing.requeue_event(event_id uuid) returns void
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.requeue_event is
+'Brings back work that was given up. Errors: PT404 unknown_event.';
 create function billing_internal.requeue_event(event_id uuid) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -1435,6 +1506,8 @@ end $$;
 
 create function billing.configure_delivery(url text, topics text[] default null, headers jsonb default '{}') returns void
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.configure_delivery is
+'Names the address to which deliver_events() posts, with headers (a token, say) that nobody can read back; topics null: all; url null: none. Errors: 22023.';
 create function billing_internal.configure_delivery(url text, topics text[], headers jsonb) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -1444,9 +1517,9 @@ begin
             detail = '{"code": "invalid_argument", "argument": "url", "fault": "must be http(s)://… or null, and headers an object"}';
     end if;
     -- Headers hold tokens: where nobody may read them.
-    delete from billing.secrets where name = 'delivery';
+    delete from billing_internal.secrets where name = 'delivery';
     if url is not null then
-        insert into billing.secrets (name, secret, created_at)
+        insert into billing_internal.secrets (name, secret, created_at)
         values ('delivery', convert_to(jsonb_build_object('url', url, 'topics', topics, 'headers', coalesce(headers, '{}'))::text, 'UTF8'),
                 billing.clock());
     end if;
@@ -1456,12 +1529,14 @@ end $$;
 -- not: then the answers of the last run are read first.
 create function billing.deliver_events("limit" integer default 100) returns bigint
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.deliver_events is
+'Posts what of the outbox is due, as {event_id, org_id, topic, payload, attempt, created_at}, with the extension http or pg_net; gives how many were acknowledged. Call it from pg_cron. Errors: 55000 not_configured, no_http.';
 create function billing_internal.deliver_events("limit" integer) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
-    target jsonb := (select convert_from(secret, 'UTF8')::jsonb from billing.secrets where name = 'delivery');
+    target jsonb := (select convert_from(secret, 'UTF8')::jsonb from billing_internal.secrets where name = 'delivery');
     http_schema text := (select quote_ident(n.nspname) from pg_extension e join pg_namespace n on n.oid = e.extnamespace
                           where e.extname = 'http');
     has_pg_net boolean := exists (select from pg_extension where extname = 'pg_net');
@@ -1544,6 +1619,8 @@ end $$;
 
 create function billing.note_signal(org_id uuid, kind text, score integer, reason text, detail jsonb default '{}') returns void
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.note_signal is
+'Raises a flag of an org, or counts it once more; freezes the org where the scores of its open flags reach freeze_at. score: 1 to 100. Errors: 22023.';
 create function billing_internal.note_signal(org_id uuid, kind text, score integer, reason text, detail jsonb) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -1563,7 +1640,7 @@ begin
     on conflict (org_id, kind) where resolved_at is null do update
        set seen_at = now, times = f.times + 1, score = greatest(f.score, excluded.score), reason = excluded.reason,
            detail = excluded.detail;
-    select (value ->> 'freeze_at')::integer into bound from billing.settings where name = 'signals';
+    select (value ->> 'freeze_at')::integer into bound from billing_internal.settings where name = 'signals';
     if bound is not null then
         select sum(f.score) into total from billing.flags f where f.org_id = note_signal.org_id and f.resolved_at is null;
         if total >= bound then
@@ -1578,6 +1655,8 @@ create function billing.configure_signals(
     payments_per_hour integer default 10, orgs_per_card integer default 3, failures_per_day integer default 5,
     freeze_at integer default null) returns void
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.configure_signals is
+'Sets how many payments in an hour, orgs on one card and failures in a day are too many, and at which sum of scores an org is frozen (null: never). Errors: 22023.';
 create function billing_internal.configure_signals(
     payments_per_hour integer, orgs_per_card integer, failures_per_day integer,
     freeze_at integer) returns void
@@ -1590,7 +1669,7 @@ begin
         raise exception using errcode = '22023', message = 'invalid argument',
             detail = '{"code": "invalid_argument", "fault": "each must be at least 1; freeze_at may be null for never"}';
     end if;
-    insert into billing.settings (name, value)
+    insert into billing_internal.settings (name, value)
     values ('signals', jsonb_build_object('payments_per_hour', payments_per_hour, 'orgs_per_card', orgs_per_card,
                                           'failures_per_day', failures_per_day, 'freeze_at', freeze_at))
     on conflict (name) do update set value = excluded.value;
@@ -1598,6 +1677,8 @@ end $$;
 
 create function billing.freeze_org(org_id uuid, reason text) returns void
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.freeze_org is
+'Freezes an org: check_limit() says frozen of it from now on. Errors: 22023.';
 create function billing_internal.freeze_org(org_id uuid, reason text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -1614,6 +1695,8 @@ end $$;
 
 create function billing.unfreeze_org(org_id uuid) returns boolean
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.unfreeze_org is
+'Unfreezes an org and resolves its flags; tells whether it was frozen.';
 create function billing_internal.unfreeze_org(org_id uuid) returns boolean
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -1627,6 +1710,8 @@ end $$;
 
 create function billing.resolve_flag(org_id uuid, kind text) returns boolean
     language c volatile as 'MODULE_PATHNAME', 'service_gate';
+comment on function billing.resolve_flag is
+'Resolves an open flag of an org; tells whether there was one.';
 create function billing_internal.resolve_flag(org_id uuid, kind text) returns boolean
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -1638,13 +1723,13 @@ begin
 end $$;
 
 -- What a payment that was started, failed or paid says about its org.
-create function billing.look_for_signals(org_id uuid, fingerprint text) returns void
+create function billing_internal.look_for_signals(org_id uuid, fingerprint text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     now timestamptz := billing.clock();
-    setting jsonb := coalesce((select value from billing.settings where name = 'signals'), '{}');
+    setting jsonb := coalesce((select value from billing_internal.settings where name = 'signals'), '{}');
     seen bigint;
 begin
     select count(*) into seen from billing.payments p
@@ -1667,6 +1752,8 @@ begin
         end if;
     end if;
 end $$;
+comment on function billing_internal.look_for_signals is
+'Raises flags for what a payment that was started, failed or paid says about its org.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -1679,6 +1766,8 @@ end $$;
 
 create function billing.stripe_webhook(json) returns json
     language c volatile as 'MODULE_PATHNAME', 'webhook_gate';
+comment on function billing.stripe_webhook is
+'Takes a report of Stripe by PostgREST, as handle_webhook does: POST /rpc/stripe_webhook with the body as it came; the signature is taken from the headers of the request.';
 create function billing_internal.stripe_webhook(json) returns json
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -1690,6 +1779,8 @@ end $$;
 
 create function billing.razorpay_webhook(json) returns json
     language c volatile as 'MODULE_PATHNAME', 'webhook_gate';
+comment on function billing.razorpay_webhook is
+'Takes a report of Razorpay by PostgREST, as handle_webhook does: POST /rpc/razorpay_webhook with the body as it came; signature and event id are taken from the headers of the request.';
 create function billing_internal.razorpay_webhook(json) returns json
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp as $$
@@ -1741,12 +1832,10 @@ begin
 
     check_name := 'things of others';
     select string_agg(what, '; ' order by what) into found from (
-        select format('trigger %s on %s, of %s', t.trigger, t.relation, t.owner) as what from billing_internal.foreign_triggers() t
-        union all
-        select format('function %s, of %s', p.oid::regprocedure, o.rolname) from pg_proc p join pg_roles o on o.oid = p.proowner
-         where p.pronamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and not o.rolsuper and p.proowner <> (select extowner from pg_extension where extname = 'pg_billing')
-        union all
-        select format('foreign key %s of %s, of %s', f.constraint_name, f.relation, f.owner) from billing_internal.foreign_keys() f
+        select case f.kind when 'trigger' then format('trigger %s on %s, of %s', f.name, f.relation, f.owner)
+                           when 'function' then format('function %s, of %s', f.routine, f.owner)
+                           else format('foreign key %s of %s, of %s', f.name, f.relation, f.owner) end as what
+          from billing_internal.foreign_things() f
         union all
         select 'the event trigger pg_billing_guard is off'
          where not exists (select from pg_event_trigger where evtname = 'pg_billing_guard' and evtenabled in ('O', 'A'))) things;
@@ -1768,15 +1857,15 @@ begin
     found := billing_internal.membership_fault();
     level := case when found is null then 'ok' else 'bad' end;
     value := coalesce('the configured relation cannot be read: ' || found,
-                      (select format('%s.%s', value ->> 'schema', value ->> 'table') from billing.settings where name = 'membership'), 'orgs stand in the claims');
+                      (select format('%s.%s', value ->> 'schema', value ->> 'table') from billing_internal.settings where name = 'membership'), 'orgs stand in the claims');
     advice := case when found is not null then 'Members see only the orgs in their claims. Run: select billing.configure_membership(…) with the columns as they are now, or with null three times.' end;
     return next;
 
     check_name := 'metered tables';
     select string_agg(format('%I.%I (%s)', m.table_schema, m.table_name, m.metric), ', ' order by 1) into found
       from billing.metered_tables m
-      left join pg_trigger t on t.tgrelid = m.relation and m.place = billing_internal.place() and t.tgname = billing.meter_trigger(m.metric)
-                            and t.tgfoid = 'billing.metered_insert()'::regprocedure and t.tgenabled in ('O', 'A')
+      left join pg_trigger t on t.tgrelid = m.relation and m.place = billing_internal.place() and t.tgname = billing_internal.meter_trigger(m.metric)
+                            and t.tgfoid = 'billing_internal.metered_insert()'::regprocedure and t.tgenabled in ('O', 'A')
      where t.oid is null;
     level := case when found is null then 'ok' else 'bad' end;
     value := coalesce('without their trigger: ' || found, (select count(*) || ' metered' from billing.metered_tables));
@@ -1805,8 +1894,8 @@ comment on function billing.status is
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/grants.rs
--- pg_billing::ledger::grants::adjust_credits
+-- src/wallets/grants.rs
+-- pg_billing::wallets::grants::adjust_credits
 CREATE  FUNCTION "adjust_credits"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"amount" bigint, /* Option < i64 > */
@@ -1865,8 +1954,8 @@ AS 'MODULE_PATHNAME', 'begin_periods_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/expiry.rs
--- pg_billing::ledger::expiry::book_expiries
+-- src/wallets/expiry.rs
+-- pg_billing::wallets::expiry::book_expiries
 CREATE  FUNCTION "book_expiries"(
 	"max_wallets" INT DEFAULT 500 /* Option < i32 > */
 ) RETURNS bigint /* i64 */
@@ -1877,8 +1966,8 @@ AS 'MODULE_PATHNAME', 'book_expiries_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/catalog/mod.rs
--- pg_billing::catalog::calculate_cost
+-- src/limits/cost.rs
+-- pg_billing::limits::cost::calculate_cost
 CREATE  FUNCTION "calculate_cost"(
 	"metric" TEXT, /* Option < & str > */
 	"quantity" bigint DEFAULT 1, /* Option < i64 > */
@@ -1891,8 +1980,8 @@ AS 'MODULE_PATHNAME', 'calculate_cost_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/catalog/mod.rs
--- pg_billing::catalog::calculate_cost
+-- src/limits/cost.rs
+-- pg_billing::limits::cost::calculate_cost
 CREATE  FUNCTION "calculate_cost"(
 	"items" jsonb, /* Option < Jsonb > */
 	"org_id" uuid DEFAULT NULL /* Option < pgrx :: Uuid > */
@@ -1913,8 +2002,8 @@ create function billing_internal.caller() returns text
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/plans/subscription.rs
--- pg_billing::plans::subscription::cancel_subscription
+-- src/subscriptions/subscribe.rs
+-- pg_billing::subscriptions::subscribe::cancel_subscription
 CREATE  FUNCTION "cancel_subscription"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"at_period_end" bool DEFAULT true /* Option < bool > */
@@ -1926,8 +2015,8 @@ AS 'MODULE_PATHNAME', 'cancel_subscription_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/holds.rs
--- pg_billing::ledger::holds::capture_credits
+-- src/spending/holds.rs
+-- pg_billing::spending::holds::capture_credits
 CREATE  FUNCTION "capture_credits"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"hold_id" bigint, /* Option < i64 > */
@@ -1942,8 +2031,8 @@ AS 'MODULE_PATHNAME', 'capture_credits_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/plans/subscription.rs
--- pg_billing::plans::subscription::change_plan
+-- src/subscriptions/subscribe.rs
+-- pg_billing::subscriptions::subscribe::change_plan
 CREATE  FUNCTION "change_plan"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"plan" TEXT, /* Option < & str > */
@@ -1971,8 +2060,8 @@ AS 'MODULE_PATHNAME', 'check_limit_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/clock.rs
--- pg_billing::clock::clock
+-- src/pg/clock.rs
+-- pg_billing::pg::clock::clock
 CREATE  FUNCTION "clock"() RETURNS timestamp with time zone /* TimestampWithTimeZone */
 STRICT VOLATILE
 LANGUAGE c /* Rust */
@@ -1989,7 +2078,7 @@ create function billing_internal.cluster() returns text
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/alerts.rs
+-- src/alerts/mod.rs
 -- pg_billing::alerts::configure_alerts
 CREATE  FUNCTION "configure_alerts"(
 	"shares" INT[] DEFAULT '{50,75,90,100}', /* :: std :: option :: Option < Vec < Option < i32 > > > */
@@ -2003,8 +2092,8 @@ AS 'MODULE_PATHNAME', 'configure_alerts_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/payments/recharge.rs
--- pg_billing::payments::recharge::configure_auto_recharge
+-- src/recharge.rs
+-- pg_billing::recharge::configure_auto_recharge
 CREATE  FUNCTION "configure_auto_recharge"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"threshold" bigint, /* Option < i64 > */
@@ -2032,8 +2121,8 @@ create function billing.configure_membership(relation regclass, org_column name,
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/consume.rs
--- pg_billing::ledger::consume::consume_credits
+-- src/spending/consume.rs
+-- pg_billing::spending::consume::consume_credits
 CREATE  FUNCTION "consume_credits"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"metric" TEXT, /* Option < & str > */
@@ -2048,8 +2137,8 @@ AS 'MODULE_PATHNAME', 'consume_credits_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/batch.rs
--- pg_billing::ledger::batch::consume_credits_batch
+-- src/spending/batch.rs
+-- pg_billing::spending::batch::consume_credits_batch
 CREATE  FUNCTION "consume_credits_batch"(
 	"items" jsonb /* Option < Jsonb > */
 ) RETURNS TABLE (
@@ -2088,8 +2177,8 @@ AS 'MODULE_PATHNAME', 'create_gift_cards_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/grants.rs
--- pg_billing::ledger::grants::create_wallet
+-- src/wallets/grants.rs
+-- pg_billing::wallets::grants::create_wallet
 CREATE  FUNCTION "create_wallet"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"unit" TEXT DEFAULT 'credit', /* Option < & str > */
@@ -2103,8 +2192,8 @@ AS 'MODULE_PATHNAME', 'create_wallet_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/usage/history.rs
--- pg_billing::usage::history::credit_history
+-- src/reports/history.rs
+-- pg_billing::reports::history::credit_history
 CREATE  FUNCTION "credit_history"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"months" INT DEFAULT 12 /* Option < i32 > */
@@ -2126,8 +2215,8 @@ AS 'MODULE_PATHNAME', 'credit_history_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/totals.rs
--- pg_billing::ledger::totals::explain_consumption
+-- src/wallets/balance.rs
+-- pg_billing::wallets::balance::explain_consumption
 CREATE  FUNCTION "explain_consumption"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"metric" TEXT, /* Option < & str > */
@@ -2166,8 +2255,8 @@ create function billing_internal.forget_levels() returns void
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/totals.rs
--- pg_billing::ledger::totals::get_total_credits
+-- src/wallets/balance.rs
+-- pg_billing::wallets::balance::get_total_credits
 CREATE  FUNCTION "get_total_credits"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"unit" TEXT DEFAULT 'credit', /* Option < & str > */
@@ -2179,8 +2268,8 @@ AS 'MODULE_PATHNAME', 'get_total_credits_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/totals.rs
--- pg_billing::ledger::totals::get_wallet
+-- src/wallets/balance.rs
+-- pg_billing::wallets::balance::get_wallet
 CREATE  FUNCTION "get_wallet"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"unit" TEXT DEFAULT 'credit' /* Option < & str > */
@@ -2192,8 +2281,8 @@ AS 'MODULE_PATHNAME', 'get_wallet_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/grants.rs
--- pg_billing::ledger::grants::grant_credits
+-- src/wallets/grants.rs
+-- pg_billing::wallets::grants::grant_credits
 CREATE  FUNCTION "grant_credits"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"amount" bigint, /* Option < i64 > */
@@ -2216,8 +2305,8 @@ AS 'MODULE_PATHNAME', 'grant_credits_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/payments/webhook.rs
--- pg_billing::payments::webhook::handle_webhook
+-- src/webhooks/mod.rs
+-- pg_billing::webhooks::handle_webhook
 CREATE  FUNCTION "handle_webhook"(
 	"provider" TEXT, /* Option < & str > */
 	"payload" TEXT, /* Option < & str > */
@@ -2241,8 +2330,8 @@ AS 'MODULE_PATHNAME', 'install_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/payments/purchase.rs
--- pg_billing::payments::purchase::link_customer
+-- src/purchases/purchase.rs
+-- pg_billing::purchases::purchase::link_customer
 CREATE  FUNCTION "link_customer"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"provider" TEXT, /* Option < & str > */
@@ -2255,8 +2344,8 @@ AS 'MODULE_PATHNAME', 'link_customer_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/payments/purchase.rs
--- pg_billing::payments::purchase::link_payment
+-- src/purchases/purchase.rs
+-- pg_billing::purchases::purchase::link_payment
 CREATE  FUNCTION "link_payment"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"payment_id" uuid, /* Option < pgrx :: Uuid > */
@@ -2269,8 +2358,8 @@ AS 'MODULE_PATHNAME', 'link_payment_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/holds.rs
--- pg_billing::ledger::holds::lock_credits
+-- src/spending/holds.rs
+-- pg_billing::spending::holds::lock_credits
 CREATE  FUNCTION "lock_credits"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"amount" bigint, /* Option < i64 > */
@@ -2304,8 +2393,8 @@ AS 'MODULE_PATHNAME', 'my_orgs_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/holds.rs
--- pg_billing::ledger::holds::pay_out
+-- src/spending/holds.rs
+-- pg_billing::spending::holds::pay_out
 CREATE  FUNCTION "pay_out"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"hold_id" bigint, /* Option < i64 > */
@@ -2378,8 +2467,8 @@ AS 'MODULE_PATHNAME', 'redeem_gift_card_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/refund.rs
--- pg_billing::ledger::refund::refund_credits
+-- src/spending/refund.rs
+-- pg_billing::spending::refund::refund_credits
 CREATE  FUNCTION "refund_credits"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"operation_id" bigint, /* Option < i64 > */
@@ -2395,8 +2484,8 @@ AS 'MODULE_PATHNAME', 'refund_credits_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/holds.rs
--- pg_billing::ledger::holds::release_credits
+-- src/spending/holds.rs
+-- pg_billing::spending::holds::release_credits
 CREATE  FUNCTION "release_credits"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"hold_id" bigint /* Option < i64 > */
@@ -2407,8 +2496,8 @@ AS 'MODULE_PATHNAME', 'release_credits_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/payments/webhook.rs
--- pg_billing::payments::webhook::replay_webhook
+-- src/webhooks/mod.rs
+-- pg_billing::webhooks::replay_webhook
 CREATE  FUNCTION "replay_webhook"(
 	"provider" TEXT, /* Option < & str > */
 	"event_id" TEXT /* Option < & str > */
@@ -2438,8 +2527,8 @@ create function billing_internal.require_sound() returns void
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/holds.rs
--- pg_billing::ledger::holds::reserve_credits
+-- src/spending/holds.rs
+-- pg_billing::spending::holds::reserve_credits
 CREATE  FUNCTION "reserve_credits"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"metric" TEXT, /* Option < & str > */
@@ -2455,8 +2544,8 @@ AS 'MODULE_PATHNAME', 'reserve_credits_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/members.rs
--- pg_billing::ledger::members::set_member_budget
+-- src/wallets/budgets.rs
+-- pg_billing::wallets::budgets::set_member_budget
 CREATE  FUNCTION "set_member_budget"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"member_id" uuid, /* Option < pgrx :: Uuid > */
@@ -2471,8 +2560,8 @@ AS 'MODULE_PATHNAME', 'set_member_budget_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/plans/subscription.rs
--- pg_billing::plans::subscription::set_org_allowance
+-- src/subscriptions/subscribe.rs
+-- pg_billing::subscriptions::subscribe::set_org_allowance
 CREATE  FUNCTION "set_org_allowance"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"metric" TEXT, /* Option < & str > */
@@ -2501,8 +2590,8 @@ AS 'MODULE_PATHNAME', 'set_org_price_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/payments/purchase.rs
--- pg_billing::payments::purchase::set_payment_status
+-- src/purchases/purchase.rs
+-- pg_billing::purchases::purchase::set_payment_status
 CREATE  FUNCTION "set_payment_status"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"payment_id" uuid, /* Option < pgrx :: Uuid > */
@@ -2516,8 +2605,8 @@ AS 'MODULE_PATHNAME', 'set_payment_status_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/split.rs
--- pg_billing::ledger::split::set_wallet_lanes
+-- src/wallets/lane_count.rs
+-- pg_billing::wallets::lane_count::set_wallet_lanes
 CREATE  FUNCTION "set_wallet_lanes"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"lanes" INT, /* Option < i32 > */
@@ -2557,8 +2646,8 @@ AS 'MODULE_PATHNAME', 'settle_org_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/payments/purchase.rs
--- pg_billing::payments::purchase::start_purchase
+-- src/purchases/purchase.rs
+-- pg_billing::purchases::purchase::start_purchase
 CREATE  FUNCTION "start_purchase"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"pack" TEXT, /* Option < & str > */
@@ -2577,8 +2666,8 @@ AS 'MODULE_PATHNAME', 'start_purchase_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/plans/subscription.rs
--- pg_billing::plans::subscription::subscribe
+-- src/subscriptions/subscribe.rs
+-- pg_billing::subscriptions::subscribe::subscribe
 CREATE  FUNCTION "subscribe"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"plan" TEXT, /* Option < & str > */
@@ -2593,8 +2682,8 @@ AS 'MODULE_PATHNAME', 'subscribe_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/turn.rs
--- pg_billing::turn::take_turn
+-- src/access/turn.rs
+-- pg_billing::access::turn::take_turn
 
 create function billing_internal.take_turn(name text) returns void
     language c volatile
@@ -2602,8 +2691,8 @@ create function billing_internal.take_turn(name text) returns void
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/transfer.rs
--- pg_billing::ledger::transfer::transfer_credits
+-- src/wallets/transfer.rs
+-- pg_billing::wallets::transfer::transfer_credits
 CREATE  FUNCTION "transfer_credits"(
 	"from_org" uuid, /* Option < pgrx :: Uuid > */
 	"to_org" uuid, /* Option < pgrx :: Uuid > */
@@ -2619,25 +2708,17 @@ AS 'MODULE_PATHNAME', 'transfer_credits_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/usage/history.rs
--- pg_billing::usage::history::unfolded_usage
-CREATE  FUNCTION "unfolded_usage"(
-	"org_id" uuid /* Option < pgrx :: Uuid > */
-) RETURNS TABLE (
-	"metric" TEXT,  /* String */
-	"day" date,  /* pgrx :: datum :: Date */
-	"quantity" bigint,  /* i64 */
-	"credits" bigint  /* i64 */
-)
-STABLE
-SET search_path TO pg_catalog, pg_temp
-LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'unfolded_usage_wrapper';
+-- src/reports/history.rs
+-- pg_billing::reports::history::unfolded_usage
+
+create function billing_internal.unfolded_usage(org_id uuid) returns table (metric text, day date, quantity bigint, credits bigint)
+    language c stable set search_path to pg_catalog, pg_temp
+    as 'MODULE_PATHNAME', 'unfolded_usage_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/verify.rs
--- pg_billing::ledger::verify::verify_ledger
+-- src/wallets/verify.rs
+-- pg_billing::wallets::verify::verify_ledger
 CREATE  FUNCTION "verify_ledger"(
 	"org_id" uuid DEFAULT NULL /* Option < pgrx :: Uuid > */
 ) RETURNS TABLE (
@@ -2675,8 +2756,8 @@ AS 'MODULE_PATHNAME', 'void_gift_cards_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/ledger/grants.rs
--- pg_billing::ledger::grants::void_grant
+-- src/wallets/grants.rs
+-- pg_billing::wallets::grants::void_grant
 CREATE  FUNCTION "void_grant"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"grant_id" bigint, /* Option < i64 > */
@@ -2693,177 +2774,240 @@ AS 'MODULE_PATHNAME', 'void_grant_wrapper';
 /* <begin connected objects> */
 -- src/lib.rs
 -- finalize
--- A comment on every function, and nothing for PUBLIC. Units: amounts and credits are whole units of the wallet (credits,
--- or minor units of a currency); quantities are whole units of the metric.
+-- What holds for every function of the extension: a comment, and nothing for PUBLIC. Those in plpgsql have their comment beside them.
 
-comment on function billing.grant_credits is
-'Grants credit; makes the wallet when it is the first. source: purchase, plan, bonus, gift_card, voucher, refund, adjustment or transfer; category: paid or promotional (by default paid for purchase, transfer, refund); metrics: the only ones it may be spent on; lower priority burns first; expires_at null: never; cost_minor and currency: what was paid. Errors: 22023, PT404 unknown_metric, PT409 idempotency_conflict.';
-comment on function billing.create_wallet is
-'Makes a wallet, or changes its owner_type (user, community, organization) and low_balance_threshold (0: never low); null leaves as it is. Errors: 22023.';
-comment on function billing.set_wallet_lanes is
-'Splits a wallet that many spend from at once into lanes, 1 (one balance) to 64, or joins them again; 0: automatic, more when consumptions wait for each other, one when nobody did for ten minutes. At any time. Nothing is refused that all lanes together cover. Errors: PT404 unknown_org, 22023.';
-comment on function billing.consume_credits is
-'Charges an org for a quantity of a metric in the caller''s transaction. The same idempotency_key (1 to 255 bytes) with the same arguments charges nothing and gives the first result again. Errors: PT402 insufficient_credits or plan_limit, PT404 unknown_org or unknown_metric, PT409 idempotency_conflict, PT429 cap_exceeded, 22023.';
-comment on function billing.consume_credits_batch is
-'Charges up to 10,000 consumptions [{"org_id", "metric", "quantity", "idempotency_key", "member_id", "metadata"}, …], each with an outcome of its own: ok, replayed, insufficient_credits, cap_exceeded or invalid; detail says why. item counts from 1. Errors: 22023.';
-comment on function billing.reserve_credits is
-'Sets aside what a quantity of a metric costs, for at most ttl (up to a year); the credit is gone at once and free again by itself when the time is over. Errors: as consume_credits.';
-comment on function billing.capture_credits is
-'Charges what a reserved request really used, at the price of the moment of the reservation; quantity null: as reserved. The rest goes back to its grants. beyond: charge burns what exceeds the hold, refuse is PT409 capture_exceeds. Errors: PT404 unknown_hold, PT409 hold_closed, else as consume_credits; a refused capture leaves the hold open.';
-comment on function billing.release_credits is
-'Gives the credit of an open hold, reserved or locked, back to its grants. Errors: PT404 unknown_hold, PT409 hold_closed.';
-comment on function billing.lock_credits is
-'Locks general credit that is to be paid out, without a time limit; then pay_out or release_credits. Errors: PT402 insufficient_credits, PT404 unknown_org, PT409 idempotency_conflict, 22023.';
-comment on function billing.pay_out is
-'Lets locked credit leave: it was paid out. Errors: PT404 unknown_hold, PT409 hold_closed or idempotency_conflict, 22023.';
-comment on function billing.refund_credits is
-'Gives credit of a consumption or capture back to the very grants that it burned, in the recorded order; credits null: all that was not refunded yet. The usage stays counted. Errors: PT404 unknown_operation, PT409 refund_exceeds or idempotency_conflict, 22023.';
+-- Written by sql/comments.py from the docs in src/: do not edit.
 comment on function billing.adjust_credits is
-'Corrects a balance by hand, up (a promotional grant that never expires) or down (burns general credit); reason and actor are recorded. Errors: PT402 insufficient_credits, PT404 unknown_org, PT409 idempotency_conflict, 22023.';
-comment on function billing.void_grant is
-'Takes back what is left of a grant and reports what was already spent or is reserved; credit of it that comes back later is voided at once. Errors: PT404 unknown_grant, PT409 idempotency_conflict, 22023.';
-comment on function billing.transfer_credits is
-'Moves general credit to another org''s wallet of the same unit, making it if need be; category, priority, expiry and share of the cost go along. Errors: PT402 insufficient_credits, PT404 unknown_org (the giver), PT409 idempotency_conflict, 22023.';
-comment on function billing.set_member_budget is
-'Limits what a member of a wallet may consume per day, month (calendar, UTC) or in total; credits null takes the limit away. Errors: PT404 unknown_org, 22023.';
-comment on function billing.book_expiries is
-'Books the rest of expired grants and the holds that timed out, of at most max_wallets wallets; gives the number of wallets looked after. For pg_cron; balances are right without it. Errors: 22023.';
+'Corrects a balance by hand, up or down, with a reason; who did it is recorded.
 
-comment on function billing.get_total_credits is
-'What the org can spend now, in constant time; with metric: on that metric, credit scoped to it included. 0 for an org without a wallet in that unit. Errors: 42501 not_authorized, PT404 unknown_metric, 22023.';
-comment on function billing.get_wallet is
-'A wallet at this moment: see the type wallet_status. Errors: PT404 unknown_org, 42501 not_authorized, 22023.';
-comment on function billing.explain_consumption is
-'A dry run: which grants a consumption would burn, in order, and what each would have left; no row when it is free. Errors: as consume_credits would refuse it, 42501 not_authorized.';
-comment on function billing.verify_ledger is
-'Proves the ledger of one org, or of all: hash chains, balances, grants, holds and refunds. No row: sound.';
-
-comment on function billing.create_gift_cards is
-'Makes codes that are worth credit, and gives them this one time: only their hashes are kept. name: the batch, the same name again adds to it; credits: what each redemption grants; count: 1 to 10,000 codes; unit: credit or a currency; metrics: the only ones it may be spent on; max_redemptions: per code in all, 1 to 1,000,000, by each org once; expires_at: of the codes; validity: of the credit from its redemption on (30 days, 2 weeks, 6 months, 1 year), null: for ever; source: gift_card or voucher. Errors: 22023, PT404 unknown_metric.';
-comment on function billing.redeem_gift_card is
-'Redeems a code for an org: grants it promotional credit; makes the wallet when it is the first. Members may for their own orgs. Case, dashes and spaces do not matter, O is 0, I and L are 1. Errors: PT404 unknown_code, whatever is the matter with the code; PT429 too_many_attempts after ten that failed within an hour, or without a free background worker to note one; 42501 not_authorized, PT409 idempotency_conflict, 22023.';
-comment on function billing.void_gift_cards is
-'Codes of a batch that are not used up can no longer be redeemed; gives their number. What was redeemed stays. Errors: PT404 unknown_batch, 22023.';
-
-comment on function billing.apply_catalog is
-'Makes the catalog what the document says ({"metrics": {name: {"unit", "aggregation", "unique_by", "category", "tier", "price"}}, "plans": {name: {"period", "price", "credits", "allowances", "limits", "default"}}, "caps": [{"metric" or "category", "per", "for", "limit"}]}) and tells what that changes; with dry_run, only tells. What a present section does not name is retired. Errors: 22023 invalid_catalog with every fault and its path.';
-comment on function billing.export_catalog is
-'The catalog as a document, with the prices in force: applying it again changes nothing.';
-comment on function billing.set_org_price is
-'Gives an org its own price for a metric, from effective_at or now on; price null: back to the list price. Errors: PT404 unknown_metric, 22023.';
-comment on function billing.calculate_cost(text, bigint, uuid) is
-'What a quantity of a metric costs; with org_id at its own price, after what it used in this period, less what its plan still includes. Errors: PT404 unknown_metric, 42501 not_authorized, 22023.';
-comment on function billing.calculate_cost(jsonb, uuid) is
-'What a request of several metrics costs: {"query": 1, "tool": 2}. Cast a literal to jsonb. Errors: PT404 unknown_metric, 42501 not_authorized, 22023.';
-
-comment on function billing.record_usage is
-'Records that an org used a quantity of a metric, to be charged by settlement; false for an event_id that was recorded before, however long ago. occurred_at decides on the period (null: now; at most 5 minutes in the future). quantity: from 1, or the level (from 0) for max and last. Errors: PT404 unknown_metric, 22023.';
-comment on function billing.record_usage_batch is
-'Records up to 100,000 events [{"org_id", "metric", "quantity", "event_id", "occurred_at", "member_id", "properties"}, …]: all, or none. Errors: as record_usage, with the number of the faulty event as item in the detail.';
-comment on function billing.check_limit is
-'May the org use quantity more of the metric, why or why not, what is used, included and left, what it would cost, when it starts anew. Exact to the last recorded event; reads only. included and remaining are null where there is no limit. Errors: PT404 unknown_metric, 42501 not_authorized, 22023.';
+Up: a grant of source adjustment that never expires. Down: burns general credit in burn order. Errors: 22023; PT402 insufficient_credits; PT404 unknown_org; PT409 idempotency_conflict.';
 comment on function billing.allows is
-'Whether check_limit allows it: for row-level policies of the app. False for an org that is not the caller''s. Errors: PT404 unknown_metric, 22023.';
-comment on function billing.credit_history is
-'Credit per calendar month (UTC), the current one first: what came in, was used (also per metric), expired, was refunded, what else moved, and the closing balance. Errors: 42501 not_authorized, 22023.';
-comment on function billing.subscribe is
-'Puts an org on a plan. Without a subscription one begins at starts_at (null: now); with one, the plan changes now, in proportion to the rest of the period, or at its end when starts_at is that. Errors: PT404 unknown_plan, PT409 idempotency_conflict, 22023.';
-comment on function billing.change_plan is
-'Changes the plan of an org that has a subscription: now, in proportion to the rest of the period, or at its end. Errors: PT404 unknown_plan or unknown_subscription, PT409 idempotency_conflict, 22023.';
-comment on function billing.cancel_subscription is
-'Ends a subscription with its period, or at once; credits of the plan that are left stay until they expire. Errors: PT404 unknown_subscription, 22023.';
-comment on function billing.set_org_allowance is
-'Gives an org its own allowance per period, or limit (hard, soft, unlimited), for a metric; null leaves it to the plan. Errors: PT404 unknown_metric, 22023.';
-comment on function billing.configure_alerts is
-'Says at which percentages of an allowance, cap or balance alerts are raised, and how many days before a grant expires. Errors: 22023.';
-comment on function billing.settle_org is
-'Settles one org as of a moment (null: now): charges recorded usage beyond what is included, begins due periods, books what expired, brings reports and alerts up to date. Run again, it charges nothing. Errors: 22023.';
-comment on procedure billing.settle is
-'Settles all orgs that have something to settle, in batches with a COMMIT each; call it outside of a transaction. shard and of: only that share of the orgs, for several workers. Another run of the same share at the same time does nothing. What failed stands in settlement_faults and is tried again by the next run. Errors: 22023.';
-comment on function billing.settlement_due is
-'Orgs with something to settle, for settle().';
-comment on function billing.begin_settlement is
-'Notes the beginning of a run, marks an earlier one that was killed, and makes partitions ahead, for settle().';
-comment on function billing.settle_orgs is
-'Settles orgs, each for itself, and notes faults, for settle().';
-comment on function billing.settlement_is_running is
-'Whether the process of a run is still at it, for settlement_progress.';
+'Tells whether check_limit allows it: for the app''s own row-level policies. False for an org that is not the caller''s.
+
+Errors: PT404 unknown_metric; 22023.';
+comment on function billing.apply_catalog is
+'Makes the catalog what the document says and tells what that changes; with dry_run, only tells.
+
+catalog: {"metrics": {name: {"unit", "aggregation", "unique_by", "category", "tier", "price"}}, "plans": {name: {"period", "price", "credits", "allowances", "limits", "default"}}, "caps": [{"metric" or "category", "per", "for", "limit"}], "packs": {name: {"credits", "bonus", "price", "minimum", "unit", "metrics", "validity", "recurring", "priority", "provider_ids"}}, "surcharges": {currency: {"tax", "fee"}}}. A section that is absent is left alone, one that is present is complete: what it does not name is retired. A changed price holds from now or from its effective_at; the first one of a metric since ever. Changed allowances and limits hold at once.
+
+Errors: 22023 invalid_catalog with every fault and its path; nothing is applied then.';
 comment on function billing.begin_periods is
-'Begins the periods of an org that are due, each after the usage before it is charged; gives their number. Consumption does it by itself. Errors: 22023.';
-comment on function billing.begin_periods_of is
-'Begins the periods of orgs that are due, each for itself, for calls that need their credits.';
-comment on function billing.settlement_phase is
-'Notes how far a run is, for settle().';
-comment on function billing.make_partitions is
-'Makes the partitions of usage_events for this month and the next two.';
+'Begins the periods of an org that are due, each after the usage before it is charged; gives their number. Consumption does it by itself.
 
-comment on function billing.quote_pack is
-'What a pack costs and brings: price, tax, fee and total in minor units, credits, bonus on top of them, until when they would be good. Errors: PT404 unknown_pack; 22023; 42501.';
-comment on function billing.start_purchase is
-'Starts the purchase of a pack: notes what is to be paid and what it will bring. Give payment_id and org_id to the provider as metadata. With customer, a worker is asked to charge at once. Errors: PT404 unknown_pack; PT409 idempotency_conflict; 42501; 22023.';
-comment on function billing.set_payment_status is
-'Moves a payment by hand, where no provider reports. Succeeded grants the credit, refunded takes back what is left of it. Errors: PT404 unknown_payment; PT409 illegal_transition; 22023.';
-comment on function billing.link_payment is
-'Tells by which id a provider knows a payment, where its reports do not say. Errors: PT404 unknown_payment; 22023.';
-comment on function billing.link_customer is
-'Tells which org a provider''s customer is, where its reports do not say. Errors: 22023.';
-comment on function billing.set_webhook_secret is
-'Sets the secret with which a provider signs; the one before stays good for keep_old. Nobody can read it back. Errors: 22023.';
-comment on function billing.handle_webhook is
-'Takes what a payment provider reports: verifies the signature and does the work of the event once. status: processed, duplicate, ignored or review. Errors: PT401 invalid_signature; 22023.';
-comment on function billing.replay_webhook is
-'Tries once more what was kept for a person, once its payment, org or price is known. Errors: PT404 unknown_event; 22023.';
-comment on function billing.stripe_webhook is
-'handle_webhook for PostgREST: POST /rpc/stripe_webhook with the body as it came; the signature from the request''s headers.';
-comment on function billing.razorpay_webhook is
-'handle_webhook for PostgREST: POST /rpc/razorpay_webhook with the body as it came; signature and event id from the request''s headers.';
-comment on function billing.configure_auto_recharge is
-'Lets a pack be bought whenever spendable and pending credit together are below a threshold. monthly_ceiling: minor units per calendar month. Errors: PT404 unknown_pack; 42501; 22023.';
-comment on function billing.emit_event is
-'Puts work into the outbox and tells whoever listens to billing_events.';
-comment on function billing.claim_events is
-'Takes work from the outbox that is due, for as long as the lease: nobody else gets it before that is over. Errors: 22023.';
-comment on function billing.ack_events is
-'The work is done; gives how many were not acknowledged before. Errors: 22023.';
-comment on function billing.fail_event is
-'The work failed: it comes again after retry_in (null: 10 seconds, doubled each time, at most an hour), or is given up after ten attempts. Gives retry or dead. Errors: PT404 unknown_event.';
-comment on function billing.configure_delivery is
-'Names the address to which deliver_events() posts, with headers (a token, say) that nobody can read back; topics null: all; url null: none. Errors: 22023.';
-comment on function billing.deliver_events is
-'Posts what of the outbox is due, as {event_id, org_id, topic, payload, attempt, created_at}, with the extension http or pg_net; gives how many were acknowledged. Call it from pg_cron. Errors: 55000 not_configured, no_http.';
-comment on function billing.requeue_event is
-'Brings back work that was given up. Errors: PT404 unknown_event.';
-comment on function billing.note_signal is
-'Raises a flag of an org, or counts it once more; freezes the org where the scores of its open flags reach freeze_at. score: 1 to 100. Errors: 22023.';
-comment on function billing.configure_signals is
-'How many payments in an hour, orgs on one card and failures in a day are too many, and at which sum of scores an org is frozen (null: never). Errors: 22023.';
-comment on function billing.freeze_org is
-'check_limit() says frozen of the org from now on. Errors: 22023.';
-comment on function billing.unfreeze_org is
-'Takes that back and resolves the flags of the org; whether it was frozen.';
-comment on function billing.resolve_flag is
-'Resolves an open flag; whether there was one.';
-comment on function billing.look_for_signals is
-'What a payment that was started, failed or paid says about its org.';
+Errors: 22023.';
+comment on function billing.book_expiries is
+'Books expired credit and timed-out holds of at most max_wallets wallets, and joins lanes that are idle; gives the number of wallets it looked after.
 
-comment on function billing.unfolded_usage is
-'What an org consumed that is not counted in usage_days yet, by metric and day (UTC), and what was charged for it: for the view usage_by_day. Errors: 42501 for an org that is not the caller''s, 22023.';
+Balances are right without it; entries come sooner with it. For pg_cron: select cron.schedule(''* * * * *'', ''select billing.book_expiries()''). Errors: 22023.';
+comment on function billing.calculate_cost(text, bigint, uuid) is
+'Tells what quantity units of a metric cost, in the unit of its price (credits by default).
+
+With org_id: at the org''s own price, after what it used in this period, less what its plan still includes. Errors: PT404 unknown_metric; 42501 not_authorized for an org that is not the caller''s; 22023 for a quantity below 1, or a price beyond 63 bits.';
+comment on function billing.calculate_cost(jsonb, uuid) is
+'Tells what a request that uses several metrics costs: {"query": 1, "tool": 2}. Cast a literal to jsonb.
+
+Errors: as for one metric; 22023 also when the prices are in different units.';
+comment on function billing.cancel_subscription is
+'Ends an org''s subscription with its period, or at once. Credits of the plan that are left stay until they expire.
+
+Errors: PT404 unknown_subscription; 22023.';
+comment on function billing.capture_credits is
+'Charges what a reserved request really used: up to what was reserved, or beyond.
+
+quantity: null as reserved. The price is that of the moment of the reservation. What was reserved and not used goes back to its grants; credit that expired after it was reserved can still be captured. beyond, when it costs more than was reserved: charge burns the difference as a consumption would, refuse is PT409 capture_exceeds. Errors: PT409 hold_closed; PT404 unknown_hold; else as consume_credits. A refused capture leaves the hold open.';
+comment on function billing.change_plan is
+'Changes the plan of an org that has a subscription: now, in proportion to the rest of the period, or at its end.
+
+Errors: PT404 unknown_plan, unknown_subscription; PT409 idempotency_conflict; 22023.';
+comment on function billing.check_limit is
+'Tells whether the org may use quantity more of the metric, why or why not, what is used, included and left, what it would cost, and when that starts anew.
+
+Exact to the last recorded event. reason: included | credits | core | soft_limit when allowed; plan_limit | insufficient_credits | cap | frozen when not. included and remaining are null where there is no limit. credits_available is what is left for this metric once overage that was not paid yet is. A bounded number of index reads, however long the history; takes no locks. Errors: 42501 not_authorized for an org that is not the caller''s; PT404 unknown_metric; 22023.';
 comment on function billing.clock is
-'Billing time: the wall clock, or the setting billing.test_clock (superuser only).';
-comment on function billing.install is
-'Creates the tables, or migrates them after ALTER EXTENSION UPDATE; says what it did. Running it again changes nothing.';
-comment on function billing.version is
-'Version of the library, and of the tables that it needs and finds.';
-comment on function billing.my_orgs is
-'Orgs of the caller, from request.jwt.claims: app_metadata.org_ids, org_id, and the configured membership relation for sub.';
+'Gives billing time: the wall clock at the moment of the call, or billing.test_clock where a superuser has set it.';
+comment on function billing.configure_alerts is
+'Says when alerts are raised: at which percentages of an allowance, cap or balance, and how many days before a grant expires.
+
+shares: 1 to 100 each, at most 20; expiring_days: 0 to 366; deliver: each alert that is raised also goes into the outbox, topic alert.raised. Holds from the next look on. Errors: 22023.';
+comment on function billing.configure_auto_recharge is
+'Lets a pack be bought whenever the credit that can be spent, and that is on its way, is together below a threshold.
+
+threshold: in the unit of the pack''s wallet. monthly_ceiling: minor units that it may charge in a calendar month (UTC), null for none, which is not for members; nor is a threshold of more than ten packs. At most three payments are asked for within an hour. customer, payment_method: the provider''s ids of what is to be charged; without a customer, the one that is linked to the org. Members may name a linked one only. Setting it again starts it again after failures. Errors: PT404 unknown_pack; 42501; 22023.';
 comment on function billing.configure_membership is
-'Names the table that tells which user (the claim sub) belongs to which org: org_column of type uuid; user_column of type uuid, text, varchar, smallint, integer or bigint. It is read with the rights of its owner. Three nulls: no table any more. For the owner of the extension. Errors: 42501 no_level, 22023.';
-comment on function billing.grant_access is
-'Gives a role a level: member (reads its own orgs), service (calls everything), auditor (reads everything), webhook (delivers providers'' reports). A role has one of the first three, the newest given, and webhook beside it. For the owner of the extension. Errors: 42501 no_level, 42704 unknown_role, 22023.';
-comment on function billing.revoke_access(name) is
-'Takes all levels from a role, and with them every right in the schema billing. For the owner of the extension. Errors: as with a level.';
-comment on function billing.revoke_access(name, text) is
-'Takes a level from a role, or all of them (null), and what rights in the schema billing came with it. For the owner of the extension. Errors: 42501 no_level, 42704 unknown_role (with what it is called now, where it was renamed), 22023.';
+'Names the app''s own table of users and orgs, so that members need no orgs in their claims; three nulls take it away.
+
+relation is an ordinary or partitioned table with one row per user and org: org_column of type uuid, user_column (which the claim sub is compared with) of type uuid, text, varchar, smallint, integer or bigint, or domains over these. It is read with the rights of its owner, and followed when it is renamed. When a column goes or gets another type, members see nothing until this is called again. Only for the owner of the extension. Errors: 42501 no_level; 22023.';
+comment on function billing.consume_credits is
+'Charges an org for quantity of a metric, in the caller''s transaction: counts the usage, prices it, and burns the credit.
+
+quantity: whole units, from 1. idempotency_key: 1 to 255 bytes; a repeated call with the same arguments charges nothing and gives the first result, marked replayed. member_id: who in the org it was for. metadata: an object. The result''s balances are what the org can spend on that metric. Errors: PT402 insufficient_credits, plan_limit; PT404 unknown_org, unknown_metric; PT409 idempotency_conflict; PT429 cap_exceeded; 22023.';
+comment on function billing.consume_credits_batch is
+'Charges many consumptions in one call, each with an outcome of its own: a refused item changes nothing and does not stop the others.
+
+items: an array of at most 10,000 objects {"org_id", "metric", "quantity", "idempotency_key", "member_id", "metadata"}, of which the first two are needed. item counts from 1. status: ok | replayed | insufficient_credits | cap_exceeded | invalid; detail says why. Errors: 22023 when items is no array.';
+comment on function billing.create_gift_cards is
+'Makes codes that are worth credit, and gives them this one time: only their hashes are kept.
+
+name: the batch; the same name again adds to it. credits: what each redemption grants, whole units from 1. count: so many codes, 1 to 10,000. unit: credit, or a currency (credits are minor units then). metrics: the only metrics on which the credit may be spent, null for any. max_redemptions: how often each code can be redeemed in all, 1 to 1,000,000; by each org once. expires_at: until when the codes can be redeemed, null for ever. validity: how long the credit can be spent from then on (30 days, 2 weeks, 6 months, 1 year), null for ever. source: gift_card | voucher. Errors: 22023; PT404 unknown_metric.';
+comment on function billing.create_wallet is
+'Makes a wallet, or changes who owns it and when it counts as low.
+
+owner_type: user | community | organization (at first). low_balance_threshold: in the wallet''s unit, 0 for never. Null leaves as it is. A grant makes the wallet by itself; call this for another owner or a threshold. Errors: 22023.';
+comment on function billing.credit_history is
+'Gives the credit of an org month by month (calendar, UTC), the current month first: per unit what came in, was used (also per metric), expired, was refunded, what else moved (holds, adjustments, voids, transfers, payouts), and the closing balance.
+
+months: 1 to 1200. A month''s refunds are those made in it. Answers in the same time however long the ledger. Errors: 42501 not_authorized; 22023.';
+comment on function billing.explain_consumption is
+'Tells, as a dry run, which grants a consumption would burn, in order, and what each would have left.
+
+No row when it costs nothing. Errors: as consume_credits would refuse it; 42501 not_authorized.';
+comment on function billing.export_catalog is
+'Gives the catalog as a document, with the prices in force now: applying it again changes nothing.';
+comment on function billing.get_total_credits is
+'Tells what the org can spend now; with metric, on that metric, credit scoped to it included.
+
+Takes the same time however long the history. An org without a wallet in that unit has 0. Errors: 42501 not_authorized for an org that is not the caller''s; PT404 unknown_metric; 22023.';
+comment on function billing.get_wallet is
+'Gives a wallet as it is now: available, reserved, locked and pending credit, what was ever purchased and consumed, the low-balance threshold.
+
+available is general credit that can be spent now; scoped is for some metrics only; future is not effective yet. Errors: PT404 unknown_org when the org has no wallet in that unit; 42501 not_authorized; 22023.';
+comment on function billing.grant_credits is
+'Grants credit, and makes the wallet when it is the first.
+
+amount: whole units, from 1. source: purchase | plan | bonus | gift_card | voucher | refund | adjustment | transfer. category: paid | promotional, by default paid for purchase, transfer and refund. metrics: the only metrics it may be spent on, null for any. priority: lower burns first. expires_at: null for never. cost_minor and currency: what was paid for it. Errors: 22023; PT404 unknown_metric; PT409 idempotency_conflict.';
+comment on function billing.handle_webhook is
+'Takes what a payment provider reports: verifies the signature, and does the work of the event once, in this transaction.
+
+provider: stripe | razorpay. payload: the body as it came, byte for byte. signature: the header Stripe-Signature or X-Razorpay-Signature. event_id: the header x-razorpay-event-id, where there is one; Stripe''s stands in the payload. status: processed, duplicate, ignored (a type that is not used), or review: kept for a person, see replay_webhook. Only what is refused should be delivered again. Errors: PT401 invalid_signature; 22023.';
+comment on function billing.install is
+'Creates the tables of pg_billing, or migrates them after ALTER EXTENSION … UPDATE; says what it did.
+
+Running it again changes nothing, but that rights in the schemas of pg_billing which grant_access did not give are taken, and said whose they were. Needs the rights of the schema''s owner. Errors: 55000 not_installed when the tables are newer than the library; 0A000 unsupported_encoding in a database that is not UTF8.';
+comment on function billing.link_customer is
+'Tells which org a provider''s customer is, where its reports do not say: then replay what waits for it.
+
+Errors: 22023.';
+comment on function billing.link_payment is
+'Tells by which id a provider knows a payment, where its reports do not say: then replay what waits for it.
+
+Errors: PT404 unknown_payment; 22023.';
+comment on function billing.lock_credits is
+'Locks credit that is to be paid out, without a time limit.
+
+amount: from 1, of general credit. Then pay_out or release_credits. Errors: PT402 insufficient_credits; PT404 unknown_org; PT409 idempotency_conflict; 22023.';
+comment on function billing.my_orgs is
+'Gives the orgs of the caller, for policies: use it in a sub-select, so that it is asked once per statement.
+
+They are those that the claims of the request name (org_id, app_metadata.org_id, app_metadata.org_ids), and those of the user (the claim sub) by the table of configure_membership.';
+comment on function billing.pay_out is
+'Lets locked credit leave: it was paid out.
+
+Errors: PT404 unknown_hold; PT409 hold_closed, idempotency_conflict; 22023 for a usage hold.';
+comment on function billing.quote_pack is
+'Tells what a pack costs and brings: price, tax, platform fee and total in minor units of the currency; credits, bonus on top of them, and until when they would be good (null: for ever).
+
+amount: minor units, for packs of which any amount can be paid; null: the listed price. Errors: PT404 unknown_pack; 22023 for a currency without a price, an amount below the minimum; 42501 for an org that is not the caller''s.';
+comment on function billing.record_usage is
+'Records that an org used quantity of a metric, to be charged by settlement; false for an event that was recorded before.
+
+event_id: 1 to 255 bytes; an event of an org counts once, however late it is repeated. occurred_at: null for now; it counts in the period in which it occurred, also when that was settled; at most 5 minutes in the future. quantity: from 1, or the level (from 0) for a metric that reports levels (max, last). properties: an object. Writers never wait for one another. Errors: PT404 unknown_metric; 22023.';
+comment on function billing.record_usage_batch is
+'Records many events in one call: all of them, or none.
+
+events: an array of at most 100,000 objects {"org_id", "metric", "quantity", "event_id", "occurred_at", "member_id", "properties"}, of which the first two are needed. Duplicates are counted and left out. Errors: as record_usage, with the number of the faulty event (from 1) as item in the detail; nothing is recorded then.';
+comment on function billing.redeem_gift_card is
+'Redeems a code for an org: grants it promotional credit, and makes its wallet when it is the first.
+
+code: as it was given, in capitals or not, with or without dashes and spaces, O for 0, I and L for 1. expires_at: until when the credit can be spent, null for ever. Members may call it for their own orgs. Errors: PT404 unknown_code for every code that this org cannot redeem, whether it does not exist, is used up, expired or voided, or the org has redeemed it; PT429 too_many_attempts for every code after ten that failed within an hour, or where a failed attempt cannot be noted (no free background worker), with retry_at; 42501 not_authorized; PT409 idempotency_conflict; 22023.';
+comment on function billing.refund_credits is
+'Refunds a consumption or capture, whole or in part, to the very grants that it burned, in the recorded order.
+
+credits: null for all that was not refunded yet. What goes back to a grant that has expired or was voided meanwhile expires or is voided at once. The usage stays counted. Errors: PT404 unknown_operation; PT409 refund_exceeds, idempotency_conflict; 22023.';
+comment on function billing.release_credits is
+'Gives the credit of an open hold, reserved or locked, back to the grants that it came from.
+
+Errors: PT404 unknown_hold; PT409 hold_closed.';
+comment on function billing.replay_webhook is
+'Tries once more what was kept for a person, once its payment, org or price is known (link_payment, link_customer, the catalog''s provider_ids).
+
+status as of handle_webhook; what was done already stays done: duplicate. Errors: PT404 unknown_event; 22023.';
+comment on function billing.reserve_credits is
+'Reserves what quantity of a metric costs now, for at most ttl.
+
+The credit counts as gone at once; capture charges what was really used, release gives it back, and when the time is over it is free again by itself. ttl: above zero, at most a year. Errors: as consume_credits.';
+comment on function billing.set_member_budget is
+'Limits what a member of a wallet may consume per day, month (calendar, UTC) or in total; null takes the limit away.
+
+credits: from 0, in the wallet''s unit. Consumption and reservation beyond it are refused with PT429 cap_exceeded. Errors: PT404 unknown_org; 22023.';
+comment on function billing.set_org_allowance is
+'Gives an org its own allowance per period, or limit, for a metric; null leaves it to the plan. Holds at once.
+
+limit_kind: hard | soft | unlimited. Errors: PT404 unknown_metric; 22023.';
+comment on function billing.set_org_price is
+'Gives an org a price of its own for a metric, from effective_at or now on; a null price returns it to the list price.
+
+price: as in the catalog document. Errors: PT404 unknown_metric; 22023 invalid_catalog for a bad price.';
+comment on function billing.set_payment_status is
+'Moves a payment by hand, where no provider reports: a bank transfer that came, or one that was sent back.
+
+status: processing | pending | succeeded | failed | refunded. Succeeded grants the credit; refunded takes back what is left of it, and flags what was spent. The same status again changes nothing. reason: kept where it failed. Errors: PT404 unknown_payment; PT409 illegal_transition; 22023.';
+comment on function billing.set_wallet_lanes is
+'Splits a wallet that many spend from at once into lanes, so that they need not wait for each other; or joins them again.
+
+lanes: 1 (one balance, as every wallet begins) to 64; 0: automatic, more when consumptions wait for each other, and one when nobody did for ten minutes. Any time, under load too: it waits for transactions that are spending from lanes to be joined. Consumption refuses only what all lanes together do not cover. Entries of a split wallet show the balance of their lane; what calls answer is the wallet''s. Errors: PT404 unknown_org, when the org has no wallet in that unit; 22023.';
+comment on function billing.set_webhook_secret is
+'Sets the secret with which a provider signs its webhooks (Stripe: whsec_…; Razorpay: the one of the webhook). Nobody can read it back.
+
+The one before stays good for keep_old, so that nothing is refused while the provider changes over. Errors: 22023.';
+comment on function billing.settle_org is
+'Settles one org as of a moment (null: now): charges recorded usage beyond what is included, begins periods that are due, books what expired, brings reports and alerts up to date.
+
+charged: credits burned; unpaid: what the wallet could not pay, and the next credit that comes in will; renewed: periods begun; events: recorded events that were settled. Run again, it charges nothing. Errors: 22023.';
+comment on function billing.start_purchase is
+'Starts the purchase of a pack: notes what is to be paid and what it will bring. Nothing is granted before the provider reports the money.
+
+currency: null where the pack has a price in one only. Give payment_id and org_id to the provider as metadata (Stripe) or notes (Razorpay), and charge total minor units. With customer, a worker is asked to charge the customer''s saved payment_method at once (topic payment.requested of the outbox). amount: minor units, for packs of which any amount can be paid. Members may name a customer that is linked to their org only, and begin 30 purchases of an org within an hour. Errors: PT404 unknown_pack; PT409 idempotency_conflict; PT429 too_many_purchases; 42501 for an org that is not the caller''s; 22023.';
+comment on function billing.subscribe is
+'Puts an org on a plan, or changes its plan.
+
+Without a subscription, one begins at starts_at (null: now; also in the past or future), and its periods count from there: 31 January, 28 February, 31 March. With one, the plan changes now, allowances and credits in proportion to the rest of the period; or at the end of the period, when starts_at is that. The same plan again takes back a cancellation or a change that was to come. Makes the wallet where there is none. Errors: PT404 unknown_plan; PT409 idempotency_conflict; 22023.';
+comment on function billing.transfer_credits is
+'Moves general credit to another org''s wallet of the same unit, which it makes when there is none.
+
+Burns in burn order; the receiver''s grants keep category, priority, expiry and their share of the cost. amount: from 1. Errors: PT402 insufficient_credits; PT404 unknown_org for the giving org; PT409 idempotency_conflict; 22023, also for a transfer to itself.';
+comment on function billing.verify_ledger is
+'Proves the ledger of one org, or of all: no row means that it is sound.
+
+Recomputes every hash, and checks that no entry is missing from a chain; that each balance_after is balance_before plus amount, and the next entry''s balance_before; that wallets, grants, reserved and locked credit agree with the sum of their entries; that no grant is below zero or above its amount; that refunds stay within what was burned. detail names the place. Lists at most about 10,000 violations. Reads one snapshot and blocks nobody.';
+comment on function billing.version is
+'Tells the version of the library, and the versions of the tables that it needs and finds (0: none).';
+comment on function billing.void_gift_cards is
+'Voids the codes of a batch that are not used up, and gives their number. What was redeemed stays.
+
+Errors: PT404 unknown_batch; 22023.';
+comment on function billing.void_grant is
+'Takes back what is left of a grant (a clawback) and reports what was already spent or is reserved.
+
+Credit of the grant that comes back later, from a hold or a refund, is voided at once. Errors: PT404 unknown_grant; 22023; PT409 idempotency_conflict.';
+comment on function billing_internal.caller is
+'Gives the name of the role that called the function whose body asks: for bodies in plpgsql, which have become the owner.';
+comment on function billing_internal.cluster is
+'Gives the number of the database cluster: within one only, an oid means the same role.';
+comment on function billing_internal.forget_levels is
+'Lets every backend ask anew for the levels of roles.';
+comment on function billing_internal.membership_fault is
+'Tells what keeps the table of members from being read, if something does; for status().';
+comment on function billing_internal.require_administrator is
+'Refuses a caller who does not own the extension; for functions in plpgsql that give and take levels.';
+comment on function billing_internal.require_sound is
+'Refuses to go on where something of another role would run with our rights; for the trigger of metered tables.';
+comment on function billing_internal.take_turn is
+'Waits for a turn, for bodies in plpgsql; nobody else can take one.';
+comment on function billing_internal.unfolded_usage is
+'Gives what an org consumed that is not counted in usage_days yet, by metric and day (UTC): for the view usage_by_day.
+
+credits is what was charged for it. Errors: 42501 not_authorized for an org that is not the caller''s; 22023.';
+-- Until here.
 
 -- Only the members: on others, a REVOKE in an extension's script is taken for part of the extension by pg_dump.
 do $$

@@ -14,9 +14,9 @@ begin
                   from billing.metered_tables m
                   join pg_catalog.pg_class c on c.oid = m.relation and c.relkind in ('r', 'p')
                  where m.place = billing_internal.place()
-                   and not exists (select from pg_catalog.pg_trigger t where t.tgrelid = c.oid and t.tgname = billing.meter_trigger(m.metric)) loop
-        if billing.meter_fault(lost.relation, lost.org_column, lost.quantity_column, lost.member_column, lost.key_column) is null then
-            perform billing.attach_meter(lost.relation, lost.metric, lost.org_column, lost.quantity_column, lost.member_column, lost.key_column, lost.mode);
+                   and not exists (select from pg_catalog.pg_trigger t where t.tgrelid = c.oid and t.tgname = billing_internal.meter_trigger(m.metric)) loop
+        if billing_internal.meter_fault(lost.relation, lost.org_column, lost.quantity_column, lost.member_column, lost.key_column) is null then
+            perform billing_internal.attach_meter(lost.relation, lost.metric, lost.org_column, lost.quantity_column, lost.member_column, lost.key_column, lost.mode);
         end if;
     end loop;
 end $$;

@@ -6,16 +6,16 @@ declare
     relation regclass;
 begin
     for relation in select c.oid::regclass from pg_catalog.pg_class c
-                     where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p') and not c.relrowsecurity loop
+                     where c.relnamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and c.relkind in ('r', 'p') and not c.relrowsecurity loop
         execute pg_catalog.format('alter table %s enable row level security', relation);
     end loop;
     for relation in select c.oid::regclass from pg_catalog.pg_class c
-                     where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p')
+                     where c.relnamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and c.relkind in ('r', 'p')
                        -- TRIGGER_TYPE_TRUNCATE
                        and not exists (select from pg_catalog.pg_trigger t where t.tgrelid = c.oid and t.tgtype & 32 <> 0) loop
-        execute pg_catalog.format('create trigger stay before truncate on %s for each statement execute function billing.refuse_truncate()', relation);
+        execute pg_catalog.format('create trigger stay before truncate on %s for each statement execute function billing_internal.refuse_truncate()', relation);
     end loop;
-    for relation in select t from billing_internal.tables_of_prices() t
+    for relation in select t from billing_internal.tables_with('{everybody}'::text[]) t
                      where not exists (select from pg_catalog.pg_policy where polrelid = t and polname = 'list_prices') loop
         execute pg_catalog.format('create policy list_prices on %s for select using (true)', relation);
     end loop;

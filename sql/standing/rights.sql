@@ -6,10 +6,10 @@ begin
     select r.rolname, case r.rolname when 'service_role' then 'service' else 'member' end, r.oid, billing_internal.cluster()
       from pg_catalog.pg_roles r
      where r.rolname in ('authenticated', 'service_role')
-       and not exists (select from billing.settings where name = 'supabase_roles_served')
+       and not exists (select from billing_internal.settings where name = 'supabase_roles_served')
     on conflict do nothing;
     if exists (select from pg_catalog.pg_roles where rolname in ('authenticated', 'service_role')) then
-        insert into billing.settings (name, value) values ('supabase_roles_served', 'true') on conflict do nothing;
+        insert into billing_internal.settings (name, value) values ('supabase_roles_served', 'true') on conflict do nothing;
     end if;
     perform billing_internal.give_rights(role_oid)
        from (select distinct a.role_oid from billing.access a join pg_catalog.pg_roles r on r.oid = a.role_oid
@@ -19,4 +19,4 @@ begin
 end $$;
 
 -- Partitions for the events of this month and the next two; settlement makes the later ones.
-select billing.make_partitions(billing.clock());
+select billing_internal.make_partitions(billing.clock());

@@ -3,16 +3,16 @@
 create or replace view billing.wallets with (security_invoker = true) as
 select s.org_id, s.unit, w.owner_type, w.available, w.reserved, w.locked, w.pending, w.lifetime_purchased, w.lifetime_consumed, w.low_balance_threshold,
        w.scoped, w.future, w.created_at
-  from billing.wallet_settings s cross join lateral billing.get_wallet(s.org_id, s.unit) w;
+  from billing_internal.wallet_settings s cross join lateral billing.get_wallet(s.org_id, s.unit) w;
 comment on view billing.wallets is 'Wallets as they are at this moment: see the type wallet_status.';
 
 create or replace view billing.grants with (security_invoker = true) as
 select g.org_id, g.grant_id, g.unit, g.source, g.category, g.amount,
        g.remaining + coalesce(s.credits, 0) as remaining,
        g.cost_minor, g.currency, g.priority, g.metrics, g.effective_at, g.expires_at, g.voided_at, g.created_at, g.metadata
-  from billing.lots g
+  from billing_internal.grants g
   -- A query of its own, not one per grant: row security would look for the orgs of the caller in each.
-  left join (select l.org_id, l.unit, l.slice_grant, sum(l.slice_credits)::bigint as credits from billing.lanes l
+  left join (select l.org_id, l.unit, l.slice_grant, sum(l.slice_credits)::bigint as credits from billing_internal.lanes l
               where l.slice_grant <> 0 group by l.org_id, l.unit, l.slice_grant) s
          on s.org_id = g.org_id and s.unit = g.unit and s.slice_grant = g.grant_id;
 comment on view billing.grants is 'Grants of credit with what is left of them. An expired grant shows its rest until that is booked.';
@@ -68,13 +68,13 @@ select d.org_id, d.day, d.metric,
        when 'last' then (array_agg(coalesce(d.level, d.quantity) order by d.level_at desc nulls last))[1]
        else least(sum(d.quantity), 9223372036854775807) end::bigint as quantity,
        sum(d.credits)::bigint as credits, max(m.aggregation) as aggregation
-  from (select org_id, metric, day, consumed + recorded as quantity, credits, level_at, null::bigint as level from billing.usage_days
+  from (select org_id, metric, day, consumed + recorded as quantity, credits, level_at, null::bigint as level from billing_internal.usage_days
         union all
-        select org_id, metric, (segment at time zone 'UTC')::date, quantity, 0, level_at, level from billing.unsettled_usage
+        select org_id, metric, (segment at time zone 'UTC')::date, quantity, 0, level_at, level from billing_internal.unsettled_usage
         union all
         -- A function, which knows at once whether an org is the caller's: row security would look for it among the caller's orgs anew for each.
         select o.org_id, u.metric, u.day, u.quantity, u.credits, null, null
-          from (select distinct org_id from billing.lanes) o cross join lateral billing.unfolded_usage(o.org_id) u) d
+          from (select distinct org_id from billing_internal.lanes) o cross join lateral billing_internal.unfolded_usage(o.org_id) u) d
   join billing.metrics m using (metric)
  group by d.org_id, d.day, d.metric;
 comment on view billing.usage_by_day is 'Usage per day (UTC) and metric, exact to this moment. credits is what was charged for it so far; aggregation says how quantities make one: sum, max, last or unique.';
@@ -94,7 +94,7 @@ create or replace view billing.settlement_progress with (security_invoker = true
 select r.run_id, r.pid, r.phase, r.orgs_done, r.orgs_failed, r.orgs_total, r.charged, r.as_of, r.shard, r.shards, r.started_at,
        clock_timestamp() - r.started_at as running_for
   from billing.settlement_runs r
- where r.status = 'running' and billing.settlement_is_running(r.run_id);
+ where r.status = 'running' and billing_internal.settlement_is_running(r.run_id);
 comment on view billing.settlement_progress is 'Settlements that run now. Brought up to date with each batch of orgs.';
 
 create or replace view billing.gift_card_batches with (security_invoker = true) as

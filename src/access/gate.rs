@@ -3,17 +3,20 @@
 //! `billing.freeze_org` and its like have their body in a function of the same name and arguments in the schema
 //! `billing_internal`, which runs with the rights of who calls it and so is of no use to anybody but us. What is in `billing` is a
 //! gate: it asks for the level of the caller, as functions in Rust do, becomes the owner of the extension, and passes the call on
-//! as it came.
+//! as it came. A gate may stand in `billing_internal` itself (what `settle()` and views call): then its body is called `…_body`.
 
-use super::levels::{self, AsOwner, Levels};
-use super::tables;
-use crate::error::Error;
-use crate::raise::or_raise;
+use crate::access::levels::{self, AsOwner, Levels};
+use crate::access::tables;
+use crate::base::error::Error;
+use crate::pg::raise::or_raise;
 use pgrx::{pg_guard, pg_sys};
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, CString, c_int};
 
 /// Where the bodies are.
 const INTERNAL: &CStr = c"billing_internal";
+
+/// What the name of a body ends in whose gate stands beside it.
+const BODY: &[u8] = b"_body";
 
 /// Finds the function behind a gate.
 ///
@@ -29,9 +32,14 @@ unsafe fn behind(gate: pg_sys::Oid) -> pg_sys::Oid {
         let form = pg_sys::heap_tuple_get_struct::<pg_sys::FormData_pg_proc>(tuple);
         let schema = pg_sys::get_namespace_oid(INTERNAL.as_ptr(), true);
         let by_name = pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP.cast_signed();
+        let mut name = CStr::from_ptr((*form).proname.data.as_ptr()).to_bytes().to_owned();
+        if (*form).pronamespace == schema {
+            name.extend_from_slice(BODY);
+        }
+        let name = CString::new(name).unwrap_or_default();
         let body = pg_sys::SearchSysCache(
             by_name,
-            pg_sys::Datum::from(&raw const (*form).proname),
+            pg_sys::Datum::from(name.as_ptr()),
             pg_sys::Datum::from(&raw const (*form).proargtypes),
             schema.into(),
             none,

@@ -6,11 +6,11 @@
 //! function's owner: so these functions are not SECURITY DEFINER themselves, which would hide it, but become the owner of the
 //! extension in here, once the level is known.
 
-use super::tables;
-use crate::catalog::cache;
-use crate::error::{Error, Result};
-use crate::invalidation::{self, Watcher};
-use crate::sql;
+use crate::access::tables;
+use crate::base::error::{Error, Result};
+use crate::pg::invalidation::{self, Watcher};
+use crate::pg::spi;
+use crate::schema::version;
 use crate::{args, statements};
 use pgrx::pg_sys;
 use std::cell::{Cell, RefCell};
@@ -129,7 +129,7 @@ fn catalog_changed(cache: c_int) {
 
 /// Tells every backend, with the commit, that roles were given other levels.
 pub fn invalidate() {
-    sql::connect(|db| {
+    spi::connect(|db| {
         if let Some(table) = db.read(&TABLE, &[]).first().and_then(|row| row.opt::<i64>(0)) {
             // SAFETY: the relation exists.
             unsafe { pg_sys::CacheInvalidateRelcacheByRelid(oid(table)) };
@@ -166,14 +166,14 @@ pub fn of(role: pg_sys::Oid) -> Result<Levels> {
 fn load(role: pg_sys::Oid) -> Result<Levels> {
     let _owner = AsOwner::begin();
     let cluster = cluster();
-    sql::connect(|db| {
-        cache::require_installed(db)?;
+    spi::connect(|db| {
+        version::require(db)?;
         if let Some(table) = db.read(&TABLE, &[]).first().and_then(|row| row.opt::<i64>(0)) {
             ACCESS.set(oid(table));
         }
         let mut levels = Levels::default();
         // What counts is what holds now, whatever the caller's transaction saw at its beginning.
-        let rows = sql::on_newest_snapshot(|| db.read(&GIVEN, args![]));
+        let rows = spi::on_newest_snapshot(|| db.read(&GIVEN, args![]));
         for row in rows.iter() {
             let given = match row.opt::<i64>(1) {
                 Some(number) if row.opt::<String>(2).as_ref() == Some(&cluster) => oid(number),
@@ -301,7 +301,7 @@ pub fn owner() -> pg_sys::Oid {
 }
 
 fn look_up_owner() -> pg_sys::Oid {
-    sql::connect(|db| db.read(&OWNER_OF_EXTENSION, args![]).first().map_or(pg_sys::InvalidOid, |row| oid(row.get(0))))
+    spi::connect(|db| db.read(&OWNER_OF_EXTENSION, args![]).first().map_or(pg_sys::InvalidOid, |row| oid(row.get(0))))
 }
 
 fn with<T>(needed: Levels, work: impl FnOnce() -> Result<T>) -> Result<T> {

@@ -5,10 +5,11 @@
 //! columns of built-in types, and is read with the rights of its own owner, in an operation that is restricted as the server's
 //! maintenance commands are: whatever runs then can do no more than its owner could.
 
-use super::levels::{AsOwner, cluster, role_name};
-use crate::error::Error;
-use crate::raise::or_raise;
-use crate::sql::{self, Db, ToSql};
+use crate::access::levels::{AsOwner, cluster, role_name};
+use crate::base::error::Error;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, Db, ToSql};
+use crate::schema::version;
 use crate::{args, statements};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -19,11 +20,11 @@ use std::ffi::{CStr, CString};
 use uuid::Uuid;
 
 statements! {
-    SETTING() = "select value::text from billing.settings where name = 'membership'";
+    SETTING() = "select value::text from billing_internal.settings where name = 'membership'";
     SET(text) =
-        "insert into billing.settings (name, value) values ('membership', $1::jsonb)
+        "insert into billing_internal.settings (name, value) values ('membership', $1::jsonb)
          on conflict (name) do update set value = excluded.value";
-    UNSET() = "delete from billing.settings where name = 'membership'";
+    UNSET() = "delete from billing_internal.settings where name = 'membership'";
 }
 
 // The type of access modes grew with version 16.
@@ -85,7 +86,7 @@ impl UserType {
     }
 
     /// Reads a subject as a user of that type; None where it cannot be one.
-    fn value(self, subject: &str) -> sql::Argument {
+    fn value(self, subject: &str) -> spi::Argument {
         match self {
             Self::Uuid => Uuid::parse_str(subject).ok().and_then(ToSql::to_sql),
             Self::Text => subject.to_sql(),
@@ -299,7 +300,7 @@ impl Members {
             // SAFETY: as above; it does not run.
             unsafe { pg_sys::SPI_freeplan(plan) };
         }
-        sql::prepare(&self.text, &[self.user_type.oid()])
+        spi::prepare(&self.text, &[self.user_type.oid()])
     }
 }
 
@@ -349,7 +350,7 @@ impl Membership {
     }
 }
 
-/// Names the app's own relation of users and orgs, so that members need no orgs in their claims; all three null: none any more.
+/// Names the app's own table of users and orgs, so that members need no orgs in their claims; three nulls take it away.
 ///
 /// `relation` is an ordinary or partitioned table with one row per user and org: `org_column` of type uuid, `user_column` (which
 /// the claim `sub` is compared with) of type uuid, text, varchar, smallint, integer or bigint, or domains over these. It is read with
@@ -363,9 +364,9 @@ create function billing.configure_membership(relation regclass, org_column name,
     as 'MODULE_PATHNAME', 'configure_membership_wrapper';"#
 )]
 fn configure_membership(relation: Option<pg_sys::Oid>, org_column: Option<&CStr>, user_column: Option<&CStr>) {
-    or_raise(super::administrator(|| {
-        sql::connect(|db| {
-            crate::catalog::cache::require_installed(db)?;
+    or_raise(crate::access::administrator(|| {
+        spi::connect(|db| {
+            version::require(db)?;
             let (relation, org_column, user_column) = match (relation, org_column, user_column) {
                 (None, None, None) => {
                     db.write(&UNSET, args![]);

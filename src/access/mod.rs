@@ -8,13 +8,14 @@ mod gate;
 mod levels;
 mod membership;
 mod tables;
+mod turn;
 
 pub use levels::{administrator, auditor, customer, reader, service};
 pub use tables::require_sound;
 
-use crate::error::{Error, Result};
-use crate::raise::or_raise;
-use crate::sql::{self, Db};
+use crate::base::error::{Error, Result};
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, Db};
 use claims::Claims;
 use levels::Levels;
 use pgrx::pg_sys;
@@ -125,14 +126,16 @@ fn mine(db: &Db) -> Rc<BTreeSet<Uuid>> {
     orgs
 }
 
-/// The orgs of the caller: those that the claims of the request name (`org_id`, `app_metadata.org_id`, `app_metadata.org_ids`),
-/// and those of the user (`sub`) by the relation of `configure_membership`. For policies, in a sub-select.
+/// Gives the orgs of the caller, for policies: use it in a sub-select, so that it is asked once per statement.
+///
+/// They are those that the claims of the request name (`org_id`, `app_metadata.org_id`, `app_metadata.org_ids`), and those of the
+/// user (the claim `sub`) by the table of `configure_membership`.
 #[pg_extern(stable, parallel_restricted)]
 fn my_orgs() -> Vec<pgrx::Uuid> {
     // A statement asks once for each table that it reads.
     let orgs = remembered(Moment::now()).unwrap_or_else(|| {
         let _owner = levels::AsOwner::begin();
-        sql::connect(mine)
+        spi::connect(mine)
     });
     orgs.iter().map(|org| pgrx::Uuid::from_bytes(org.into_bytes())).collect()
 }
@@ -168,7 +171,7 @@ fn jwt_subject() -> Option<String> {
     claims.get("sub")?.as_str().map(|s| s.chars().take(200).collect())
 }
 
-/// The number of the database cluster: roles are the same by their oid within one only.
+/// Gives the number of the database cluster: within one only, an oid means the same role.
 #[pg_extern(
     stable,
     sql = r#"
@@ -192,7 +195,7 @@ fn require_administrator() {
     or_raise(levels::require_administrator());
 }
 
-/// The name of the role that called the function whose body asks: for bodies in plpgsql, which have become the owner.
+/// Gives the name of the role that called the function whose body asks: for bodies in plpgsql, which have become the owner.
 #[pg_extern(
     stable,
     sql = r#"
@@ -228,7 +231,7 @@ fn forget_levels() {
     levels::invalidate();
 }
 
-/// What keeps the relation of members from being read, if something does; for `status()`.
+/// Tells what keeps the table of members from being read, if something does; for `status()`.
 #[pg_extern(
     stable,
     sql = r#"
@@ -237,5 +240,5 @@ create function billing_internal.membership_fault() returns text
     as 'MODULE_PATHNAME', 'membership_fault_wrapper';"#
 )]
 fn membership_fault() -> Option<String> {
-    sql::connect(membership::fault)
+    spi::connect(membership::fault)
 }

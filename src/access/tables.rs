@@ -5,28 +5,20 @@
 //! fits a call better than ours. The event trigger `pg_billing_guard` lets nobody make them; but it may be off, or come later. So they are
 //! looked for before anything is written, once for each change of one of our tables, or of a function, that the server tells.
 
-use crate::error::{Error, Result};
-use crate::invalidation::{self, Watcher};
-use crate::sql;
+use crate::base::error::{Error, Result};
+use crate::pg::invalidation::{self, Watcher};
+use crate::pg::spi;
 use crate::{args, statements};
 use pgrx::pg_sys;
 use std::cell::{Cell, RefCell};
 
 statements! {
-    OURS() = "select oid::int8 from pg_class where relnamespace = to_regnamespace('billing') and relkind in ('r', 'p')";
+    OURS() =
+        "select oid::int8 from pg_class
+          where relnamespace in (to_regnamespace('billing'), to_regnamespace('billing_internal')) and relkind in ('r', 'p')";
     FOREIGN() =
-        "select null::text, null::text, p.oid::regprocedure::text, o.rolname::text
-           from pg_proc p join pg_roles o on o.oid = p.proowner
-          where p.pronamespace in (to_regnamespace('billing'), to_regnamespace('billing_internal')) and not o.rolsuper
-            and p.proowner <> (select extowner from pg_extension where extname = 'pg_billing')
-         union all
-         select t.tgname::text, c.oid::regclass::text, p.oid::regprocedure::text, o.rolname::text
-           from pg_class c
-           join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal
-           join pg_proc p on p.oid = t.tgfoid
-           join pg_roles o on o.oid = p.proowner
-          where c.relnamespace = to_regnamespace('billing') and not o.rolsuper and p.proowner <> c.relowner
-          order by 2, 1 limit 1";
+        "select name, relation::text, routine::text, owner
+           from billing_internal.foreign_things() where kind in ('trigger', 'function') limit 1";
 }
 
 thread_local! {
@@ -70,11 +62,11 @@ pub fn require_sound() -> Result<()> {
     if LOOKED.get() {
         return Ok(());
     }
-    sql::connect(|db| {
+    spi::connect(|db| {
         let oid = |number: i64| pg_sys::Oid::from(u32::try_from(number).unwrap_or(0));
         let before = CHANGES.get();
         // On the newest snapshot: the change that was told may be newer than the caller's.
-        let (tables, foreign) = sql::on_newest_snapshot(|| (db.scan(&OURS, args![]), db.scan(&FOREIGN, args![])));
+        let (tables, foreign) = spi::on_newest_snapshot(|| (db.scan(&OURS, args![]), db.scan(&FOREIGN, args![])));
         let Some(row) = foreign.first() else {
             TABLES.set(tables.iter().map(|row| oid(row.get(0))).collect());
             // What was changed meanwhile is looked at by the next call.
@@ -82,8 +74,8 @@ pub fn require_sound() -> Result<()> {
             return Ok(());
         };
         let (function, owner): (String, String) = (row.get(2), row.get(3));
-        Err(match row.opt::<String>(0).zip(row.opt::<String>(1)) {
-            Some((trigger, table)) => Error::foreign_trigger(&trigger, &table, &function, &owner),
+        Err(match row.opt::<String>(1) {
+            Some(table) => Error::foreign_trigger(&row.get::<String>(0), &table, &function, &owner),
             None => Error::foreign_function(&function, &owner),
         })
     })

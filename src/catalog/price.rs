@@ -1,36 +1,39 @@
 //! Prices: integer rational steps over the quantity cumulated in a period.
 //!
-//! P(q), the price of the first q units of a period, is the exact sum of the steps, rounded up to a whole credit once. A
-//! charge is P(after) − P(before), so the charges of a period add up to P(total) however the usage was split.
+//! P(q), the price of the first q units of a period, is the exact sum of the steps, rounded up to a
+//! whole credit once. A charge is P(after) − P(before), so the charges of a period add up to
+//! P(total) however the usage was split.
 
-use crate::ledger::chain;
+use crate::base::error::Error;
+use crate::base::hash;
 use serde::{Deserialize, Serialize};
 use std::cell::OnceCell;
 
 /// A step of a graduated price: `credits` per `per` units, up to a cumulated quantity of `up_to`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
-    /// Upper end of the step; the last step has none.
+    /// The upper end of the step; the last step has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub up_to: Option<i64>,
-    /// Credits per block of units.
+    /// The credits for a block of units.
     pub credits: i64,
-    /// Units in a block.
+    /// The number of units in a block.
     pub per: i64,
 }
 
 /// A price that has been checked: see [`Price::new`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Price {
-    /// What it is paid in: `credit` or a currency.
+    /// The unit in which it is paid: `credit` or a currency.
     pub unit: String,
-    /// In order of quantity, at least one.
+    /// The steps in the order of quantity, at least one.
     pub steps: Vec<Step>,
     #[serde(skip)]
     id: Id,
 }
 
-/// Of what else a price has: so it tells no two of them apart.
+/// The fingerprint of a price, computed on first use. It follows from the other fields, so it tells
+/// no two prices apart.
 #[derive(Debug, Clone, Default)]
 struct Id(OnceCell<i64>);
 
@@ -41,16 +44,17 @@ impl PartialEq for Id {
 }
 impl Eq for Id {}
 
-/// The result does not fit 63 bits.
+/// The refusal of a result that does not fit 63 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Overflow;
 
-/// Sums of fractions are computed over the common multiple of all `per`; beyond this bound they might not fit i128.
+/// The bound of the common multiple of all `per`, over which fractions are summed: beyond it sums
+/// might not fit i128.
 const LARGEST_COMMON_MULTIPLE: i128 = 1 << 120;
 const MOST_STEPS: usize = 100;
 
 impl Price {
-    /// A price, or the fault of the step with that index.
+    /// Makes a price of steps, or tells which step has which fault.
     pub fn new(unit: String, steps: Vec<Step>) -> Result<Self, (usize, &'static str)> {
         let mut multiple: i128 = 1;
         let mut from = 0;
@@ -80,22 +84,24 @@ impl Price {
         Ok(Self { unit, steps, id: Id::default() })
     }
 
-    /// What it is remembered by. Computed once.
+    /// The fingerprint by which counters remember at which price they were charged.
     pub fn id(&self) -> i64 {
         *self.id.0.get_or_init(|| {
             let text = serde_json::to_string(self).unwrap_or_default();
-            chain::fingerprint("price", &[Some(&text)])
+            hash::fingerprint("price", &[Some(&text)])
         })
     }
 
-    /// The charge of a quantity does not depend on what was used before: whole credits per unit, one step.
+    /// Whether a charge does not depend on what was used before: one step with whole credits per
+    /// unit.
     pub fn is_linear(&self) -> bool {
         matches!(self.steps.as_slice(), [only] if only.credits % only.per == 0)
     }
 
     /// P(quantity): the price of the first `quantity` units of a period.
     pub fn total(&self, quantity: i64) -> Result<i64, Overflow> {
-        // Quotients and remainders are summed apart: a product of two 63-bit numbers fits i128, and so does every sum here.
+        // Quotients and remainders are summed apart: a product of two 63-bit numbers fits i128, and
+        // so does every sum here.
         let mut whole: i128 = 0;
         let mut rest: (i128, i128) = (0, 1);
         let mut from: i64 = 0;
@@ -117,7 +123,7 @@ impl Price {
     /// The charge of `quantity` more after `used` in the same period.
     pub fn charge(&self, used: i64, quantity: i64) -> Result<i64, Overflow> {
         if self.is_linear() {
-            // Whatever came before: this is what keeps the price free of a counter.
+            // Whatever came before it: so no counter is needed, nor locked, for such a price.
             return self.total(quantity);
         }
         let after = used.checked_add(quantity).ok_or(Overflow)?;
@@ -136,6 +142,11 @@ fn add(a: (i128, i128), b: (i128, i128)) -> (i128, i128) {
     let common = a.1 / gcd(a.1, b.1) * b.1;
     // Each fraction is below one, or a sum of a few such: at most 100 × 2^120.
     (a.0 % a.1 * (common / a.1) + b.0 * (common / b.1) + a.0 / a.1 * common, common)
+}
+
+/// The error that a caller sees where a quantity or its price does not fit.
+pub fn too_large(_: Overflow) -> Error {
+    Error::invalid("quantity", "the quantity of the period or its price would not fit 63 bits")
 }
 
 #[cfg(test)]

@@ -3,11 +3,11 @@
 //! A call that fails takes back what it wrote, so the attempt is noted in a transaction of its own, before the caller is told
 //! that it failed. What cannot be noted is refused as well: then nobody learns whether the code was right.
 
-use crate::autonomous;
-use crate::error::{Error, Result};
-use crate::secrets;
-use crate::sql::{self, Db, Timestamptz};
-use crate::time::{self, Moment};
+use crate::base::error::{Error, Result};
+use crate::base::time::{self, Moment};
+use crate::pg::background;
+use crate::pg::random;
+use crate::pg::spi::{self, Db, Timestamptz};
 use crate::{args, statements};
 use pgrx::prelude::*;
 use std::fmt;
@@ -20,19 +20,19 @@ const WINDOW: Moment = 3_600_000_000;
 /// How long to wait where an attempt could not be noted.
 const PAUSE: Moment = 60_000_000;
 
-const TABLE: &str = "billing.gift_card_attempts";
+const TABLE: &str = "billing_internal.gift_card_attempts";
 const WORKER: &str = "pg_billing_note_attempt";
 
 statements! {
     // Newest first. Billing time may have gone back: what is far in the future counts as little as what is long ago.
     RECENT(uuid, timestamptz, timestamptz, int8) =
-        "select attempted_at from billing.gift_card_attempts
+        "select attempted_at from billing_internal.gift_card_attempts
           where org_id = $1 and attempted_at > $2 and attempted_at <= $3 order by attempted_at desc limit $4";
     IS_NOTED(uuid, timestamptz, uuid) =
-        "select from billing.gift_card_attempts where org_id = $1 and attempted_at = $2 and attempt_id = $3";
+        "select from billing_internal.gift_card_attempts where org_id = $1 and attempted_at = $2 and attempt_id = $3";
     NOTE(uuid, timestamptz, uuid) =
-        "insert into billing.gift_card_attempts (org_id, attempted_at, attempt_id) values ($1, $2, $3)";
-    FORGET(uuid, timestamptz) = "delete from billing.gift_card_attempts where org_id = $1 and attempted_at < $2";
+        "insert into billing_internal.gift_card_attempts (org_id, attempted_at, attempt_id) values ($1, $2, $3)";
+    FORGET(uuid, timestamptz) = "delete from billing_internal.gift_card_attempts where org_id = $1 and attempted_at < $2";
     TAKES_SIGNALS() =
         "select coalesce(has_function_privilege(to_regprocedure('billing.note_signal(uuid,text,integer,text,jsonb)')::oid, 'execute'), false)";
     SIGNAL(uuid, int8) =
@@ -71,7 +71,7 @@ impl Attempt {
 fn recent(db: &Db, org_id: Uuid, now: Moment, most: usize) -> Vec<Moment> {
     let (from, until) = (Timestamptz(now.saturating_sub(WINDOW)), Timestamptz(now.saturating_add(WINDOW)));
     let most = i64::try_from(most).unwrap_or(i64::MAX);
-    sql::on_newest_snapshot(|| {
+    spi::on_newest_snapshot(|| {
         db.read(&RECENT, args![org_id, from, until, most]).iter().map(|row| row.get(0)).collect()
     })
 }
@@ -90,17 +90,17 @@ pub fn check(db: &Db, org_id: Uuid, now: Moment) -> Result<()> {
 pub fn note(db: &Db, org_id: Uuid, now: Moment) -> Error {
     // SAFETY: reads a global.
     let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
-    let id = uuid::Builder::from_random_bytes(secrets::random()).into_uuid();
+    let id = uuid::Builder::from_random_bytes(random::bytes()).into_uuid();
     let attempt = Attempt { database, org_id, at: now, id };
-    let was_run = autonomous::run(WORKER, &attempt.to_string());
-    let is_noted = sql::on_newest_snapshot(|| db.read(&IS_NOTED, args![org_id, Timestamptz(now), id]).count() > 0);
+    let was_run = background::run(WORKER, &attempt.to_string());
+    let is_noted = spi::on_newest_snapshot(|| db.read(&IS_NOTED, args![org_id, Timestamptz(now), id]).count() > 0);
     if is_noted {
         // Of many calls at once, so many are told that their codes are wrong, and the others nothing.
         let recent = recent(db, org_id, now, MOST + 1);
         return limit(&recent).filter(|_| recent.len() > MOST).unwrap_or_else(Error::unknown_code);
     }
     // In the transaction that made the tables there is nobody yet to guess.
-    if was_run && autonomous::is_made_here(db, TABLE) {
+    if was_run && background::is_made_here(db, TABLE) {
         return Error::unknown_code();
     }
     Error::too_many_attempts(now.saturating_add(PAUSE))
@@ -111,15 +111,15 @@ pub fn note(db: &Db, org_id: Uuid, now: Moment) -> Error {
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn pg_billing_note_attempt(_told: pg_sys::Datum) {
-    let Some(attempt) = Attempt::parse(autonomous::told()) else { return };
+    let Some(attempt) = Attempt::parse(background::told()) else { return };
     let Attempt { org_id, at, id, .. } = attempt;
-    autonomous::begin(pg_sys::Oid::from(attempt.database));
-    autonomous::transaction(TABLE, move |db| {
+    background::begin(pg_sys::Oid::from(attempt.database));
+    background::transaction(TABLE, move |db| {
         db.write(&NOTE, args![org_id, Timestamptz(at), id]);
         db.write(&FORGET, args![org_id, Timestamptz(time::add_days(at, -1))]);
     });
     // In another transaction, so that the attempt stays noted whatever becomes of the flag.
-    autonomous::transaction(TABLE, move |db| {
+    background::transaction(TABLE, move |db| {
         let count = recent(db, org_id, at, MOST).len();
         if count >= MOST && db.write(&TAKES_SIGNALS, &[]).first().is_some_and(|row| row.get(0)) {
             db.write(&SIGNAL, args![org_id, i64::try_from(count).unwrap_or(i64::MAX)]);

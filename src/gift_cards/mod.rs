@@ -8,24 +8,27 @@ mod code;
 mod store;
 
 use crate::access::{self, actor, authorize};
-use crate::arguments::{positive, required, required_uuid, unit};
+use crate::base::error::{Error, Result};
+use crate::base::time::{INFINITY, Moment};
+use crate::base::validity::Validity;
+use crate::call::{Answer, Call};
 use crate::catalog::cache;
-use crate::clock;
-use crate::error::{Error, Result};
+use crate::entry_point;
 use crate::gift_cards::code::{Code, CodeHash};
 use crate::gift_cards::store::{Batch, Card};
-use crate::json::{self, Jsonb};
-use crate::ledger::call::{Answer, Call};
 use crate::ledger::debts;
-use crate::ledger::grants::scope;
 use crate::ledger::store as ledger;
-use crate::ledger::wallet::{Facts, Lot, Operation, Wallet};
-use crate::raise::or_raise;
+use crate::ledger::wallet::{EntryContext, Grant, Operation, Wallet};
+use crate::pg::arguments;
+use crate::pg::arguments::{positive, required, required_uuid, unit};
+use crate::pg::clock;
+use crate::pg::jsonb::{self, Jsonb};
+use crate::pg::raise::or_raise;
+use crate::pg::random;
+use crate::pg::spi::{self, Db};
+use crate::receipt;
 use crate::secrets;
-use crate::sql::{self, Db};
-use crate::time::{INFINITY, Moment};
-use crate::validity::Validity;
-use crate::{arguments, receipt};
+use crate::wallets::grants::scope;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -75,7 +78,7 @@ fn source(value: &str) -> Option<&'static str> {
     SOURCES.into_iter().find(|known| *known == value)
 }
 
-/// Makes codes that are worth credit, and gives them, this one time: nobody can look them up later.
+/// Makes codes that are worth credit, and gives them this one time: only their hashes are kept.
 ///
 /// `name`: the batch; the same name again adds to it. `credits`: what each redemption grants, whole units from 1. `count`: so many
 /// codes, 1 to 10,000. `unit`: credit, or a currency (credits are minor units then). `metrics`: the only metrics on which the
@@ -98,7 +101,7 @@ fn create_gift_cards(
     source: default!(Option<&str>, "'gift_card'"),
     metadata: default!(Option<Jsonb>, "'{}'"),
 ) -> SetOfIterator<'static, String> {
-    let codes = or_raise(access::service(|| {
+    let codes = entry_point::service(|db| {
         let name = batch_name(name)?;
         let credits = positive("credits", credits)?;
         let count = within("count", count, MOST_CARDS)?;
@@ -109,24 +112,21 @@ fn create_gift_cards(
         let validity = Validity::argument("validity", validity)?;
         let source = self::source(required("source", source)?);
         let source = source.ok_or_else(|| Error::invalid("source", "must be gift_card or voucher"))?;
-        let metadata = arguments::metadata(metadata)?.unwrap_or_else(|| json::from_text("{}"));
-        sql::connect(|db| {
-            cache::require_installed(db)?;
-            for metric in metrics.iter().flatten() {
-                cache::metric(db, metric)?;
-            }
-            let now = clock::now();
-            if expires_at.is_some_and(|at| at <= now) {
-                return Err(Error::invalid("expires_at", "must be in the future"));
-            }
-            let key = secrets::secret(db, SECRET);
-            let codes: Vec<Code> = (0..count).map(|_| Code::new(secrets::random())).collect();
-            let hashes: Vec<CodeHash> = codes.iter().map(|code| code.hash(&key)).collect();
-            let batch = Batch { name, unit, credits, metrics, max_redemptions, expires_at, validity, source, metadata };
-            store::create(db, &hashes, batch, now);
-            Ok(codes.iter().map(Code::to_string).collect::<Vec<_>>())
-        })
-    }));
+        let metadata = arguments::metadata(metadata)?.unwrap_or_else(|| jsonb::from_text("{}"));
+        for metric in metrics.iter().flatten() {
+            cache::metric(db, metric)?;
+        }
+        let now = clock::now();
+        if expires_at.is_some_and(|at| at <= now) {
+            return Err(Error::invalid("expires_at", "must be in the future"));
+        }
+        let key = secrets::secret(db, SECRET);
+        let codes: Vec<Code> = (0..count).map(|_| Code::new(random::bytes())).collect();
+        let hashes: Vec<CodeHash> = codes.iter().map(|code| code.hash(&key)).collect();
+        let batch = Batch { name, unit, credits, metrics, max_redemptions, expires_at, validity, source, metadata };
+        store::create(db, &hashes, batch, now);
+        Ok(codes.iter().map(Code::to_string).collect::<Vec<_>>())
+    });
     SetOfIterator::new(codes)
 }
 
@@ -155,7 +155,7 @@ fn grant(db: &Db, call: &Call, wallet: &mut Wallet, hash: &CodeHash) -> Result<(
     let kind = self::source(&source).ok_or(Error::corrupt("the source of a gift card"))?;
     let expires_at = validity.map_or(INFINITY, |validity| validity.after(now));
     ledger::load(db, wallet, &[])?;
-    let lot = Lot {
+    let grant = Grant {
         grant_id: 0,
         amount: credits,
         remaining: 0,
@@ -171,9 +171,9 @@ fn grant(db: &Db, call: &Call, wallet: &mut Wallet, hash: &CodeHash) -> Result<(
         metrics: metrics.clone(),
         saved: None,
     };
-    let facts = Facts { actor: Some(actor()), ..Facts::from_source(kind, Some(name.clone())) };
-    let mut operation = call.operation(facts);
-    let grant_id = wallet.grant(&mut operation, kind, lot)?;
+    let context = EntryContext { actor: Some(actor()), ..EntryContext::from_source(kind, Some(name.clone())) };
+    let mut operation = call.operation(context);
+    let grant_id = wallet.grant(&mut operation, kind, grant)?;
     store::redeemed(db, call.org_id, hash, grant_id, now, &name);
     debts::pay(db, wallet, &[])?;
     let scope = metrics.as_ref().and_then(|m| m.first()).map(String::as_str);
@@ -206,7 +206,7 @@ fn redeem_gift_card(
     or_raise(access::customer(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let typed = required("code", code)?;
-        let hash = sql::connect(|db| hash(db, org_id, typed))?;
+        let hash = spi::connect(|db| hash(db, org_id, typed))?;
         // Half of the hash suffices to tell codes apart.
         let half = Uuid::from_slice(&hash[..16]).unwrap_or_default().to_string();
         let call = Call::new(org_id, "redeem_gift_card", &[Some(&half)], idempotency_key, metadata)?;
@@ -221,28 +221,25 @@ fn redeem_gift_card(
         );
         match answer {
             Err(error) if error == Error::unknown_code() => {
-                Err(sql::connect(|db| attempts::note(db, org_id, clock::now())))
+                Err(spi::connect(|db| attempts::note(db, org_id, clock::now())))
             }
             answer => answer,
         }
     }))
 }
 
-/// Codes of a batch that are not used up can no longer be redeemed; gives their number. What was redeemed stays.
+/// Voids the codes of a batch that are not used up, and gives their number. What was redeemed stays.
 ///
 /// Errors: PT404 `unknown_batch`; 22023.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn void_gift_cards(name: Option<&str>) -> i64 {
-    or_raise(access::service(|| {
+    entry_point::service(|db| {
         let name = batch_name(name)?;
-        sql::connect(|db| {
-            cache::require_installed(db)?;
-            // Whoever mistypes the name of a batch that leaked should know.
-            if !store::is_there(db, name) {
-                return Err(Error::unknown("unknown_batch", name));
-            }
-            Ok(i64::try_from(store::void(db, name, clock::now())).unwrap_or(i64::MAX))
-        })
-    }))
+        // Whoever mistypes the name of a batch that leaked should know.
+        if !store::is_there(db, name) {
+            return Err(Error::unknown("unknown_batch", name));
+        }
+        Ok(i64::try_from(store::void(db, name, clock::now())).unwrap_or(i64::MAX))
+    })
 }

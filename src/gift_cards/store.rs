@@ -1,10 +1,10 @@
 //! The statements of gift cards. A card's row is locked after the wallet, never before.
 
+use crate::base::time::Moment;
+use crate::base::validity::Validity;
 use crate::gift_cards::code::CodeHash;
-use crate::json::Jsonb;
-use crate::sql::{self, Db, Row, Timestamptz};
-use crate::time::Moment;
-use crate::validity::Validity;
+use crate::pg::jsonb::Jsonb;
+use crate::pg::spi::{self, Db, Row, Timestamptz};
 use crate::{args, statements};
 use uuid::Uuid;
 
@@ -112,7 +112,7 @@ pub fn unit(db: &Db, org_id: Uuid, hash: &CodeHash, now: Moment) -> Option<Strin
 pub fn take(db: &Db, org_id: Uuid, hash: &CodeHash, now: Moment) -> Option<Card> {
     let mut taken = None;
     // Undone, so that whoever waited in vain does not hold up the others until he has been refused.
-    sql::in_subtransaction(|| {
+    spi::in_subtransaction(|| {
         taken = db.write(&TAKE, args![hash.as_slice(), org_id, Timestamptz(now)]).first().as_ref().map(card);
         taken.is_some()
     });

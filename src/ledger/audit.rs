@@ -1,7 +1,8 @@
 //! The proof of a chain, without a server: entries go in one by one, in order of their lane; violations come out.
 
-use crate::ledger::chain::{self, Content, Hash, Position};
-use crate::time::Moment;
+use crate::base::hash::Hash;
+use crate::base::time::Moment;
+use crate::ledger::chain::{self, Content, Position};
 use serde_json::{Value, json};
 use uuid::Uuid;
 

@@ -4,12 +4,10 @@
 //! big-endian, and 0 for no grant. `content` is the SHA-256 of all other columns ([`content`]). It is split like this
 //! because the content is known before the lane is locked, and the rest only then.
 
-use crate::time::Moment;
+use crate::base::hash::{Fields, Hash, first_bits};
+use crate::base::time::Moment;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
-
-/// SHA-256.
-pub type Hash = [u8; 32];
 
 /// One ledger row, borrowed: all columns but the numbers that the lane decides.
 #[derive(Debug, Clone, Copy)]
@@ -38,37 +36,9 @@ pub struct Content<'a> {
     pub terms: Option<Hash>,
 }
 
-/// Feeds values to a hash so that no two lists of values look alike: a presence byte, the length, the bytes.
-struct Fields(Sha256);
-
-impl Fields {
-    fn bytes(&mut self, value: Option<&[u8]>) {
-        match value {
-            None => self.0.update([0]),
-            Some(bytes) => {
-                self.0.update([1]);
-                self.0.update((bytes.len() as u64).to_be_bytes());
-                self.0.update(bytes);
-            }
-        }
-    }
-
-    fn text(&mut self, value: Option<&str>) {
-        self.bytes(value.map(str::as_bytes));
-    }
-
-    fn number(&mut self, value: Option<i64>) {
-        self.bytes(value.map(i64::to_be_bytes).as_ref().map(<[u8; 8]>::as_slice));
-    }
-
-    fn uuid(&mut self, value: Option<Uuid>) {
-        self.bytes(value.as_ref().map(|u| u.as_bytes().as_slice()));
-    }
-}
-
 /// Hash of the columns that are known before the lane is locked.
 pub fn content(row: &Content<'_>) -> Hash {
-    let mut fields = Fields(Sha256::new());
+    let mut fields = Fields::new();
     fields.uuid(Some(row.org_id));
     fields.text(Some(row.unit));
     fields.text(Some(row.kind));
@@ -87,7 +57,7 @@ pub fn content(row: &Content<'_>) -> Hash {
     fields.number(Some(row.created_at));
     fields.number(Some(row.offset));
     fields.bytes(row.terms.as_ref().map(<[u8; 32]>::as_slice));
-    fields.0.finalize().into()
+    fields.finish()
 }
 
 /// The numbers that the lane decides.
@@ -127,7 +97,7 @@ pub struct Terms<'a> {
 
 /// Hash of the terms of a grant.
 pub fn terms(terms: &Terms<'_>) -> Hash {
-    let mut fields = Fields(Sha256::new());
+    let mut fields = Fields::new();
     fields.number(Some(i64::from(terms.paid)));
     fields.number(Some(i64::from(terms.priority)));
     fields.number(Some(terms.effective_at));
@@ -138,7 +108,7 @@ pub fn terms(terms: &Terms<'_>) -> Hash {
     for metric in terms.metrics.into_iter().flatten() {
         fields.text(Some(metric));
     }
-    fields.0.finalize().into()
+    fields.finish()
 }
 
 /// The terms of a hold, covered likewise by the first entry of the operation that made it.
@@ -159,7 +129,7 @@ pub struct HoldTerms<'a> {
 
 /// Hash of the terms of a hold.
 pub fn hold_terms(terms: &HoldTerms<'_>) -> Hash {
-    let mut fields = Fields(Sha256::new());
+    let mut fields = Fields::new();
     fields.text(Some(terms.kind));
     fields.number(Some(terms.credits));
     fields.number(Some(i64::from(terms.parts)));
@@ -169,28 +139,12 @@ pub fn hold_terms(terms: &HoldTerms<'_>) -> Hash {
     fields.number(terms.quantity);
     fields.uuid(terms.member_id);
     fields.text(terms.price);
-    fields.0.finalize().into()
+    fields.finish()
 }
 
 /// What makes an idempotency key unique: the first 64 bits of its SHA-256.
 pub fn request_id(key: &str) -> i64 {
     first_bits(Sha256::digest(key.as_bytes()).into())
-}
-
-/// Fingerprint of a request: the function and its arguments as text, in order.
-pub fn fingerprint(function: &str, arguments: &[Option<&str>]) -> i64 {
-    let mut fields = Fields(Sha256::new());
-    fields.text(Some(function));
-    for argument in arguments {
-        fields.text(*argument);
-    }
-    first_bits(fields.0.finalize().into())
-}
-
-fn first_bits(hash: Hash) -> i64 {
-    let mut first = [0; 8];
-    first.copy_from_slice(&hash[..8]);
-    i64::from_be_bytes(first)
 }
 
 #[cfg(test)]
@@ -268,6 +222,5 @@ mod tests {
         let a = Content { source: Some("ab"), source_id: Some("c"), ..row() };
         let b = Content { source: Some("a"), source_id: Some("bc"), ..row() };
         assert_ne!(content(&a), content(&b));
-        assert_ne!(fingerprint("f", &[Some("a"), None]), fingerprint("f", &[None, Some("a")]));
     }
 }

@@ -1,9 +1,9 @@
 //! Unpaid overage: what settlement charged and the wallet could not pay. Whatever credit comes in next pays it first.
 
-use crate::error::Result;
-use crate::ledger::wallet::{Facts, Operation, Wallet};
-use crate::sql::{Db, Timestamptz};
-use crate::time::{self, Moment};
+use crate::base::error::Result;
+use crate::base::time::{self, Moment};
+use crate::ledger::wallet::{EntryContext, Operation, Wallet};
+use crate::pg::spi::{Db, Timestamptz};
 use crate::{args, statements};
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -79,17 +79,17 @@ pub fn pay(db: &Db, wallet: &mut Wallet, new: &[Debt]) -> Result<(i64, i64)> {
     }
     let (mut paid, mut unpaid, mut rest) = (0_i64, 0_i64, Vec::new());
     for ((period_start, metric), due) in owed {
-        if wallet.lots.is_none() {
+        if wallet.grants.is_none() {
             crate::ledger::store::load(db, wallet, &[])?;
         }
         let owed = due.noted.saturating_add(due.new);
-        crate::ledger::store::provide(db, wallet, owed.min(wallet.spendable(Some(&metric))), Some(&metric))?;
+        crate::ledger::store::ensure_spendable(db, wallet, owed.min(wallet.spendable(Some(&metric))), Some(&metric))?;
         let credits = owed.min(wallet.at_hand(Some(&metric))).max(0);
         if credits > 0 {
             let parts = wallet.allocate(credits, Some(&metric))?;
-            let mut operation = Operation::new(Facts {
+            let mut operation = Operation::new(EntryContext {
                 metric: Some(metric.clone()),
-                ..Facts::from_source(SOURCE, Some(time::display(period_start)))
+                ..EntryContext::from_source(SOURCE, Some(time::display(period_start)))
             });
             wallet.consume(&mut operation, &parts, 0)?;
         }

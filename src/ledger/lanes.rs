@@ -10,7 +10,7 @@
 //!    that are held, waiting, since nobody who holds a lane waits for the wallet. Refused is only what all of that does not
 //!    cover.
 
-use crate::time::Moment;
+use crate::base::time::Moment;
 
 /// Most lanes of a wallet.
 pub const MOST: i16 = 64;
@@ -60,7 +60,7 @@ pub fn step(view: &View, mine: i16, credits: i64, held: &[i16]) -> Step {
 
 /// How much of what is left of a grant a lane is dealt: small enough that all lanes together take half of it at first, so that what is left
 /// is shared nearly to the end. Nothing where it would not cover another call of that size.
-pub fn share(rest: i64, lanes: i16, credits: i64) -> i64 {
+pub fn refill_amount(rest: i64, lanes: i16, credits: i64) -> i64 {
     let share = rest / (2 * i64::from(lanes.max(1)));
     if share >= credits.max(1) { share } else { 0 }
 }
@@ -68,7 +68,7 @@ pub fn share(rest: i64, lanes: i16, credits: i64) -> i64 {
 /// Which lane to gather next under the wallet's lock, where the wallet has so much at hand and needs `credits`; and whether to
 /// wait for it. `away`: lanes and what they hold, as committed. `passed`: those that somebody held when they were tried.
 /// None: what is at hand suffices, or all of it would not.
-pub fn gather(at_hand: i64, away: &[(i16, i64)], credits: i64, passed: &[i16]) -> Option<(i16, bool)> {
+pub fn next_lane_to_reclaim(at_hand: i64, away: &[(i16, i64)], credits: i64, passed: &[i16]) -> Option<(i16, bool)> {
     let most = away.iter().fold(at_hand, |sum, (_, slice)| sum.saturating_add(*slice));
     if at_hand >= credits || most < credits {
         return None;
@@ -80,9 +80,9 @@ pub fn gather(at_hand: i64, away: &[(i16, i64)], credits: i64, passed: &[i16]) -
 
 /// How much a backend had to wait for others who spend from the same wallet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Waits(u32);
+pub struct ContentionMeter(u32);
 
-impl Waits {
+impl ContentionMeter {
     /// Not at all.
     pub const NONE: Self = Self(0);
 
@@ -98,7 +98,7 @@ impl Waits {
     }
 
     /// Most of the last calls had to wait.
-    pub fn are_many(self) -> bool {
+    pub fn is_high(self) -> bool {
         self.0 > Self::WHOLE / 2
     }
 }

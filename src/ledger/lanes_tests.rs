@@ -139,7 +139,7 @@ impl World {
                     At::Gather { mine, passed: Vec::new() }
                 }
             }
-            At::Gather { mine, passed } => world.gather(who, mine, passed)?,
+            At::Gather { mine, passed } => world.next_lane_to_reclaim(who, mine, passed)?,
             At::End => {
                 world.end(who);
                 At::Done
@@ -150,13 +150,13 @@ impl World {
     }
 
     /// One step of a process that holds the wallet's lock; None where it waits.
-    fn gather(&mut self, who: usize, mine: i16, mut passed: Vec<i16>) -> Option<At> {
+    fn next_lane_to_reclaim(&mut self, who: usize, mine: i16, mut passed: Vec<i16>) -> Option<At> {
         let all: Vec<(i16, i64)> = (1..=self.lanes())
             .filter(|lane| self.rows[usize::try_from(*lane).unwrap()].holder != Some(who))
             .map(|lane| (lane, self.rows[usize::try_from(lane).unwrap()].committed))
             .collect();
         let wanted = match self.processes[who].job {
-            Job::Consume(credits, _) => gather(self.rows[0].pending, &all, credits, &passed),
+            Job::Consume(credits, _) => next_lane_to_reclaim(self.rows[0].pending, &all, credits, &passed),
             _ => all.iter().map(|(lane, _)| (*lane, true)).min(),
         };
         match wanted {
@@ -191,7 +191,7 @@ impl World {
                     row.pending = row.committed;
                 }
                 row.holder = Some(who);
-                let slice = share(rest, lanes, credits);
+                let slice = refill_amount(rest, lanes, credits);
                 row.pending += slice;
                 self.row(0).pending -= slice;
             }
@@ -319,29 +319,29 @@ fn gathering_all_lanes_and_grants_go_with_everything() {
 fn lanes_take_half_of_the_rest_at_first_and_less_and_less() {
     let mut rest = 1_000_000;
     for _ in 0..16 {
-        rest -= share(rest, 16, 15);
+        rest -= refill_amount(rest, 16, 15);
     }
     assert!((500_000..650_000).contains(&rest), "{rest}");
-    assert_eq!(share(1_000, 16, 32), 0);
-    assert_eq!(share(1_000, 16, 31), 31);
-    assert_eq!(share(0, 16, 0), 0);
+    assert_eq!(refill_amount(1_000, 16, 32), 0);
+    assert_eq!(refill_amount(1_000, 16, 31), 31);
+    assert_eq!(refill_amount(0, 16, 0), 0);
 }
 
 #[test]
 fn waiting_now_and_then_is_no_contention() {
-    let mut waits = Waits::default();
+    let mut waits = ContentionMeter::default();
     for n in 0..1000 {
         waits.note(n % 3 == 0);
-        assert!(!waits.are_many());
+        assert!(!waits.is_high());
     }
     for _ in 0..10 {
         waits.note(true);
     }
-    assert!(waits.are_many());
+    assert!(waits.is_high());
     for _ in 0..10 {
         waits.note(false);
     }
-    assert!(!waits.are_many());
+    assert!(!waits.is_high());
     assert_eq!([1, 2, 4, 8, 16, 40].map(more), [4, 4, 8, 16, 16, 40]);
     let hour = 3_600_000_000;
     assert!(is_idle(None, hour) && is_idle(Some(0), hour) && !is_idle(Some(hour - 1), hour));

@@ -1,21 +1,12 @@
 //! The one door: all movement of credit goes through here.
 
 pub mod audit;
-pub mod batch;
-pub mod call;
 pub mod chain;
-pub mod consume;
 pub mod debts;
-pub mod expiry;
-pub mod grants;
-pub mod holds;
 pub mod lanes;
-pub mod members;
-pub mod refund;
+pub mod recent;
+pub mod replay;
 pub mod rows;
-pub mod split;
+pub mod spendable;
 pub mod store;
-pub mod totals;
-pub mod transfer;
-pub mod verify;
 pub mod wallet;

@@ -1,15 +1,15 @@
 //! Lanes and entries row by row: what the shortest calls look at and write, and how the ledger stores what an entry says.
 
-use crate::json::Jsonb;
+use crate::base::time::Moment;
+use crate::base::units;
 use crate::ledger::chain::{self, Position};
 use crate::ledger::lanes::View;
-use crate::ledger::store::Replay;
+use crate::ledger::recent::LaneSummary;
+use crate::ledger::replay::Replay;
 use crate::ledger::wallet::Lane;
+use crate::pg::jsonb::Jsonb;
 use crate::schema::ledger::{lanes, ledger};
 use crate::schema::{Changed, Finder, Insertion, LockPolicy, Snapshot, Table, at_one_moment};
-use crate::time::Moment;
-use crate::units;
-use crate::usage::recent::Recent;
 use uuid::Uuid;
 
 /// The table of lanes, open.
@@ -165,12 +165,12 @@ fn lane(row: lanes::Row<'_>) -> Lane {
 }
 
 /// What a lane knows of the entries that are not folded.
-pub fn recent(row: lanes::Row<'_>) -> Option<Recent> {
-    Recent::of_lane(row.recent(), row.last_entry_id())
+pub fn recent(row: lanes::Row<'_>) -> Option<LaneSummary> {
+    LaneSummary::of_lane(row.recent(), row.last_entry_id())
 }
 
 /// Lets a lane that is locked know it.
-pub fn keep_recent(org_id: Uuid, unit: &str, recent: &Recent) {
+pub fn keep_recent(org_id: Uuid, unit: &str, recent: &LaneSummary) {
     let _changed = Lanes::to_update().update(&lanes::one(org_id, unit, 0), LockPolicy::AlreadyHeld, |_| {
         Some(lanes::Set::new().recent(recent.encode().as_deref()))
     });
@@ -274,7 +274,7 @@ impl EntryRow<'_> {
 
 /// A wallet at a glance.
 #[derive(Debug, Default)]
-pub struct Glance {
+pub struct WalletSnapshot {
     /// Until when lane 0 says that all of it can be spent, and that its lanes may be burned from.
     pub fast_until: Moment,
     /// Lanes 1 to n, what can be burned of each, and the rest.
@@ -291,7 +291,7 @@ pub struct Glance {
     pub alert_base: i64,
 }
 
-impl Glance {
+impl WalletSnapshot {
     /// What lane 0 tells of it.
     fn of(row: lanes::Row<'_>) -> Self {
         let balance = row.balance();
@@ -308,18 +308,18 @@ impl Glance {
 }
 
 /// Looks at a wallet at one moment, and gives what can look at it again; None where there is none.
-pub fn glance<'a>(
+pub fn read_wallet_snapshot<'a>(
     table: &'a Lanes,
     (org_id, unit): (Uuid, &str),
     at: Snapshot,
     now: Moment,
-) -> Option<(Glance, Finder<'a, lanes::Table>)> {
+) -> Option<(WalletSnapshot, Finder<'a, lanes::Table>)> {
     let mut key = lanes::one(org_id, unit, 0);
     let mut finder = table.finder(&key, at);
-    let mut seen = finder.read(&key, |row, _| Glance::of(row))?;
+    let mut seen = finder.read(&key, |row, _| WalletSnapshot::of(row))?;
     let last = if seen.lanes > 1 { seen.lanes } else { 0 };
     if last > 0 {
-        finder.show_up_to(&lanes::column::balance);
+        finder.show_up_to(&lanes::Table::balance);
     }
     for lane in 1..=last {
         key.set_lane(lane);

@@ -4,18 +4,17 @@
 //! members. A row is locked by the statement that reads it, and every writer of a wallet's grants and holds holds lane 0: so its
 //! row is the wallet's lock, under any isolation level. `lanes.rs` says how the other lanes go with it.
 
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
+use crate::base::time::{INFINITY, Moment, Period};
+use crate::base::words::Word;
+use crate::ledger::replay::Replay;
 use crate::ledger::rows::{self, Entries, EntryRow, Lanes};
-use crate::ledger::wallet::{Away, Budget, Entry, Hold, Lane, Lot, MemberDelta, Part, Saved, Wallet};
+use crate::ledger::wallet::{Budget, Entry, Grant, Hold, Lane, MemberDelta, Part, Saved, UnlockedLane, Wallet};
 use crate::ledger::{chain, lanes as protocol};
-use crate::limits::caps;
+use crate::pg::spi::{self, Db, Row, Timestamptz};
 use crate::schema::ledger::{holds, lanes};
 use crate::schema::{Changed, Insertion, LockPolicy, Snapshot, Table, at_one_moment};
-use crate::sql::{self, Db, Row, Timestamptz};
-use crate::time::{INFINITY, Moment, Period};
-use crate::usage::fold;
-use crate::usage::recent::Recent;
-use crate::{alerts, args, statements};
+use crate::{args, statements};
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
@@ -28,19 +27,19 @@ macro_rules! lot_columns {
 
 statements! {
     LOCK_ORGS(uuids) =
-        "select from billing.lanes where org_id = any ($1) and lane = 0 order by org_id, unit for update";
+        "select from billing_internal.lanes where org_id = any ($1) and lane = 0 order by org_id, unit for update";
     CREATE_SETTINGS(uuid, text, timestamptz) =
-        "insert into billing.wallet_settings (org_id, unit, created_at) values ($1, $2, $3) on conflict do nothing";
+        "insert into billing_internal.wallet_settings (org_id, unit, created_at) values ($1, $2, $3) on conflict do nothing";
     // The slot is the org's next; who loses a race for it finds no row and tries again.
     CREATE_LANE(uuid, text, int2) =
-        "insert into billing.lanes (org_id, unit, lane, slot, last_entry_id, recent)
+        "insert into billing_internal.lanes (org_id, unit, lane, slot, last_entry_id, recent)
          select $1, $2, $3, s.slot, s.slot::bigint << 40, int8send(s.slot::bigint << 40) || int8send(s.slot::bigint << 40)
-           from (select coalesce(max(slot) + 1, 0)::smallint as slot from billing.lanes where org_id = $1) s
+           from (select coalesce(max(slot) + 1, 0)::smallint as slot from billing_internal.lanes where org_id = $1) s
          on conflict do nothing";
     LOAD_LOTS(uuid, text, int8s) = concat!(
-        "select ", lot_columns!(), " from billing.lots where org_id = $1 and unit = $2 and remaining > 0
+        "select ", lot_columns!(), " from billing_internal.grants where org_id = $1 and unit = $2 and remaining > 0
          union all
-         select ", lot_columns!(), " from billing.lots
+         select ", lot_columns!(), " from billing_internal.grants
           where org_id = $1 and unit = $2 and remaining = 0 and grant_id = any ($3)");
     // None times out before the lane says.
     TIMED_OUT_HOLDS(uuid, text, timestamptz, timestamptz) =
@@ -68,11 +67,11 @@ statements! {
           where org_id = $1 and unit = $2 and member_id = any ($3) and budget is not null
           order by member_id for update";
     SAVE_LOT(uuid, int8, int8, boolean, timestamptz, int8) =
-        "update billing.lots
+        "update billing_internal.grants
             set remaining = $3, written_off = $6, voided_at = case when $4 then coalesce(voided_at, $5) else voided_at end
           where org_id = $1 and grant_id = $2";
     NEW_LOT(uuid, int8, int8, int8, int8, timestamptz, timestamptz, timestamptz, int4, text, text, text, text, texts, jsonb, int8, boolean) =
-        "insert into billing.lots (org_id, grant_id, amount, remaining, cost_minor, effective_at, expires_at, created_at,
+        "insert into billing_internal.grants (org_id, grant_id, amount, remaining, cost_minor, effective_at, expires_at, created_at,
                                    priority, unit, source, category, currency, metrics, metadata, written_off, voided_at)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, case when $17 then $8 end)";
     // Deltas, not values: a member's row can be reached from several lanes. A period begins with the first call of it; one
@@ -96,9 +95,9 @@ statements! {
          returning true";
 }
 
-fn lot(row: &Row) -> Lot {
+fn grant_of_row(row: &Row) -> Grant {
     let saved = Saved { remaining: row.get(2), written_off: row.get(5), voided: row.get(11) };
-    Lot {
+    Grant {
         grant_id: row.get(0),
         amount: row.get(1),
         remaining: saved.remaining,
@@ -133,12 +132,12 @@ fn lock_all(wallets: &[(Uuid, String)]) -> Vec<Lane> {
 }
 
 /// A wallet without a lock, for reading.
-pub fn peek(org_id: Uuid, unit: &str) -> Option<Lane> {
+pub fn read_lane_unlocked(org_id: Uuid, unit: &str) -> Option<Lane> {
     rows::read_lane(org_id, unit, Snapshot::Callers)
 }
 
 /// The same as of this moment.
-pub fn look(org_id: Uuid, unit: &str) -> Option<Lane> {
+pub fn read_lane(org_id: Uuid, unit: &str) -> Option<Lane> {
     rows::read_lane(org_id, unit, Snapshot::Latest)
 }
 
@@ -162,7 +161,7 @@ pub fn create_lane(db: &Db, wallet: &Lane, number: i16) -> Result<()> {
 }
 
 /// What the lanes of a wallet hold besides lane 0, as committed.
-fn others(wallet: &Lane, fresh: bool) -> Vec<Away> {
+fn others(wallet: &Lane, fresh: bool) -> Vec<UnlockedLane> {
     if !wallet.is_split() {
         return Vec::new();
     }
@@ -170,7 +169,7 @@ fn others(wallet: &Lane, fresh: bool) -> Vec<Away> {
     at_one_moment(fresh, || {
         Lanes::to_read().each(&lanes::of_wallet(wallet.org_id, &wallet.unit), Snapshot::Callers, |row| {
             if row.lane() > 0 && row.balance() > 0 {
-                others.push(Away {
+                others.push(UnlockedLane {
                     lane: row.lane(),
                     slice: Part { grant_id: row.slice_grant(), credits: row.slice_credits() },
                     fresh_until: row.fresh_until(),
@@ -188,34 +187,34 @@ pub fn balance(lane: &Lane) -> i64 {
 }
 
 /// Takes back what a lane holds; false where it is held and we do not wait.
-fn gather(wallet: &mut Wallet, number: i16, wait: bool) -> Result<bool> {
+fn reclaim_lane(wallet: &mut Wallet, number: i16, wait: bool) -> Result<bool> {
     let Some(lane) = lock_other(&wallet.lane, number, wait) else { return Ok(false) };
-    wallet.gather(lane)?;
+    wallet.reclaim_lane(lane)?;
     Ok(true)
 }
 
 /// Takes back what all lanes hold of which `which` says so, whoever holds them.
-pub fn gather_all(wallet: &mut Wallet, which: impl Fn(&Away) -> bool) -> Result<()> {
+pub fn reclaim_lanes(wallet: &mut Wallet, which: impl Fn(&UnlockedLane) -> bool) -> Result<()> {
     let numbers: Vec<i16> = wallet.away.iter().filter(|away| which(away)).map(|away| away.lane).collect();
     for number in numbers {
-        gather(wallet, number, true)?;
+        reclaim_lane(wallet, number, true)?;
     }
     Ok(())
 }
 
 /// Takes back what all lanes hold, but those that are held; false where some were.
-pub fn gather_free(wallet: &mut Wallet) -> Result<bool> {
+pub fn reclaim_free_lanes(wallet: &mut Wallet) -> Result<bool> {
     let numbers: Vec<i16> = wallet.away.iter().map(|away| away.lane).collect();
     for number in numbers {
-        gather(wallet, number, false)?;
+        reclaim_lane(wallet, number, false)?;
     }
     Ok(wallet.away.is_empty())
 }
 
 /// Sees to it that so much can be burned, where the wallet has it: brings in the grants, and what other lanes hold. To be called
 /// before members are locked, for which those who hold lanes may wait.
-pub fn provide(db: &Db, wallet: &mut Wallet, credits: i64, metric: Option<&str>) -> Result<()> {
-    if wallet.lots.is_none() && !wallet.slice_suffices(credits) {
+pub fn ensure_spendable(db: &Db, wallet: &mut Wallet, credits: i64, metric: Option<&str>) -> Result<()> {
+    if wallet.grants.is_none() && !wallet.slice_suffices(credits) {
         load(db, wallet, &[])?;
     }
     // What others have not committed can only be less.
@@ -229,7 +228,7 @@ pub fn provide(db: &Db, wallet: &mut Wallet, credits: i64, metric: Option<&str>)
             break;
         }
         for number in wanted {
-            if !gather(wallet, number, false)? {
+            if !reclaim_lane(wallet, number, false)? {
                 passed.push(number);
             }
         }
@@ -239,10 +238,11 @@ pub fn provide(db: &Db, wallet: &mut Wallet, credits: i64, metric: Option<&str>)
         let now = wallet.now();
         let live = wallet.away.iter().filter(|away| away.fresh_until > now);
         let away: Vec<_> = live.map(|away| (away.lane, away.slice.credits)).collect();
-        let Some((number, wait)) = protocol::gather(wallet.at_hand(metric), &away, credits, &passed) else {
+        let Some((number, wait)) = protocol::next_lane_to_reclaim(wallet.at_hand(metric), &away, credits, &passed)
+        else {
             return Ok(());
         };
-        if !gather(wallet, number, wait)? {
+        if !reclaim_lane(wallet, number, wait)? {
             passed.push(number);
         }
     }
@@ -253,8 +253,9 @@ pub fn provide(db: &Db, wallet: &mut Wallet, credits: i64, metric: Option<&str>)
 pub fn refill(wallet: &mut Wallet, number: i16, credits: i64) -> Result<()> {
     let is_ours = wallet.lanes.iter().any(|lane| lane.lane.lane == number);
     let in_use = (1..=wallet.lane.lanes).contains(&number);
-    if wallet.lane.is_split() && in_use && wallet.lots.is_some() && (is_ours || gather(wallet, number, false)?) {
-        wallet.deal(number, credits)?;
+    if wallet.lane.is_split() && in_use && wallet.grants.is_some() && (is_ours || reclaim_lane(wallet, number, false)?)
+    {
+        wallet.refill_lane(number, credits)?;
     }
     Ok(())
 }
@@ -376,24 +377,25 @@ fn load_with(db: &Db, wallet: &mut Wallet, named: &[i64], locking: bool) -> Resu
     ids.push(wallet.lane.slice_grant);
     ids.extend(holds.iter().flat_map(|h| &h.parts).map(|p| p.grant_id));
     ids.extend(away.iter().map(|away| away.slice.grant_id));
-    let mut lots: Vec<Lot> = run(&LOAD_LOTS, args![org_id, &unit, ids]).iter().map(|row| lot(&row)).collect();
+    let mut grants: Vec<Grant> =
+        run(&LOAD_LOTS, args![org_id, &unit, ids]).iter().map(|row| grant_of_row(&row)).collect();
     if !locking {
         // For reading, all of it is at hand.
         for away in away {
-            if let Some(lot) = lots.iter_mut().find(|lot| lot.grant_id == away.slice.grant_id) {
-                lot.remaining += away.slice.credits;
+            if let Some(grant) = grants.iter_mut().find(|grant| grant.grant_id == away.slice.grant_id) {
+                grant.remaining += away.slice.credits;
             }
         }
-        return wallet.load(lots, &holds, next_due);
+        return wallet.load(grants, &holds, next_due);
     }
     wallet.away = away;
-    wallet.load(lots, &holds, next_due)?;
+    wallet.load(grants, &holds, next_due)?;
     // What lanes hold of grants that have expired is booked too. Whoever holds such a lane leaves it for the next time.
     let expired: Vec<i16> = wallet.away.iter().filter(|away| away.fresh_until <= now).map(|away| away.lane).collect();
     for number in expired {
-        gather(wallet, number, false)?;
+        reclaim_lane(wallet, number, false)?;
     }
-    wallet.bury()
+    wallet.write_off_dead_grants()
 }
 
 fn timed_out(row: &Row) -> Hold {
@@ -429,7 +431,7 @@ pub fn load_budgets(db: &Db, wallet: &mut Wallet, members: Vec<Uuid>) {
 /// An entry of a past operation.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
-pub struct Past {
+pub struct PostedEntry {
     pub kind: String,
     pub grant_id: Option<i64>,
     /// Positive where credit left the balance.
@@ -441,12 +443,12 @@ pub struct Past {
 }
 
 /// The entries of a past operation, in order; none when there is no such operation.
-pub fn past_operation(db: &Db, org_id: Uuid, operation_id: i64) -> Vec<Past> {
+pub fn past_operation(db: &Db, org_id: Uuid, operation_id: i64) -> Vec<PostedEntry> {
     let mut limit = 16;
     loop {
         let rows = db.write(&OPERATION, args![org_id, operation_id, limit]);
-        let entries: Vec<Past> =
-            rows.iter().take_while(|row| row.get::<i64>(0) == operation_id).map(|row| past(&row)).collect();
+        let entries: Vec<PostedEntry> =
+            rows.iter().take_while(|row| row.get::<i64>(0) == operation_id).map(|row| posted_entry(&row)).collect();
         if i64::try_from(entries.len()).unwrap_or(i64::MAX) < limit {
             return entries;
         }
@@ -454,8 +456,8 @@ pub fn past_operation(db: &Db, org_id: Uuid, operation_id: i64) -> Vec<Past> {
     }
 }
 
-fn past(row: &Row) -> Past {
-    Past {
+fn posted_entry(row: &Row) -> PostedEntry {
+    PostedEntry {
         kind: row.get(1),
         grant_id: row.opt(2),
         credits: row.get(3),
@@ -464,24 +466,6 @@ fn past(row: &Row) -> Past {
         member_id: row.opt(6),
         created_at: row.get(7),
     }
-}
-
-/// The first entry of the operation that took a key.
-#[derive(Debug, Clone)]
-#[allow(missing_docs)]
-pub struct Replay {
-    pub operation_id: i64,
-    pub request_hash: Option<i64>,
-    pub result: Option<String>,
-    pub kind: String,
-    pub metric: Option<String>,
-    pub quantity: Option<i64>,
-    pub amount: i64,
-    pub balance_before: i64,
-    pub balance_after: i64,
-    pub member_id: Option<Uuid>,
-    pub metadata: String,
-    pub key: Option<String>,
 }
 
 /// Looks a key up.
@@ -493,24 +477,20 @@ pub fn find_replay(org_id: Uuid, key: &str) -> Result<Option<Replay>> {
     }
 }
 
-/// Writes what the rules decided.
-pub fn save(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Result<()> {
-    // Whoever has the key was not here when we looked: so it is another request.
-    if save_new(db, wallets, metadata_of_grants)? { Ok(()) } else { Err(key_is_taken(wallets)) }
-}
-
-fn key_is_taken(wallets: &[Wallet]) -> Error {
+/// The error of a call whose key somebody else has taken.
+pub fn key_is_taken(wallets: &[Wallet]) -> Error {
     let entries = || wallets.iter().flat_map(|wallet| &wallet.entries);
     let key = entries().find_map(|entry| entry.request().map(|r| r.key.clone())).unwrap_or_default();
     Error::idempotency_conflict(&key)
 }
 
-/// The same; false, and nothing is written, where a call that was under way elsewhere has taken a key.
-pub fn save_new(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Result<bool> {
+/// Closes the wallets for writing, and writes their entries; false, and nothing is written, where a call that was under way
+/// elsewhere has taken a key.
+pub fn write_entries(wallets: &mut [Wallet]) -> Result<bool> {
     for wallet in wallets.iter_mut() {
         // Credit that goes before what lanes hold goes before it from now on, but for lanes that are held just now.
         for number in wallet.later_lanes() {
-            gather(wallet, number, false)?;
+            reclaim_lane(wallet, number, false)?;
         }
         wallet.close();
     }
@@ -519,56 +499,45 @@ pub fn save_new(db: &Db, wallets: &mut [Wallet], metadata_of_grants: &str) -> Re
     let may_be_taken = wallets
         .iter()
         .any(|w| (w.lane.is_split() || !w.lanes.is_empty()) && w.entries.iter().any(|e| e.request().is_some()));
-    let is_new = if may_be_taken {
-        sql::in_subtransaction(|| insert_entries(&all) == Inserted::All)
-    } else {
-        match insert_entries(&all) {
-            Inserted::All => true,
-            Inserted::Nothing => false,
-            // It goes with the error.
-            Inserted::Some => return Err(key_is_taken(wallets)),
-        }
-    };
-    if is_new {
-        for wallet in all {
-            save_wallet(db, wallet, metadata_of_grants)?;
-        }
+    if may_be_taken {
+        return Ok(spi::in_subtransaction(|| insert_entries(&all) == Inserted::All));
     }
-    Ok(is_new)
+    match insert_entries(&all) {
+        Inserted::All => Ok(true),
+        Inserted::Nothing => Ok(false),
+        // It goes with the error.
+        Inserted::Some => Err(key_is_taken(wallets)),
+    }
 }
 
-fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()> {
+/// Writes the rows of a wallet: its lane, its grants, and its holds that timed out. `kept`: what the lane is to know of its entries.
+pub fn save_wallet(db: &Db, wallet: &Wallet, kept: Option<&[u8]>, metadata_of_grants: &str) {
     let lane = &wallet.lane;
     let now = Timestamptz(wallet.now());
-    let is_changed = !wallet.entries.is_empty() || wallet.lots.is_some() || lane.lane > 0;
-    // The calls on other lanes than lane 0 fold only where nobody is in the way.
-    let is_due = |first: &Entry| lane.lane > 0 || fold::is_due(first.position.entry_id - 1, lane.last_entry_id);
-    let is_folded = wallet.entries.first().is_some_and(is_due);
-    let recent = wallet.recent();
-    let kept = Recent::to_keep(recent.as_ref(), lane.last_entry_id, is_folded);
+    let is_changed = !wallet.entries.is_empty() || wallet.grants.is_some() || lane.lane > 0;
     if is_changed {
-        rows::save(lane, kept.as_deref());
+        rows::save(lane, kept);
     }
-    for (lot, saved) in wallet.lots_to_save() {
-        if lot.saved.is_none() {
+    for (grant, saved) in wallet.grants_to_save() {
+        if grant.saved.is_none() {
             db.write(
                 &NEW_LOT,
                 args![
                     lane.org_id,
-                    lot.grant_id,
-                    lot.amount,
+                    grant.grant_id,
+                    grant.amount,
                     saved.remaining,
-                    lot.cost_minor,
-                    Timestamptz(lot.effective_at),
-                    (lot.expires_at != INFINITY).then_some(Timestamptz(lot.expires_at)),
+                    grant.cost_minor,
+                    Timestamptz(grant.effective_at),
+                    (grant.expires_at != INFINITY).then_some(Timestamptz(grant.expires_at)),
                     now,
-                    lot.priority,
+                    grant.priority,
                     &lane.unit,
-                    &lot.source,
-                    if lot.paid { "paid" } else { "promotional" },
-                    lot.currency.as_deref(),
-                    lot.metrics.clone(),
-                    crate::json::from_text(metadata_of_grants),
+                    &grant.source,
+                    if grant.paid { "paid" } else { "promotional" },
+                    grant.currency.as_deref(),
+                    grant.metrics.clone(),
+                    crate::pg::jsonb::from_text(metadata_of_grants),
                     saved.written_off,
                     saved.voided,
                 ],
@@ -576,34 +545,20 @@ fn save_wallet(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()>
         } else {
             db.write(
                 &SAVE_LOT,
-                args![lane.org_id, lot.grant_id, saved.remaining, saved.voided, now, saved.written_off],
+                args![lane.org_id, grant.grant_id, saved.remaining, saved.voided, now, saved.written_off],
             );
         }
     }
     for (hold_id, operation_id) in &wallet.expired_holds {
         close_hold(lane.org_id, *hold_id, "expired", wallet.now(), *operation_id);
     }
-    caps::give_back(db, lane.org_id, wallet.expired_holds.iter().map(|(hold_id, _)| *hold_id).collect(), None)?;
+}
+
+/// Adds to the figures of the members for whom a wallet was changed; the rules have checked their budgets, with the rows locked.
+pub fn save_members(db: &Db, wallet: &Wallet) {
     for (member_id, delta) in &wallet.members {
-        // The rules have checked the budget, with the row locked.
-        save_member(db, lane.org_id, &lane.unit, *member_id, delta, wallet.now(), false);
+        save_member(db, wallet.lane.org_id, &wallet.lane.unit, *member_id, delta, wallet.now(), false);
     }
-    if is_folded {
-        fold::fold(lane.org_id, &lane.unit, lane.last_entry_id, recent);
-    }
-    let came_in = wallet.lots.iter().flatten().any(|lot| lot.saved.is_none());
-    let balance = wallet.balance();
-    if came_in || balance < lane.alert_below {
-        let open = alerts::Open::of(db, lane.org_id);
-        alerts::balance(
-            db,
-            lane.org_id,
-            &open,
-            (&lane.unit, balance, lane.alert_base, lane.alert_below),
-            wallet.now(),
-        )?;
-    }
-    Ok(())
 }
 
 /// Adds to a member's figures; false when his budget is to be kept and does not suffice.
@@ -633,25 +588,25 @@ pub fn close_hold(org_id: Uuid, hold_id: i64, status: &str, now: Moment, operati
 }
 
 fn insert_entry(entries: &Entries, wallet: &Wallet, entry: &Entry, insertion: Insertion) -> bool {
-    let (facts, request) = (&entry.facts, entry.request());
+    let (context, request) = (&entry.context, entry.request());
     let row = EntryRow {
         org_id: wallet.lane.org_id,
         operation_id: entry.operation_id,
         position: entry.position,
         amount: entry.amount,
         created_at: wallet.now(),
-        quantity: facts.quantity,
+        quantity: context.quantity,
         request_hash: request.and_then(|r| r.hash),
-        member_id: facts.member_id,
+        member_id: context.member_id,
         unit: &wallet.lane.unit,
         kind: entry.kind,
-        metric: facts.metric.as_deref(),
-        source: facts.source.as_deref(),
-        source_id: facts.source_id.as_deref(),
+        metric: context.metric.as_deref(),
+        source: context.source.as_deref(),
+        source_id: context.source_id.as_deref(),
         key: request.map(|r| r.key.as_str()),
-        reason: facts.reason.as_deref(),
-        actor: facts.actor.as_deref(),
-        metadata: rows::stored_metadata(&facts.metadata).map(crate::json::from_text),
+        reason: context.reason.as_deref(),
+        actor: context.actor.as_deref(),
+        metadata: rows::stored_metadata(&context.metadata).map(crate::pg::jsonb::from_text),
         result: entry.result.as_deref(),
         hash: &entry.hash,
     };

@@ -4,11 +4,13 @@
 //! others that are locked besides. Methods change it in memory and note entries; the store
 //! writes the outcome. Whatever a method refuses leaves the wallet as it was, so that a batch can go on with it.
 
-use crate::error::{Error, Result};
-use crate::ledger::chain::{self, Content, Hash, Position, Terms};
+use crate::base::error::{Error, Result};
+use crate::base::hash::Hash;
+use crate::base::time::{INFINITY, Moment, NEG_INFINITY, Period};
+use crate::base::words::Word;
+use crate::ledger::chain::{self, Content, Position, Terms};
 use crate::ledger::lanes;
-use crate::time::{INFINITY, Moment, NEVER_YET, Period};
-use crate::usage::recent::{self, Recent};
+use crate::ledger::recent::{self, LaneSummary};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use uuid::Uuid;
@@ -55,7 +57,7 @@ impl Lane {
         // What is burned moves from the balance to what was consumed: as long as their sum fits, neither overflows.
         let fits = self.consumed.checked_add(self.balance).is_some();
         let plain = self.scoped == 0 && self.future == 0 && fits;
-        if plain { self.fresh_until.min(self.holds_due) } else { NEVER_YET }
+        if plain { self.fresh_until.min(self.holds_due) } else { NEG_INFINITY }
     }
 }
 
@@ -71,7 +73,7 @@ pub struct Saved {
 /// A grant. `remaining` includes the slice that the lane holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub struct Lot {
+pub struct Grant {
     pub grant_id: i64,
     pub amount: i64,
     pub remaining: i64,
@@ -92,7 +94,7 @@ pub struct Lot {
     pub saved: Option<Saved>,
 }
 
-impl Lot {
+impl Grant {
     /// What its entry's hash covers.
     pub fn terms(&self) -> Hash {
         chain::terms(&Terms {
@@ -140,7 +142,7 @@ pub struct Part {
 /// What a lane that is not locked holds, as committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub struct Away {
+pub struct UnlockedLane {
     pub lane: i16,
     pub slice: Part,
     /// The grant of the slice expires then.
@@ -159,7 +161,7 @@ pub struct Request {
 /// What the entries of one operation have in common.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub struct Facts {
+pub struct EntryContext {
     pub metric: Option<String>,
     pub quantity: Option<i64>,
     pub member_id: Option<Uuid>,
@@ -173,7 +175,7 @@ pub struct Facts {
     pub request: Option<Request>,
 }
 
-impl Facts {
+impl EntryContext {
     /// Facts that only say where the movement comes from.
     pub fn from_source(source: &str, source_id: Option<String>) -> Self {
         Self { source: Some(source.to_owned()), source_id, metadata: "{}".to_owned(), ..Self::default() }
@@ -184,13 +186,13 @@ impl Facts {
 #[derive(Debug, Clone)]
 pub struct Operation {
     id: Option<i64>,
-    facts: Rc<Facts>,
+    context: Rc<EntryContext>,
 }
 
 impl Operation {
     /// An operation that has not written anything yet.
-    pub fn new(facts: Facts) -> Self {
-        Self { id: None, facts: Rc::new(facts) }
+    pub fn new(context: EntryContext) -> Self {
+        Self { id: None, context: Rc::new(context) }
     }
 
     /// The id, once an entry is written.
@@ -207,7 +209,7 @@ pub struct Entry {
     pub amount: i64,
     pub operation_id: i64,
     pub position: Position,
-    pub facts: Rc<Facts>,
+    pub context: Rc<EntryContext>,
     pub result: Option<String>,
     /// Of the grant or hold that the entry made: they stand in other tables.
     pub terms: Option<Hash>,
@@ -222,7 +224,7 @@ impl Entry {
 
     /// The key, on the first entry.
     pub fn request(&self) -> Option<&Request> {
-        self.facts.request.as_ref().filter(|_| self.leads())
+        self.context.request.as_ref().filter(|_| self.leads())
     }
 }
 
@@ -262,11 +264,11 @@ pub struct Wallet {
     /// The balance row.
     pub lane: Lane,
     /// Grants with credit left, and those that the call names; None as long as the slice suffices.
-    pub lots: Option<Vec<Lot>>,
+    pub grants: Option<Vec<Grant>>,
     /// Other lanes that are locked too, each with its slice.
     pub lanes: Vec<Wallet>,
     /// What the lanes hold that are not.
-    pub away: Vec<Away>,
+    pub away: Vec<UnlockedLane>,
     /// Rows to write.
     pub entries: Vec<Entry>,
     /// Holds that timed out and were booked, with the operation that did it.
@@ -283,7 +285,7 @@ impl Wallet {
     pub fn new(lane: Lane, now: Moment) -> Self {
         Self {
             lane,
-            lots: None,
+            grants: None,
             lanes: Vec::new(),
             away: Vec::new(),
             entries: Vec::new(),
@@ -310,23 +312,23 @@ impl Wallet {
     }
 
     /// Brings in the grants and books what time did: holds that timed out, grants that expired.
-    pub fn load(&mut self, mut lots: Vec<Lot>, timed_out: &[Hold], next_hold_due: Moment) -> Result<()> {
-        for lot in &mut lots {
-            if lot.grant_id == self.lane.slice_grant {
-                lot.remaining += self.lane.slice_credits;
+    pub fn load(&mut self, mut grants: Vec<Grant>, timed_out: &[Hold], next_hold_due: Moment) -> Result<()> {
+        for grant in &mut grants {
+            if grant.grant_id == self.lane.slice_grant {
+                grant.remaining += self.lane.slice_credits;
             }
         }
-        lots.sort_by_key(Lot::burn_order);
-        self.lots = Some(lots);
+        grants.sort_by_key(Grant::burn_order);
+        self.grants = Some(grants);
         self.lane.holds_due = next_hold_due;
         for hold in timed_out {
-            let mut operation = Operation::new(Facts::from_source("hold", Some(hold.hold_id.to_string())));
+            let mut operation = Operation::new(EntryContext::from_source("hold", Some(hold.hold_id.to_string())));
             self.give_back(&mut operation, "release", &hold.parts)?;
             self.lane.reserved -= hold.credits;
             self.note_member(hold.member_id, 0, -self.still_counted(hold), None);
             self.expired_holds.push((hold.hold_id, operation.id()));
         }
-        self.bury()
+        self.write_off_dead_grants()
     }
 
     /// What of a hold counts in the member's current budget period. His budget must be loaded.
@@ -343,10 +345,12 @@ impl Wallet {
 
     /// The same without what other lanes hold.
     pub fn at_hand(&self, metric: Option<&str>) -> i64 {
-        match &self.lots {
-            Some(lots) => {
-                lots.iter().filter(|lot| lot.is_live(self.now) && lot.applies_to(metric)).map(|lot| lot.remaining).sum()
-            }
+        match &self.grants {
+            Some(grants) => grants
+                .iter()
+                .filter(|grant| grant.is_live(self.now) && grant.applies_to(metric))
+                .map(|grant| grant.remaining)
+                .sum(),
             None => self.lane.balance - self.lane.scoped - self.lane.future,
         }
     }
@@ -363,16 +367,18 @@ impl Wallet {
 
     /// The grant of a slice is neither voided nor expired.
     fn may_burn(&self, slice: Part) -> bool {
-        let lot = self.lots.iter().flatten().find(|lot| lot.grant_id == slice.grant_id);
-        lot.is_some_and(|lot| !lot.is_dead(self.now) && lot.effective_at <= self.now)
+        let grant = self.grants.iter().flatten().find(|grant| grant.grant_id == slice.grant_id);
+        grant.is_some_and(|grant| !grant.is_dead(self.now) && grant.effective_at <= self.now)
     }
 
     /// The lanes that hold credit which is to be burned after some that is at hand: a grant has come before it.
     pub fn later_lanes(&self) -> Vec<i16> {
-        let lots = || self.lots.iter().flatten();
-        let Some(first) = lots().find(|lot| lot.metrics.is_none() && lot.is_live(self.now)) else { return Vec::new() };
-        let is_later = |away: &&Away| {
-            lots().any(|lot| lot.grant_id == away.slice.grant_id && lot.burn_order() > first.burn_order())
+        let grants = || self.grants.iter().flatten();
+        let Some(first) = grants().find(|grant| grant.metrics.is_none() && grant.is_live(self.now)) else {
+            return Vec::new();
+        };
+        let is_later = |away: &&UnlockedLane| {
+            grants().any(|grant| grant.grant_id == away.slice.grant_id && grant.burn_order() > first.burn_order())
         };
         self.away.iter().filter(is_later).map(|away| away.lane).collect()
     }
@@ -381,13 +387,13 @@ impl Wallet {
     /// `passed` do not count.
     pub fn wanted_lanes(&self, credits: i64, metric: Option<&str>, passed: &[i16]) -> Vec<i16> {
         let (mut missing, mut wanted) = (credits, Vec::new());
-        for lot in self.lots.iter().flatten().filter(|lot| !lot.is_dead(self.now) && lot.applies_to(metric)) {
-            let at_hand = if lot.is_live(self.now) { lot.remaining } else { 0 };
+        for grant in self.grants.iter().flatten().filter(|grant| !grant.is_dead(self.now) && grant.applies_to(metric)) {
+            let at_hand = if grant.is_live(self.now) { grant.remaining } else { 0 };
             if missing <= at_hand {
                 break;
             }
             missing -= at_hand;
-            for away in self.away.iter().filter(|a| a.slice.grant_id == lot.grant_id && !passed.contains(&a.lane)) {
+            for away in self.away.iter().filter(|a| a.slice.grant_id == grant.grant_id && !passed.contains(&a.lane)) {
                 if missing > 0 {
                     missing -= away.slice.credits;
                     wanted.push(away.lane);
@@ -401,7 +407,7 @@ impl Wallet {
     }
 
     /// Takes what another lane of the wallet holds, which was just locked, back to its grant.
-    pub fn gather(&mut self, lane: Lane) -> Result<()> {
+    pub fn reclaim_lane(&mut self, lane: Lane) -> Result<()> {
         self.away.retain(|away| away.lane != lane.lane);
         let number = lane.lane;
         let mut from = Self::new(lane, self.now);
@@ -410,9 +416,9 @@ impl Wallet {
         }
         let slice = from.slice();
         if slice.credits > 0 {
-            let mut leaving = Operation::new(Facts::from_source("lane", Some(self.lane.lane.to_string())));
+            let mut leaving = Operation::new(EntryContext::from_source("lane", Some(self.lane.lane.to_string())));
             from.take(&mut leaving, "lane", &[slice])?;
-            let mut coming = Operation::new(Facts::from_source("lane", Some(number.to_string())));
+            let mut coming = Operation::new(EntryContext::from_source("lane", Some(number.to_string())));
             self.give_back(&mut coming, "lane", &[slice])?;
         }
         from.lane.slice_grant = 0;
@@ -423,19 +429,19 @@ impl Wallet {
 
     /// Gives a lane that was gathered its share of what is at hand, for calls of so many credits. Nothing while credit is scoped
     /// or to come, since that is no lane's business, or where a share would not do.
-    pub fn deal(&mut self, number: i16, credits: i64) -> Result<()> {
+    pub fn refill_lane(&mut self, number: i16, credits: i64) -> Result<()> {
         let now = self.now;
-        let lot = self.lots.iter().flatten().find(|lot| lot.metrics.is_none() && lot.is_live(now));
-        let Some((grant_id, remaining, expires_at)) = lot.map(|l| (l.grant_id, l.remaining, l.expires_at)) else {
+        let grant = self.grants.iter().flatten().find(|grant| grant.metrics.is_none() && grant.is_live(now));
+        let Some((grant_id, remaining, expires_at)) = grant.map(|l| (l.grant_id, l.remaining, l.expires_at)) else {
             return Ok(());
         };
         // Of one grant at a time, so that it is used up before the next one is begun.
-        let slice = Part { grant_id, credits: lanes::share(remaining, self.lane.lanes, credits) };
+        let slice = Part { grant_id, credits: lanes::refill_amount(remaining, self.lane.lanes, credits) };
         let place = self.lanes.iter().position(|l| l.lane.lane == number);
         let Some(place) = place.filter(|_| slice.credits > 0 && self.restricted() == (0, 0)) else { return Ok(()) };
-        let mut leaving = Operation::new(Facts::from_source("lane", Some(number.to_string())));
+        let mut leaving = Operation::new(EntryContext::from_source("lane", Some(number.to_string())));
         self.take(&mut leaving, "lane", &[slice])?;
-        let mut coming = Operation::new(Facts::from_source("lane", Some(self.lane.lane.to_string())));
+        let mut coming = Operation::new(EntryContext::from_source("lane", Some(self.lane.lane.to_string())));
         let to = &mut self.lanes[place];
         (to.lane.slice_grant, to.lane.fresh_until) = (grant_id, expires_at);
         to.give_back(&mut coming, "lane", &[slice])
@@ -443,8 +449,8 @@ impl Wallet {
 
     /// Credit for some metrics only, and general credit that is not effective yet.
     pub fn restricted(&self) -> (i64, i64) {
-        let Some(lots) = &self.lots else { return (self.lane.scoped, self.lane.future) };
-        let sum = |chosen: &dyn Fn(&&Lot) -> bool| lots.iter().filter(chosen).map(|l| l.remaining).sum();
+        let Some(grants) = &self.grants else { return (self.lane.scoped, self.lane.future) };
+        let sum = |chosen: &dyn Fn(&&Grant) -> bool| grants.iter().filter(chosen).map(|l| l.remaining).sum();
         (sum(&|l| l.metrics.is_some()), sum(&|l| l.metrics.is_none() && l.effective_at > self.now))
     }
 
@@ -455,17 +461,17 @@ impl Wallet {
         if missing == 0 {
             return Ok(parts);
         }
-        match &self.lots {
+        match &self.grants {
             None => {
                 if self.lane.slice_credits >= missing {
                     parts.push(Part { grant_id: self.lane.slice_grant, credits: missing });
                     missing = 0;
                 }
             }
-            Some(lots) => {
-                for lot in lots.iter().filter(|l| l.is_live(self.now) && l.applies_to(metric)) {
-                    let credits = lot.remaining.min(missing);
-                    parts.push(Part { grant_id: lot.grant_id, credits });
+            Some(grants) => {
+                for grant in grants.iter().filter(|l| l.is_live(self.now) && l.applies_to(metric)) {
+                    let credits = grant.remaining.min(missing);
+                    parts.push(Part { grant_id: grant.grant_id, credits });
                     missing -= credits;
                     if missing == 0 {
                         break;
@@ -501,17 +507,17 @@ impl Wallet {
     }
 
     /// Books what is left of voided and expired grants, each as an operation of its own.
-    pub fn bury(&mut self) -> Result<()> {
+    pub fn write_off_dead_grants(&mut self) -> Result<()> {
         let now = self.now;
         let dead: Vec<_> = self
-            .lots
+            .grants
             .iter()
             .flatten()
-            .filter(|lot| lot.remaining > 0 && lot.is_dead(now))
-            .map(|lot| (lot.grant_id, lot.remaining, lot.voided, lot.source.clone()))
+            .filter(|grant| grant.remaining > 0 && grant.is_dead(now))
+            .map(|grant| (grant.grant_id, grant.remaining, grant.voided, grant.source.clone()))
             .collect();
         for (grant_id, credits, voided, source) in dead {
-            let mut operation = Operation::new(Facts::from_source(&source, None));
+            let mut operation = Operation::new(EntryContext::from_source(&source, None));
             let kind = if voided { "void" } else { "expiry" };
             self.write_off(&mut operation, kind, Part { grant_id, credits })?;
         }
@@ -520,36 +526,36 @@ impl Wallet {
 
     /// Takes out what a dead grant still held.
     pub fn write_off(&mut self, operation: &mut Operation, kind: &'static str, part: Part) -> Result<()> {
-        self.lot(part.grant_id)?.written_off += part.credits;
+        self.find_grant(part.grant_id)?.written_off += part.credits;
         let parts = if part.credits > 0 { std::slice::from_ref(&part) } else { &[] };
         self.take(operation, kind, parts)
     }
 
     /// A new grant; its id is that of its entry.
-    pub fn grant(&mut self, operation: &mut Operation, kind: &'static str, mut lot: Lot) -> Result<i64> {
-        let credits = lot.amount;
+    pub fn grant(&mut self, operation: &mut Operation, kind: &'static str, mut grant: Grant) -> Result<i64> {
+        let credits = grant.amount;
         // All credit of a wallet fits 63 bits, so that what is reserved or locked can always come back.
         let held = self.balance().checked_add(self.lane.reserved).and_then(|sum| sum.checked_add(self.lane.locked));
         checked(held.and_then(|sum| sum.checked_add(credits)))?;
-        lot.grant_id = self.lane.last_entry_id + 1;
-        lot.remaining = credits;
-        lot.saved = None;
-        let grant_id = lot.grant_id;
-        let terms = lot.terms();
+        grant.grant_id = self.lane.last_entry_id + 1;
+        grant.remaining = credits;
+        grant.saved = None;
+        let grant_id = grant.grant_id;
+        let terms = grant.terms();
         if kind == "purchase" {
             self.lane.purchased = checked(self.lane.purchased.checked_add(credits))?;
         }
-        let lots = self.lots.get_or_insert_default();
-        let place = lots.partition_point(|known| known.burn_order() < lot.burn_order());
-        lots.insert(place, lot);
+        let grants = self.grants.get_or_insert_default();
+        let place = grants.partition_point(|known| known.burn_order() < grant.burn_order());
+        grants.insert(place, grant);
         self.post(operation, kind, credits, Some(grant_id))?;
         self.lane.alert_base = self.balance();
-        self.seal(grant_id, terms);
+        self.bind_terms_hash(grant_id, terms);
         Ok(grant_id)
     }
 
     /// Lets the hash of an entry cover the terms of what it made.
-    pub fn seal(&mut self, entry_id: i64, terms: Hash) {
+    pub fn bind_terms_hash(&mut self, entry_id: i64, terms: Hash) {
         if let Some(entry) = self.entries.iter_mut().find(|e| e.position.entry_id == entry_id) {
             entry.terms = Some(terms);
         }
@@ -558,7 +564,7 @@ impl Wallet {
     /// Burns for usage: consumption counts, for the wallet and the member.
     pub fn consume(&mut self, operation: &mut Operation, parts: &[Part], budgeted: i64) -> Result<()> {
         let credits: i64 = parts.iter().map(|p| p.credits).sum();
-        let member = operation.facts.member_id;
+        let member = operation.context.member_id;
         let consumed = checked(self.lane.consumed.checked_add(credits))?;
         self.take(operation, "usage", parts)?;
         self.lane.consumed = consumed;
@@ -591,19 +597,19 @@ impl Wallet {
     }
 
     /// A grant that the call names and that must be loaded.
-    pub fn lot(&mut self, grant_id: i64) -> Result<&mut Lot> {
-        self.lots
+    pub fn find_grant(&mut self, grant_id: i64) -> Result<&mut Grant> {
+        self.grants
             .iter_mut()
             .flatten()
-            .find(|lot| lot.grant_id == grant_id)
+            .find(|grant| grant.grant_id == grant_id)
             .ok_or(Error::corrupt("an entry names a grant that does not exist"))
     }
 
     fn lot_credits(&mut self, grant_id: i64) -> Result<&mut i64> {
-        if self.lots.is_none() && self.lane.slice_grant == grant_id {
+        if self.grants.is_none() && self.lane.slice_grant == grant_id {
             return Ok(&mut self.lane.slice_credits);
         }
-        Ok(&mut self.lot(grant_id)?.remaining)
+        Ok(&mut self.find_grant(grant_id)?.remaining)
     }
 
     fn post(
@@ -623,7 +629,7 @@ impl Wallet {
             amount,
             operation_id: *operation.id.get_or_insert(entry_id),
             position: Position { entry_id, balance_before, balance_after: lane.balance, grant_id },
-            facts: Rc::clone(&operation.facts),
+            context: Rc::clone(&operation.context),
             result: None,
             terms: None,
             hash: [0; 32],
@@ -632,18 +638,18 @@ impl Wallet {
     }
 
     /// What the lane's entries come to that are not folded, with the new ones; None where it does not know.
-    pub fn recent(&self) -> Option<Recent> {
+    pub fn recent(&self) -> Option<LaneSummary> {
         let known = self.entries.first().map_or(self.lane.last_entry_id, |first| first.position.entry_id - 1);
-        let mut recent = Recent::of_lane(self.lane.recent.as_deref(), known)?;
+        let mut recent = LaneSummary::of_lane(self.lane.recent.as_deref(), known)?;
         for entry in &self.entries {
             recent.add(recent::Entry {
                 entry_id: entry.position.entry_id,
                 operation_id: entry.operation_id,
                 kind: entry.kind,
-                metric: entry.facts.metric.as_deref(),
-                source: entry.facts.source.as_deref(),
+                metric: entry.context.metric.as_deref(),
+                source: entry.context.source.as_deref(),
                 created_at: self.now,
-                quantity: entry.facts.quantity,
+                quantity: entry.context.quantity,
                 amount: entry.amount,
             });
         }
@@ -652,7 +658,7 @@ impl Wallet {
 
     /// Keeps what the call answers with the first entry of its operation, for a repeated call.
     pub fn keep_result(&mut self, operation: &Operation, result: String) {
-        if operation.facts.request.is_some() {
+        if operation.context.request.is_some() {
             let id = operation.id();
             if let Some(entry) = self.entries.iter_mut().find(|e| e.position.entry_id == id) {
                 entry.result = Some(result);
@@ -668,37 +674,37 @@ impl Wallet {
             lane.close();
         }
         let lane = &mut self.lane;
-        if let Some(lots) = &self.lots {
-            let with_credit = || lots.iter().filter(|l| l.remaining > 0);
+        if let Some(grants) = &self.grants {
+            let with_credit = || grants.iter().filter(|l| l.remaining > 0);
             (lane.scoped, lane.future) = restricted;
             let turns = with_credit()
                 .map(|l| if l.effective_at > now { l.effective_at } else { l.expires_at })
                 .min()
                 .unwrap_or(INFINITY);
             lane.fresh_until = turns;
-            let slice = lots.iter().find(|l| l.metrics.is_none() && l.is_live(now) && !lane.is_split());
+            let slice = grants.iter().find(|l| l.metrics.is_none() && l.is_live(now) && !lane.is_split());
             lane.slice_grant = slice.map_or(0, |l| l.grant_id);
             lane.slice_credits = slice.map_or(0, |l| l.remaining);
         }
         let mut previous = std::mem::take(&mut lane.head);
         for entry in &mut self.entries {
             let request = entry.request().cloned();
-            let facts = &entry.facts;
+            let about = &entry.context;
             let content = chain::content(&Content {
                 org_id: lane.org_id,
                 unit: &lane.unit,
                 kind: entry.kind,
                 amount: entry.amount,
-                quantity: facts.quantity,
-                metric: facts.metric.as_deref(),
-                member_id: facts.member_id,
-                source: facts.source.as_deref(),
-                source_id: facts.source_id.as_deref(),
+                quantity: about.quantity,
+                metric: about.metric.as_deref(),
+                member_id: about.member_id,
+                source: about.source.as_deref(),
+                source_id: about.source_id.as_deref(),
                 idempotency_key: request.as_ref().map(|r| r.key.as_str()),
                 request_hash: request.as_ref().and_then(|r| r.hash),
-                reason: facts.reason.as_deref(),
-                actor: facts.actor.as_deref(),
-                metadata: &facts.metadata,
+                reason: about.reason.as_deref(),
+                actor: about.actor.as_deref(),
+                metadata: &about.metadata,
                 result: entry.result.as_deref(),
                 created_at: now,
                 offset: entry.position.entry_id - entry.operation_id,
@@ -712,16 +718,16 @@ impl Wallet {
     }
 
     /// What the table is to say of each grant where that changed, after [`Wallet::close`].
-    pub fn lots_to_save(&self) -> Vec<(&Lot, Saved)> {
-        let in_slice = |lot: &Lot| lot.grant_id == self.lane.slice_grant && !self.lane.is_split();
-        self.lots
+    pub fn grants_to_save(&self) -> Vec<(&Grant, Saved)> {
+        let in_slice = |grant: &Grant| grant.grant_id == self.lane.slice_grant && !self.lane.is_split();
+        self.grants
             .iter()
             .flatten()
-            .map(|lot| {
-                let remaining = if in_slice(lot) { 0 } else { lot.remaining };
-                (lot, Saved { remaining, written_off: lot.written_off, voided: lot.voided })
+            .map(|grant| {
+                let remaining = if in_slice(grant) { 0 } else { grant.remaining };
+                (grant, Saved { remaining, written_off: grant.written_off, voided: grant.voided })
             })
-            .filter(|(lot, saved)| lot.saved != Some(*saved))
+            .filter(|(grant, saved)| grant.saved != Some(*saved))
             .collect()
     }
 }

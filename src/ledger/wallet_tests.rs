@@ -31,8 +31,8 @@ fn empty_lane() -> Lane {
     }
 }
 
-fn lot(amount: i64) -> Lot {
-    Lot {
+fn a_grant(amount: i64) -> Grant {
+    Grant {
         grant_id: 0,
         amount,
         remaining: 0,
@@ -51,13 +51,13 @@ fn lot(amount: i64) -> Lot {
 }
 
 fn plain() -> Operation {
-    Operation::new(Facts { metadata: "{}".into(), ..Facts::default() })
+    Operation::new(EntryContext { metadata: "{}".into(), ..EntryContext::default() })
 }
 
 /// What the tables hold between two calls.
 struct Tables {
     lane: Lane,
-    lots: Vec<Lot>,
+    grants: Vec<Grant>,
     holds: Vec<(Hold, Moment)>,
     walk: Walk,
     violations: Vec<crate::ledger::audit::Violation>,
@@ -66,7 +66,7 @@ struct Tables {
 impl Tables {
     fn new() -> Self {
         let walk = Walk::new(Uuid::from_u128(1), 0, Some("credit".into()));
-        Self { lane: empty_lane(), lots: Vec::new(), holds: Vec::new(), walk, violations: Vec::new() }
+        Self { lane: empty_lane(), grants: Vec::new(), holds: Vec::new(), walk, violations: Vec::new() }
     }
 
     /// A call: lock, load if need be, work, save. A refusal saves nothing.
@@ -80,11 +80,11 @@ impl Tables {
         for entry in &wallet.entries {
             self.walk.entry(&as_stored(&wallet, entry), &mut self.violations);
         }
-        for (changed, saved) in wallet.lots_to_save() {
-            let row = Lot { remaining: saved.remaining, saved: Some(saved), ..changed.clone() };
-            match self.lots.iter_mut().find(|l| l.grant_id == row.grant_id) {
+        for (changed, saved) in wallet.grants_to_save() {
+            let row = Grant { remaining: saved.remaining, saved: Some(saved), ..changed.clone() };
+            match self.grants.iter_mut().find(|l| l.grant_id == row.grant_id) {
                 Some(known) => *known = row,
-                None => self.lots.push(row),
+                None => self.grants.push(row),
             }
         }
         self.holds.retain(|(h, _)| !wallet.expired_holds.iter().any(|(id, _)| *id == h.hold_id));
@@ -96,12 +96,12 @@ impl Tables {
         let now = wallet.now();
         let timed_out: Vec<Hold> = self.holds.iter().filter(|(_, due)| *due <= now).map(|(h, _)| h.clone()).collect();
         let next = self.holds.iter().map(|(_, due)| *due).filter(|due| *due > now).min().unwrap_or(INFINITY);
-        wallet.load(self.lots.clone(), &timed_out, next)
+        wallet.load(self.grants.clone(), &timed_out, next)
     }
 
     /// Obviously spendable: every grant with its slice, looked at one by one, and what timed-out holds give back.
     fn obvious_total(&self, now: Moment) -> i64 {
-        let live = |l: &&Lot| !l.voided && l.effective_at <= now && now < l.expires_at && l.metrics.is_none();
+        let live = |l: &&Grant| !l.voided && l.effective_at <= now && now < l.expires_at && l.metrics.is_none();
         let back = |id| -> i64 {
             self.holds
                 .iter()
@@ -112,7 +112,7 @@ impl Tables {
                 .sum()
         };
         let slice = |id| if id == self.lane.slice_grant { self.lane.slice_credits } else { 0 };
-        self.lots.iter().filter(live).map(|l| l.remaining + slice(l.grant_id) + back(l.grant_id)).sum()
+        self.grants.iter().filter(live).map(|l| l.remaining + slice(l.grant_id) + back(l.grant_id)).sum()
     }
 
     fn total(&self, now: Moment) -> i64 {
@@ -126,9 +126,9 @@ impl Tables {
     fn check(&self, now: Moment) {
         assert_eq!(self.violations, []);
         assert_eq!(self.total(now), self.obvious_total(now));
-        let in_grants: i64 = self.lots.iter().map(|l| l.remaining).sum();
+        let in_grants: i64 = self.grants.iter().map(|l| l.remaining).sum();
         assert_eq!(in_grants + self.lane.slice_credits, self.lane.balance);
-        assert!(self.lots.iter().all(|l| (0..=l.amount).contains(&l.remaining)));
+        assert!(self.grants.iter().all(|l| (0..=l.amount).contains(&l.remaining)));
         let held: i64 = self.holds.iter().map(|(h, _)| h.credits).sum();
         assert_eq!(held, self.lane.reserved);
         let mut out = Vec::new();
@@ -160,19 +160,19 @@ fn as_stored(wallet: &Wallet, e: &Entry) -> Stored {
         balance_after: e.position.balance_after,
         created_at: wallet.now(),
         grant_id: e.position.grant_id,
-        quantity: e.facts.quantity,
+        quantity: e.context.quantity,
         request_hash: e.request().and_then(|r| r.hash),
-        member_id: e.facts.member_id,
+        member_id: e.context.member_id,
         unit: wallet.lane.unit.clone(),
         kind: e.kind.to_owned(),
-        metric: e.facts.metric.clone(),
-        source: e.facts.source.clone(),
-        source_id: e.facts.source_id.clone(),
+        metric: e.context.metric.clone(),
+        source: e.context.source.clone(),
+        source_id: e.context.source_id.clone(),
         idempotency_key: e.request().map(|r| r.key.clone()),
         request_id: e.request().map(|r| crate::ledger::chain::request_id(&r.key)),
-        reason: e.facts.reason.clone(),
-        actor: e.facts.actor.clone(),
-        metadata: e.facts.metadata.clone(),
+        reason: e.context.reason.clone(),
+        actor: e.context.actor.clone(),
+        metadata: e.context.metadata.clone(),
         result: e.result.clone(),
         entry_hash: e.hash.to_vec(),
         terms: e.terms,
@@ -215,8 +215,8 @@ fn play(tables: &mut Tables, now: &mut Moment, step: &Step) {
             let effective_at = *now + starts_in * HOUR;
             let expires_at = lasts.map_or(INFINITY, |hours| effective_at + hours * HOUR);
             let metrics = scoped.then(|| vec!["other".to_owned()]);
-            let lot = Lot { priority, paid, effective_at, expires_at, metrics, ..lot(amount) };
-            tables.call(*now, true, |w| w.grant(&mut plain(), "bonus", lot).map(drop)).unwrap();
+            let grant = Grant { priority, paid, effective_at, expires_at, metrics, ..a_grant(amount) };
+            tables.call(*now, true, |w| w.grant(&mut plain(), "bonus", grant).map(drop)).unwrap();
         }
         Step::Consume { credits, by_slice } => {
             let total = tables.obvious_total(*now);
@@ -252,17 +252,17 @@ fn play(tables: &mut Tables, now: &mut Moment, step: &Step) {
                 .call(*now, true, |w| {
                     w.give_back(&mut plain(), "release", &hold.parts)?;
                     w.lane.reserved -= hold.credits;
-                    w.bury()
+                    w.write_off_dead_grants()
                 })
                 .unwrap();
             tables.holds.retain(|(h, _)| h.hold_id != hold.hold_id);
         }
         Step::Void { which } => {
-            let Some(grant_id) = tables.lots.get(which).map(|l| l.grant_id) else { return };
+            let Some(grant_id) = tables.grants.get(which).map(|l| l.grant_id) else { return };
             tables
                 .call(*now, true, |w| {
-                    w.lot(grant_id)?.voided = true;
-                    w.bury()
+                    w.find_grant(grant_id)?.voided = true;
+                    w.write_off_dead_grants()
                 })
                 .unwrap();
         }
@@ -284,18 +284,18 @@ proptest! {
 
 #[test]
 fn burn_order_is_total_and_as_promised() {
-    let base = Lot { grant_id: 9, remaining: 1, ..lot(1) };
+    let base = Grant { grant_id: 9, remaining: 1, ..a_grant(1) };
     let order = [
-        Lot { metrics: Some(vec!["m".into()]), priority: 99, ..base.clone() },
-        Lot { priority: 1, expires_at: INFINITY, paid: true, ..base.clone() },
-        Lot { expires_at: 10, paid: true, ..base.clone() },
-        Lot { expires_at: 20, paid: false, effective_at: 5, ..base.clone() },
-        Lot { expires_at: 20, paid: true, effective_at: 1, ..base.clone() },
-        Lot { paid: false, effective_at: 1, ..base.clone() },
-        Lot { paid: false, effective_at: 2, ..base.clone() },
-        Lot { paid: false, effective_at: 2, grant_id: 10, ..base.clone() },
-        Lot { paid: true, effective_at: 0, ..base.clone() },
-        Lot { priority: 51, ..base },
+        Grant { metrics: Some(vec!["m".into()]), priority: 99, ..base.clone() },
+        Grant { priority: 1, expires_at: INFINITY, paid: true, ..base.clone() },
+        Grant { expires_at: 10, paid: true, ..base.clone() },
+        Grant { expires_at: 20, paid: false, effective_at: 5, ..base.clone() },
+        Grant { expires_at: 20, paid: true, effective_at: 1, ..base.clone() },
+        Grant { paid: false, effective_at: 1, ..base.clone() },
+        Grant { paid: false, effective_at: 2, ..base.clone() },
+        Grant { paid: false, effective_at: 2, grant_id: 10, ..base.clone() },
+        Grant { paid: true, effective_at: 0, ..base.clone() },
+        Grant { priority: 51, ..base },
     ];
     for pair in order.windows(2) {
         assert!(pair[0].burn_order() < pair[1].burn_order(), "{pair:?}");
@@ -321,18 +321,18 @@ fn a_budget_counts_its_period_only() {
 #[test]
 fn a_balance_beyond_63_bits_is_refused() {
     let mut wallet = Wallet::new(empty_lane(), 0);
-    wallet.grant(&mut plain(), "bonus", lot(i64::MAX)).unwrap();
-    assert_eq!(wallet.grant(&mut plain(), "bonus", lot(1)).unwrap_err().sqlstate, *b"22023");
+    wallet.grant(&mut plain(), "bonus", a_grant(i64::MAX)).unwrap();
+    assert_eq!(wallet.grant(&mut plain(), "bonus", a_grant(1)).unwrap_err().sqlstate, *b"22023");
 }
 
 #[test]
 fn what_is_refused_leaves_the_wallet_as_it_was() {
     let lane = Lane { consumed: i64::MAX - 5, ..empty_lane() };
     let mut wallet = Wallet::new(lane, 0);
-    wallet.grant(&mut plain(), "bonus", lot(100)).unwrap();
-    let (lane, lots, entries) = (wallet.lane.clone(), wallet.lots.clone(), wallet.entries.len());
+    wallet.grant(&mut plain(), "bonus", a_grant(100)).unwrap();
+    let (lane, grants, entries) = (wallet.lane.clone(), wallet.grants.clone(), wallet.entries.len());
     let parts = wallet.allocate(50, None).unwrap();
     assert!(wallet.consume(&mut plain(), &parts, 50).is_err());
-    assert!(wallet.grant(&mut plain(), "bonus", lot(i64::MAX)).is_err());
-    assert_eq!((wallet.lane, wallet.lots, wallet.entries.len()), (lane, lots, entries));
+    assert!(wallet.grant(&mut plain(), "bonus", a_grant(i64::MAX)).is_err());
+    assert_eq!((wallet.lane, wallet.grants, wallet.entries.len()), (lane, grants, entries));
 }

@@ -3,11 +3,12 @@
 //! Consumptions and reservations count in `cap_usage` and are refused beyond; what is recorded counts by what the usage tables
 //! say. Rows are locked after the counters, in the order of (org, cap, member, period).
 
+use crate::base::error::{CapReached, Error, Result};
+use crate::base::time::Moment;
+use crate::base::words::Word;
 use crate::catalog::cache::{self, Metric};
-use crate::catalog::plan::Cap;
-use crate::error::{Error, Result};
-use crate::sql::{Db, Timestamptz};
-use crate::time::{Moment, Period};
+use crate::catalog::sections::caps::{Cap, CapSubject};
+use crate::pg::spi::{Db, Timestamptz};
 use crate::{args, statements};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -15,25 +16,25 @@ use uuid::Uuid;
 
 statements! {
     MAKE(uuids, texts, uuids, timestamptzs) =
-        "insert into billing.cap_usage (org_id, cap, member_id, period_start, quantity)
+        "insert into billing_internal.cap_usage (org_id, cap, member_id, period_start, quantity)
          select k.*, 0 from unnest($1, $2, $3, $4) k order by 1, 2, 3, 4 on conflict do nothing";
     LOCK(uuids, texts, uuids, timestamptzs) =
         "select u.org_id, u.cap, u.member_id, u.period_start, u.quantity
            from unnest($1, $2, $3, $4) k (org_id, cap, member_id, period_start)
-           join billing.cap_usage u using (org_id, cap, member_id, period_start)
+           join billing_internal.cap_usage u using (org_id, cap, member_id, period_start)
           where u.org_id = any ($1)
           order by 1, 2, 3, 4 for update of u";
     READ(uuid, text, uuid, timestamptz) =
-        "select quantity from billing.cap_usage where org_id = $1 and cap = $2 and member_id = $3 and period_start = $4";
+        "select quantity from billing_internal.cap_usage where org_id = $1 and cap = $2 and member_id = $3 and period_start = $4";
     SAVE(uuids, texts, uuids, timestamptzs, int8s) =
-        "update billing.cap_usage u set quantity = k.quantity
+        "update billing_internal.cap_usage u set quantity = k.quantity
            from unnest($1, $2, $3, $4, $5) k (org_id, cap, member_id, period_start, quantity)
           where u.org_id = k.org_id and u.cap = k.cap and u.member_id = k.member_id and u.period_start = k.period_start
             and u.org_id = any ($1)";
     RECORDED(uuid, texts, timestamptz) =
-        "select (coalesce((select sum(quantity) from billing.unsettled_usage
+        "select (coalesce((select sum(quantity) from billing_internal.unsettled_usage
                             where org_id = $1 and metric = any ($2) and segment >= $3), 0)
-               + coalesce((select sum(recorded) from billing.usage_days
+               + coalesce((select sum(recorded) from billing_internal.usage_days
                             where org_id = $1 and metric = any ($2) and day >= ($3 at time zone 'UTC')::date), 0))::int8";
     // A hold that is closed counts no longer for what was not used of it, in the period in which it was made; in caps that
     // were there then.
@@ -49,10 +50,10 @@ statements! {
              group by 1, 2, 3),
          locked as (
             select u.cap, u.member_id, u.period_start, g.quantity
-              from unused g join billing.cap_usage u
+              from unused g join billing_internal.cap_usage u
                 on u.org_id = $1 and u.cap = g.cap and u.member_id = g.member_id and u.period_start = g.period_start
              order by u.cap, u.member_id, u.period_start for update of u)
-         update billing.cap_usage u set quantity = greatest(0, u.quantity - l.quantity)
+         update billing_internal.cap_usage u set quantity = greatest(0, u.quantity - l.quantity)
            from locked l
           where u.org_id = $1 and u.cap = l.cap and u.member_id = l.member_id and u.period_start = l.period_start";
 }
@@ -60,41 +61,30 @@ statements! {
 /// Names a row of `cap_usage`.
 type Name = (Uuid, String, Uuid, Moment);
 
-/// When a cap's current period began.
-pub fn start(cap: &Cap, now: Moment) -> Moment {
-    period(cap).start(now)
-}
-
-/// When a cap's current period ends.
-pub fn end(cap: &Cap, now: Moment) -> Moment {
-    let start = start(cap, now);
-    if cap.per == "day" { crate::time::add_days(start, 1) } else { crate::time::add_months(start, 1) }
-}
-
-fn period(cap: &Cap) -> Period {
-    if cap.per == "day" { Period::Day } else { Period::Month }
-}
-
 /// Whose usage counts; None for a cap per member where no member is named.
 fn subject(cap: &Cap, member_id: Option<Uuid>) -> Option<Uuid> {
-    if cap.subject == "member" { member_id } else { Some(Uuid::nil()) }
+    match cap.subject {
+        CapSubject::Member => member_id,
+        CapSubject::Org => Some(Uuid::nil()),
+    }
 }
 
 /// What was recorded of a cap's metrics in its period.
 pub fn recorded(db: &Db, org_id: Uuid, cap: &Cap, now: Moment, fresh: bool) -> Result<i64> {
-    if cap.subject == "member" {
-        return Ok(0);
+    match cap.subject {
+        CapSubject::Member => return Ok(0),
+        CapSubject::Org => {}
     }
     let all = cache::all_metrics(db)?.into_iter();
     let metrics: Vec<String> =
         all.filter(|m| !m.is_gauge() && m.caps.iter().any(|c| c.name == cap.name)).map(|m| m.name.clone()).collect();
-    let rows = db.query(fresh, &RECORDED, args![org_id, metrics, Timestamptz(start(cap, now))]);
+    let rows = db.query(fresh, &RECORDED, args![org_id, metrics, Timestamptz(cap.per.start(now))]);
     Ok(rows.first().map_or(0, |row| row.get(0)))
 }
 
 /// What of a cap is used, for reading.
 pub fn used(db: &Db, org_id: Uuid, cap: &Cap, now: Moment) -> Result<i64> {
-    let rows = db.read(&READ, args![org_id, &cap.name, Uuid::nil(), Timestamptz(start(cap, now))]);
+    let rows = db.read(&READ, args![org_id, &cap.name, Uuid::nil(), Timestamptz(cap.per.start(now))]);
     let consumed = rows.first().map_or(0, |row| row.get::<i64>(0));
     Ok(consumed.saturating_add(recorded(db, org_id, cap, now, false)?))
 }
@@ -120,7 +110,7 @@ impl Caps {
         for (org_id, metric, member_id) in wanted {
             for cap in &metric.caps {
                 if let Some(subject) = subject(cap, *member_id) {
-                    names.insert((*org_id, cap.name.clone(), subject, start(cap, now)), Rc::clone(cap));
+                    names.insert((*org_id, cap.name.clone(), subject, cap.per.start(now)), Rc::clone(cap));
                 }
             }
         }
@@ -147,11 +137,21 @@ impl Caps {
     pub fn check(&self, org_id: Uuid, metric: &Metric, member_id: Option<Uuid>, quantity: i64) -> Result<()> {
         for cap in &metric.caps {
             let Some(subject) = subject(cap, member_id) else { continue };
-            let name = (org_id, cap.name.clone(), subject, start(cap, self.now));
+            let name = (org_id, cap.name.clone(), subject, cap.per.start(self.now));
             let used = self.rows.get(&name).map_or(0, |row| row.quantity.saturating_add(row.recorded));
             if used.saturating_add(quantity) > cap.quantity {
-                let member = member_id.filter(|_| cap.subject == "member");
-                return Err(Error::cap_reached(cap, used, quantity, member, end(cap, self.now)));
+                let member = member_id.filter(|_| cap.subject == CapSubject::Member);
+                return Err(Error::cap_reached(&CapReached {
+                    name: &cap.name,
+                    metric: cap.metric.as_deref(),
+                    category: cap.category.as_deref(),
+                    per: cap.per.name(),
+                    limit: cap.quantity,
+                    used,
+                    required: quantity,
+                    member_id: member,
+                    resets_at: cap.per.end(self.now),
+                }));
             }
         }
         Ok(())
@@ -161,7 +161,7 @@ impl Caps {
     pub fn add(&mut self, org_id: Uuid, metric: &Metric, member_id: Option<Uuid>, quantity: i64) {
         for cap in &metric.caps {
             let Some(subject) = subject(cap, member_id) else { continue };
-            if let Some(row) = self.rows.get_mut(&(org_id, cap.name.clone(), subject, start(cap, self.now))) {
+            if let Some(row) = self.rows.get_mut(&(org_id, cap.name.clone(), subject, cap.per.start(self.now))) {
                 row.quantity = row.quantity.saturating_add(quantity);
             }
         }

@@ -1,19 +1,22 @@
 //! `check_limit`: may an org use so much more of a metric, and if not, what stops it.
 
 use crate::access;
-use crate::arguments::{positive, required, required_uuid};
+use crate::base::error::{Error, Result};
+use crate::base::units;
 use crate::catalog::cache;
-use crate::catalog::plan::Limit;
-use crate::clock;
-use crate::error::{Error, Result};
-use crate::ledger::totals;
+use crate::catalog::sections::caps::CapSubject;
+use crate::catalog::sections::metrics::Tier;
+use crate::catalog::sections::plans::Limit;
+use crate::ledger::spendable::spendable;
 use crate::limits::caps;
 use crate::limits::standing::Reader;
-use crate::raise::or_raise;
+use crate::pg::arguments::{positive, required, required_uuid};
+use crate::pg::clock;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, Db};
+use crate::receipt;
 use crate::schema::ledger::freezes;
 use crate::schema::{Snapshot, Table};
-use crate::sql::{self, Db};
-use crate::{receipt, units};
 use pgrx::prelude::*;
 use uuid::Uuid;
 
@@ -39,12 +42,12 @@ fn is_frozen(org_id: Uuid) -> bool {
 }
 
 /// All that decides.
-struct Facts<'a> {
+struct LimitInputs {
     capped: bool,
     limit: Option<Limit>,
     /// Plan or org include some of it.
     included: bool,
-    tier: Option<&'a str>,
+    tier: Option<Tier>,
     overage: i64,
     priced: bool,
     required: i64,
@@ -52,28 +55,28 @@ struct Facts<'a> {
 }
 
 /// Allowed or not, and why. Hard limits of a plan close also a core metric.
-fn verdict(facts: &Facts<'_>) -> (bool, &'static str) {
-    if facts.capped {
+fn verdict(inputs: &LimitInputs) -> (bool, &'static str) {
+    if inputs.capped {
         return (false, "cap");
     }
-    if facts.overage == 0 {
+    if inputs.overage == 0 {
         return (true, "included");
     }
-    let hard = facts.limit == Some(Limit::Hard);
-    if facts.limit == Some(Limit::Soft) {
+    let hard = inputs.limit == Some(Limit::Hard);
+    if inputs.limit == Some(Limit::Soft) {
         return (true, "soft_limit");
     }
-    if facts.priced && facts.required <= facts.available {
+    if inputs.priced && inputs.required <= inputs.available {
         return (true, "credits");
     }
-    if !facts.priced && !facts.included && !hard {
+    if !inputs.priced && !inputs.included && !hard {
         // Free, and in no plan.
         return (true, "included");
     }
-    if facts.tier == Some("core") && !hard {
+    if Tier::stays_open(inputs.tier) && !hard {
         return (true, "core");
     }
-    if !facts.priced || ((facts.included || hard) && facts.available == 0) {
+    if !inputs.priced || ((inputs.included || hard) && inputs.available == 0) {
         return (false, "plan_limit");
     }
     (false, "insufficient_credits")
@@ -88,31 +91,31 @@ fn check(db: &Db, org_id: Uuid, metric: &str, quantity: i64) -> Result<LimitStat
     let reader = Reader::new(db, org_id, now)?;
     let standing = reader.standing(&metric)?;
     let charge = standing.charge(quantity, price.as_deref())?;
-    let mut spendable = totals::spendable(db, org_id, unit, Some(&metric.name))?;
+    let mut spendable = spendable(db, org_id, unit, Some(&metric.name))?;
     if unit == units::CREDIT {
         spendable = spendable.saturating_add(reader.credits_due());
     }
     let available = (spendable - reader.owed(unit)?).max(0);
     let mut capped = false;
     let mut resets_at = standing.terms.span.end;
-    for cap in metric.caps.iter().filter(|cap| cap.subject == "org") {
+    for cap in metric.caps.iter().filter(|cap| cap.subject == CapSubject::Org) {
         if caps::used(db, org_id, cap, now)?.saturating_add(quantity) > cap.quantity {
-            let end = caps::end(cap, now);
+            let end = cap.per.end(now);
             resets_at = if capped { resets_at.max(end) } else { end };
             capped = true;
         }
     }
-    let facts = Facts {
+    let inputs = LimitInputs {
         capped,
         limit: standing.terms.limit,
         included: standing.terms.included,
-        tier: metric.tier.as_deref(),
+        tier: metric.tier,
         overage: charge.overage,
         priced: price.is_some(),
         required: charge.credits,
         available,
     };
-    let (allowed, reason) = if is_frozen(org_id) { (false, "frozen") } else { verdict(&facts) };
+    let (allowed, reason) = if is_frozen(org_id) { (false, "frozen") } else { verdict(&inputs) };
     Ok(LimitStatus {
         allowed,
         reason: reason.to_owned(),
@@ -126,26 +129,27 @@ fn check(db: &Db, org_id: Uuid, metric: &str, quantity: i64) -> Result<LimitStat
     })
 }
 
-/// May the org use `quantity` more of the metric, why or why not, what is used, included and left, and when that starts anew.
+/// Tells whether the org may use `quantity` more of the metric, why or why not, what is used, included and left, what it would
+/// cost, and when that starts anew.
 ///
 /// Exact to the last recorded event. `reason`: included | credits | core | `soft_limit` when allowed; `plan_limit` |
 /// `insufficient_credits` | cap | frozen when not. `included` and `remaining` are null where there is no limit. `credits_available` is
 /// what is left for this metric once overage that was not paid yet is. A bounded number of index reads, however long the
-/// history; takes no locks. Errors: 42501 for an org that is not the caller's; PT404 `unknown_metric`; 22023.
+/// history; takes no locks. Errors: 42501 `not_authorized` for an org that is not the caller's; PT404 `unknown_metric`; 22023.
 #[pg_extern(stable)]
 fn check_limit(org_id: Option<pgrx::Uuid>, metric: Option<&str>, quantity: default!(Option<i64>, 1)) -> LimitStatus {
     or_raise(access::reader(|| {
         let org_id = required_uuid("org_id", org_id)?;
         let metric = required("metric", metric)?;
         let quantity = positive("quantity", quantity)?;
-        sql::connect(|db| {
+        spi::connect(|db| {
             access::authorize(db, org_id)?;
             check(db, org_id, metric, quantity)
         })
     }))
 }
 
-/// Whether [`check_limit`] allows it: for the app's own row-level policies. False for an org that is not the caller's.
+/// Tells whether [`check_limit`] allows it: for the app's own row-level policies. False for an org that is not the caller's.
 ///
 /// Errors: PT404 `unknown_metric`; 22023.
 #[pg_extern(stable)]
@@ -155,7 +159,7 @@ fn allows(org_id: Option<pgrx::Uuid>, metric: Option<&str>, quantity: default!(O
         let quantity = positive("quantity", quantity)?;
         // A row that belongs to nobody is nobody's to insert.
         let Some(org_id) = org_id.map(|id| Uuid::from_bytes(*id.as_bytes())) else { return Ok(false) };
-        sql::connect(|db| match access::authorize(db, org_id) {
+        spi::connect(|db| match access::authorize(db, org_id) {
             Ok(()) => check(db, org_id, metric, quantity).map(|status| status.allowed),
             Err(Error { sqlstate: [b'4', b'2', ..], .. }) => Ok(false),
             Err(error) => Err(error),
@@ -167,8 +171,8 @@ fn allows(org_id: Option<pgrx::Uuid>, metric: Option<&str>, quantity: default!(O
 mod tests {
     use super::*;
 
-    fn facts() -> Facts<'static> {
-        Facts {
+    fn inputs() -> LimitInputs {
+        LimitInputs {
             capped: false,
             limit: None,
             included: true,
@@ -182,27 +186,30 @@ mod tests {
 
     #[test]
     fn what_is_left_of_the_plan_comes_first() {
-        assert_eq!(verdict(&Facts { overage: 0, ..facts() }), (true, "included"));
-        assert_eq!(verdict(&Facts { overage: 0, capped: true, ..facts() }), (false, "cap"));
+        assert_eq!(verdict(&LimitInputs { overage: 0, ..inputs() }), (true, "included"));
+        assert_eq!(verdict(&LimitInputs { overage: 0, capped: true, ..inputs() }), (false, "cap"));
     }
 
     #[test]
     fn beyond_the_plan_credits_decide() {
-        assert_eq!(verdict(&facts()), (false, "plan_limit"));
-        assert_eq!(verdict(&Facts { available: 4, ..facts() }), (false, "insufficient_credits"));
-        assert_eq!(verdict(&Facts { available: 5, ..facts() }), (true, "credits"));
-        assert_eq!(verdict(&Facts { included: false, ..facts() }), (false, "insufficient_credits"));
-        assert_eq!(verdict(&Facts { priced: false, required: 0, ..facts() }), (false, "plan_limit"));
-        assert_eq!(verdict(&Facts { priced: false, included: false, required: 0, ..facts() }), (true, "included"));
+        assert_eq!(verdict(&inputs()), (false, "plan_limit"));
+        assert_eq!(verdict(&LimitInputs { available: 4, ..inputs() }), (false, "insufficient_credits"));
+        assert_eq!(verdict(&LimitInputs { available: 5, ..inputs() }), (true, "credits"));
+        assert_eq!(verdict(&LimitInputs { included: false, ..inputs() }), (false, "insufficient_credits"));
+        assert_eq!(verdict(&LimitInputs { priced: false, required: 0, ..inputs() }), (false, "plan_limit"));
+        assert_eq!(
+            verdict(&LimitInputs { priced: false, included: false, required: 0, ..inputs() }),
+            (true, "included")
+        );
     }
 
     #[test]
     fn soft_limits_and_core_metrics_stay_open_and_hard_ones_do_not() {
         let soft = Some(Limit::Soft);
         let hard = Some(Limit::Hard);
-        assert_eq!(verdict(&Facts { limit: soft, ..facts() }), (true, "soft_limit"));
-        assert_eq!(verdict(&Facts { tier: Some("core"), ..facts() }), (true, "core"));
-        assert_eq!(verdict(&Facts { tier: Some("premium"), ..facts() }), (false, "plan_limit"));
-        assert_eq!(verdict(&Facts { tier: Some("core"), limit: hard, ..facts() }), (false, "plan_limit"));
+        assert_eq!(verdict(&LimitInputs { limit: soft, ..inputs() }), (true, "soft_limit"));
+        assert_eq!(verdict(&LimitInputs { tier: Some(Tier::Core), ..inputs() }), (true, "core"));
+        assert_eq!(verdict(&LimitInputs { tier: Some(Tier::Premium), ..inputs() }), (false, "plan_limit"));
+        assert_eq!(verdict(&LimitInputs { tier: Some(Tier::Core), limit: hard, ..inputs() }), (false, "plan_limit"));
     }
 }

@@ -2,5 +2,6 @@
 
 pub mod caps;
 mod check;
+pub mod cost;
 pub mod standing;
 mod state;

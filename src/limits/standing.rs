@@ -1,17 +1,17 @@
 //! Where an org stands with a metric: what its plan includes, what is used, and what is owed for it. Only reads.
 
-use crate::catalog;
+use crate::base::error::Result;
+use crate::base::time::Moment;
+use crate::base::units;
 use crate::catalog::cache::{self, Metric};
-use crate::catalog::price::Price;
-use crate::error::Result;
-use crate::limits::state::{Pending, State};
+use crate::catalog::price::{self, Price};
+use crate::catalog::sections::metrics::Aggregation;
+use crate::limits::state::{UnsettledRow, UnsettledState};
+use crate::pg::spi::{Db, Timestamptz};
 use crate::plans::period::{Span, Terms, Timeline};
 use crate::plans::store as plans;
-use crate::sql::{Db, Timestamptz};
-use crate::time::Moment;
-use crate::units;
+use crate::reports::tail;
 use crate::usage::counters::{self, Counter};
-use crate::usage::tail;
 use crate::usage::tally::{Charge, Tally};
 use crate::{args, statements};
 use std::cell::OnceCell;
@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 statements! {
     LAST_LEVEL(uuid, text, timestamptz) =
-        "select level, level_at from billing.period_usage
+        "select level, level_at from billing_internal.period_usage
           where org_id = $1 and metric = $2 and period_start <= $3 and level is not null order by period_start desc limit 1";
 }
 
@@ -33,12 +33,12 @@ pub struct Reader<'a> {
     timeline: Timeline,
     /// Reads what this transaction has written, too.
     fresh: bool,
-    state: OnceCell<State>,
+    state: OnceCell<UnsettledState>,
 }
 
 /// Where an org stands with a metric in the current period.
 #[derive(Debug, Clone)]
-pub struct Standing {
+pub struct MetricUsage {
     /// What holds.
     pub terms: Terms,
     /// Exact to the last recorded event.
@@ -47,7 +47,7 @@ pub struct Standing {
     unsettled: i64,
 }
 
-impl Standing {
+impl MetricUsage {
     /// What of the allowance is left; None: unlimited.
     pub fn remaining(&self) -> Option<i64> {
         self.tally.remaining(self.terms.allowance, self.unsettled)
@@ -55,7 +55,7 @@ impl Standing {
 
     /// What so much more would come to.
     pub fn charge(&self, quantity: i64, price: Option<&Price>) -> Result<Charge> {
-        self.tally.charge(quantity, self.terms.allowance, self.unsettled, price).map_err(catalog::too_large)
+        self.tally.charge(quantity, self.terms.allowance, self.unsettled, price).map_err(price::too_large)
     }
 }
 
@@ -80,7 +80,7 @@ impl<'a> Reader<'a> {
         self.timeline.credits_due(self.now)
     }
 
-    fn state(&self) -> &State {
+    fn state(&self) -> &UnsettledState {
         self.state.get_or_init(|| self.look(Vec::new()))
     }
 
@@ -94,8 +94,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn look(&self, names: Vec<(String, Moment)>) -> State {
-        State::look(self.org_id, names, self.fresh)
+    fn look(&self, names: Vec<(String, Moment)>) -> UnsettledState {
+        UnsettledState::look(self.org_id, names, self.fresh)
     }
 
     fn terms(&self, metric: &Metric, at: Moment) -> Terms {
@@ -103,25 +103,26 @@ impl<'a> Reader<'a> {
     }
 
     /// Where the org stands with a metric.
-    pub fn standing(&self, metric: &Metric) -> Result<Standing> {
+    pub fn standing(&self, metric: &Metric) -> Result<MetricUsage> {
         let terms = self.terms(metric, self.now);
         let counter = self.counter(&metric.name, terms.span);
-        let recorded = |p: &&Pending| p.metric == metric.name && p.span.start == terms.span.start;
+        let recorded = |p: &&UnsettledRow| p.metric == metric.name && p.span.start == terms.span.start;
         let decided = counter.tally.quantity;
-        let unsettled = if metric.is_gauge() {
-            (self.level(metric, &counter) - decided).max(0)
-        } else {
-            self.state().pending.iter().filter(recorded).fold(0, |sum, p| p.quantity.saturating_add(sum))
+        let unsettled = match metric.aggregation {
+            Aggregation::Max | Aggregation::Last => (self.level(metric, &counter) - decided).max(0),
+            Aggregation::Sum | Aggregation::Unique => {
+                self.state().pending.iter().filter(recorded).fold(0, |sum, p| p.quantity.saturating_add(sum))
+            }
         };
-        let mut used = decided.saturating_add(unsettled);
-        if metric.aggregation == "last" {
-            used = self.level(metric, &counter);
-        }
+        let mut used = match metric.aggregation {
+            Aggregation::Last => self.level(metric, &counter),
+            Aggregation::Sum | Aggregation::Max | Aggregation::Unique => decided.saturating_add(unsettled),
+        };
         let price = cache::price(self.db, metric, Some(self.org_id), self.now)?;
         if metric.is_plain(price.as_deref()) {
             used = used.saturating_add(self.consumed(&metric.name, terms.span));
         }
-        Ok(Standing { terms, used, tally: counter.tally, unsettled })
+        Ok(MetricUsage { terms, used, tally: counter.tally, unsettled })
     }
 
     /// What was consumed of a metric without a counter.
@@ -134,15 +135,19 @@ impl<'a> Reader<'a> {
         let start = counter.span.start;
         let mine = || self.state().pending.iter().filter(|p| p.metric == metric.name);
         // Of max, what this period itself came to is decided already.
-        let until = if metric.aggregation == "max" { start.saturating_sub(1) } else { start };
+        let until = match metric.aggregation {
+            Aggregation::Max => start.saturating_sub(1),
+            Aggregation::Last | Aggregation::Sum | Aggregation::Unique => start,
+        };
         let earlier = self.db.query(self.fresh, &LAST_LEVEL, args![self.org_id, &metric.name, Timestamptz(until)]);
         let earlier = earlier.first().and_then(|row| row.opt::<i64>(0).zip(row.opt::<Moment>(1)));
         let newest = |until: Moment| {
             let recorded = mine().filter(|p| p.span.start < until).filter_map(|p| p.level);
             recorded.chain(earlier).max_by_key(|(_, at)| *at).map_or(0, |(level, _)| level)
         };
-        if metric.aggregation == "last" {
-            return newest(counter.span.end);
+        match metric.aggregation {
+            Aggregation::Last => return newest(counter.span.end),
+            Aggregation::Max | Aggregation::Sum | Aggregation::Unique => {}
         }
         let highest = mine().filter(|p| p.span.start == start).map(|p| p.quantity).max().unwrap_or(0);
         highest.max(newest(start)).max(counter.tally.quantity)
@@ -151,7 +156,7 @@ impl<'a> Reader<'a> {
     /// What the org owes in a unit: unpaid overage, and what will be charged for what is recorded and not settled.
     pub fn owed(&self, unit: &str) -> Result<i64> {
         let mut owed = self.state().unpaid.get(unit).copied().unwrap_or(0);
-        let mut groups: BTreeMap<(&str, Span), Vec<&Pending>> = BTreeMap::new();
+        let mut groups: BTreeMap<(&str, Span), Vec<&UnsettledRow>> = BTreeMap::new();
         for pending in &self.state().pending {
             groups.entry((&pending.metric, pending.span)).or_default().push(pending);
         }
@@ -161,10 +166,10 @@ impl<'a> Reader<'a> {
             let newest = parts.iter().filter_map(|p| p.level).max_by_key(|(_, at)| *at);
             let today = cache::price(self.db, &metric, Some(self.org_id), self.now)?;
             for part in parts {
-                let quantity = match metric.aggregation.as_str() {
-                    "max" => (part.quantity - tally.quantity).max(0),
-                    "last" => newest.map_or(0, |(level, _)| (level - tally.quantity).max(0)),
-                    _ => part.quantity,
+                let quantity = match metric.aggregation {
+                    Aggregation::Max => (part.quantity - tally.quantity).max(0),
+                    Aggregation::Last => newest.map_or(0, |(level, _)| (level - tally.quantity).max(0)),
+                    Aggregation::Sum | Aggregation::Unique => part.quantity,
                 };
                 let terms = self.terms(&metric, part.segment.max(span.start));
                 let price = cache::price(self.db, &metric, Some(self.org_id), part.segment)?;

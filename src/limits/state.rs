@@ -1,10 +1,10 @@
 //! What is recorded of an org and not settled, what it has not paid, and its counters: what every look at where it stands begins with.
 
+use crate::base::time::Moment;
 use crate::plans::period::Span;
 use crate::schema::ledger::unpaid_overage;
 use crate::schema::usage::unsettled_usage;
 use crate::schema::{Snapshot, Table, at_one_moment};
-use crate::time::Moment;
 use crate::usage::counters::{self, Counter};
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -12,7 +12,7 @@ use uuid::Uuid;
 /// A row of `unsettled_usage`.
 #[derive(Debug)]
 #[allow(missing_docs)]
-pub struct Pending {
+pub struct UnsettledRow {
     pub metric: String,
     pub span: Span,
     pub segment: Moment,
@@ -22,16 +22,16 @@ pub struct Pending {
 
 /// What the first look finds of an org, whatever the metric.
 #[derive(Default)]
-pub struct State {
+pub struct UnsettledState {
     /// By metric, period and segment.
-    pub pending: Vec<Pending>,
+    pub pending: Vec<UnsettledRow>,
     /// Unpaid overage by unit.
     pub unpaid: BTreeMap<String, i64>,
     /// Of the metrics and periods that were asked for: what there is.
     pub counters: BTreeMap<(String, Moment), Option<Counter>>,
 }
 
-impl State {
+impl UnsettledState {
     /// With the counters of these metrics, each in the period that begins then. `fresh`: for a call that holds locks.
     pub fn look(org_id: Uuid, names: Vec<(String, Moment)>, fresh: bool) -> Self {
         let mut state = at_one_moment(fresh, || read(org_id, &names));
@@ -48,12 +48,12 @@ impl State {
     }
 }
 
-fn read(org_id: Uuid, names: &[(String, Moment)]) -> State {
-    let mut state = State::default();
+fn read(org_id: Uuid, names: &[(String, Moment)]) -> UnsettledState {
+    let mut state = UnsettledState::default();
     let recorded = Table::<unsettled_usage::Table>::to_read();
     if !recorded.is_known_empty() {
         recorded.each(&unsettled_usage::of_org(org_id), Snapshot::Callers, |row| {
-            state.pending.push(Pending {
+            state.pending.push(UnsettledRow {
                 metric: row.metric().to_owned(),
                 span: Span { start: row.period_start(), end: row.period_end() },
                 segment: row.segment(),

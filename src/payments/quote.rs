@@ -1,15 +1,15 @@
 //! What a pack costs an org, before it pays.
 
 use crate::access;
-use crate::arguments::{optional_uuid, positive, required};
+use crate::base::error::{Error, Result};
+use crate::base::time::INFINITY;
 use crate::catalog::cache;
-use crate::catalog::pack::{Pack, Quote, Unsold};
-use crate::clock;
-use crate::error::{Error, Result};
-use crate::raise::or_raise;
+use crate::catalog::sections::packs::{Pack, Quote, QuoteError};
+use crate::entry_point;
+use crate::pg::arguments::{optional_uuid, positive, required};
+use crate::pg::clock;
+use crate::pg::spi::Db;
 use crate::receipt;
-use crate::sql::{self, Db};
-use crate::time::INFINITY;
 use pgrx::prelude::*;
 
 receipt! {
@@ -32,15 +32,17 @@ receipt! {
 pub fn quote(db: &Db, pack: &Pack, currency: &str, amount: Option<i64>) -> Result<Quote> {
     let surcharge = cache::surcharge(db, currency)?;
     pack.quote(currency, amount, surcharge).map_err(|why| match why {
-        Unsold::Currency => Error::invalid("currency", "the pack has no price in it").with("pack", pack.name.clone()),
-        Unsold::Fixed => Error::invalid("amount", "the price of the pack is fixed").with("pack", pack.name.clone()),
-        Unsold::Minimum(least) => Error::invalid("amount", "is below the minimum").with("minimum", least),
-        Unsold::Range => Error::invalid("amount", "buys nothing, or the sum would not fit 63 bits"),
+        QuoteError::Currency => {
+            Error::invalid("currency", "the pack has no price in it").with("pack", pack.name.clone())
+        }
+        QuoteError::Fixed => Error::invalid("amount", "the price of the pack is fixed").with("pack", pack.name.clone()),
+        QuoteError::Minimum(least) => Error::invalid("amount", "is below the minimum").with("minimum", least),
+        QuoteError::Range => Error::invalid("amount", "buys nothing, or the sum would not fit 63 bits"),
     })
 }
 
-/// What a pack costs and brings: price, tax, platform fee and total in minor units of the currency; credits, bonus on top of
-/// them, and until when they would be good (null: for ever).
+/// Tells what a pack costs and brings: price, tax, platform fee and total in minor units of the currency; credits, bonus on top
+/// of them, and until when they would be good (null: for ever).
 ///
 /// `amount`: minor units, for packs of which any amount can be paid; null: the listed price. Errors: PT404 `unknown_pack`; 22023
 /// for a currency without a price, an amount below the minimum; 42501 for an org that is not the caller's.
@@ -52,29 +54,26 @@ fn quote_pack(
     org_id: default!(Option<pgrx::Uuid>, "NULL"),
     amount: default!(Option<i64>, "NULL"),
 ) -> PackQuote {
-    or_raise(access::reader(|| {
+    entry_point::reader(|db| {
         let pack = required("pack", pack)?;
         let currency = required("currency", currency)?;
         let amount = amount.map(|amount| positive("amount", Some(amount))).transpose()?;
-        sql::connect(|db| {
-            cache::require_installed(db)?;
-            if let Some(org_id) = optional_uuid(org_id) {
-                access::authorize(db, org_id)?;
-            }
-            let pack = cache::pack(db, pack)?;
-            let quote = quote(db, &pack, currency, amount)?;
-            Ok(PackQuote {
-                pack: pack.name.clone(),
-                currency: currency.to_owned(),
-                price: quote.price,
-                tax: quote.tax,
-                fee: quote.fee,
-                total: quote.total,
-                credits: quote.credits,
-                bonus: quote.bonus,
-                unit: pack.unit.clone(),
-                valid_until: pack.validity.map(|v| v.after(clock::now())).filter(|end| *end < INFINITY),
-            })
+        if let Some(org_id) = optional_uuid(org_id) {
+            access::authorize(db, org_id)?;
+        }
+        let pack = cache::pack(db, pack)?;
+        let quote = quote(db, &pack, currency, amount)?;
+        Ok(PackQuote {
+            pack: pack.name.clone(),
+            currency: currency.to_owned(),
+            price: quote.price,
+            tax: quote.tax,
+            fee: quote.fee,
+            total: quote.total,
+            credits: quote.credits,
+            bonus: quote.bonus,
+            unit: pack.unit.clone(),
+            valid_until: pack.validity.map(|v| v.after(clock::now())).filter(|end| *end < INFINITY),
         })
-    }))
+    })
 }

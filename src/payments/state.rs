@@ -65,10 +65,10 @@ pub struct Money {
     /// Went back to the customer.
     pub refunded: i64,
     /// A dispute took it.
-    pub lost: i64,
+    pub disputed_amount: i64,
     /// The newest report while it was unpaid, and when it was made.
     pub status: Status,
-    pub news_at: i64,
+    pub last_report_at: i64,
 }
 
 impl Money {
@@ -83,7 +83,7 @@ impl Money {
     }
 
     fn back(&self) -> i64 {
-        self.refunded.saturating_add(self.lost).clamp(0, self.total)
+        self.refunded.saturating_add(self.disputed_amount).clamp(0, self.total)
     }
 
     fn is_all_back(&self) -> bool {
@@ -92,9 +92,9 @@ impl Money {
 
     /// A report of an unpaid payment. What is older than the newest one says nothing; of two of one second, failure stands.
     pub fn report(&mut self, status: Status, at: i64) {
-        let is_newer = at > self.news_at || (at == self.news_at && status == Status::Failed);
+        let is_newer = at > self.last_report_at || (at == self.last_report_at && status == Status::Failed);
         if is_newer {
-            (self.status, self.news_at) = (status, at);
+            (self.status, self.last_report_at) = (status, at);
         }
     }
 
@@ -110,7 +110,7 @@ impl Money {
 
     /// A lost dispute took so much.
     pub fn lose(&mut self, amount: i64) {
-        self.lost = self.lost.max(amount);
+        self.disputed_amount = self.disputed_amount.max(amount);
     }
 
     /// What of some credit goes back with the money: a credit of which a part was not paid is not kept.

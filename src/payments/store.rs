@@ -1,15 +1,15 @@
 //! The statements of payments. A payment's row is locked after the wallet that it pays into.
 
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
+use crate::base::time::Moment;
 use crate::payments::state::{Money, Status};
-use crate::sql::{Db, Row, Timestamptz};
-use crate::time::Moment;
+use crate::pg::spi::{Db, Row, Timestamptz};
 use crate::{args, statements};
 use uuid::Uuid;
 
 macro_rules! payment_columns {
     () => {
-        "p.payment_id, p.status, p.total, p.paid_at, p.refunded, p.lost, p.news_at, p.source, p.provider, p.pack, p.plan, p.unit,
+        "p.payment_id, p.status, p.total, p.paid_at, p.refunded, p.disputed_amount, p.last_report_at, p.source, p.provider, p.pack, p.plan, p.unit,
          p.currency, p.validity, p.credits, p.bonus, p.metrics, p.grants, p.taken_back, p.unrecovered, p.price, p.tax, p.fee,
          p.request_hash, p.dispute, p.failure, p.customer, p.payment_method, p.fingerprint, p.priority, p.subscription,
          p.period_start, p.period_end"
@@ -35,7 +35,7 @@ statements! {
                  $23, $24, $25, $26, $27)";
     SAVE(uuid, uuid, timestamptz, text, timestamptz, int8, int8, int8, int8s, int8s, int8, text, text, text, text, text) =
         "update billing.payments
-            set updated_at = $3, status = $4, paid_at = $5, refunded = $6, lost = $7, news_at = $8, grants = $9, taken_back = $10,
+            set updated_at = $3, status = $4, paid_at = $5, refunded = $6, disputed_amount = $7, last_report_at = $8, grants = $9, taken_back = $10,
                 unrecovered = $11, dispute = $12, failure = $13, customer = $14, payment_method = $15, fingerprint = $16
           where org_id = $1 and payment_id = $2";
     ADD_REF(uuid, text, text, uuid) =
@@ -43,7 +43,7 @@ statements! {
     PENDING(uuid, text) =
         "select coalesce(sum(credits + bonus), 0)::int8 from billing.payments
           where org_id = $1 and unit = $2 and status = 'pending'";
-    SIGNALS(uuid, text) = "select billing.look_for_signals($1, $2)";
+    SIGNALS(uuid, text) = "select billing_internal.look_for_signals($1, $2)";
     NOTE_SIGNAL(uuid, text, int4, text, jsonb) = "select billing.note_signal($1, $2, $3, $4, $5)";
     LINK(uuid, text, text) =
         "insert into billing.provider_customers (org_id, provider, customer)
@@ -102,9 +102,9 @@ fn payment(row: &Row, org_id: Uuid) -> Result<Payment> {
             total: row.get(2),
             paid: paid_at.is_some(),
             refunded: row.get(4),
-            lost: row.get(5),
+            disputed_amount: row.get(5),
             status,
-            news_at: row.get(6),
+            last_report_at: row.get(6),
         },
         paid_at,
         source: row.get(7),
@@ -181,7 +181,7 @@ pub fn insert(db: &Db, new: &Payment, key: Option<&str>, metadata: &str, now: Mo
             new.customer.as_deref(),
             new.payment_method.as_deref(),
             key,
-            crate::json::from_text(metadata),
+            crate::pg::jsonb::from_text(metadata),
             new.request_hash,
             new.metrics.clone(),
             new.priority,
@@ -204,8 +204,8 @@ pub fn save(db: &Db, payment: &Payment, now: Moment) {
             payment.money.status().name(),
             payment.paid_at.map(Timestamptz),
             payment.money.refunded,
-            payment.money.lost,
-            payment.money.news_at,
+            payment.money.disputed_amount,
+            payment.money.last_report_at,
             grants,
             taken,
             payment.unrecovered,
@@ -237,7 +237,7 @@ pub fn look_for_signals(db: &Db, org_id: Uuid, fingerprint: Option<&str>) {
 
 /// Raises a flag.
 pub fn note_signal(db: &Db, org_id: Uuid, kind: &str, score: i32, reason: &str, detail: &serde_json::Value) {
-    db.write(&NOTE_SIGNAL, args![org_id, kind, score, reason, crate::json::from_text(&detail.to_string())]);
+    db.write(&NOTE_SIGNAL, args![org_id, kind, score, reason, crate::pg::jsonb::from_text(&detail.to_string())]);
 }
 
 /// Notes which org a provider's customer is, unless it is known.

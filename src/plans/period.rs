@@ -1,13 +1,16 @@
-//! Billing periods: which one a moment falls into, and what a plan includes in it.
+//! Billing periods: which one a moment falls into, and how much an org's plans include in it.
 //!
-//! An org's plans follow each other in stretches. The periods of a subscription count from its anchor, so that the 31st stays
-//! the 31st: 31 January, 28 February, 31 March. Without a subscription, periods are calendar months (UTC).
+//! An org's plans follow each other in tenures. The periods of a subscription count from its
+//! anchor, so that the 31st stays the 31st: 31 January, 28 February, 31 March. Without a
+//! subscription, periods are calendar months (UTC).
 
-use crate::catalog::plan::{Cycle, Limit, Plan};
-use crate::time::{INFINITY, Moment, Period};
+use crate::base::time::{INFINITY, Moment, Period};
+use crate::catalog::cycle::Cycle;
+use crate::catalog::sections::metrics::Tier;
+use crate::catalog::sections::plans::{Limit, Plan};
 use std::rc::Rc;
 
-/// From `start` up to, not including, `end`.
+/// The time from `start` up to `end`, without `end` itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub struct Span {
@@ -21,38 +24,39 @@ impl Span {
     }
 }
 
-/// A plan that an org has, or had, for some time.
+/// The time for which an org has, or had, a plan.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
-pub struct Stretch {
+pub struct PlanTenure {
     pub starts_at: Moment,
-    /// `INFINITY`: no end in sight.
+    /// The end; `INFINITY` where none is known.
     pub ends_at: Moment,
     pub anchor: Moment,
     pub plan: Rc<Plan>,
-    /// Start of the first period that was not begun.
+    /// The start of the first period that was not begun.
     pub next_period_at: Option<Moment>,
-    /// That period is a provider's to collect first.
-    pub waits_for_money: bool,
+    /// Whether that period waits until a provider has collected for it.
+    pub awaiting_payment: bool,
 }
 
-impl Stretch {
+impl PlanTenure {
     fn span(&self) -> Span {
         Span { start: self.starts_at, end: self.ends_at }
     }
 
-    /// The whole period around `at`, wherever the stretch begins or ends.
+    /// The whole period around a moment, even where the tenure begins or ends within it.
     fn whole_period(&self, at: Moment) -> Span {
         whole_period(self.plan.cycle, self.anchor, at)
     }
 
-    /// A change of plan within a period keeps the anchor.
+    /// Whether the other one counts the same periods: a change of plan within a period keeps the
+    /// anchor.
     fn shares_period_with(&self, other: &Self) -> bool {
         self.anchor == other.anchor && self.plan.cycle == other.plan.cycle
     }
 }
 
-/// An org's own terms for a metric; None: as the plan says.
+/// An org's own terms for a metric, each in place of the plan's; None: the plan's holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Override {
@@ -60,72 +64,74 @@ pub struct Override {
     pub limit: Option<Limit>,
 }
 
-/// What holds for a metric of an org in a period.
+/// The terms of a metric for an org in a period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Terms {
     /// The period.
     pub span: Span,
-    /// Included; None: unlimited.
+    /// The quantity that is included; None: unlimited.
     pub allowance: Option<i64>,
-    /// What happens beyond; None: neither plan nor org says.
+    /// The consequence of going beyond it; None: neither the plan nor the org's own terms say.
     pub limit: Option<Limit>,
-    /// The plan, or the org's own terms, include some of it.
+    /// Whether the plan, or the org's own terms, include some of it.
     pub included: bool,
 }
 
 impl Terms {
-    /// Nothing goes beyond the allowance but for credit. A core metric stays open, unless the plan closes it.
-    pub fn ends_at_allowance(&self, tier: Option<&str>) -> bool {
+    /// Whether only credit pays for usage beyond the allowance. A core metric stays open unless its
+    /// limit is hard.
+    pub fn ends_at_allowance(&self, tier: Option<Tier>) -> bool {
         match self.limit {
             Some(Limit::Hard) => true,
             Some(_) => false,
-            None => self.included && tier != Some("core"),
+            None => self.included && !Tier::stays_open(tier),
         }
     }
 }
 
-/// Which plans an org has and had, in order of time, and which one it has otherwise.
+/// The plans that an org has and had, in the order of time, and the one that it has otherwise.
 #[derive(Debug, Clone, Default)]
 #[allow(missing_docs)]
 pub struct Timeline {
-    pub stretches: Vec<Stretch>,
+    pub tenures: Vec<PlanTenure>,
     pub fallback: Option<Rc<Plan>>,
 }
 
 impl Timeline {
     fn at(&self, at: Moment) -> Option<usize> {
-        self.stretches.iter().position(|s| s.span().contains(at))
+        self.tenures.iter().position(|s| s.span().contains(at))
     }
 
-    /// The plan at a moment.
+    /// The plan of the org at a moment.
     pub fn plan(&self, at: Moment) -> Option<&Rc<Plan>> {
-        self.at(at).map(|i| &self.stretches[i].plan).or(self.fallback.as_ref())
+        self.at(at).map(|i| &self.tenures[i].plan).or(self.fallback.as_ref())
     }
 
-    /// Credits that the current period will bring once somebody begins it.
+    /// The credits that the current period will grant once it is begun, where that is still to be
+    /// done.
     pub fn credits_due(&self, now: Moment) -> i64 {
-        let due = self.at(now).map(|i| &self.stretches[i]).filter(|s| s.next_period_at.is_some_and(|at| at <= now));
-        let due = due.filter(|s| !s.waits_for_money);
+        let due = self.at(now).map(|i| &self.tenures[i]).filter(|s| s.next_period_at.is_some_and(|at| at <= now));
+        let due = due.filter(|s| !s.awaiting_payment);
         due.and_then(|s| s.plan.credits).map_or(0, |credits| credits.amount)
     }
 
     /// The billing period around a moment.
     pub fn period(&self, at: Moment) -> Span {
         let Some(i) = self.at(at) else { return self.calendar_month(at) };
-        let stretch = &self.stretches[i];
-        let mut period = stretch.whole_period(at);
-        // A period ends early where its subscription does.
-        let mut last = stretch;
-        for next in &self.stretches[i + 1..] {
+        let tenure = &self.tenures[i];
+        let mut period = tenure.whole_period(at);
+        // A period ends early where its subscription does; a change of plan within it is no end.
+        let mut last = tenure;
+        for next in &self.tenures[i + 1..] {
             if last.ends_at >= period.end || next.starts_at != last.ends_at || !next.shares_period_with(last) {
                 break;
             }
             last = next;
         }
         period.end = period.end.min(last.ends_at);
-        // The first one of a subscription begins with it.
-        let mut first = stretch;
-        for earlier in self.stretches[..i].iter().rev() {
+        // The first period of a subscription begins with the subscription.
+        let mut first = tenure;
+        for earlier in self.tenures[..i].iter().rev() {
             if first.starts_at <= period.start
                 || earlier.ends_at != first.starts_at
                 || !earlier.shares_period_with(first)
@@ -141,12 +147,12 @@ impl Timeline {
     fn calendar_month(&self, at: Moment) -> Span {
         let start = Period::Month.start(at);
         let mut span = Span { start, end: Cycle::Month.boundary(start, 1) };
-        for stretch in &self.stretches {
-            if stretch.ends_at <= at {
-                span.start = span.start.max(stretch.ends_at);
+        for tenure in &self.tenures {
+            if tenure.ends_at <= at {
+                span.start = span.start.max(tenure.ends_at);
             }
-            if stretch.starts_at > at {
-                span.end = span.end.min(stretch.starts_at);
+            if tenure.starts_at > at {
+                span.end = span.end.min(tenure.starts_at);
             }
         }
         span
@@ -170,7 +176,8 @@ impl Timeline {
         Terms { span, allowance, limit, included: included != Included::Nothing }
     }
 
-    /// What the plans of a period include.
+    /// The quantity that the plans of a period include, each for the part of the period in which it
+    /// held.
     fn included(&self, metric: &str, span: Span, at: Moment) -> Included {
         let of = |plan: &Plan| match plan.allowances.get(metric) {
             None => Included::Nothing,
@@ -180,16 +187,17 @@ impl Timeline {
         let Some(current) = self.at(at) else {
             return self.fallback.as_ref().map_or(Included::Nothing, |plan| of(plan));
         };
-        let stretch = &self.stretches[current];
-        let parts: Vec<&Stretch> = self
-            .stretches
+        let tenure = &self.tenures[current];
+        let parts: Vec<&PlanTenure> = self
+            .tenures
             .iter()
-            .filter(|s| s.shares_period_with(stretch) && s.starts_at < span.end && s.ends_at > span.start)
+            .filter(|s| s.shares_period_with(tenure) && s.starts_at < span.end && s.ends_at > span.start)
             .collect();
-        // Who had or has no limit in the period gets the whole of what has one.
-        let one_plan = parts.iter().all(|s| s.plan.name == stretch.plan.name);
+        // An org that has, or had, no limit in the period gets a limited allowance whole, not a
+        // part of it.
+        let one_plan = parts.iter().all(|s| s.plan.name == tenure.plan.name);
         if one_plan || parts.iter().any(|s| of(&s.plan) == Included::Unlimited) {
-            return of(&stretch.plan);
+            return of(&tenure.plan);
         }
         if parts.iter().all(|s| of(&s.plan) == Included::Nothing) {
             return Included::Nothing;
@@ -207,7 +215,7 @@ impl Timeline {
     }
 }
 
-/// What plans include of a metric.
+/// The quantity of a metric that plans include.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Included {
     Nothing,
@@ -215,7 +223,7 @@ enum Included {
     Unlimited,
 }
 
-/// The period around a moment, of those that count from the anchor.
+/// The period around a moment among those that count from the anchor.
 pub fn whole_period(cycle: Cycle, anchor: Moment, at: Moment) -> Span {
     let n = cycle.index(anchor, at);
     Span { start: cycle.boundary(anchor, n), end: cycle.boundary(anchor, n + 1) }
@@ -234,7 +242,7 @@ pub fn prorated(amount: i64, span: Span, from: Moment) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::parse;
+    use crate::base::time::parse;
     use std::collections::BTreeMap;
 
     fn at(text: &str) -> Moment {
@@ -246,14 +254,14 @@ mod tests {
         Rc::new(Plan { name: name.into(), allowances, ..Plan::default() })
     }
 
-    fn stretch(from: &str, to: Moment, anchor: &str, plan: &Rc<Plan>) -> Stretch {
-        Stretch {
+    fn tenure(from: &str, to: Moment, anchor: &str, plan: &Rc<Plan>) -> PlanTenure {
+        PlanTenure {
             starts_at: at(from),
             ends_at: to,
             anchor: at(anchor),
             plan: Rc::clone(plan),
             next_period_at: None,
-            waits_for_money: false,
+            awaiting_payment: false,
         }
     }
 
@@ -264,7 +272,7 @@ mod tests {
     #[test]
     fn month_ends_come_back() {
         let solo = plan("solo", Some(100));
-        let line = Timeline { stretches: vec![stretch("2027-01-31", INFINITY, "2027-01-31", &solo)], fallback: None };
+        let line = Timeline { tenures: vec![tenure("2027-01-31", INFINITY, "2027-01-31", &solo)], fallback: None };
         assert_eq!(line.period(at("2027-02-10")), span("2027-01-31", "2027-02-28"));
         assert_eq!(line.period(at("2027-02-28")), span("2027-02-28", "2027-03-31"));
         assert_eq!(line.period(at("2027-04-30")), span("2027-04-30", "2027-05-31"));
@@ -284,7 +292,7 @@ mod tests {
     fn without_a_subscription_calendar_months_around_it() {
         let solo = plan("solo", Some(100));
         let line =
-            Timeline { stretches: vec![stretch("2027-01-15", at("2027-03-20"), "2027-01-15", &solo)], fallback: None };
+            Timeline { tenures: vec![tenure("2027-01-15", at("2027-03-20"), "2027-01-15", &solo)], fallback: None };
         assert_eq!(line.period(at("2027-01-10")), span("2027-01-01", "2027-01-15"));
         assert_eq!(line.period(at("2027-03-16")), span("2027-03-15", "2027-03-20"));
         assert_eq!(line.period(at("2027-03-20")), span("2027-03-20", "2027-04-01"));
@@ -295,9 +303,9 @@ mod tests {
     fn a_change_of_plan_prorates_the_allowance() {
         let (solo, team) = (plan("solo", Some(100)), plan("team", Some(1000)));
         let line = Timeline {
-            stretches: vec![
-                stretch("2027-06-01", at("2027-06-11"), "2027-06-01", &solo),
-                stretch("2027-06-11", INFINITY, "2027-06-01", &team),
+            tenures: vec![
+                tenure("2027-06-01", at("2027-06-11"), "2027-06-01", &solo),
+                tenure("2027-06-11", INFINITY, "2027-06-01", &team),
             ],
             fallback: None,
         };
@@ -314,7 +322,7 @@ mod tests {
     #[test]
     fn own_terms_come_first_and_unlimited_has_no_number() {
         let solo = plan("solo", None);
-        let line = Timeline { stretches: vec![], fallback: Some(solo) };
+        let line = Timeline { tenures: vec![], fallback: Some(solo) };
         assert_eq!(line.terms("api", None, 0).allowance, None);
         let own = Override { allowance: Some(7), limit: Some(Limit::Soft) };
         assert_eq!(line.terms("api", Some(own), 0).allowance, Some(7));

@@ -1,13 +1,14 @@
 //! The statements of plans: an org's subscriptions and its own allowances.
 
+use crate::base::error::Result;
+use crate::base::time::{INFINITY, Moment, NEG_INFINITY};
+use crate::base::words::Word;
 use crate::catalog::cache::{self, Metric};
-use crate::catalog::plan::Limit;
-use crate::error::Result;
-use crate::plans::period::{Override, Stretch, Timeline};
+use crate::catalog::sections::plans::Limit;
+use crate::pg::spi::{Db, Timestamptz};
+use crate::plans::period::{Override, PlanTenure, Timeline};
 use crate::schema::plans::{provider_subscriptions, subscriptions as table};
 use crate::schema::{Snapshot, Table, at_one_moment};
-use crate::sql::{Db, Timestamptz};
-use crate::time::{INFINITY, Moment, NEVER_YET};
 use crate::{args, statements};
 use std::collections::BTreeSet;
 use uuid::Uuid;
@@ -61,7 +62,7 @@ struct StretchRow {
     next_period_at: Option<Moment>,
     is_cancelled: bool,
     pending_plan: Option<String>,
-    waits_for_money: bool,
+    awaiting_payment: bool,
 }
 
 fn stretch(row: table::Row<'_>) -> StretchRow {
@@ -73,7 +74,7 @@ fn stretch(row: table::Row<'_>) -> StretchRow {
         next_period_at: row.next_period_at(),
         is_cancelled: row.cancel_at_period_end(),
         pending_plan: row.pending_plan().map(str::to_owned),
-        waits_for_money: waits_for_money(row),
+        awaiting_payment: awaiting_payment(row),
     }
 }
 
@@ -87,13 +88,13 @@ pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
     let mut stretches = Vec::new();
     // One that ended where it began counts for nothing.
     for row in rows.into_iter().filter(|row| row.ends_at.is_none_or(|at| at > row.starts_at)) {
-        let mut stretch = Stretch {
+        let mut stretch = PlanTenure {
             starts_at: row.starts_at,
             ends_at: row.ends_at.unwrap_or(INFINITY),
             anchor: row.anchor,
             plan: cache::any_plan(db, &row.plan)?,
             next_period_at: row.next_period_at,
-            waits_for_money: row.waits_for_money,
+            awaiting_payment: row.awaiting_payment,
         };
         // What is to happen at the end of the period happens then, also before somebody notes it.
         let turn = stretch.next_period_at.filter(|at| *at > stretch.starts_at);
@@ -107,13 +108,13 @@ pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
             (Some(turn), Some(name)) => {
                 let plan = cache::any_plan(db, &name)?;
                 let anchor = if plan.cycle == stretch.plan.cycle { stretch.anchor } else { turn };
-                Some(Stretch {
+                Some(PlanTenure {
                     starts_at: turn,
                     ends_at: INFINITY,
                     anchor,
                     plan,
                     next_period_at: Some(turn),
-                    waits_for_money: stretch.waits_for_money,
+                    awaiting_payment: stretch.awaiting_payment,
                 })
             }
             _ => None,
@@ -121,7 +122,7 @@ pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
         stretches.push(stretch);
         stretches.extend(next);
     }
-    Ok(Timeline { stretches, fallback })
+    Ok(Timeline { tenures: stretches, fallback })
 }
 
 /// All rows of an org, in order. `fresh`: as of this very moment, for a call that holds the wallet's lock.
@@ -137,12 +138,12 @@ fn rows<R>(org_id: Uuid, fresh: bool, read: impl Fn(table::Row<'_>) -> R) -> Vec
 }
 
 /// Whether the next period waits: a provider is to collect for it first.
-fn waits_for_money(row: table::Row<'_>) -> bool {
+fn awaiting_payment(row: table::Row<'_>) -> bool {
     let (Some(next_period_at), Some(provider)) = (row.next_period_at(), row.provider()) else { return false };
     let Some(subscription) = row.provider_subscription() else { return true };
     let key = provider_subscriptions::one(row.org_id(), provider, subscription);
     let collected = Table::<provider_subscriptions::Table>::to_read();
-    let paid_until = collected.find(&key, Snapshot::Callers, |row| row.paid_until().unwrap_or(NEVER_YET));
+    let paid_until = collected.find(&key, Snapshot::Callers, |row| row.paid_until().unwrap_or(NEG_INFINITY));
     paid_until.is_none_or(|at| next_period_at >= at.saturating_sub(GRACE))
 }
 
@@ -155,7 +156,7 @@ pub fn due(db: &Db, orgs: Vec<Uuid>, as_of: Moment) -> Result<Vec<Uuid>> {
     let enrolls = fallback.is_some_and(|plan| plan.credits.is_some());
     let is_due = |org_id: &Uuid| {
         let rows = rows(*org_id, true, stretch);
-        let begins = |row: &StretchRow| row.next_period_at.is_some_and(|at| at <= as_of) && !row.waits_for_money;
+        let begins = |row: &StretchRow| row.next_period_at.is_some_and(|at| at <= as_of) && !row.awaiting_payment;
         let is_on = |row: &StretchRow| row.ends_at.is_none_or(|at| at > as_of);
         rows.iter().any(begins) || (enrolls && !rows.iter().any(is_on))
     };
@@ -190,9 +191,9 @@ pub struct Subscription {
     pub granted: i64,
     pub taken_back: i64,
     /// The next period is a provider's to collect first.
-    pub waits_for_money: bool,
+    pub awaiting_payment: bool,
     /// Who collects for it, and the provider's id of that subscription; None: nobody has to pay first.
-    pub collector: Option<Collector>,
+    pub billing_provider: Option<Collector>,
 }
 
 /// A provider, and its id of a subscription.
@@ -219,8 +220,8 @@ fn subscription(row: table::Row<'_>) -> Subscription {
         grants: row.grants(),
         granted: row.granted(),
         taken_back: row.taken_back(),
-        waits_for_money: waits_for_money(row),
-        collector: text(row.provider()).zip(text(row.provider_subscription())),
+        awaiting_payment: awaiting_payment(row),
+        billing_provider: text(row.provider()).zip(text(row.provider_subscription())),
     }
 }
 
@@ -232,7 +233,7 @@ pub fn subscriptions(org_id: Uuid) -> Vec<Subscription> {
 /// Begins a stretch. Its first period is to be begun at `next_period_at`.
 pub fn begin(db: &Db, org_id: Uuid, new: &Subscription, now: Moment, metadata: &str) {
     let origin = if new.by_default { "default" } else { "subscribed" };
-    let metadata = crate::json::from_text(metadata);
+    let metadata = crate::pg::jsonb::from_text(metadata);
     db.write(
         &BEGIN_STRETCH,
         args![
@@ -247,15 +248,18 @@ pub fn begin(db: &Db, org_id: Uuid, new: &Subscription, now: Moment, metadata: &
             new.grants.clone(),
             new.granted,
             new.taken_back,
-            new.collector.as_ref().map(|(provider, _)| provider.clone()),
-            new.collector.as_ref().map(|(_, subscription)| subscription.clone()),
+            new.billing_provider.as_ref().map(|(provider, _)| provider.clone()),
+            new.billing_provider.as_ref().map(|(_, subscription)| subscription.clone()),
         ],
     );
 }
 
 /// From now on, a provider collects for it.
-pub fn set_collector(db: &Db, org_id: Uuid, starts_at: Moment, collector: &Collector) {
-    db.write(&SET_COLLECTOR, args![org_id, Timestamptz(starts_at), collector.0.as_str(), collector.1.as_str()]);
+pub fn set_collector(db: &Db, org_id: Uuid, starts_at: Moment, billing_provider: &Collector) {
+    db.write(
+        &SET_COLLECTOR,
+        args![org_id, Timestamptz(starts_at), billing_provider.0.as_str(), billing_provider.1.as_str()],
+    );
 }
 
 /// Ends a stretch.

@@ -1,10 +1,10 @@
 //! The kinds of columns that declared tables have: how a value of each is taken from a row, and made for one.
 
-use crate::heap::shapes::Type;
-use crate::heap::{KeyType, Value};
-use crate::json;
-use crate::sql::{FromSql, ToSql};
-use crate::time;
+use crate::base::time;
+use crate::pg::heap::shapes::Type;
+use crate::pg::heap::{KeyType, Value};
+use crate::pg::jsonb as json;
+use crate::pg::spi::{FromSql, ToSql};
 use pgrx::datum::FromDatum;
 use pgrx::pg_sys;
 

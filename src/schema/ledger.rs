@@ -1,10 +1,11 @@
 //! The tables of wallets, their entries and their holds.
 
+use crate::schema::kinds::Kind;
 use crate::schema::table::table;
 
 table! {
     /// Wallets, and the parts of those that are split.
-    lanes in billing {
+    lanes in billing_internal {
         org_id: Uuid,
         fresh_until: Moment,
         holds_due: Moment,
@@ -42,10 +43,10 @@ table! {
     }
 }
 
-impl super::Lookup<lanes::Table> {
+impl crate::schema::Lookup<lanes::Table> {
     /// Looks for another lane of the same wallet, where one was named.
     pub fn set_lane(&mut self, lane: i16) {
-        self.set_last(lanes::value::lane(lane));
+        self.set_last(<lanes::lane as Kind>::write(lane));
     }
 }
 

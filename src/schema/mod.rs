@@ -10,14 +10,15 @@ pub mod plans;
 mod statement;
 mod table;
 pub mod usage;
+pub mod version;
 
-pub use crate::heap::{Changed, Insertion, LockPolicy, Snapshot, at_one_moment, may_change_rows};
+pub use crate::pg::heap::{Changed, Insertion, LockPolicy, Snapshot, at_one_moment, may_change_rows};
 pub use table::{Finder, Lookup, Table};
 
 #[cfg(test)]
 mod tests {
-    use super::table::Declaration;
-    use super::{alerts, ledger, plans, usage};
+    use crate::schema::table::Declaration;
+    use crate::schema::{alerts, ledger, plans, usage};
 
     #[test]
     fn indexes_are_of_columns_that_there_are() {
@@ -32,7 +33,7 @@ mod tests {
             usage::period_usage::Table::SHAPE,
             usage::usage_days::Table::SHAPE,
             usage::credit_months::Table::SHAPE,
-            usage::folded::Table::SHAPE,
+            usage::fold_positions::Table::SHAPE,
             plans::subscriptions::Table::SHAPE,
             plans::provider_subscriptions::Table::SHAPE,
             alerts::alerts::Table::SHAPE,

@@ -42,8 +42,8 @@ table! {
         plan: Code null,
         cancel_at_period_end: Boolean,
         paid_until: Moment null,
-        news_at: Bigint,
-        paid_news_at: Bigint,
+        last_report_at: Bigint,
+        last_paid_report_at: Bigint,
     }
     indexes {
         /// By provider and its id.

@@ -4,10 +4,10 @@
 //! They name all columns, so a row that they give is what the table's typed row expects. Each is prepared once per backend.
 
 #[cfg(feature = "compare_ways")]
-use crate::heap::shapes::Column;
-use crate::heap::shapes::{Index, Shape};
-use crate::heap::{Change, Changed, Key, KeyType, LockPolicy, Snapshot, Value};
-use crate::sql::{self, Db, Plan, Row};
+use crate::pg::heap::shapes::Column;
+use crate::pg::heap::shapes::{Index, Shape};
+use crate::pg::heap::{Change, Changed, Key, KeyType, LockPolicy, Snapshot, Value};
+use crate::pg::spi::{self, Db, Plan, Row};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -55,7 +55,7 @@ fn plan(shape: &'static Shape, form: Form) -> Plan {
     PLANS.with_borrow_mut(|plans| {
         *plans.entry((std::ptr::from_ref(shape), form)).or_insert_with_key(|(_, form)| {
             let types: Vec<_> = numbers(shape, form).map(|number| shape.columns[number].kind.oid()).collect();
-            sql::plan(&text(shape, form), &types)
+            spi::plan(&text(shape, form), &types)
         })
     })
 }
@@ -141,12 +141,12 @@ pub(super) fn read(
     at: Snapshot,
     show: &mut dyn FnMut(&[Value]) -> bool,
 ) {
-    sql::connect(|db| {
+    spi::connect(|db| {
         let (plan, arguments) = select(shape, keys, order.map_or(&[], |index| index.columns), Lock::None);
         let read = || db.read_by(plan, &arguments);
         let rows = match at {
             Snapshot::Callers => read(),
-            Snapshot::Latest => sql::at_newest_moment(read),
+            Snapshot::Latest => spi::at_newest_moment(read),
         };
         let _all = rows.iter().all(|row| show(&values(shape, &row)));
     });
@@ -155,7 +155,7 @@ pub(super) fn read(
 /// Locks a row and shows it; not one that others hold, where the policy is to pass by.
 pub(super) fn lock(shape: &'static Shape, keys: &[Key], policy: LockPolicy, show: &mut dyn FnMut(&[Value])) {
     let lock = if policy == LockPolicy::SkipLocked { Lock::IfFree } else { Lock::Waiting };
-    sql::connect(|db| {
+    spi::connect(|db| {
         let (plan, arguments) = select(shape, keys, &[], lock);
         if let Some(row) = db.write_by(plan, &arguments).first() {
             show(&values(shape, &row));
@@ -190,7 +190,7 @@ fn lock_and_change(
     Outcome::Changed
 }
 
-/// Changes one row, as [`super::Table::update`] does.
+/// Changes one row, as [`crate::schema::Table::update`] does.
 ///
 /// Whoever spends from a lane must not hold others that he has left alone, or two would wait for each other. So a row is looked at
 /// without a lock at first, and a lock is given back with its subtransaction where the row was left alone after all.
@@ -200,7 +200,7 @@ pub(super) fn update(
     policy: LockPolicy,
     change: &mut dyn FnMut(&[Value]) -> Change,
 ) -> Changed {
-    sql::connect(|db| {
+    spi::connect(|db| {
         if policy == LockPolicy::AlreadyHeld {
             return match lock_and_change(db, shape, keys, Lock::Waiting, change) {
                 Outcome::Changed => Changed::Yes,
@@ -217,7 +217,7 @@ pub(super) fn update(
         }
         let mut attempt = |lock| {
             let mut outcome = Outcome::NotThere;
-            sql::in_subtransaction(|| {
+            spi::in_subtransaction(|| {
                 outcome = lock_and_change(db, shape, keys, lock, change);
                 outcome == Outcome::Changed
             });
@@ -240,19 +240,19 @@ pub(super) fn update(
 
 /// Inserts a row of all columns.
 pub(super) fn insert(shape: &'static Shape, row: &[Value]) {
-    sql::connect(|db| db.write_by(plan(shape, Form::Insert), row));
+    spi::connect(|db| db.write_by(plan(shape, Form::Insert), row));
 }
 
 /// Inserts a row of all columns, or merges it into the one that there is. Nothing is looked at for that: where all statements of a
 /// transaction see the same, it need not be told to try again.
 pub(super) fn merge(shape: &'static Shape, row: &[Value], sums: Vec<usize>, others: Vec<usize>) {
-    sql::connect(|db| db.write_by(plan(shape, Form::Merge { sums, others }), row));
+    spi::connect(|db| db.write_by(plan(shape, Form::Merge { sums, others }), row));
 }
 
 /// Inserts a row of all columns, unless there is one like it in a unique index.
 pub(super) fn insert_new(shape: &'static Shape, unique: &'static Index, row: &[Value]) -> bool {
     let form = Form::InsertNew { unique: unique.columns, predicate: unique.predicate };
-    sql::connect(|db| db.write_by(plan(shape, form), row).count() == 1)
+    spi::connect(|db| db.write_by(plan(shape, form), row).count() == 1)
 }
 
 /// What the columns of a row say, for comparing.
@@ -291,7 +291,7 @@ mod tests {
     use super::*;
     use crate::schema::ledger::{lanes, ledger};
     use crate::schema::table::Declaration;
-    use crate::schema::usage::{folded, usage_days};
+    use crate::schema::usage::{fold_positions, usage_days};
 
     fn select(shape: &Shape, keys: &[(i16, KeyType)], order: &'static [&'static str], lock: Lock) -> String {
         text(shape, &Form::Select { keys: keys.to_vec(), order, lock })
@@ -299,26 +299,30 @@ mod tests {
 
     #[test]
     fn statements_name_what_is_declared() {
-        let folded = folded::Table::SHAPE;
+        let folded = fold_positions::Table::SHAPE;
         let key = [(1, KeyType::Uuid), (2, KeyType::Small)];
-        let found = "select org_id, slot, entry_id from billing.folded where org_id = $1 and slot = $2";
+        let found =
+            "select org_id, slot, entry_id from billing_internal.fold_positions where org_id = $1 and slot = $2";
         assert_eq!(select(folded, &key, &[], Lock::None), found);
         assert_eq!(select(folded, &key, &[], Lock::Waiting), format!("{found} for no key update"));
         assert_eq!(select(folded, &key, &[], Lock::IfFree), format!("{found} limit 1 for no key update skip locked"));
         assert_eq!(
             text(folded, &Form::Update),
-            "update billing.folded set entry_id = $3 where org_id = $1 and slot = $2"
+            "update billing_internal.fold_positions set entry_id = $3 where org_id = $1 and slot = $2"
         );
         assert_eq!(
             text(folded, &Form::Insert),
-            "insert into billing.folded (org_id, slot, entry_id) values ($1, $2, $3)"
+            "insert into billing_internal.fold_positions (org_id, slot, entry_id) values ($1, $2, $3)"
         );
         let days = select(usage_days::Table::SHAPE, &[(1, KeyType::Uuid), (3, KeyType::DayFrom)], &["day"], Lock::None);
-        assert!(days.ends_with(" from billing.usage_days where org_id = $1 and day >= $2 order by day"), "{days}");
+        assert!(
+            days.ends_with(" from billing_internal.usage_days where org_id = $1 and day >= $2 order by day"),
+            "{days}"
+        );
         assert_eq!(
             text(folded, &Form::Merge { sums: vec![3], others: vec![2] }),
-            "insert into billing.folded (org_id, slot, entry_id) values ($1, $2, $3) on conflict (org_id, slot) do update \
-             set entry_id = folded.entry_id + excluded.entry_id, slot = excluded.slot"
+            "insert into billing_internal.fold_positions (org_id, slot, entry_id) values ($1, $2, $3) on conflict (org_id, slot) do update \
+             set entry_id = fold_positions.entry_id + excluded.entry_id, slot = excluded.slot"
         );
         let Index { columns, predicate, .. } = &ledger::REQUEST;
         let entry = text(ledger::Table::SHAPE, &Form::InsertNew { unique: columns, predicate: *predicate });

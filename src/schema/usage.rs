@@ -4,7 +4,7 @@ use crate::schema::table::table;
 
 table! {
     /// What is recorded and not settled.
-    unsettled_usage in billing {
+    unsettled_usage in billing_internal {
         org_id: Uuid,
         metric: Code,
         period_start: Moment,
@@ -32,7 +32,7 @@ table! {
 
 table! {
     /// The ids of events that were recorded.
-    usage_event_keys in billing { org_id: Uuid, event_key: Uuid }
+    usage_event_keys in billing_internal { org_id: Uuid, event_key: Uuid }
     indexes {
         /// Ids by org.
         KEY (org_id, event_key);
@@ -55,7 +55,7 @@ table! {
 
 table! {
     /// What is decided of a metric in a period.
-    period_usage in billing {
+    period_usage in billing_internal {
         org_id: Uuid,
         metric: Code,
         period_start: Moment,
@@ -82,7 +82,7 @@ table! {
 
 table! {
     /// Usage by day, as far as it is folded.
-    usage_days in billing {
+    usage_days in billing_internal {
         org_id: Uuid,
         metric: Code,
         day: Date,
@@ -105,7 +105,7 @@ table! {
 
 table! {
     /// What became of credit by month, as far as it is folded.
-    credit_months in billing {
+    credit_months in billing_internal {
         org_id: Uuid,
         unit: Code,
         month: Date,
@@ -125,7 +125,7 @@ table! {
 
 table! {
     /// How far lanes are folded.
-    folded in billing { org_id: Uuid, slot: Smallint, entry_id: Bigint }
+    fold_positions in billing_internal { org_id: Uuid, slot: Smallint, entry_id: Bigint }
     indexes {
         /// By lane.
         KEY (org_id, slot);

@@ -1,15 +1,17 @@
 //! Deciding what recorded usage comes to: what the allowance covers, what is charged. The wallets must be locked.
 
-use crate::catalog;
+use crate::base::error::{Error, Result};
+use crate::base::time::Moment;
+use crate::base::units;
 use crate::catalog::cache::{self, Metric};
-use crate::error::{Error, Result};
+use crate::catalog::price;
+use crate::catalog::sections::metrics::Aggregation;
 use crate::ledger::debts::Debt;
+use crate::pg::spi::{Db, Row, Timestamptz};
 use crate::plans::period::{Span, Timeline};
 use crate::plans::store as plans;
-use crate::sql::{Db, Row, Timestamptz};
-use crate::time::Moment;
 use crate::usage::counters::{self, Counter};
-use crate::{args, statements, units};
+use crate::{args, statements};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use uuid::Uuid;
@@ -17,22 +19,22 @@ use uuid::Uuid;
 statements! {
     // Metrics, and units in which something is owed.
     OPEN(uuid) =
-        "select metric, null from billing.unsettled_usage where org_id = $1
+        "select metric, null from billing_internal.unsettled_usage where org_id = $1
          union
-         select metric, null from billing.period_usage where org_id = $1 and level is not null and not carried
+         select metric, null from billing_internal.period_usage where org_id = $1 and level is not null and not carried
          union
          select null, unit from billing.unpaid_overage where org_id = $1";
     // What a writer holds is left for the next time. What reports its newest level waits for the end of the period.
     TAKE(uuid, timestamptz, timestamptz) =
-        "delete from billing.unsettled_usage
-          where ctid = any (array(select s.ctid from billing.unsettled_usage s
+        "delete from billing_internal.unsettled_usage
+          where ctid = any (array(select s.ctid from billing_internal.unsettled_usage s
                                     join billing.metrics m using (metric)
                                    where s.org_id = $1 and s.period_start < $2
                                      and (m.aggregation <> 'last' or s.period_end <= $3)
                                      for update of s skip locked))
          returning metric, period_start, period_end, segment, quantity, level, level_at, events";
     DAYS(uuid, texts, timestamptzs, int8s, int8s, timestamptzs) =
-        "insert into billing.usage_days as d (org_id, metric, day, recorded, credits, level_at)
+        "insert into billing_internal.usage_days as d (org_id, metric, day, recorded, credits, level_at)
          select $1, u.metric, (u.segment at time zone 'UTC')::date,
                 case m.aggregation
                 when 'max' then max(u.quantity)
@@ -49,32 +51,32 @@ statements! {
                                                  else excluded.recorded end
                            else d.recorded + excluded.recorded end";
     LEVELS(uuid, timestamptz) =
-        "select metric, period_start, period_end from billing.period_usage
+        "select metric, period_start, period_end from billing_internal.period_usage
           where org_id = $1 and level is not null and not carried and period_end <= $2
           order by period_start, metric";
     EXISTS(uuid, text, timestamptz) =
-        "select from billing.period_usage where org_id = $1 and metric = $2 and period_start = $3";
+        "select from billing_internal.period_usage where org_id = $1 and metric = $2 and period_start = $3";
     // What a writer holds is left: its segment tells the terms all the same.
     CUT_UNSETTLED(uuid, timestamptz) =
-        "update billing.unsettled_usage set period_end = $2
-          where org_id = $1 and ctid = any (array(select s.ctid from billing.unsettled_usage s
+        "update billing_internal.unsettled_usage set period_end = $2
+          where org_id = $1 and ctid = any (array(select s.ctid from billing_internal.unsettled_usage s
                                                    where s.org_id = $1 and s.period_start < $2 and s.period_end > $2
                                                      for update of s skip locked))";
     CUT_COUNTERS(uuid, timestamptz) =
-        "update billing.period_usage set period_end = $2
+        "update billing_internal.period_usage set period_end = $2
           where org_id = $1 and period_start < $2 and period_end > $2";
     JOIN_UNSETTLED(uuid, timestamptz, timestamptz, timestamptz) =
-        "update billing.unsettled_usage set period_end = $4
-          where org_id = $1 and ctid = any (array(select s.ctid from billing.unsettled_usage s
+        "update billing_internal.unsettled_usage set period_end = $4
+          where org_id = $1 and ctid = any (array(select s.ctid from billing_internal.unsettled_usage s
                                                    where s.org_id = $1 and s.period_start = $2 and s.period_end = $3
                                                      for update of s skip locked))";
     JOIN_COUNTERS(uuid, timestamptz, timestamptz, timestamptz) =
-        "update billing.period_usage set period_end = $4
+        "update billing_internal.period_usage set period_end = $4
           where org_id = $1 and period_start = $2 and period_end = $3";
     SET_END(uuid, text, timestamptz, timestamptz) =
-        "update billing.period_usage set period_end = $4 where org_id = $1 and metric = $2 and period_start = $3";
+        "update billing_internal.period_usage set period_end = $4 where org_id = $1 and metric = $2 and period_start = $3";
     CARRIED(uuid, text, timestamptz) =
-        "update billing.period_usage set carried = true where org_id = $1 and metric = $2 and period_start = $3";
+        "update billing_internal.period_usage set carried = true where org_id = $1 and metric = $2 and period_start = $3";
 }
 
 /// A row of `unsettled_usage` that was taken.
@@ -96,7 +98,7 @@ struct Day {
 
 /// The units in which an org will have to pay.
 pub fn units(db: &Db, org_id: Uuid) -> Result<Vec<String>> {
-    let now = crate::clock::now();
+    let now = crate::pg::clock::now();
     let mut units = BTreeSet::new();
     for row in db.write(&OPEN, args![org_id]).iter() {
         let Some(metric) = row.opt::<String>(0) else {
@@ -193,12 +195,12 @@ impl Work<'_> {
         if part.level.is_some_and(|(_, at)| counter.level.is_none_or(|(_, known)| at >= known)) {
             counter.level = part.level;
         }
-        let (shown, quantity) = match metric.aggregation.as_str() {
+        let (shown, quantity) = match metric.aggregation {
             // What goes beyond the highest level so far.
-            "max" => (part.quantity, (part.quantity - counter.tally.quantity).max(0)),
+            Aggregation::Max => (part.quantity, (part.quantity - counter.tally.quantity).max(0)),
             // What the period comes to in the end: see close_levels().
-            "last" => (part.level.map_or(part.quantity, |(level, _)| level), 0),
-            _ => (part.quantity, part.quantity),
+            Aggregation::Last => (part.level.map_or(part.quantity, |(level, _)| level), 0),
+            Aggregation::Sum | Aggregation::Unique => (part.quantity, part.quantity),
         };
         self.take(metric, counter, (quantity, shown), part.segment, part.level.map_or(0, |(_, at)| at))
     }
@@ -218,7 +220,7 @@ impl Work<'_> {
         let price = price.as_deref();
         let today = cache::price(self.db, metric, Some(self.org_id), self.now)?;
         let superseded = price != today.as_deref();
-        let charge = counter.tally.settle(quantity, terms.allowance, price, superseded).map_err(catalog::too_large)?;
+        let charge = counter.tally.settle(quantity, terms.allowance, price, superseded).map_err(price::too_large)?;
         if charge.credits > 0 {
             self.debts.push(Debt {
                 unit: price.map_or_else(|| units::CREDIT.to_owned(), |p| p.unit.clone()),
@@ -255,8 +257,9 @@ impl Work<'_> {
     fn close_levels(&mut self) -> Result<()> {
         for (name, span) in self.ended(self.now.saturating_add(1)) {
             let metric = cache::any_metric(self.db, &name)?;
-            if metric.aggregation == "last" {
-                self.close_level(&metric, span)?;
+            match metric.aggregation {
+                Aggregation::Last => self.close_level(&metric, span)?,
+                Aggregation::Max | Aggregation::Sum | Aggregation::Unique => {}
             }
         }
         Ok(())
@@ -290,8 +293,9 @@ impl Work<'_> {
         if let Some((level, at)) = from.level
             && next.start > span.start
         {
-            if metric.aggregation == "last" {
-                self.close_level(metric, span)?;
+            match metric.aggregation {
+                Aggregation::Last => self.close_level(metric, span)?,
+                Aggregation::Max | Aggregation::Sum | Aggregation::Unique => {}
             }
             // Nothing goes on as nothing, but where a period has it otherwise.
             let there = db.write(&EXISTS, args![org_id, &metric.name, Timestamptz(next.start)]).count() > 0;
@@ -301,9 +305,12 @@ impl Work<'_> {
                 if to.level.is_none_or(|(_, known)| known <= at) {
                     to.level = Some((level, at));
                 }
-                if metric.aggregation == "max" {
-                    let quantity = (level - to.tally.quantity).max(0);
-                    self.take(metric, &mut to, (quantity, level), next.start, at)?;
+                match metric.aggregation {
+                    Aggregation::Max => {
+                        let quantity = (level - to.tally.quantity).max(0);
+                        self.take(metric, &mut to, (quantity, level), next.start, at)?;
+                    }
+                    Aggregation::Last | Aggregation::Sum | Aggregation::Unique => {}
                 }
                 counters::save(&[&to]);
             }

@@ -4,24 +4,27 @@
 //! settlement had run at the end of each. What is charged is decided by the counters, so running it again charges nothing.
 
 mod charge;
+pub mod renewal;
 
-use crate::access;
-use crate::alerts::{self, Open};
-use crate::arguments::required_uuid;
+use crate::alerts::{self, ActiveAlerts, BalanceChange};
+use crate::base::error::{Error, Result};
+use crate::base::time::{Moment, Period};
+use crate::base::units;
 use crate::catalog::cache;
-use crate::error::{Error, Result};
+use crate::contention;
+use crate::entry_point;
 use crate::ledger::debts::{self, Debt};
-use crate::ledger::split;
 use crate::ledger::store as ledger;
 use crate::ledger::wallet::Wallet;
+use crate::pg::arguments::required_uuid;
+use crate::pg::clock;
+use crate::pg::spi::{self, Db};
 use crate::plans::period::whole_period;
-use crate::plans::renewal;
 use crate::plans::store::{self as plans, Subscription};
-use crate::raise::or_raise;
-use crate::sql::{self, Db};
-use crate::time::{Moment, Period};
-use crate::usage::fold;
-use crate::{args, clock, receipt, statements, units};
+use crate::posting;
+use crate::receipt;
+use crate::recharge;
+use crate::reports::fold;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use uuid::Uuid;
@@ -29,10 +32,6 @@ use uuid::Uuid;
 receipt! {
     /// Of the settlement of one org.
     SettlementReceipt as "settlement_receipt" { org_id: Uuid, charged: i64, unpaid: i64, renewed: i64, events: i64 }
-}
-
-statements! {
-    BEGIN_PERIODS(uuids) = "select billing.begin_periods_of($1)";
 }
 
 /// Begins the periods that are due by then, each after the usage before it is charged. The wallet must be locked.
@@ -83,13 +82,13 @@ fn pay(db: &Db, org_id: Uuid, now: Moment, mut debts: Vec<Debt>) -> Result<(i64,
         if !wallet.is_fresh() || wallet.lane.is_split() {
             ledger::load(db, &mut wallet, &[])?;
         }
-        split::relax(db, &mut wallet)?;
+        contention::merge_idle_lanes(db, &mut wallet)?;
         let (mine, others) = debts.into_iter().partition(|debt: &Debt| debt.unit == wallet.lane.unit);
         debts = others;
         let (more, left) = debts::pay(db, &mut wallet, &mine)?;
         paid = paid.saturating_add(more);
         unpaid = unpaid.saturating_add(left);
-        ledger::save(db, std::slice::from_mut(&mut wallet), "{}")?;
+        posting::save(db, std::slice::from_mut(&mut wallet), "{}")?;
     }
     // In a unit of which there is no wallet.
     unpaid = debts.iter().fold(unpaid, |sum, debt| sum.saturating_add(debt.credits));
@@ -121,8 +120,8 @@ fn enroll(db: &Db, org_id: Uuid, now: Moment) -> Result<bool> {
         grants: Vec::new(),
         granted: 0,
         taken_back: 0,
-        waits_for_money: false,
-        collector: None,
+        awaiting_payment: false,
+        billing_provider: None,
     };
     plans::begin(db, org_id, &new, now, "{}");
     Ok(true)
@@ -135,7 +134,10 @@ pub fn begin_due(db: &Db, orgs: Vec<Uuid>) -> Result<()> {
     if !due.is_empty() {
         // All wallets of all orgs of the call, in their order.
         ledger::lock_orgs(db, orgs);
-        db.write(&BEGIN_PERIODS, args![due]);
+        for org_id in due {
+            // What is wrong with one org's plan is for settlement to say, not for who spends from another's wallet.
+            spi::isolate_faults(|| spi::connect(|db| begin_periods_of(db, org_id).map(drop)))?;
+        }
     }
     Ok(())
 }
@@ -153,15 +155,11 @@ fn settle(db: &Db, org_id: Uuid, as_of: Moment) -> Result<SettlementReceipt> {
     events += charged.events;
     let (_, unpaid) = pay(db, org_id, as_of, charged.debts)?;
     let lanes = ledger::lock_org(db, org_id, &[], as_of)?;
-    let open = Open::of(db, org_id);
+    let open = ActiveAlerts::of(db, org_id);
     for lane in &lanes {
-        alerts::balance(
-            db,
-            org_id,
-            &open,
-            (&lane.unit, ledger::balance(lane), lane.alert_base, lane.alert_below),
-            as_of,
-        )?;
+        let (balance, base, threshold) = (ledger::balance(lane), lane.alert_base, lane.alert_below);
+        let change = BalanceChange { unit: &lane.unit, balance, base, threshold };
+        recharge::on_balance_change(db, org_id, &open, change, as_of)?;
     }
     fold::fold_all(org_id);
     alerts::settle(db, org_id, (&open, charged.timeline), &lanes, as_of)?;
@@ -175,9 +173,16 @@ fn moment(as_of: Option<TimestampWithTimeZone>) -> Result<Moment> {
     match as_of.map(Moment::from) {
         None => Ok(now),
         Some(at) if at > now => Err(Error::invalid("as_of", "must not be in the future")),
-        Some(crate::time::NEVER_YET) => Err(Error::invalid("as_of", "must be finite")),
+        Some(crate::base::time::NEG_INFINITY) => Err(Error::invalid("as_of", "must be finite")),
         Some(at) => Ok(at),
     }
+}
+
+/// Begins the periods of one org that are due; gives their number.
+fn begin_periods_of(db: &Db, org_id: Uuid) -> Result<i64> {
+    ledger::lock_org(db, org_id, &[units::CREDIT.to_owned()], clock::now())?;
+    let now = clock::now();
+    Ok(catch_up(db, org_id, now)?.0)
 }
 
 /// Begins the periods of an org that are due, each after the usage before it is charged; gives their number. Consumption does it
@@ -187,15 +192,10 @@ fn moment(as_of: Option<TimestampWithTimeZone>) -> Result<Moment> {
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn begin_periods(org_id: Option<pgrx::Uuid>) -> i64 {
-    or_raise(access::service(|| {
+    entry_point::service(|db| {
         let org_id = required_uuid("org_id", org_id)?;
-        sql::connect(|db| {
-            cache::require_installed(db)?;
-            ledger::lock_org(db, org_id, &[units::CREDIT.to_owned()], clock::now())?;
-            let now = clock::now();
-            Ok(catch_up(db, org_id, now)?.0)
-        })
-    }))
+        begin_periods_of(db, org_id)
+    })
 }
 
 /// Settles one org as of a moment (null: now): charges recorded usage beyond what is included, begins periods that are due,
@@ -206,12 +206,9 @@ fn begin_periods(org_id: Option<pgrx::Uuid>) -> i64 {
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn settle_org(org_id: Option<pgrx::Uuid>, as_of: default!(Option<TimestampWithTimeZone>, "NULL")) -> SettlementReceipt {
-    or_raise(access::service(|| {
+    entry_point::service(|db| {
         let org_id = required_uuid("org_id", org_id)?;
         let as_of = moment(as_of)?;
-        sql::connect(|db| {
-            cache::require_installed(db)?;
-            settle(db, org_id, as_of)
-        })
-    }))
+        settle(db, org_id, as_of)
+    })
 }

@@ -2,16 +2,15 @@
 //!
 //! Counters are locked after the lanes of their wallets, in the order of (org, metric, period).
 
-use crate::catalog;
+use crate::base::error::{Error, Result};
+use crate::base::time::Moment;
 use crate::catalog::cache::Metric;
-use crate::catalog::price::{Overflow, Price};
-use crate::error::{Error, Result};
+use crate::catalog::price::{self, Overflow, Price};
+use crate::pg::spi::Db;
 use crate::plans::period::{Span, Terms, Timeline};
 use crate::plans::store as plans;
 use crate::schema::usage::{period_usage, unsettled_usage};
 use crate::schema::{Insertion, LockPolicy, Snapshot, Table, at_one_moment};
-use crate::sql::Db;
-use crate::time::Moment;
 use crate::usage::tally::{Charge, Tally};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -155,8 +154,8 @@ impl Metered {
     /// What a consumption of so much comes to; refused where the allowance is used up and there is no price.
     pub fn charge(&self, metric: &Metric, quantity: i64, price: Option<&Price>) -> Result<Charge> {
         let tally = &self.counter.tally;
-        let charge = tally.charge(quantity, self.terms.allowance, self.unsettled, price).map_err(catalog::too_large)?;
-        if charge.overage > 0 && price.is_none() && self.terms.ends_at_allowance(metric.tier.as_deref()) {
+        let charge = tally.charge(quantity, self.terms.allowance, self.unsettled, price).map_err(price::too_large)?;
+        if charge.overage > 0 && price.is_none() && self.terms.ends_at_allowance(metric.tier) {
             let remaining = tally.remaining(self.terms.allowance, self.unsettled).unwrap_or(0);
             return Err(Error::plan_limit(&metric.name, self.terms.allowance.unwrap_or(0), remaining, quantity));
         }
@@ -166,7 +165,7 @@ impl Metered {
     /// Notes that it was made.
     pub fn take(&mut self, charge: Charge, price: Option<&Price>) -> Result<()> {
         self.changed = true;
-        self.counter.tally.add(charge, price).map_err(catalog::too_large)
+        self.counter.tally.add(charge, price).map_err(price::too_large)
     }
 }
 
@@ -215,7 +214,7 @@ fn unsettled(names: &[(Uuid, String, Span)]) -> Result<BTreeMap<(Uuid, String), 
                 sum = sum.and_then(|sum| sum.checked_add(row.quantity()));
                 true
             });
-            sums.insert((*org_id, metric.clone()), sum.ok_or(Overflow).map_err(catalog::too_large)?);
+            sums.insert((*org_id, metric.clone()), sum.ok_or(Overflow).map_err(price::too_large)?);
         }
         Ok(sums)
     })

@@ -1,12 +1,13 @@
 //! Usage events as callers give them, checked and given their place in time.
 
-use crate::arguments;
+use crate::base::error::{Error, Result};
+use crate::base::time::{self, Moment, Period};
 use crate::catalog::cache::{self, Metric};
-use crate::error::{Error, Result};
+use crate::catalog::sections::metrics::Aggregation;
+use crate::pg::arguments;
+use crate::pg::spi::{Db, Row};
 use crate::plans::period::{Span, Timeline};
 use crate::plans::store as plans;
-use crate::sql::{Db, Row};
-use crate::time::{self, Moment, Period};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -35,7 +36,7 @@ pub struct Event {
 /// Where an event counts.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
-pub struct Place {
+pub struct UsageBucket {
     pub org_id: Uuid,
     pub metric: String,
     pub span: Span,
@@ -46,9 +47,9 @@ pub struct Place {
 /// An event that can be counted.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
-pub struct Placed {
+pub struct ResolvedEvent {
     pub event: Event,
-    pub place: Place,
+    pub place: UsageBucket,
     pub occurred_at: Moment,
     pub gauge: bool,
     /// Of the event's id.
@@ -66,20 +67,20 @@ fn key(text: &str) -> Uuid {
 }
 
 /// Finds the places of events; remembers the plans of orgs that come again.
-pub struct Placer<'a> {
+pub struct EventResolver<'a> {
     db: &'a Db,
     now: Moment,
     timelines: BTreeMap<Uuid, Timeline>,
 }
 
-impl<'a> Placer<'a> {
+impl<'a> EventResolver<'a> {
     /// For events that are reported now.
     pub fn new(db: &'a Db, now: Moment) -> Self {
         Self { db, now, timelines: BTreeMap::new() }
     }
 
     /// Checks an event and finds its place.
-    pub fn place(&mut self, event: Event) -> Result<Placed> {
+    pub fn place(&mut self, event: Event) -> Result<ResolvedEvent> {
         let metric = cache::metric(self.db, &event.metric)?;
         let least = i64::from(!metric.is_gauge());
         if event.quantity < least {
@@ -107,9 +108,12 @@ impl<'a> Placer<'a> {
         let span = self.timeline(event.org_id)?.period(occurred_at);
         let version = cache::price_since(self.db, &metric, event.org_id, occurred_at);
         let segment = Period::Day.start(occurred_at).max(span.start).max(version);
-        let value = if metric.aggregation == "unique" { Some(key(&distinct(&metric, &event)?)) } else { None };
-        Ok(Placed {
-            place: Place { org_id: event.org_id, metric: event.metric.clone(), span, segment },
+        let value = match metric.aggregation {
+            Aggregation::Unique => Some(key(&distinct(&metric, &event)?)),
+            Aggregation::Sum | Aggregation::Max | Aggregation::Last => None,
+        };
+        Ok(ResolvedEvent {
+            place: UsageBucket { org_id: event.org_id, metric: event.metric.clone(), span, segment },
             occurred_at,
             gauge: metric.is_gauge(),
             key: event.event_id.as_deref().map(key),

@@ -2,9 +2,5 @@
 
 pub mod counters;
 pub mod events;
-pub mod fold;
-mod history;
-pub mod recent;
 pub mod record;
-pub mod tail;
 pub mod tally;

@@ -5,17 +5,18 @@
 //! new value of a metric that counts distinct ones, at the same instant.
 
 use crate::access;
-use crate::arguments::{optional_uuid, required, required_uuid};
+use crate::base::error::{Error, Result};
+use crate::base::time::{self, Moment};
 use crate::catalog::cache;
-use crate::clock;
-use crate::error::{Error, Result};
-use crate::json::Jsonb;
-use crate::raise::or_raise;
+use crate::entry_point;
+use crate::pg::arguments::{optional_uuid, required, required_uuid};
+use crate::pg::clock;
+use crate::pg::jsonb::Jsonb;
+use crate::pg::raise::or_raise;
+use crate::pg::spi::{self, Db, Timestamptz};
 use crate::schema::usage::{unsettled_usage, usage_event_keys, usage_events};
 use crate::schema::{Changed, Insertion, LockPolicy, Table, may_change_rows};
-use crate::sql::{self, Db, Timestamptz};
-use crate::time::{self, Moment};
-use crate::usage::events::{self, Event, Place, Placed, Placer};
+use crate::usage::events::{self, Event, EventResolver, ResolvedEvent, UsageBucket};
 use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
@@ -40,20 +41,20 @@ statements! {
                            ['org_id', 'metric', 'quantity', 'event_id', 'occurred_at', 'member_id', 'properties'])) end
            from jsonb_array_elements($1) i";
     NEW_KEYS(uuids, uuids) =
-        "insert into billing.usage_event_keys (org_id, event_key)
+        "insert into billing_internal.usage_event_keys (org_id, event_key)
          select * from unnest($1, $2) order by 1, 2 on conflict do nothing returning org_id, event_key";
     NEW_EVENTS(uuids, timestamptz, timestamptzs, int8s, uuids, texts, texts, texts) =
         "insert into billing.usage_events (org_id, recorded_at, occurred_at, quantity, member_id, metric, event_id, properties)
          select org_id, $2, occurred_at, quantity, member_id, metric, event_id, properties::jsonb
            from unnest($1, $3, $4, $5, $6, $7, $8) e (org_id, occurred_at, quantity, member_id, metric, event_id, properties)";
     NEW_VALUES(uuids, texts, timestamptzs, uuids) =
-        "insert into billing.usage_uniques (org_id, metric, period_start, value_key)
+        "insert into billing_internal.usage_uniques (org_id, metric, period_start, value_key)
          select * from unnest($1, $2, $3, $4) order by 1, 2, 3, 4
          on conflict do nothing returning org_id, metric, period_start, value_key";
     // The slot is the transaction's number: nobody else makes a row with it. By statement, because that looks at nothing: who sees
     // the same in all statements need not be told to try again.
     MAKE(uuid, text, timestamptz, timestamptz, int8, int8, int8, timestamptz, timestamptz, int8, boolean) =
-        "insert into billing.unsettled_usage as u
+        "insert into billing_internal.unsettled_usage as u
                 (org_id, metric, period_start, segment, quantity, events, level, level_at, period_end, slot)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
          on conflict (org_id, metric, period_start, segment, slot) do update
@@ -64,14 +65,14 @@ statements! {
 
 /// What a place gains.
 #[derive(Default)]
-struct Gain {
+struct BucketDelta {
     quantity: i64,
     events: i64,
     level: Option<(i64, Moment)>,
 }
 
-impl Gain {
-    fn add(&mut self, placed: &Placed, is_new: bool) -> Result<()> {
+impl BucketDelta {
+    fn add(&mut self, placed: &ResolvedEvent, is_new: bool) -> Result<()> {
         self.events += 1;
         let quantity = placed.event.quantity;
         if placed.gauge {
@@ -92,14 +93,14 @@ impl Gain {
 fn record(db: &Db, event: Event) -> Result<bool> {
     cache::require_installed(db)?;
     let now = clock::now();
-    let placed = Placer::new(db, now).place(event)?;
+    let placed = EventResolver::new(db, now).place(event)?;
     let event = &placed.event;
     if let Some(key) = placed.key
         && !is_new_key(event.org_id, key)
     {
         return Ok(false);
     }
-    let mut gain = Gain::default();
+    let mut gain = BucketDelta::default();
     let is_new = placed.value.is_some() && !new_values(db, std::slice::from_ref(&placed)).is_empty();
     gain.add(&placed, is_new)?;
     keep(&placed, now);
@@ -115,7 +116,7 @@ fn is_new_key(org_id: Uuid, event_key: Uuid) -> bool {
 }
 
 /// Notes the event in the partition of its month of arrival.
-fn keep(placed: &Placed, now: Moment) {
+fn keep(placed: &ResolvedEvent, now: Moment) {
     let event = &placed.event;
     let month = time::display(now)[..7].replace('-', "_");
     let partition = Table::<usage_events::Table>::partition_to_insert(&format!("usage_events_{month}"), now);
@@ -127,12 +128,12 @@ fn keep(placed: &Placed, now: Moment) {
         member_id: event.member_id,
         metric: &event.metric,
         event_id: event.event_id.as_deref(),
-        properties: crate::json::from_text(&event.properties),
+        properties: crate::pg::jsonb::from_text(&event.properties),
     });
 }
 
 /// What a row of a place comes to with what is gained; None where the sum would not fit.
-fn with_gain(row: unsettled_usage::Row<'_>, gain: &Gain) -> Option<unsettled_usage::Set> {
+fn with_gain(row: unsettled_usage::Row<'_>, gain: &BucketDelta) -> Option<unsettled_usage::Set> {
     let new = unsettled_usage::Set::new().events(row.events() + gain.events);
     let Some((level, at)) = gain.level else { return Some(new.quantity(row.quantity().checked_add(gain.quantity)?)) };
     let new = new.quantity(row.quantity().max(gain.quantity));
@@ -145,7 +146,7 @@ fn too_much() -> Error {
 }
 
 /// Adds to a row of the place that nobody holds; false where there is none, or none that this transaction could change.
-fn add_to_free(place: &Place, gain: &Gain) -> Result<bool> {
+fn add_to_free(place: &UsageBucket, gain: &BucketDelta) -> Result<bool> {
     if !may_change_rows() {
         return Ok(false);
     }
@@ -161,7 +162,7 @@ fn add_to_free(place: &Place, gain: &Gain) -> Result<bool> {
 }
 
 /// Adds to a row of the place that nobody holds, or to one of our own.
-fn count(db: &Db, place: &Place, gain: &Gain) -> Result<()> {
+fn count(db: &Db, place: &UsageBucket, gain: &BucketDelta) -> Result<()> {
     if !add_to_free(place, gain)? {
         let (level, level_at) = (gain.level.map(|l| l.0), gain.level.map(|l| Timestamptz(l.1)));
         db.write(
@@ -176,7 +177,7 @@ fn count(db: &Db, place: &Place, gain: &Gain) -> Result<()> {
                 level,
                 level_at,
                 Timestamptz(place.span.end),
-                sql::transaction_number(),
+                spi::transaction_number(),
                 gain.level.is_some()
             ],
         );
@@ -187,8 +188,8 @@ fn count(db: &Db, place: &Place, gain: &Gain) -> Result<()> {
 type Value = (Uuid, String, Moment, Uuid);
 
 /// Which of the values were not seen before in their period.
-fn new_values(db: &Db, placed: &[Placed]) -> BTreeSet<Value> {
-    let of = |p: &Placed| Some((p.place.org_id, p.place.metric.clone(), p.place.span.start, p.value?));
+fn new_values(db: &Db, placed: &[ResolvedEvent]) -> BTreeSet<Value> {
+    let of = |p: &ResolvedEvent| Some((p.place.org_id, p.place.metric.clone(), p.place.span.start, p.value?));
     let all: BTreeSet<Value> = placed.iter().filter_map(of).collect();
     if all.is_empty() {
         return all;
@@ -207,7 +208,7 @@ fn new_values(db: &Db, placed: &[Placed]) -> BTreeSet<Value> {
 
 fn record_all(db: &Db, events: Vec<Event>) -> Result<UsageReceipt> {
     let now = clock::now();
-    let mut place = Placer::new(db, now);
+    let mut place = EventResolver::new(db, now);
     let count_all = events.len();
     let mut placed = Vec::with_capacity(count_all);
     for (item, event) in (1_i64..).zip(events) {
@@ -216,7 +217,7 @@ fn record_all(db: &Db, events: Vec<Event>) -> Result<UsageReceipt> {
     let placed = without_duplicates(db, placed);
     let new = new_values(db, &placed);
     let mut counted: BTreeSet<Value> = BTreeSet::new();
-    let mut gains: BTreeMap<Place, Gain> = BTreeMap::new();
+    let mut gains: BTreeMap<UsageBucket, BucketDelta> = BTreeMap::new();
     for p in &placed {
         let value = p.value.map(|v| (p.place.org_id, p.place.metric.clone(), p.place.span.start, v));
         let is_new = value.is_some_and(|v| new.contains(&v) && counted.insert(v));
@@ -243,7 +244,7 @@ fn record_all(db: &Db, events: Vec<Event>) -> Result<UsageReceipt> {
 }
 
 /// The first of each event id that was not recorded before.
-fn without_duplicates(db: &Db, placed: Vec<Placed>) -> Vec<Placed> {
+fn without_duplicates(db: &Db, placed: Vec<ResolvedEvent>) -> Vec<ResolvedEvent> {
     let keys: BTreeSet<_> = placed.iter().filter_map(|p| Some((p.event.org_id, p.key?))).collect();
     let mut new: BTreeSet<(Uuid, Uuid)> = if keys.is_empty() {
         BTreeSet::new()
@@ -283,7 +284,7 @@ fn record_usage(
             member_id: optional_uuid(member_id),
             properties: properties.map_or_else(|| "{}".to_owned(), Jsonb::text),
         };
-        sql::connect(|db| record(db, event))
+        spi::connect(|db| record(db, event))
     }))
 }
 
@@ -295,21 +296,18 @@ fn record_usage(
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn record_usage_batch(events: Option<Jsonb>) -> UsageReceipt {
-    or_raise(access::service(|| {
+    entry_point::service(|db| {
         let events = required("events", events)?;
         if !events.is_array() {
             return Err(Error::invalid("events", "must be an array"));
         }
-        sql::connect(|db| {
-            cache::require_installed(db)?;
-            let rows = db.read(&PARSE, args![events]);
-            if rows.count() > MOST_EVENTS {
-                return Err(Error::invalid("events", "must have at most 100000 events"));
-            }
-            let parsed = (1_i64..).zip(rows.iter());
-            let parsed = parsed.map(|(item, row)| events::parse(&row).map_err(|error| error.with("item", item)));
-            let parsed = parsed.collect::<Result<Vec<_>>>()?;
-            record_all(db, parsed)
-        })
-    }))
+        let rows = db.read(&PARSE, args![events]);
+        if rows.count() > MOST_EVENTS {
+            return Err(Error::invalid("events", "must have at most 100000 events"));
+        }
+        let parsed = (1_i64..).zip(rows.iter());
+        let parsed = parsed.map(|(item, row)| events::parse(&row).map_err(|error| error.with("item", item)));
+        let parsed = parsed.collect::<Result<Vec<_>>>()?;
+        record_all(db, parsed)
+    })
 }

@@ -1,12 +1,14 @@
-//! The count of a metric in a billing period: what was included, what was charged, without a server.
+//! The count of a metric in a billing period: how much was included and how much was charged. Pure.
 //!
-//! Each unit is decided once: the allowance takes it, or it is overage, priced by its place among the overage of the period.
-//! Consumption decides at once, recorded usage at settlement; but a consumption leaves to what is recorded and not settled
-//! what that takes of the allowance and of the steps. So the order does not matter, and nothing is charged twice or skipped.
+//! Each unit of usage is decided once: the allowance covers it, or it is overage, priced by its
+//! place among the overage of the period. A consumption is decided at once, recorded usage at
+//! settlement; but a consumption leaves to unsettled usage the part of the allowance, and the place
+//! in the steps of the price, that it will take. So the order does not matter, and nothing is
+//! charged twice or skipped.
 
 use crate::catalog::price::{Overflow, Price};
 
-/// What is decided so far; see the table `period_usage`.
+/// The decided usage of a metric in a period; its fields are columns of the table `period_usage`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Tally {
@@ -17,7 +19,7 @@ pub struct Tally {
     pub price_id: i64,
 }
 
-/// What a quantity comes to.
+/// The decision on a quantity.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Charge {
@@ -27,27 +29,29 @@ pub struct Charge {
 }
 
 impl Tally {
-    /// Whether it can be what some usage came to.
+    /// Whether some usage could have led to this tally; false for one that was tampered with.
     pub fn is_sound(&self) -> bool {
         self.quantity >= 0 && self.credits >= 0 && (0..=self.quantity).contains(&self.overage)
     }
 
-    /// What the allowance (None: unlimited) still covers.
+    /// The quantity that the allowance still covers. `allowance`: None is unlimited.
     fn free(&self, allowance: Option<i64>) -> i64 {
         allowance.map_or(i64::MAX, |all| all.saturating_sub(self.quantity - self.overage).max(0))
     }
 
-    /// What of `unsettled` usage will be overage, given that nothing else comes before it.
-    fn waiting(&self, allowance: Option<i64>, unsettled: i64) -> i64 {
+    /// The part of `unsettled` usage that will be overage, given that nothing else is decided
+    /// before it.
+    fn unsettled_overage(&self, allowance: Option<i64>, unsettled: i64) -> i64 {
         (unsettled - self.free(allowance)).max(0)
     }
 
-    /// What of the allowance is left once the unsettled usage took its part; None: unlimited.
+    /// The rest of the allowance once unsettled usage has taken its part; None: unlimited.
     pub fn remaining(&self, allowance: Option<i64>, unsettled: i64) -> Option<i64> {
         allowance.map(|all| (self.free(Some(all)) - unsettled).max(0))
     }
 
-    /// What `quantity` more would come to, beside what is recorded and not settled.
+    /// Decides a consumption without counting it. `unsettled`: the recorded usage that comes before
+    /// it.
     pub fn charge(
         &self,
         quantity: i64,
@@ -58,7 +62,7 @@ impl Tally {
         self.quantity.checked_add(unsettled).and_then(|sum| sum.checked_add(quantity)).ok_or(Overflow)?;
         let included = self.remaining(allowance, unsettled).map_or(quantity, |left| left.min(quantity));
         let overage = quantity - included;
-        let before = self.overage + self.waiting(allowance, unsettled);
+        let before = self.overage + self.unsettled_overage(allowance, unsettled);
         let credits = match price {
             Some(price) if overage > 0 => price.charge(before, overage)?,
             _ => 0,
@@ -66,7 +70,7 @@ impl Tally {
         Ok(Charge { included, overage, credits })
     }
 
-    /// Takes a charge that was made in.
+    /// Counts a consumption that was decided and charged.
     pub fn add(&mut self, charge: Charge, price: Option<&Price>) -> Result<(), Overflow> {
         self.rebase(price, 0)?;
         self.take(charge)
@@ -80,7 +84,8 @@ impl Tally {
         Ok(())
     }
 
-    /// Settles recorded usage. `superseded`: its price holds no longer, so what was charged at another one came later.
+    /// Decides and counts recorded usage. `superseded`: its price holds no longer, so what was
+    /// charged at another one came later.
     pub fn settle(
         &mut self,
         quantity: i64,
@@ -93,7 +98,7 @@ impl Tally {
         let overage = quantity - included;
         self.rebase(price, if superseded { overage } else { 0 })?;
         let credits = match price {
-            // Also what an earlier consumption left open below its place.
+            // With the steps that an earlier consumption left open to this usage.
             Some(price) if overage > 0 => (price.total(self.overage + overage)? - self.priced).max(0),
             _ => 0,
         };
@@ -102,8 +107,9 @@ impl Tally {
         Ok(charge)
     }
 
-    /// What was charged before, at the price that is used now: under another one, only what comes now counts. `below` is
-    /// what has its place below all that was charged.
+    /// Computes `priced` anew where the price changed: the overage so far, as if it had been
+    /// charged at this price, so that a later charge pays for its own quantity only. `below`: the
+    /// overage that takes its place below all of that.
     fn rebase(&mut self, price: Option<&Price>, below: i64) -> Result<(), Overflow> {
         let id = price.map_or(0, Price::id);
         if id != self.price_id {
@@ -171,8 +177,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is consumed and recorded, in whatever order it is settled: included is what the allowance covers,
-        /// and the overage costs what it costs in one piece.
+        /// Whatever is consumed, recorded and settled in whatever order: the allowance is used up
+        /// before there is overage, and the overage costs as much as in one piece.
         #[test]
         fn any_mix_costs_what_its_sum_costs(
             allowance in 0..300i64,

@@ -5,34 +5,31 @@ is charged, nothing is lost, and no server stops. A message of level debug1 says
 """
 
 import pathlib
+import re
 import tempfile
 import unittest
 import uuid
 
-from support import (CATALOG, MISFOLDED, LiveTestCase, Refused, apply_catalog, await_condition, call, code_of, program, rows, run,
-                     statements_of, together, total, value, violations)
+from support import (LiveTestCase, Refused, await_condition, call, code_of, damage, installed_database, program, rows, run, statements_of,
+                     together, total, value)
 
-TABLES = """select c.oid::regclass::text from pg_class c where relnamespace = 'billing'::regnamespace and relkind = 'r' order by 1"""
-INDEXES = """select indexrelid::regclass::text from pg_index i join pg_class c on c.oid = indexrelid join pg_am a on a.oid = relam
-              where relnamespace = 'billing'::regnamespace and relkind = 'i' and amname = 'btree' order by 1"""
+# Tables that stand in billing_internal.
+INSIDE = {"lanes", "unsettled_usage", "usage_event_keys", "period_usage", "fold_positions"}
 PARTITION = "(select 'billing.usage_events_' || to_char(now() at time zone 'UTC', 'YYYY_MM'))"
+
+
+def place(table):
+    """A table with its schema."""
+    return f"billing_internal.{table}" if table in INSIDE else f"billing.{table}"
 
 
 class DirectRows(LiveTestCase):
     """Each test has a database of its own, whose tables it changes."""
 
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.has_amcheck = value(cls.db, "select count(*) from pg_available_extensions where name = 'amcheck'") == 1
-
     def setUp(self):
-        self.database = self.new_database()
+        self.database = self.new_database(installed_database(self.admin))
         self.db = self.connect()
         self.install(self.db)
-
-        if self.has_amcheck:
-            rows(self.db, "create schema checks; create extension amcheck schema checks")
         self.a, self.b = self.org(1000), self.org(1000)
 
     def tearDown(self):
@@ -40,14 +37,7 @@ class DirectRows(LiveTestCase):
 
     def assert_whole(self, connection=None):
         """The books are right, and tables and indexes fit each other."""
-        connection = connection or self.db
-        self.assertEqual(violations(connection), [])
-        self.assertEqual(rows(connection, MISFOLDED), [])
-        if self.has_amcheck:
-            for (table,) in rows(connection, TABLES):
-                self.assertEqual(rows(connection, "select * from checks.verify_heapam(%s)", table), [], table)
-            for (index,) in rows(connection, INDEXES):
-                rows(connection, "select checks.bt_index_check(%s, heapallindexed => true)", index)
+        self.assertEqual(damage(connection or self.db), [])
 
     def doubts(self, step, connection=None):
         """What a step gives, and which tables it finds changed, and what is changed of them."""
@@ -58,7 +48,7 @@ class DirectRows(LiveTestCase):
             result = step()
         finally:
             rows(connection, "reset client_min_messages")
-        marked = [notice.partition("billing.")[2].strip() for notice in connection.notices if "by statements" in notice]
+        marked = [re.sub(r"^.*?billing(_internal)?\.", "", notice).strip() for notice in connection.notices if "by statements" in notice]
         return result, sorted(set(marked))
 
     def charge(self, connection=None, org=None, key=True):
@@ -101,7 +91,7 @@ class DirectRows(LiveTestCase):
     # ------------------------------------------------------------ nothing is changed
 
     def test_no_table_is_doubted(self):
-        """As the migrations leave them, all tables are as the library knows them."""
+        """As install() makes them, all tables are as the library knows them."""
         _, doubts = self.doubts(lambda: [self.assert_all_is_well() for _ in range(3)])
         self.assertEqual(doubts, [])
 
@@ -130,20 +120,20 @@ class DirectRows(LiveTestCase):
         other = self.connect()
         for connection in (self.db, other):
             self.charge(connection), self.charge(connection, self.b)
-        rows(self.db, """begin; alter table billing.lanes rename to lanes_old; create table billing.lanes (like billing.lanes_old including all);
-                         insert into billing.lanes select * from billing.lanes_old order by ctid desc; commit""")
+        rows(self.db, """begin; alter table billing_internal.lanes rename to lanes_old; create table billing_internal.lanes (like billing_internal.lanes_old including all);
+                         insert into billing_internal.lanes select * from billing_internal.lanes_old order by ctid desc; commit""")
         for connection in (self.db, other):
             before = (total(connection, self.a), total(connection, self.b))
             _, doubts = self.doubts(lambda connection=connection: self.charge(connection), connection)
             self.assertEqual((total(connection, self.a), total(connection, self.b)), (before[0] - 1, before[1]))
             self.assertEqual(doubts, [], "a copy of everything is as good")
             self.assert_all_is_well(connection)
-        self.assertEqual(value(self.db, "select sum(balance) from billing.lanes_old"), 1996, "nobody writes into the old one")
+        self.assertEqual(value(self.db, "select sum(balance) from billing_internal.lanes_old"), 1996, "nobody writes into the old one")
         self.drop_old()
 
     def drop_old(self):
         """Drops the table that was renamed, of which the views still are."""
-        rows(self.db, "set client_min_messages = error; drop table billing.lanes_old cascade; select billing.install(); reset client_min_messages")
+        rows(self.db, "set client_min_messages = error; drop table billing_internal.lanes_old cascade; select billing.install(); reset client_min_messages")
 
     def test_renamed_meanwhile(self):
         """Calls that wait for whoever renames a table go on with the one that has the name then."""
@@ -152,9 +142,9 @@ class DirectRows(LiveTestCase):
             self.charge(session)
         owner = self.connect(autocommit=False)
         for _ in range(3):
-            rows(owner, """alter table billing.lanes rename to lanes_old; create table billing.lanes (like billing.lanes_old including all);
-                           insert into billing.lanes select * from billing.lanes_old order by ctid desc""")
-            before = value(owner, "select balance from billing.lanes where org_id = %s", self.a)
+            rows(owner, """alter table billing_internal.lanes rename to lanes_old; create table billing_internal.lanes (like billing_internal.lanes_old including all);
+                           insert into billing_internal.lanes select * from billing_internal.lanes_old order by ctid desc""")
+            before = value(owner, "select balance from billing_internal.lanes where org_id = %s", self.a)
 
             def body(i, barrier):
                 barrier.wait()
@@ -169,30 +159,42 @@ class DirectRows(LiveTestCase):
         self.assertEqual(total(self.db, self.b), 1000)
 
     def test_schema_renamed(self):
-        """Under another name, calls are refused; a copy of the schema under the old one is what they go by; and back again."""
+        """Under other names, calls are refused, also where copies of the tables stand under the old ones; and back again."""
         other = self.connect()
-        rows(self.db, """create schema copied;
-            do $$ declare t text; begin
-              for t in select relname from pg_class where relnamespace = 'billing'::regnamespace and relkind in ('r', 'p') and not relispartition loop
-                execute format('create table copied.%I (like billing.%I including all)', t, t);
-                execute format('insert into copied.%I overriding system value select * from billing.%I', t, t);
+        rows(self.db, """create schema copied; create schema copied_internal;
+            do $$ declare t record; begin
+              for t in select relname as name, relnamespace::regnamespace::text as schema from pg_class
+                        where relnamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and relkind in ('r', 'p') and not relispartition loop
+                execute format('create table %s.%I (like %s.%2$I including all)', replace(t.schema, 'billing', 'copied'), t.name, t.schema);
+                execute format('insert into %s.%I overriding system value select * from %s.%2$I', replace(t.schema, 'billing', 'copied'), t.name, t.schema);
               end loop; end $$""")
-        balance = lambda schema: value(self.db, f"select balance from {schema}.lanes where org_id = %s", self.a)
+
+        def rename(before, after):
+            rows(self.db, f"begin; alter schema {before} rename to {after}; alter schema {before}_internal rename to {after}_internal; commit")
+
+        def refuse(*codes):
+            for connection in (self.db, other):
+                with self.assertRaises(Refused) as caught:
+                    rows(connection, "select * from elsewhere.consume_credits(%s, 'call')", self.a)
+                self.assertIn(caught.exception.pgcode, codes)
+
+        balance = lambda schema: value(self.db, f"select balance from {schema}_internal.lanes where org_id = %s", self.a)
         self.charge(), self.charge(other)
         # Nothing else tells that the tables are others.
-        rows(self.db, "begin; alter schema billing rename to elsewhere; alter schema copied rename to billing; commit")
-        for left, connection in ((999, self.db), (998, other)):
-            self.assertEqual(value(connection, "select balance_after from elsewhere.consume_credits(%s, 'call')", self.a), left)
-        self.assertEqual((balance("billing"), balance("elsewhere")), (998, 998))
-        rows(self.db, "alter schema billing rename to copied")
-        for connection in (self.db, other):
-            with self.assertRaises(Refused) as caught:
-                rows(connection, "select * from elsewhere.consume_credits(%s, 'call')", self.a)
-            self.assertEqual(code_of(caught.exception), "55000 not_installed")
+        rename("billing", "elsewhere")
+        rename("copied", "billing")
+        refuse("42883", "55000")
+        self.assertEqual((balance("billing"), balance("elsewhere")), (1000, 998))
+        rename("billing", "copied")
+        refuse("3F000", "55000")
+        rename("elsewhere", "billing")
+        # What people use alone.
+        rows(self.db, "alter schema billing rename to elsewhere")
+        refuse("55000")
         rows(self.db, "alter schema elsewhere rename to billing")
         for left, connection in ((997, self.db), (996, other)):
             self.assertEqual(self.charge(connection), left)
-            self.assertEqual((balance("billing"), balance("copied")), (left, 998))
+            self.assertEqual((balance("billing"), balance("copied")), (left, 1000))
         for connection in (self.db, other):
             self.assert_all_is_well(connection)
 
@@ -206,7 +208,7 @@ class DirectRows(LiveTestCase):
                                         ("lanes", "balance", "numeric", "bigint"), ("lanes", "unit", 'varchar collate "C"', 'text collate "C"'),
                                         ("unsettled_usage", "quantity", "numeric", "bigint"), ("unsettled_usage", "metric", "text", 'text collate "C"'),
                                         ("usage_events", "quantity", "numeric", "bigint"), ("usage_event_keys", "event_key", "text", "uuid"),
-                                        ("period_usage", "credits", "integer", "bigint"), ("folded", "entry_id", "numeric", "bigint"),
+                                        ("period_usage", "credits", "integer", "bigint"), ("fold_positions", "entry_id", "numeric", "bigint"),
                                         ("lanes", "fast_until", "timestamptz(0)", "timestamptz"), ("ledger", "created_at", "timestamp", "timestamptz")):
             with self.subTest(f"{table}.{column}: {new}"):
                 self.alter(table, column, new)
@@ -226,12 +228,12 @@ class DirectRows(LiveTestCase):
 
     def alter(self, table, column, new):
         """Gives a column another type."""
-        self.change(f"alter table billing.{table} alter column {column} type {new} using {column}::{new.split(' ')[0]}")
+        self.change(f"alter table {place(table)} alter column {column} type {new} using {column}::{new.split(' ')[0]}")
 
     def change(self, step):
         """Does something that views are in the way of, and makes these anew."""
         views = rows(self.db, """select c.oid::regclass::text, pg_get_viewdef(c.oid), array_to_string(reloptions, ', ') from pg_class c
-                                  where relnamespace = 'billing'::regnamespace and relkind = 'v'""")
+                                  where relnamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and relkind = 'v'""")
         rows(self.db, "set client_min_messages = error; begin")
         for view, _, _ in views:
             rows(self.db, f"drop view if exists {view} cascade")
@@ -254,30 +256,30 @@ class DirectRows(LiveTestCase):
                                                     alter table billing.ledger enable trigger all;""")):
             with self.subTest(f"{table}.{column}"):
                 self.everything(only="charge")
-                rows(self.db, f"{first} alter table billing.{table} alter column {column} set not null")
+                rows(self.db, f"{first} alter table {place(table)} alter column {column} set not null")
                 self.assertEqual(self.everything(only=step)[step], "23502")
-                self.assertEqual(value(self.db, f"select count(*) filter (where ({table}).{column} is null) from billing.{table}"), 0)
+                self.assertEqual(value(self.db, f"select count(*) filter (where ({table}).{column} is null) from {place(table)}"), 0)
                 with tempfile.TemporaryDirectory() as folder:
                     dump, restored = str(pathlib.Path(folder) / "dump"), self.new_database()
                     run(program("pg_dump"), "-Fc", "-f", dump, "-d", self.database)
                     run(program("pg_restore"), "--exit-on-error", "-d", restored, dump)
-                rows(self.db, f"alter table billing.{table} alter column {column} drop not null")
+                rows(self.db, f"alter table {place(table)} alter column {column} drop not null")
         self.assert_all_is_well()
 
     def test_columns_swapped(self):
         """Two columns of a type that change places: they are told by name."""
         org = self.org(100, 500)
         self.charge(org=org)
-        rows(self.db, """begin; alter table billing.lanes rename balance to x; alter table billing.lanes rename slice_credits to balance;
-                         alter table billing.lanes rename x to slice_credits;
-                         update billing.lanes set balance = slice_credits, slice_credits = balance; commit""")
+        rows(self.db, """begin; alter table billing_internal.lanes rename balance to x; alter table billing_internal.lanes rename slice_credits to balance;
+                         alter table billing_internal.lanes rename x to slice_credits;
+                         update billing_internal.lanes set balance = slice_credits, slice_credits = balance; commit""")
         for left in range(598, 490, -12):
             self.assertEqual(self.charge(org=org), left)
             call(self.db, "consume_credits", org, "call", 11)
         self.assert_all_is_well()
         left = total(self.db, org)
-        self.change("""alter table billing.lanes add column again bigint not null default 0; update billing.lanes set again = balance;
-                       alter table billing.lanes drop column balance; alter table billing.lanes rename again to balance""")
+        self.change("""alter table billing_internal.lanes add column again bigint not null default 0; update billing_internal.lanes set again = balance;
+                       alter table billing_internal.lanes drop column balance; alter table billing_internal.lanes rename again to balance""")
         _, doubts = self.doubts(lambda: self.assertEqual(self.charge(org=org), left - 1))
         self.assertIn("lanes is written by statements: its number of columns", doubts)
         self.assert_all_is_well()
@@ -287,21 +289,21 @@ class DirectRows(LiveTestCase):
     def test_indexes(self):
         """An index is told by what it is of. Without it, statements do what they can."""
         others = {
-            "renamed": "alter index billing.lanes_pkey rename to by_wallet",
-            "dropped": "alter table billing.lanes drop constraint lanes_pkey",
-            "on another table": """alter table billing.lanes drop constraint lanes_pkey; create table billing.others (like billing.lanes);
-                                   insert into billing.others select * from billing.lanes order by ctid desc;
-                                   alter table billing.others add constraint lanes_pkey primary key (org_id, unit, lane)""",
-            "partial": "alter table billing.lanes drop constraint lanes_pkey; create unique index lanes_pkey on billing.lanes (org_id, unit, lane) where lane = 1",
-            "of other columns": "alter table billing.lanes drop constraint lanes_pkey; create unique index lanes_pkey on billing.lanes (org_id, lane, unit)",
-            "not unique": "alter table billing.lanes drop constraint lanes_pkey; create index lanes_pkey on billing.lanes (org_id, unit, lane)",
-            "descending": "alter table billing.lanes drop constraint lanes_pkey; create unique index lanes_pkey on billing.lanes (org_id, unit desc, lane)",
-            "of another collation": """alter table billing.lanes drop constraint lanes_pkey;
-                                       create unique index lanes_pkey on billing.lanes (org_id, unit collate "default", lane)""",
-            "of other operators": "alter table billing.lanes drop constraint lanes_pkey; create unique index lanes_pkey on billing.lanes (org_id, unit text_pattern_ops, lane)",
-            "with more": "alter table billing.lanes drop constraint lanes_pkey; create unique index lanes_pkey on billing.lanes (org_id, unit, lane) include (balance)",
-            "of an expression": "alter table billing.lanes drop constraint lanes_pkey; create unique index lanes_pkey on billing.lanes (org_id, unit, (lane + 0))",
-            "hash": "alter table billing.lanes drop constraint lanes_pkey; create index lanes_pkey on billing.lanes using hash (org_id)",
+            "renamed": "alter index billing_internal.lanes_pkey rename to by_wallet",
+            "dropped": "alter table billing_internal.lanes drop constraint lanes_pkey",
+            "on another table": """alter table billing_internal.lanes drop constraint lanes_pkey; create table billing_internal.others (like billing_internal.lanes);
+                                   insert into billing_internal.others select * from billing_internal.lanes order by ctid desc;
+                                   alter table billing_internal.others add constraint lanes_pkey primary key (org_id, unit, lane)""",
+            "partial": "alter table billing_internal.lanes drop constraint lanes_pkey; create unique index lanes_pkey on billing_internal.lanes (org_id, unit, lane) where lane = 1",
+            "of other columns": "alter table billing_internal.lanes drop constraint lanes_pkey; create unique index lanes_pkey on billing_internal.lanes (org_id, lane, unit)",
+            "not unique": "alter table billing_internal.lanes drop constraint lanes_pkey; create index lanes_pkey on billing_internal.lanes (org_id, unit, lane)",
+            "descending": "alter table billing_internal.lanes drop constraint lanes_pkey; create unique index lanes_pkey on billing_internal.lanes (org_id, unit desc, lane)",
+            "of another collation": """alter table billing_internal.lanes drop constraint lanes_pkey;
+                                       create unique index lanes_pkey on billing_internal.lanes (org_id, unit collate "default", lane)""",
+            "of other operators": "alter table billing_internal.lanes drop constraint lanes_pkey; create unique index lanes_pkey on billing_internal.lanes (org_id, unit text_pattern_ops, lane)",
+            "with more": "alter table billing_internal.lanes drop constraint lanes_pkey; create unique index lanes_pkey on billing_internal.lanes (org_id, unit, lane) include (balance)",
+            "of an expression": "alter table billing_internal.lanes drop constraint lanes_pkey; create unique index lanes_pkey on billing_internal.lanes (org_id, unit, (lane + 0))",
+            "hash": "alter table billing_internal.lanes drop constraint lanes_pkey; create index lanes_pkey on billing_internal.lanes using hash (org_id)",
         }
         other = self.connect()
         self.assert_all_is_well(), self.assert_all_is_well(other)
@@ -315,8 +317,8 @@ class DirectRows(LiveTestCase):
                     self.assertEqual(any(doubt.startswith("lanes is written by statements") for doubt in doubts), name != "renamed", doubts)
                     self.assert_all_is_well(connection)
                 self.assert_whole()
-                rows(self.db, """drop table if exists billing.others; alter table billing.lanes drop constraint if exists by_wallet;
-                                 drop index if exists billing.lanes_pkey; alter table billing.lanes add primary key (org_id, unit, lane)""")
+                rows(self.db, """drop table if exists billing_internal.others; alter table billing_internal.lanes drop constraint if exists by_wallet;
+                                 drop index if exists billing_internal.lanes_pkey; alter table billing_internal.lanes add primary key (org_id, unit, lane)""")
                 self.assert_all_is_well()
 
     def test_the_index_of_keys(self):
@@ -341,9 +343,9 @@ class DirectRows(LiveTestCase):
         """An index is not believed: what is found has the keys that were asked for, or an error says that it does not."""
         swapped = """update pg_class c set relfilenode = (select relfilenode from pg_class o where o.relname in ('lanes_pkey', 'others_pkey') and o.oid <> c.oid)
                       where relname in ('lanes_pkey', 'others_pkey')"""
-        rows(self.db, "vacuum full billing.lanes")
-        rows(self.db, """create table billing.others (like billing.lanes); insert into billing.others select * from billing.lanes order by ctid desc;
-                         alter table billing.others add primary key (org_id, unit, lane);
+        rows(self.db, "vacuum full billing_internal.lanes")
+        rows(self.db, """create table billing_internal.others (like billing_internal.lanes); insert into billing_internal.others select * from billing_internal.lanes order by ctid desc;
+                         alter table billing_internal.others add primary key (org_id, unit, lane);
                          set allow_system_table_mods = on""")
         before = (total(self.db, self.a), total(self.db, self.b))
         rows(self.db, swapped)
@@ -354,18 +356,18 @@ class DirectRows(LiveTestCase):
             self.assertEqual(code_of(caught.exception), "XX001 corrupt_index")
             self.assertIn("reindex", caught.exception.diag.message_hint)
         rows(self.db, swapped)
-        rows(self.db, "drop table billing.others")
+        rows(self.db, "drop table billing_internal.others")
         self.assertEqual((total(self.db, self.a), total(self.db, self.b)), before)
         self.assert_all_is_well(session)
 
     def test_indexes_of_the_owner(self):
         """They lead to what is there, whatever they are of."""
         for name, definition, question, is_known in (
-                ("brin", "on billing.lanes using brin (balance)", "select count(*) from billing.lanes where balance = %s", False),
-                ("hash", "on billing.lanes using hash (balance)", "select count(*) from billing.lanes where balance = %s", False),
-                ("expression", "on billing.lanes ((balance + 1))", "select count(*) from billing.lanes where balance + 1 = %s + 1", False),
-                ("partial", "on billing.lanes (balance) where lane = 0", "select count(*) from billing.lanes where balance = %s and lane = 0", False),
-                ("plain", "on billing.lanes (balance) include (consumed)", "select count(*) from billing.lanes where balance = %s", True)):
+                ("brin", "on billing_internal.lanes using brin (balance)", "select count(*) from billing_internal.lanes where balance = %s", False),
+                ("hash", "on billing_internal.lanes using hash (balance)", "select count(*) from billing_internal.lanes where balance = %s", False),
+                ("expression", "on billing_internal.lanes ((balance + 1))", "select count(*) from billing_internal.lanes where balance + 1 = %s + 1", False),
+                ("partial", "on billing_internal.lanes (balance) where lane = 0", "select count(*) from billing_internal.lanes where balance = %s and lane = 0", False),
+                ("plain", "on billing_internal.lanes (balance) include (consumed)", "select count(*) from billing_internal.lanes where balance = %s", True)):
             with self.subTest(name):
                 rows(self.db, f"create index of_the_owner {definition}")
                 org, doubts = self.doubts(lambda: self.org(100))
@@ -378,7 +380,7 @@ class DirectRows(LiveTestCase):
                 self.assertEqual(value(self.db, f"{question} and org_id = %s", left, org), 1)
                 rows(self.db, "reset enable_seqscan; reset enable_indexonlyscan")
                 self.assert_whole()
-                rows(self.db, "drop index billing.of_the_owner")
+                rows(self.db, "drop index billing_internal.of_the_owner")
         # Many rows, so that the ranges of an index of ranges are several.
         rows(self.db, "create index of_the_owner on billing.ledger using brin (entry_id) with (pages_per_range = 1)")
         self.assert_all_is_well()
@@ -453,12 +455,12 @@ class DirectRows(LiveTestCase):
                           "drop trigger see on billing.ledger", "ledger is written by statements: a trigger", "ledger"),
             "a rule": ("create rule see as on insert to billing.holds do also insert into public.seen values ('holds', new.hold_id)",
                        "drop rule see on billing.holds", "holds is written by statements: a rule", "holds"),
-            "row security": ("alter table billing.lanes force row level security", "alter table billing.lanes no force row level security",
+            "row security": ("alter table billing_internal.lanes force row level security", "alter table billing_internal.lanes no force row level security",
                              "lanes is written by statements: row security is forced", None),
-            "a distributed table": ("create trigger see after truncate on billing.lanes execute function billing.refuse_change()",
-                                    "drop trigger see on billing.lanes", "lanes is read by statements: a trigger after truncate", None),
-            "an heir": ("create table billing.heirs () inherits (billing.folded)", "drop table billing.heirs",
-                        "folded is read by statements: tables inherit from it", None),
+            "a distributed table": ("create trigger see after truncate on billing_internal.lanes execute function billing_internal.refuse_change()",
+                                    "drop trigger see on billing_internal.lanes", "lanes is read by statements: a trigger after truncate", None),
+            "an heir": ("create table billing.heirs () inherits (billing_internal.fold_positions)", "drop table billing.heirs",
+                        "fold_positions is read by statements: tables inherit from it", None),
             "a check": ("alter table billing.holds add constraint few check (credits < 1000)", "alter table billing.holds drop constraint few",
                         "holds is written by statements: a check", None),
             "a default that is computed": ("alter table billing.holds add column double bigint generated always as (credits * 2) stored",
@@ -487,13 +489,13 @@ class DirectRows(LiveTestCase):
         other = self.connect()
         self.assert_all_is_well(), self.assert_all_is_well(other)
         before = total(self.db, self.a)
-        for publication in ("for all tables", "for table billing.lanes", "for tables in schema billing"):
+        for publication in ("for all tables", "for table billing_internal.lanes", "for tables in schema billing, billing_internal"):
             rows(self.db, "set client_min_messages = error")
             rows(self.db, f"create publication everything {publication}")
             rows(self.db, "reset client_min_messages")
             self.assert_all_is_well(other)
             for identity, back in (("nothing", "default"), ("using index lanes_org_id_slot_key", "default")):
-                rows(self.db, f"alter table billing.lanes replica identity {identity}")
+                rows(self.db, f"alter table billing_internal.lanes replica identity {identity}")
                 before = total(self.db, self.a)
                 for connection in (self.db, other):
                     if identity == "nothing":
@@ -505,11 +507,11 @@ class DirectRows(LiveTestCase):
                         before -= 1
                         self.assertEqual(self.charge(connection), before)
                 self.assertEqual(total(self.db, self.a), before)
-                rows(self.db, f"alter table billing.lanes replica identity {back}")
+                rows(self.db, f"alter table billing_internal.lanes replica identity {back}")
             # What a filter speaks of must be known of the old row.
             rows(self.db, "drop publication everything")
             self.assert_all_is_well(other)
-        rows(self.db, "set client_min_messages = error; create publication everything for table billing.lanes where (balance > 5)")
+        rows(self.db, "set client_min_messages = error; create publication everything for table billing_internal.lanes where (balance > 5)")
         with self.assertRaises(Refused) as caught:
             self.charge(other)
         self.assertEqual(caught.exception.pgcode, "42P10")

@@ -250,7 +250,7 @@ class Members(MembersCase):
         dump = run(program("pg_dump"), "-d", self.database)
         for owner, expected in ((self.owner, [OWN]), (self.stranger, [])):
             with self.subTest(owner):
-                database = attack.connect(self.new_database())
+                database = connect(self.new_database())
                 self.addCleanup(database.close)
                 subprocess.run([program("psql"), "-X", "-q", "-d", database.info.dbname], input=dump, text=True, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 rows(database, f"alter table mine.members owner to {owner}; grant usage on schema mine to {owner}")

@@ -38,7 +38,7 @@ class Metered(attack.AttackCase):
 
     def test_attached_by_hand(self):
         """security 4: whoever may execute the trigger's function charges nobody by a table that is not metered."""
-        rows(self.db, f"grant usage on schema billing to {self.stranger}, {self.owner}; grant execute on all functions in schema billing to {self.stranger}, {self.owner}")
+        rows(self.db, f"grant usage on schema billing, billing_internal to {self.stranger}, {self.owner}; grant execute on all functions in schema billing, billing_internal to {self.stranger}, {self.owner}")
         owner = self.session(self.owner)
         before = total(self.db, OTHER)
         for arguments in ("'call', 'charge', 'org_id', '', '', ''", "'call', 'record', 'org_id', '', '', ''", "'call', 'grant', 'org_id', '', '', ''", "", "'call'",
@@ -46,19 +46,19 @@ class Metered(attack.AttackCase):
             for event in ("after insert on {} referencing new table as inserted for each statement", "before insert on {} for each row", "after delete on {} for each row",
                           "after insert on {} for each row"):
                 name = f"app.t_{uuid.uuid4().hex[:8]}"
-                rows(owner, f"create table {name} (org_id uuid, n int); create trigger t {event.format(name)} execute function billing.metered_insert({arguments})")
+                rows(owner, f"create table {name} (org_id uuid, n int); create trigger t {event.format(name)} execute function billing_internal.metered_insert({arguments})")
                 with self.assertRaises(psycopg2.Error):
                     rows(owner, f"insert into {name} values ('{OTHER}', 1); delete from {name}")
         self.assertEqual(total(self.db, OTHER), before)
 
     def test_another_trigger_on_a_metered_table(self):
         """rule 10: the owner hangs the function on its metered table by hand, so that its rows are not the transition table but a view of his."""
-        rows(self.db, f"grant usage on schema billing to {self.owner}; grant execute on all functions in schema billing to {self.owner}")
+        rows(self.db, f"grant usage on schema billing, billing_internal to {self.owner}; grant execute on all functions in schema billing, billing_internal to {self.owner}")
         for event in ("after insert on {} for each row", "after insert on {} referencing new table as other for each statement", "before insert on {} for each statement",
                       "after delete on {} referencing old table as inserted for each statement"):
             with self.subTest(event):
                 name, owner = self.table()
-                rows(owner, f"""drop trigger pg_billing_call on {name}; create trigger by_hand {event.format(name)} execute function billing.metered_insert('call', 'charge', 'org_id', '', '', '');
+                rows(owner, f"""drop trigger pg_billing_call on {name}; create trigger by_hand {event.format(name)} execute function billing_internal.metered_insert('call', 'charge', 'org_id', '', '', '');
                                 create temp view inserted as select '{OTHER}'::uuid as org_id, 1 as n where app.note('a view')""")
                 owner.notices.clear()
                 before = total(self.db, OTHER)

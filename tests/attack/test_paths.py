@@ -44,7 +44,7 @@ begin
         end;
     end loop;
     for f in select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
-              where n.nspname in ('billing', 'pg_catalog') and c.relkind in ('r', 'p', 'v') loop
+              where n.nspname in ('billing', 'billing_internal', 'pg_catalog') and c.relkind in ('r', 'p', 'v') loop
         begin
             execute format('create table evil.%I (like %I.%1$I)', f.relname, f.nspname);
         exception when others then null;
@@ -61,7 +61,7 @@ declare
     f record;
 begin
     for f in select n.nspname, c.relname from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-              where n.nspname in ('billing', 'pg_catalog') and c.relkind in ('r', 'p', 'v') loop
+              where n.nspname in ('billing', 'billing_internal', 'pg_catalog') and c.relkind in ('r', 'p', 'v') loop
         begin
             execute pg_catalog.format('create temp table %I (like %I.%1$I); grant all on pg_temp.%1$I to public', f.relname, f.nspname);
         exception when others then null;
@@ -169,7 +169,7 @@ class Paths(attack.AttackCase):
                 try:
                     rows(session, f"set role {self.service}; set {setting}")
                     self.service_at_work(session)
-                    rows(session, "reset role; select billing.make_partitions(pg_catalog.now() + '1 year')")
+                    rows(session, "reset role; select billing_internal.make_partitions(pg_catalog.now() + '1 year')")
                     self.assertEqual(rows(session, "select * from billing.verify_ledger()"), [])
                 finally:
                     session.rollback()

@@ -6,11 +6,12 @@ import psycopg2
 
 import attack
 from attack import OTHER, OWN, RELATIONS, ROUTINES, THIRD
-from support import call, rows, value
+from support import call, connect, rows, value
 
 # What anybody may call who has the right to execute it: it changes nothing and tells of no org, or asks for a signature.
-OPEN = {"my_orgs", "clock", "version", "quote_pack", "calculate_cost", "allows", "meter_trigger", "meter_fault", "look_for_signals",
-        "stripe_webhook", "razorpay_webhook"}
+OPEN = {"my_orgs", "clock", "version", "quote_pack", "calculate_cost", "allows", "stripe_webhook", "razorpay_webhook"}
+# What views and settle() call in the machinery: it asks for the level of its caller like anything else.
+GATES = {"unfolded_usage", "settlement_is_running", "begin_settlement", "settlement_due", "settle_orgs", "settlement_phase"}
 CLAIMS = f'{{"org_id": "{OWN}"}}'
 
 
@@ -29,7 +30,7 @@ class Functions(attack.AttackCase):
             if str(THIRD) in str(result) and role != self.auditor:
                 faults.append(f"{routine.signature} told of another org")
             # The bodies behind the gates have no more rights than who calls them: some do nothing without an error.
-            if routine.schema == "billing" and not state.startswith("42501") and routine.name not in OPEN | permitted:
+            if (routine.schema == "billing" or routine.name in GATES) and not state.startswith("42501") and routine.name not in OPEN | permitted:
                 faults.append(f"{routine.signature} ended with {state}")
         session.rollback()
         self.assertGreater(called, 120)
@@ -205,7 +206,7 @@ class Tables(attack.AttackCase):
         rows(session, "create type app.key as (x int)")
         keys = rows(self.db, """select c.conrelid::regclass::text as relation, a.attname as name, a.atttypid::regtype::text as type from pg_constraint c
                                   join pg_attribute a on a.attrelid = c.conrelid and a.attnum = c.conkey[1]
-                                 where c.connamespace = 'billing'::regnamespace and c.contype = 'p' and cardinality(c.conkey) = 1""")
+                                 where c.connamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and c.contype = 'p' and cardinality(c.conkey) = 1""")
         self.assertGreater(len(keys), 3)
         for kind in sorted({key.type for key in keys}):
             sample = {"uuid": f"'{OWN}'", "text": "'call'", "bigint": "1"}.get(kind, "null")
@@ -229,7 +230,7 @@ class Tables(attack.AttackCase):
         rows(session, f"select billing.record_usage('{OWN}', 'call', 2); set local role {self.stranger}; select set_config('request.jwt.claims', '{CLAIMS}', true)")
         keys = rows(self.db, """select c.conrelid::regclass::text as relation, string_agg(quote_ident(a.attname), ', ' order by k.n) as columns
                                   from pg_constraint c cross join unnest(c.conkey) with ordinality k (number, n) join pg_attribute a on a.attrelid = c.conrelid and a.attnum = k.number
-                                 where c.connamespace = 'billing'::regnamespace and c.contype = 'p' group by c.oid, c.conrelid order by 1""")
+                                 where c.connamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and c.contype = 'p' group by c.oid, c.conrelid order by 1""")
         made = 0
         for n, key in enumerate(keys):
             rows(session, "savepoint before")
@@ -306,8 +307,8 @@ class Install(attack.AttackCase):
 
     def test_passed_on(self):
         """security 4: rights with grant option, and those who got them from whoever had them."""
-        self.assert_taken(f"""grant usage on schema billing to {self.stranger} with grant option; grant all on billing.settings to {self.stranger} with grant option;
-                              set role {self.stranger}; grant usage on schema billing to {self.other}; grant insert, select on billing.settings to {self.other}; reset role""",
+        self.assert_taken(f"""grant usage on schema billing, billing_internal to {self.stranger} with grant option; grant all on billing_internal.settings to {self.stranger} with grant option;
+                              set role {self.stranger}; grant usage on schema billing, billing_internal to {self.other}; grant insert, select on billing_internal.settings to {self.other}; reset role""",
                           self.stranger, self.other)
 
     def test_passed_on_by_a_level(self):
@@ -325,21 +326,21 @@ class Install(attack.AttackCase):
     def test_beyond_the_level(self):
         """security 4: a role with a level is left with what that gives, and is named if it had more."""
         self.assert_taken(f"""grant insert, trigger on billing.ledger to {self.member}; grant execute on function billing.install() to {self.service};
-                              grant select on billing.secrets to {self.auditor}; grant usage on schema billing_internal to {self.webhook}""",
+                              grant select on billing_internal.secrets to {self.auditor}; grant usage on schema billing_internal to {self.webhook}""",
                           self.member, self.service, self.auditor, self.webhook)
 
     def test_default_privileges_before_the_extension(self):
         """security 4: default privileges of the database that were there before CREATE EXTENSION, in the schema and in all of them."""
         for where in ("", "in schema billing"):
             with self.subTest(where):
-                database = attack.connect(self.new_database())
+                database = connect(self.new_database())
                 self.addCleanup(database.close)
                 rows(database, "create schema billing")
                 for kind in ("tables", "functions", "sequences"):
                     rows(database, f"alter default privileges {where} grant all on {kind} to {self.stranger}")
                 rows(database, "create extension pg_billing")
                 self.assertIn(self.stranger, value(database, "select billing.install()"))
-                rows(database, "select billing.make_partitions(now() + interval '1 year')")
+                rows(database, "select billing_internal.make_partitions(now() + interval '1 year')")
                 self.assertEqual(rows(database, "select object, privilege from billing_internal.rights() where grantee = %s::regrole", self.stranger), [])
                 self.assertEqual(value(database, "select level from billing.status() where check_name = 'rights'"), "ok")
 

@@ -55,9 +55,9 @@ class Stopping(attack.AttackCase):
             with self.subTest(function):
                 orgs = [self.recorded() for _ in range(3)]
                 session = self.held(orgs[0], function, *arguments)
-                run = value(self.db, "select billing.begin_settlement(billing.clock(), 0, 1)")
-                busy = value(self.db, "select billing.settle_orgs(%s, %s, billing.clock(), '200 milliseconds')", run, orgs)
-                rows(self.db, "select billing.settlement_phase(%s, 'done', 3)", run)
+                run = value(self.db, "select billing_internal.begin_settlement(billing.clock(), 0, 1)")
+                busy = value(self.db, "select billing_internal.settle_orgs(%s, %s, billing.clock(), '200 milliseconds')", run, orgs)
+                rows(self.db, "select billing_internal.settlement_phase(%s, 'done', 3)", run)
                 session.rollback()
                 self.assertEqual(busy, [])
                 faults = rows(self.db, "select org_id, sqlstate from billing.settlement_faults where run_id = %s", run)
@@ -109,7 +109,7 @@ class Stopping(attack.AttackCase):
         def hold(number, barrier):
             session = self.connect()
             if number == 0:
-                rows(session, "do $$ begin perform billing.begin_settlement(billing.clock(), 0, 1); commit; perform pg_sleep(1); end $$")
+                rows(session, "do $$ begin perform billing_internal.begin_settlement(billing.clock(), 0, 1); commit; perform pg_sleep(1); end $$")
                 return None
             await_condition(lambda: value(session, "select count(*) from billing.settlement_runs where status = 'running'"), 10, "the first to begin")
             before = value(session, runs)
@@ -226,9 +226,9 @@ class Places(attack.AttackCase):
         rows(self.db, "set billing.test_clock = '2031-05-05'")
         self.addCleanup(rows, self.db, "reset billing.test_clock")
         rows(session, "call billing.settle()")
-        rows(self.db, f"set default_tablespace = {self.space}; set default_table_access_method = 'other'; select billing.make_partitions('2031-01-01'); reset default_tablespace; reset default_table_access_method")
+        rows(self.db, f"set default_tablespace = {self.space}; set default_table_access_method = 'other'; select billing_internal.make_partitions('2031-01-01'); reset default_tablespace; reset default_table_access_method")
         self.assertEqual(rows(self.db, """select c.relname from pg_class c join pg_am a on a.oid = c.relam
-                                           where c.relnamespace = 'billing'::regnamespace and (c.reltablespace <> 0 or a.amname not in ('heap', 'btree', 'gin', 'brin', 'hash'))"""), [])
+                                           where c.relnamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and (c.reltablespace <> 0 or a.amname not in ('heap', 'btree', 'gin', 'brin', 'hash'))"""), [])
         self.assertGreater(value(self.db, "select count(*) from pg_class where relname like 'usage\\_events\\_2031%%'"), 0)
 
     def test_publications(self):
@@ -243,7 +243,7 @@ class Places(attack.AttackCase):
         session = self.connect(autocommit=False)
         self.assertEqual({routine.oid: state for routine, state, _, _ in self.outcomes(session, self.service)}, expected)
         session.close()
-        self.assertEqual(rows(self.db, """select c.oid::regclass from pg_class c where c.relnamespace = 'billing'::regnamespace and c.relkind = 'r' and c.relreplident = 'd' and c.relname !~ '^usage_events' -- which only grow
+        self.assertEqual(rows(self.db, """select c.oid::regclass from pg_class c where c.relnamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and c.relkind = 'r' and c.relreplident = 'd' and c.relname !~ '^usage_events' -- which only grow
                                              and not exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary)"""), [])
 
 

@@ -4,8 +4,6 @@ programs of examples/worker as child processes.
 bin/test puts Node, the npm packages of examples/worker and the Python packages of requirements.txt where they are found.
 """
 
-import hashlib
-import hmac
 import http.client
 import json
 import os
@@ -15,10 +13,9 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 import urllib.parse
-import uuid
 
+from fixtures import fixture, stripe_event, stripe_signature
 from support import CATALOG, ROOT, LiveTestCase, apply_catalog, await_condition, call, rows, total, value
 
 WORKER = ROOT / "examples" / "worker"
@@ -28,21 +25,18 @@ LONG = 60  # seconds after which a condition is given up
 
 
 def sign(payload, secret=SECRET, at=None):
-    """A Stripe-Signature header, by our own reading of Stripe's documentation."""
-    at = int(time.time() if at is None else at)
-    digest = hmac.new(secret.encode(), f"{at}.{payload}".encode(), hashlib.sha256).hexdigest()
-    return f"t={at},v1={digest}"
+    """A header Stripe-Signature."""
+    return stripe_signature(payload, secret, at)
 
 
-def payment_event(kind, org, payment, **fields):
-    """The text of an event about the payment intent of one of our payments."""
-    intent = {"id": f"pi_{payment.hex}", "object": "payment_intent", "amount": PACK["price"]["USD"], "amount_received": 0,
-              "currency": "usd", "customer": "cus_1", "description": None, "livemode": False, "last_payment_error": None,
-              "payment_method": "pm_card_visa", "status": kind, "metadata": {"payment_id": str(payment), "org_id": str(org)}}
-    if kind == "succeeded":
-        intent["amount_received"] = intent["amount"]
-    return json.dumps({"id": f"evt_{uuid.uuid4().hex}", "object": "event", "created": int(time.time()), "livemode": False,
-                       "type": f"payment_intent.{kind}", "data": {"object": {**intent, **fields}}}, ensure_ascii=False, indent=2)
+def payment_event(kind, org, payment, **changes):
+    """The text of an event about the payment intent of one of our payments, laid out as Stripe lays it out."""
+    amount = PACK["price"]["USD"]
+    intent = fixture("stripe/payment_intent", **{
+        "id": f"pi_{payment.hex}", "amount": amount, "amount_received": amount if kind == "succeeded" else 0, "customer": "cus_1",
+        "payment_method": "pm_card_visa", "latest_charge": f"ch_{payment.hex}", "status": kind,
+        "metadata": {"payment_id": str(payment), "org_id": str(org)}, **changes})
+    return json.dumps(json.loads(stripe_event(f"payment_intent.{kind}", intent)), ensure_ascii=False, indent=2)
 
 
 def free_port():

@@ -1,9 +1,13 @@
 """What the live tests share: a database of their own, calls and refusals, parallel callers, clusters that may be killed.
 
 The server is found by libpq's environment (PGHOST, PGPORT, PGUSER, PGDATABASE). PGBIN is the directory of PostgreSQL's
-programs; PGBILLING_RUNAS is the unix user who may run a server (none: ourselves).
+programs; PGBILLING_RUNAS is the unix user who may run a server (none: ourselves); PGBILLING_SETTINGS, as in
+"billing.direct_rows=off", is what all servers of this run are set to.
 """
 
+import atexit
+import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -27,6 +31,7 @@ psycopg2.extras.register_uuid()
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PGBIN = os.environ.get("PGBIN", "")
 RUN_AS = os.environ.get("PGBILLING_RUNAS", "")
+SETTINGS = dict(setting.split("=", 1) for setting in os.environ.get("PGBILLING_SETTINGS", "").split())
 Refused = psycopg2.Error
 CATALOG = {"metrics": {"call": {"price": 1}, "page": {"price": 7}, "view": {"price": 0},
                        "third": {"price": {"steps": [{"credits": 1, "per": 3}]}}}}
@@ -35,7 +40,7 @@ CATALOG = {"metrics": {"call": {"price": 1}, "page": {"price": 7}, "view": {"pri
 # What is folded of the ledger into months and days, beside the entries themselves.
 MISFOLDED = """
     with entry as (
-        select e.* from billing.entries e join billing.folded f on f.org_id = e.org_id and f.slot = e.entry_id >> 40 where e.entry_id <= f.entry_id),
+        select e.* from billing.entries e join billing_internal.fold_positions f on f.org_id = e.org_id and f.slot = e.entry_id >> 40 where e.entry_id <= f.entry_id),
     operation as (
         select org_id, metric, (min(created_at) at time zone 'UTC')::date as day, min(quantity) as quantity from entry
          where kind = 'usage' and source is distinct from 'settlement' group by org_id, metric, operation_id),
@@ -44,11 +49,11 @@ MISFOLDED = """
                case when kind = 'usage' then coalesce(metric, '') else '' end as metric, sum(amount) as credits
           from entry group by 1, 2, 3, 4, 5)
     select org_id, month::text as at, kind || ' ' || metric as what, m.credits as entries, c.credits as folded
-      from month m full join billing.credit_months c using (org_id, unit, month, kind, metric) where coalesce(m.credits, 0) <> coalesce(c.credits, 0)
+      from month m full join billing_internal.credit_months c using (org_id, unit, month, kind, metric) where coalesce(m.credits, 0) <> coalesce(c.credits, 0)
     union all
     select org_id, day::text, metric, o.quantity, d.consumed
       from (select org_id, metric, day, sum(quantity) as quantity from operation group by 1, 2, 3) o
-      full join billing.usage_days d using (org_id, metric, day) where coalesce(o.quantity, 0) <> coalesce(d.consumed, 0)"""
+      full join billing_internal.usage_days d using (org_id, metric, day) where coalesce(o.quantity, 0) <> coalesce(d.consumed, 0)"""
 
 
 def connect(database=None, **options):
@@ -106,9 +111,47 @@ def apply_catalog(connection, catalog):
     return rows(connection, "select * from billing.apply_catalog(%s)", psycopg2.extras.Json(catalog))
 
 
+def install_extension(connection):
+    """The two steps, unless the database has been made from one that has them behind it."""
+    if not value(connection, "select exists (select from pg_extension where extname = 'pg_billing')"):
+        rows(connection, "create extension pg_billing")
+        rows(connection, "select billing.install()")
+
+
 def violations(connection):
     """What verify_ledger() finds: nothing, if all is well."""
     return rows(connection, "select * from billing.verify_ledger()")
+
+
+# What amcheck finds in our tables, and in our indexes against their tables.
+DAMAGED_TABLES = """
+    select format('%s: block %s, row %s: %s', c.oid::regclass, h.blkno, h.offnum, h.msg)
+      from pg_class c cross join lateral amcheck.verify_heapam(c.oid, check_toast => true) h
+     where c.relnamespace in (to_regnamespace('billing'), to_regnamespace('billing_internal')) and c.relkind = 'r'"""
+CHECK_INDEXES = """
+    select amcheck.bt_index_check(c.oid, heapallindexed => true)
+      from pg_class c join pg_index i on i.indexrelid = c.oid join pg_am a on a.oid = c.relam
+     where c.relnamespace in (to_regnamespace('billing'), to_regnamespace('billing_internal')) and c.relkind = 'i' and a.amname = 'btree'
+       and i.indisvalid"""
+
+
+def damage(connection):
+    """What is wrong with a database, as an empty list if nothing is: every database of a test ends with this.
+
+    That is what verify_ledger() finds, what is folded otherwise than the entries come to, and what amcheck finds in tables and indexes.
+    A superuser's connection is wanted.
+    """
+    rows(connection, "set client_min_messages = warning; reset role; reset search_path")
+    rows(connection, "create schema if not exists amcheck; create extension if not exists amcheck schema amcheck")
+    found = [text for (text,) in rows(connection, DAMAGED_TABLES)]
+    try:
+        rows(connection, CHECK_INDEXES)
+    except Refused as error:
+        found.append(str(error))
+    installed = """select exists (select from pg_extension where extname = 'pg_billing') and to_regclass('billing.ledger') is not null"""
+    if value(connection, installed):
+        found += [tuple(row) for row in violations(connection) + rows(connection, MISFOLDED)]
+    return found
 
 
 def code_of(error):
@@ -185,6 +228,17 @@ def run(*command, as_server=False, cwd=None):
     return done.stdout
 
 
+def installed_database(connection):
+    """A database in which nothing but the two steps have been done, once per server: a template is copied faster than it is made."""
+    name = "billing_installed"
+    if not value(connection, "select exists (select from pg_database where datname = %s)", name):
+        rows(connection, f"create database {name} template template0")
+        parameters = connection.info.dsn_parameters
+        with contextlib.closing(connect(name, host=parameters["host"], port=parameters["port"])) as installing:
+            install_extension(installing)
+    return name
+
+
 class LiveTestCase(unittest.TestCase):
     """A class of tests with a database of its own, in which the extension is installed; self.db is a connection to it."""
 
@@ -192,21 +246,31 @@ class LiveTestCase(unittest.TestCase):
     def setUpClass(cls):
         cls.roles = []
         cls.admin = connect()
-        cls.addClassCleanup(cls.admin.close)
+        cls.addClassCleanup(lambda: cls.admin.close())
         # Cleanups run in reverse order: roles go when the databases in which they have rights are gone.
         cls.addClassCleanup(lambda: [rows(cls.admin, f"drop role if exists {role}") for role in cls.roles])
-        cls.database = cls.new_database()
+        cls.database = cls.new_database(installed_database(cls.admin))
         cls.db = connect(cls.database)
-        cls.addClassCleanup(cls.db.close)
+        cls.addClassCleanup(lambda: cls.db.close())
         cls.install(cls.db)
 
     @classmethod
-    def new_database(cls):
-        """An empty database that is dropped at the end."""
+    def new_database(cls, template="template0", options=""):
+        """A database, empty if no other is its template. At the end of the class it must be sound, and is dropped."""
         name = f"billing_{cls.__name__.lower()}_{uuid.uuid4().hex[:8]}"
-        rows(cls.admin, f'create database "{name}" template template0')
-        cls.addClassCleanup(rows, cls.admin, f'drop database if exists "{name}" with (force)')
+        rows(cls.admin, f'create database "{name}" template "{template}" {options}')
+        cls.addClassCleanup(cls.drop_database, name)
         return name
+
+    @classmethod
+    def drop_database(cls, name):
+        """Looks for damage, and drops it in any case."""
+        try:
+            with contextlib.closing(connect(name)) as connection:
+                found = damage(connection)
+        finally:
+            rows(cls.admin, f'drop database if exists "{name}" with (force)')
+        assert not found, f"damage in {name}:\n" + "\n".join(map(str, found))
 
     @classmethod
     def new_role(cls, connection, level):
@@ -220,8 +284,7 @@ class LiveTestCase(unittest.TestCase):
     @classmethod
     def install(cls, connection):
         """The two steps, and a catalog."""
-        rows(connection, "create extension pg_billing")
-        rows(connection, "select billing.install()")
+        install_extension(connection)
         apply_catalog(connection, CATALOG)
 
     def connect(self, **options):
@@ -253,19 +316,34 @@ class LiveTestCase(unittest.TestCase):
         self.assertEqual(rows(connection or self.db, MISFOLDED), [])
 
 
+def server_directory():
+    """A new directory that the user who may run a server can write."""
+    directory = pathlib.Path(tempfile.mkdtemp(prefix="pgbilling."))
+    if RUN_AS and os.geteuid() == 0:
+        owner = pwd.getpwnam(RUN_AS)
+        os.chown(directory, owner.pw_uid, owner.pw_gid)
+    return directory
+
+
+@functools.cache
+def initialized_data():
+    """What initdb makes, once per process: clusters are copies of it."""
+    base = server_directory()
+    atexit.register(shutil.rmtree, base, ignore_errors=True)
+    run(program("initdb"), "-D", str(base / "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync",
+        as_server=True, cwd=base)
+    return base / "data"
+
+
 class Cluster:
-    """A PostgreSQL server of its own in a temporary directory, which may be killed."""
+    """A PostgreSQL server of its own in a temporary directory, which may be killed. At its end, what runs must be sound."""
 
     def __init__(self, settings):
-        self.base = pathlib.Path(tempfile.mkdtemp(prefix="pgbilling."))
-        if RUN_AS and os.geteuid() == 0:
-            owner = pwd.getpwnam(RUN_AS)
-            os.chown(self.base, owner.pw_uid, owner.pw_gid)
+        self.base = server_directory()
         self.data = self.base / "data"
         self.host, self.port = str(self.base), "5432"
-        run(program("initdb"), "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync",
-            as_server=True, cwd=self.base)
-        settings = {"listen_addresses": "", "unix_socket_directories": self.host, "port": self.port, **settings}
+        run("cp", "-a", str(initialized_data()), str(self.data), as_server=True, cwd=self.base)
+        settings = {"listen_addresses": "", "unix_socket_directories": self.host, "port": self.port, **SETTINGS, **settings}
         with open(self.data / "postgresql.conf", "a", encoding="utf-8") as configuration:
             configuration.writelines(f"{name} = '{setting}'\n" for name, setting in settings.items())
 
@@ -303,8 +381,26 @@ class Cluster:
         """What the server logged."""
         return (self.base / "log").read_text(encoding="utf-8", errors="replace")
 
+    def damage(self):
+        """What is wrong in its databases."""
+        found = []
+        with contextlib.closing(self.connect()) as admin:
+            names = [name for (name,) in rows(admin, "select datname from pg_database where datallowconn and not datistemplate")]
+        for name in names:
+            with contextlib.closing(self.connect(name)) as connection:
+                found += [f"{name}: {text}" for text in damage(connection)]
+        return found
+
     def remove(self):
-        """Stops the server, if it runs, and removes everything."""
+        """Looks for damage, if the server runs; stops it and removes everything."""
+        try:
+            found = self.damage() if (self.data / "postmaster.pid").exists() else []
+        finally:
+            self.stop_and_delete()
+        assert not found, "damage in\n" + "\n".join(found)
+
+    def stop_and_delete(self):
+        """Without ceremony."""
         if (self.data / "postmaster.pid").exists():
             try:
                 run(program("pg_ctl"), "stop", "-m", "immediate", "-D", str(self.data), as_server=True, cwd=self.base)

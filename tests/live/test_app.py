@@ -283,7 +283,7 @@ class App(LiveTestCase):
         added = [
             ("create index ledger_model on billing.ledger ((metadata ->> 'model'))", "drop index billing.ledger_model"),
             ("create index ledger_usage on billing.ledger (metric) where kind is null", "drop index billing.ledger_usage"),
-            ("create index lanes_low on billing.lanes (org_id) where balance < 990", "drop index billing.lanes_low"),
+            ("create index lanes_low on billing_internal.lanes (org_id) where balance < 990", "drop index billing_internal.lanes_low"),
             ("create trigger see after insert on billing.ledger for each row execute function app.see()", "drop trigger see on billing.ledger"),
             ("alter index billing.ledger_request rename to keys", "alter index billing.keys rename to ledger_request"),
             ("alter table billing.ledger add column mine int default 7", "alter table billing.ledger drop column mine"),
@@ -300,7 +300,7 @@ class App(LiveTestCase):
             self.assertEqual(total(self.db, org), 1000 - consumed * cost)
             for statement, found in (("select count(*) from billing.entries where org_id = %s and metadata ->> 'model' = 'm'", consumed // 2),
                                      ("select count(*) from billing.entries where org_id = %s and metric = 'call' and kind = 'usage'", consumed),
-                                     ("select count(*) from billing.lanes where org_id = %s and balance < 990", int(1000 - consumed * cost < 990))):  # fmt: skip
+                                     ("select count(*) from billing_internal.lanes where org_id = %s and balance < 990", int(1000 - consumed * cost < 990))):  # fmt: skip
                 self.assertEqual(value(self.db, "set enable_seqscan = off; " + statement, org), found)
             rows(self.db, "reset enable_seqscan")
             rows(self.db, drop)
@@ -311,6 +311,7 @@ class App(LiveTestCase):
         org, split = self.org(1_000_000), self.org(1_000_000)
         rows(self.db, "select billing.set_wallet_lanes(%s, 2)", split)
         session = self.connect()
+        rows(session, "set billing.direct_rows = on")
 
         def work():
             for number in range(2):
@@ -343,13 +344,13 @@ class App(LiveTestCase):
         held = {}
         moves = [
             "select 1",
-            "vacuum full billing.lanes; vacuum full billing.holds",
-            "cluster billing.lanes using lanes_pkey; cluster billing.holds using holds_pkey",
+            "vacuum full billing_internal.lanes; vacuum full billing.holds",
+            "cluster billing_internal.lanes using lanes_pkey; cluster billing.holds using holds_pkey",
             # In another order than before.
-            "cluster billing.lanes using lanes_org_id_slot_key; cluster billing.holds using holds_expires",
+            "cluster billing_internal.lanes using lanes_org_id_slot_key; cluster billing.holds using holds_expires",
             # To another place of the same table, and then into what that left.
-            "update billing.lanes set holds_due = least(holds_due, '2100-01-01'), fast_until = least(fast_until, '2100-01-01')",
-            "vacuum billing.lanes; update billing.lanes set holds_due = least(holds_due, '2099-01-01'), fast_until = least(fast_until, '2099-01-01')",
+            "update billing_internal.lanes set holds_due = least(holds_due, '2100-01-01'), fast_until = least(fast_until, '2100-01-01')",
+            "vacuum billing_internal.lanes; update billing_internal.lanes set holds_due = least(holds_due, '2099-01-01'), fast_until = least(fast_until, '2099-01-01')",
         ]
         for n, move in enumerate(moves):
             for statement in move.split("; "):
@@ -382,7 +383,7 @@ class App(LiveTestCase):
         self.addCleanup(session.close)
         call(session, "consume_credits", org, "call")
         rows(session, "set statement_timeout = '20s'")
-        changed = "with changed as materialized (update billing.lanes set reserved = reserved where org_id = %s returning 1)"
+        changed = "with changed as materialized (update billing_internal.lanes set reserved = reserved where org_id = %s returning 1)"
         ((charged,),) = rows(session, f"{changed} select (billing.consume_credits(%s, 'call')).balance_after from changed", org, org)
         self.assertEqual(charged, 8)
         self.assertEqual(total(session, org), 8)

@@ -6,7 +6,7 @@ import json
 import unittest
 import uuid
 
-from support import ROOT, LiveTestCase, Refused, apply_catalog, call, code_of, rows, total, value
+from support import ROOT, LiveTestCase, Refused, apply_catalog, call, code_of, install_extension, rows, total, value
 
 # (rupees or dollars, all credits, how many of these are a bonus)
 RUPEE_PACKS = {
@@ -39,8 +39,7 @@ class Example:
     @classmethod
     def install(cls, connection):
         """The two steps, and the example."""
-        rows(connection, "create extension pg_billing")
-        rows(connection, "select billing.install()")
+        install_extension(connection)
         cls.catalog = json.loads((ROOT / "examples" / "catalogs" / cls.document).read_text(encoding="utf-8"))
         cls.expected = sorted(
             [("create", section.removesuffix("s"), name) for section in ("metrics", "plans", "packs", "surcharges")

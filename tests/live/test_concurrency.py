@@ -485,7 +485,7 @@ class Concurrency(LiveTestCase):
         parts = [part for thread in together(8, spend) for part in thread]
         quantity = sum(n for n, _ in parts)
         self.assertEqual(sum(credits for _, credits in parts), -(-quantity // 3))
-        self.assertEqual(value(self.db, "select quantity from billing.period_usage where org_id = %s", org), quantity)
+        self.assertEqual(value(self.db, "select quantity from billing_internal.period_usage where org_id = %s", org), quantity)
 
     def test_grants_while_spending(self):
         """Grants arrive while others spend: everything that came in was spent or is there."""

@@ -12,7 +12,7 @@ import uuid
 
 import psycopg2
 
-from support import CATALOG, Cluster, Refused, apply_catalog, await_condition, call, connect, rows, seeded, total, value, violations
+from support import CATALOG, Cluster, Refused, apply_catalog, await_condition, call, connect, install_extension, rows, seeded, total, value, violations
 
 ROUNDS, WORKERS, ORGS = 4, 8, 6
 
@@ -84,8 +84,7 @@ class Crash(unittest.TestCase):
         rows(with_admin, "create database ledger")
         with_admin.close()
         self.db = self.cluster.connect("ledger")
-        rows(self.db, "create extension pg_billing")
-        rows(self.db, "select billing.install()")
+        install_extension(self.db)
         apply_catalog(self.db, CATALOG)
         self.orgs = [uuid.uuid4() for _ in range(ORGS)]
         for org in self.orgs:

@@ -11,7 +11,7 @@ import uuid
 
 import psycopg2.extensions
 
-from support import CATALOG, Cluster, LiveTestCase, Refused, apply_catalog, call, code_of, connect, retrying, rows, together, total, value
+from support import CATALOG, Cluster, LiveTestCase, Refused, apply_catalog, call, code_of, connect, install_extension, retrying, rows, together, total, value
 
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 UNKNOWN, TOO_MANY = "PT404 unknown_code", "PT429 too_many_attempts"
@@ -69,7 +69,7 @@ class GiftCards(LiveTestCase):
 
     def attempts(self, org):
         """How many failed attempts of an org are noted."""
-        return value(self.db, "select count(*) from billing.gift_card_attempts where org_id = %s", org)
+        return value(self.db, "select count(*) from billing_internal.gift_card_attempts where org_id = %s", org)
 
     def refusal(self, org, code, connection=None):
         """All that a refusal says."""
@@ -161,7 +161,7 @@ class GiftCards(LiveTestCase):
         self.assertEqual(sum(not isinstance(r, str) for r in results), 1)
         self.assertEqual({r for r in results if isinstance(r, str)}, {UNKNOWN})
         self.assertEqual(sum(total(self.db, org) for org in orgs), 150)
-        self.assertEqual(value(self.db, "select count(*) from billing.gift_card_attempts where org_id = any (%s)", orgs), 99)
+        self.assertEqual(value(self.db, "select count(*) from billing_internal.gift_card_attempts where org_id = any (%s)", orgs), 99)
 
     def test_one_code_for_one_org_a_hundred_times(self):
         """One org, a hundred connections: redeemed once, and after ten failures nothing is said about the code any more."""
@@ -372,16 +372,16 @@ class GiftCards(LiveTestCase):
         self.roles.append(owner)
         rows(self.db, f"""create table public.ran_as (who text);
                           grant insert on public.ran_as to {owner}; grant usage, create on schema billing to {owner};
-                          alter table billing.gift_card_attempts owner to {owner};
+                          alter table billing_internal.gift_card_attempts owner to {owner};
                           create function public.trap() returns trigger language plpgsql as
                               'begin insert into public.ran_as values (current_user); return new; end';
-                          create trigger trap before insert on billing.gift_card_attempts for each row execute function public.trap()""")
+                          create trigger trap before insert on billing_internal.gift_card_attempts for each row execute function public.trap()""")
         try:
             self.assertEqual(answer(self.db, org, wrong_code()), UNKNOWN)
             self.assertEqual(rows(self.db, "select who from public.ran_as"), [(owner,)])
         finally:
-            rows(self.db, f"""drop trigger trap on billing.gift_card_attempts; drop function public.trap(); drop table public.ran_as;
-                              alter table billing.gift_card_attempts owner to current_user; revoke all on schema billing from {owner}""")
+            rows(self.db, f"""drop trigger trap on billing_internal.gift_card_attempts; drop function public.trap(); drop table public.ran_as;
+                              alter table billing_internal.gift_card_attempts owner to current_user; revoke all on schema billing from {owner}""")
 
     def test_database_that_reads_only(self):
         """Attempts are noted whatever a database has set; in a transaction that only reads, no code is looked at."""
@@ -438,7 +438,7 @@ class GiftCards(LiveTestCase):
         self.assertEqual(rows(auditor, "select cards, redemptions from billing.gift_card_batches where name = 'rights'"), [(2, 2)])
         self.assertEqual({row.org_id for row in rows(auditor, "select * from billing.gift_card_redemptions where name = 'rights'")}, {mine, other})
         for connection in (member, service, auditor):
-            for secret in ("* from billing.secrets", "* from billing.gift_card_attempts", "code_hash from billing.gift_cards", "* from billing.gift_cards"):
+            for secret in ("* from billing_internal.secrets", "* from billing_internal.gift_card_attempts", "code_hash from billing.gift_cards", "* from billing.gift_cards"):
                 with self.assertRaises(Refused) as caught:
                     rows(connection, f"select {secret}")
                 self.assertEqual(code_of(caught.exception), "42501")
@@ -554,8 +554,7 @@ class NoWorkers(unittest.TestCase):
         cluster.start()
         connection = cluster.connect()
         self.addCleanup(connection.close)
-        rows(connection, "create extension pg_billing")
-        rows(connection, "select billing.install()")
+        install_extension(connection)
         apply_catalog(connection, CATALOG)
         org, (code,) = uuid.uuid4(), create(connection, "alone", 5)
         self.assertEqual(answer(connection, org, wrong_code()), TOO_MANY)

@@ -10,12 +10,12 @@ import uuid
 import psycopg2.errors
 
 import test_concurrency
-from support import LiveTestCase, Refused, apply_catalog, await_condition, call, code_of, rows, seeded, together, total, value
+from support import LiveTestCase, apply_catalog, await_condition, call, rows, seeded, together, total, value
 from test_concurrency import answer
 
-LANES = """select lane, balance, last_entry_id & 1099511627775 as entries from billing.lanes
+LANES = """select lane, balance, last_entry_id & 1099511627775 as entries from billing_internal.lanes
             where org_id = %s and lane > 0
-              and lane <= (select lanes from billing.lanes where org_id = %s and lane = 0 and lanes > 1)"""
+              and lane <= (select lanes from billing_internal.lanes where org_id = %s and lane = 0 and lanes > 1)"""
 CATALOG = {"metrics": {**test_concurrency.CATALOG["metrics"], "scan": {"price": 1}, "capped": {"price": 1}},
            "caps": [{"metric": "capped", "per": "day", "limit": 60}]}
 
@@ -150,7 +150,7 @@ class Lanes(LiveTestCase):
             self.addCleanup(rows, self.db, "reset lock_timeout")
             held = value(self.db, "select count(*) from pg_locks where locktype = 'transactionid' and not granted")
             self.assertEqual(held, 0)
-            if value(self.db, "select exists (select from billing.lanes where org_id = %s and lane = 0 for update skip locked)", org):
+            if value(self.db, "select exists (select from billing_internal.lanes where org_id = %s and lane = 0 for update skip locked)", org):
                 self.assert_refused("PT402 insufficient_credits", "consume_credits", org, "call", 5000)
         holder.rollback()
 
@@ -213,7 +213,7 @@ class Lanes(LiveTestCase):
         self.assertEqual(total(self.db, org), 200_000 + moved)
         call(self.db, "set_wallet_lanes", org, 1)
         self.assertEqual(total(self.db, org), 200_000 + moved)
-        self.assertEqual(value(self.db, "select sum(balance) from billing.lanes where org_id = %s and lane > 0", org), 0)
+        self.assertEqual(value(self.db, "select sum(balance) from billing_internal.lanes where org_id = %s and lane > 0", org), 0)
 
     def test_expiry_holds_for_what_lanes_hold(self):
         """A grant whose slices lie in lanes expires at its moment, for totals and for consumption, and is booked whole."""
@@ -232,7 +232,7 @@ class Lanes(LiveTestCase):
         value(self.db, "select billing.book_expiries()")
         expired = value(self.db, "select -sum(amount) from billing.entries where org_id = %s and kind = 'expiry'", org)
         self.assertEqual(expired, 994)
-        self.assertEqual(value(self.db, "select count(*) from billing.lanes where org_id = %s and fresh_until < 'infinity'", org), 0)
+        self.assertEqual(value(self.db, "select count(*) from billing_internal.lanes where org_id = %s and fresh_until < 'infinity'", org), 0)
 
     def test_burn_order(self):
         """A grant that goes first goes first from the next call on, also where lanes hold others; scoped credit before all."""
@@ -284,7 +284,7 @@ class Lanes(LiveTestCase):
         self.assertEqual([tuple(row) for row in used], [(601, 601)])
         self.assertEqual(call(self.db, "get_wallet", org).lifetime_consumed, 601)
         call(self.db, "settle_org", org)
-        self.assertEqual(value(self.db, "select credits from billing.usage_days where org_id = %s", org), 601)
+        self.assertEqual(value(self.db, "select credits from billing_internal.usage_days where org_id = %s", org), 601)
         months = rows(self.db, "select * from billing.credit_history(%s, 1)", org)
         self.assertEqual((months[0].used, months[0].closing_balance), (601, 399))
 
@@ -366,12 +366,12 @@ class Lanes(LiveTestCase):
         """Where rows cannot be written without statements, a split wallet is charged all the same."""
         org = self.split(1000, 4)
         rows(self.db, "create function nothing() returns trigger language plpgsql as 'begin return new; end'")
-        rows(self.db, "create trigger watch before update on billing.lanes for each row execute function nothing()")
+        rows(self.db, "create trigger watch before update on billing_internal.lanes for each row execute function nothing()")
         try:
             for connection in self.connections(4):
                 self.assertEqual(call(connection, "consume_credits", org, "call", 1, str(uuid.uuid4())).credits, 1)
         finally:
-            rows(self.db, "drop trigger watch on billing.lanes")
+            rows(self.db, "drop trigger watch on billing_internal.lanes")
         careful = self.connect(autocommit=False)
         rows(careful, "set transaction isolation level serializable")
         self.assertEqual(call(careful, "consume_credits", org, "call").credits, 1)

@@ -19,7 +19,6 @@ READS = {
     "subscriptions": "select * from billing.subscriptions",
     "payments": "select * from billing.payments",
     "holds": "select * from billing.holds",
-    "unsettled_usage": "select * from billing.unsettled_usage",
 }
 
 

@@ -599,7 +599,7 @@ class Metering(LiveTestCase):
         with self.assertRaises(Refused) as caught:
             rows(session, """create table app.own (org_id uuid);
                              create trigger own after insert on app.own referencing new table as inserted for each statement
-                                 execute function billing.metered_insert('call', 'charge', 'org_id', '', '', '')""")
+                                 execute function billing_internal.metered_insert('call', 'charge', 'org_id', '', '', '')""")
         self.assertEqual(caught.exception.pgcode, "42501")
 
     def test_policy_of_the_app(self):

@@ -145,7 +145,7 @@ class Prices(LiveTestCase):
         self.assert_refused("22023 invalid_argument", "consume_credits", org, "bandwidth", 6)
         expected = price(self.steps["bandwidth"], MOST) - price(self.steps["bandwidth"], MOST - 5)
         self.assertEqual(call(self.db, "consume_credits", org, "bandwidth", 5).credits, expected)
-        self.assertEqual(value(self.db, "select quantity from billing.period_usage where org_id = %s", org), MOST)
+        self.assertEqual(value(self.db, "select quantity from billing_internal.period_usage where org_id = %s", org), MOST)
         self.assert_sound()
 
 

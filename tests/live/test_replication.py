@@ -6,7 +6,7 @@ The server is a cluster of its own, because wal_level cannot be changed while a 
 import unittest
 import uuid
 
-from support import CATALOG, Cluster, apply_catalog, call, rows, value
+from support import CATALOG, Cluster, apply_catalog, call, install_extension, rows, value
 
 
 class Replication(unittest.TestCase):
@@ -19,8 +19,7 @@ class Replication(unittest.TestCase):
         cluster.start()
         db = cluster.connect()
         self.addCleanup(db.close)
-        rows(db, "create extension pg_billing")
-        rows(db, "select billing.install()")
+        install_extension(db)
         apply_catalog(db, CATALOG)
         org = uuid.uuid4()
         call(db, "grant_credits", org, 100)

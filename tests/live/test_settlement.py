@@ -15,7 +15,7 @@ import uuid
 import psycopg2
 import psycopg2.extras
 
-from support import Cluster, LiveTestCase, Refused, apply_catalog, await_condition, call, code_of, connect, rows, seeded, together, total, value, violations
+from support import Cluster, LiveTestCase, Refused, apply_catalog, await_condition, call, code_of, connect, install_extension, rows, seeded, together, total, value, violations
 
 STEPS = [{"up_to": 50, "credits": 5, "per": 3}, {"credits": 1, "per": 7}]
 CATALOG = {
@@ -126,7 +126,7 @@ class Settlement(LiveTestCase):
     def hold_up(self, org):
         """A connection whose transaction keeps a settlement from an org."""
         blocker = self.connect(autocommit=False)
-        rows(blocker, "select from billing.lanes where org_id = %s for update", org)
+        rows(blocker, "select from billing_internal.lanes where org_id = %s for update", org)
         return blocker
 
     def runs(self, after=0):
@@ -142,7 +142,7 @@ class Settlement(LiveTestCase):
         connection, before = connection or self.at(NOON, 1)[0], self.last_run()
         rows(connection, SETTLE)
         self.assertEqual([(run.status, run.phase, run.orgs_failed) for run in self.runs(before)], [("done", "done", 0)], connection.notices)
-        self.assertEqual(value(self.db, "select count(*) from billing.unsettled_usage"), 0)
+        self.assertEqual(value(self.db, "select count(*) from billing_internal.unsettled_usage"), 0)
 
 
 class Runs(Settlement):
@@ -184,8 +184,8 @@ class Runs(Settlement):
         for shards, first in ((4, 0), (3, 1)):
             orgs, before = many(self.db, 130), self.last_run()
             connections = self.at(NOON, shards)
-            shares = [value(self.db, "select billing.settlement_due(%s, %s, %s)", utc("2027-03-10T12:00"), first + i, shards) for i in range(shards)]
-            everybody = value(self.db, "select billing.settlement_due(%s, 0, 1)", utc("2027-03-10T12:00"))
+            shares = [value(self.db, "select billing_internal.settlement_due(%s, %s, %s)", utc("2027-03-10T12:00"), first + i, shards) for i in range(shards)]
+            everybody = value(self.db, "select billing_internal.settlement_due(%s, 0, 1)", utc("2027-03-10T12:00"))
             self.assertEqual(sorted(org for share in shares for org in share), everybody)
             self.assertEqual(set(orgs) - set(everybody), set())
             self.assertGreater(min(len(share) for share in shares), 10)
@@ -277,7 +277,7 @@ class Runs(Settlement):
         bad = orgs[30]
         # More than could be recorded in a lifetime: as somebody's hand left it.
         record(self.db, bad, "big", 1)
-        rows(self.db, "update billing.unsettled_usage set quantity = %s where org_id = %s and metric = 'big'", 2**62 - 5, bad)
+        rows(self.db, "update billing_internal.unsettled_usage set quantity = %s where org_id = %s and metric = 'big'", 2**62 - 5, bad)
         first = self.last_run()
         faults = "select run_id, sqlstate, message, detail from billing.settlement_faults where org_id = %s order by run_id"
         for n in (1, 2):
@@ -286,7 +286,7 @@ class Runs(Settlement):
             self.assertEqual((run.status, run.orgs_failed, run.orgs_done), ("done", 1, 59 if n == 1 else 0))
             self.assertEqual([(f.run_id, f.sqlstate) for f in rows(self.db, faults, bad)], [(first + k, "22023") for k in range(1, n + 1)])
             self.assertEqual(charges(self.db, orgs), [(0, 0, 1), (1, 10, 59)])
-            self.assertEqual(value(self.db, "select sum(quantity) from billing.unsettled_usage where org_id = %s", bad), 2**62 - 5 + 10)
+            self.assertEqual(value(self.db, "select sum(quantity) from billing_internal.unsettled_usage where org_id = %s", bad), 2**62 - 5 + 10)
             self.assertEqual(total(self.db, bad), 100)
         self.assertEqual(value(self.db, "select count(*) from billing.settlement_faults"), 2)
         with self.assertRaises(Refused):
@@ -312,8 +312,8 @@ class Runs(Settlement):
                 self.assertEqual(rows(session, "select count(*)::int from billing.settlement_runs where run_id > %s", before), [(1,)])
                 self.settle(orgs[0], connection=session)
                 continue
-            for statement in (SETTLE, f"select billing.settle_org('{orgs[0]}')", f"select billing.settle_orgs(1, '{{{orgs[0]}}}', now())", "select billing.begin_settlement(now(), 0, 1)",
-                              "select billing.settlement_phase(1, 'done', 1)", "select billing.make_partitions(now())", "select billing.settlement_due(now(), 0, 1)"):
+            for statement in (SETTLE, f"select billing.settle_org('{orgs[0]}')", f"select billing_internal.settle_orgs(1, '{{{orgs[0]}}}', now())", "select billing_internal.begin_settlement(now(), 0, 1)",
+                              "select billing_internal.settlement_phase(1, 'done', 1)", "select billing_internal.make_partitions(now())", "select billing_internal.settlement_due(now(), 0, 1)"):
                 with self.subTest(level, statement=statement), self.assertRaises(Refused) as caught:
                     rows(session, statement)
                 self.assertEqual(caught.exception.pgcode, "42501")
@@ -362,7 +362,7 @@ class Once(Settlement):
         self.assertEqual(call(self.db, "grant_credits", org, 100).balance_after, 94)
         rows(self.db, SETTLE)
         self.assertEqual((self.settle(org).charged, total(self.db, org), self.charged(org)), (0, 94, 28))
-        self.assertEqual(rows(self.db, "select quantity, credits from billing.period_usage where org_id = %s", org), [(28, 28)])
+        self.assertEqual(rows(self.db, "select quantity, credits from billing_internal.period_usage where org_id = %s", org), [(28, 28)])
         self.assertEqual(rows(self.db, "select * from billing.unpaid_overage where org_id = %s", org), [])
         self.assertEqual(value(self.db, "select sum(-amount) from billing.entries where org_id = %s and source = 'settlement'", org), 28)
 
@@ -442,7 +442,7 @@ class Once(Settlement):
         record(self.db, org, "call", 7)
         call(self.db, "consume_credits", org, "call", 1)
         rows(self.db, SETTLE)
-        self.assertEqual(rows(self.db, "select quantity, credits from billing.period_usage where org_id = %s and metric = 'call' and period_start = '2027-03-10'", org), [(8, 8)])
+        self.assertEqual(rows(self.db, "select quantity, credits from billing_internal.period_usage where org_id = %s and metric = 'call' and period_start = '2027-03-10'", org), [(8, 8)])
         self.assertEqual((total(self.db, org), self.charged(org)), (300 - 88, 88))
         self.clock("2027-06-16T00:00Z")
         rows(self.db, SETTLE)
@@ -577,8 +577,7 @@ class Crash(unittest.TestCase):
         rows(admin, "create database ledger")
         admin.close()
         self.db = self.cluster.connect("ledger")
-        rows(self.db, "create extension pg_billing")
-        rows(self.db, "select billing.install()")
+        install_extension(self.db)
         apply_catalog(self.db, CATALOG)
 
     def test_kill_nine(self):
@@ -588,7 +587,7 @@ class Crash(unittest.TestCase):
         for org in orgs[:5]:
             call(self.db, "grant_credits", org, 100, unit="EUR")
         blocker = self.cluster.connect("ledger", autocommit=False)
-        rows(blocker, "select from billing.lanes where org_id = %s for update", orgs[170])
+        rows(blocker, "select from billing_internal.lanes where org_id = %s for update", orgs[170])
         running = Running(self.cluster.connect("ledger"))
         running.await_lock(self.db)
         self.kill(running)

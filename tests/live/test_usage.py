@@ -99,12 +99,12 @@ class Usage(LiveTestCase):
 
     def count(self, table, org):
         """Rows of an org."""
-        return value(self.db, f"select count(*) from billing.{table} where org_id = %s", org)
+        return value(self.db, f"select count(*) from {table} where org_id = %s", org)
 
     def stored(self, org):
         """All that recording writes."""
-        return {table: rows(self.db, f"select * from billing.{table} where org_id = %s order by 1, 2, 3", org) for table in
-                ("usage_events", "unsettled_usage", "usage_uniques")} | {"keys": self.count("usage_event_keys", org)}
+        return {table: rows(self.db, f"select * from {table} where org_id = %s order by 1, 2, 3", org) for table in
+                ("billing.usage_events", "billing_internal.unsettled_usage", "billing_internal.usage_uniques")} | {"keys": self.count("billing_internal.usage_event_keys", org)}
 
 
 class Writers(Usage):
@@ -161,10 +161,10 @@ class Writers(Usage):
                         settler.commit()
                     self.assertEqual(used(self.db, org, metric), expected())
             # As many rows as there were writers at once, and the events that they wrote.
-            self.assertLessEqual(self.count("unsettled_usage", org), 2 * 16 + 1)
-            self.assertEqual(self.count("usage_events", org), len(committed))
+            self.assertLessEqual(self.count("billing_internal.unsettled_usage", org), 2 * 16 + 1)
+            self.assertEqual(self.count("billing.usage_events", org), len(committed))
             self.assertEqual(len(committed), 5 * 12 * 3)
-            self.assertEqual(self.count("usage_event_keys", org), len(committed), "the ids of what was rolled back are free")
+            self.assertEqual(self.count("billing_internal.usage_event_keys", org), len(committed), "the ids of what was rolled back are free")
             self.settle(org)
             self.assertEqual(used(self.db, org, metric), expected())
             in_period = {"call": lambda q: q, "api": price, "peak": lambda q: 2 * q, "disk": lambda q: 0, "mau": lambda q: 5 * q}[metric]
@@ -210,7 +210,7 @@ class Writers(Usage):
             barrier.wait()
             if i:
                 try:
-                    rows(maker, "select billing.make_partitions(%s)", moment)
+                    rows(maker, "select billing_internal.make_partitions(%s)", moment)
                     return maker.commit()
                 finally:
                     made.set()
@@ -302,7 +302,7 @@ class Writers(Usage):
         self.assertEqual(call(self.db, "consume_credits", org, "api", 3).included, 3)
         (session,) = self.at(NOON, 1, "-c statement_timeout=20s")
         moved = "with moved as materialized (update billing.subscriptions set plan = 'solo' where org_id = %s returning 1)"
-        counted = "counted as materialized (update billing.period_usage set quantity = quantity where org_id = %s returning 1)"
+        counted = "counted as materialized (update billing_internal.period_usage set quantity = quantity where org_id = %s returning 1)"
         charge = "select (billing.consume_credits(%s, 'api', 3)).included from moved, counted"
         self.assertEqual(value(session, f"{moved}, {counted} {charge}", org, org, org), 0)
         rows(session, "update billing.subscriptions set plan = 'hundred' where org_id = %s", org)
@@ -311,6 +311,7 @@ class Writers(Usage):
         """Of a metric in a plan, too: what was used is looked at in the rows that count."""
         # Now: events have a partition where settlement, or the installation, has made it.
         (session,) = self.connections(1)
+        rows(session, "set billing.direct_rows = on")
         org, key = str(uuid.uuid4()), lambda: str(uuid.uuid4())
         call(session, "grant_credits", org, 1_000_000)
         call(session, "subscribe", org, "hundred")
@@ -342,7 +343,7 @@ class Writers(Usage):
                 return record(connections[i], org, metric, 7, event_id=f"e{attempt}", properties={"user": "u"})
 
             self.assertEqual(sum(together(20, report)), 1)
-            self.assertEqual((used(self.db, org, metric), self.count("usage_events", org)), (1 if metric == "mau" else 7, 1))
+            self.assertEqual((used(self.db, org, metric), self.count("billing.usage_events", org)), (1 if metric == "mau" else 7, 1))
 
     def test_the_first_reporter_fails(self):
         """Who repeats an event whose first report is still open waits for it, and is the first when that is rolled back."""
@@ -360,7 +361,7 @@ class Writers(Usage):
                 return getattr(first, ends)()
 
             self.assertEqual(together(2, body)[1], expected)
-            self.assertEqual((used(self.db, org, "mau"), self.count("usage_events", org)), (1, 1))
+            self.assertEqual((used(self.db, org, "mau"), self.count("billing.usage_events", org)), (1, 1))
 
     def test_batches_in_opposite_order(self):
         """Batches of the same events in different orders: no deadlock, each event once."""
@@ -444,7 +445,7 @@ class Writers(Usage):
         self.assertEqual(used(self.db, org, "api"), everything)
         self.settle(org)
         self.assertEqual(self.settle(org).charged, 0)
-        counter, = rows(self.db, "select * from billing.period_usage where org_id = %s", org)
+        counter, = rows(self.db, "select * from billing_internal.period_usage where org_id = %s", org)
         self.assertEqual((counter.quantity, counter.overage, counter.credits), (everything, everything - 100, price(everything - 100)))
         self.assertEqual(self.charged(org), price(everything - 100))
         self.assertEqual(total(self.db, org), 10_000_000 - price(everything - 100))
@@ -462,9 +463,9 @@ class Writers(Usage):
                 cursor.execute("do $do$ begin for n in 1..1250 loop perform billing.record_usage(%s, 'call', 2, %s || n); commit; end loop; end $do$", (org, f"{i}/"))
 
         together(8, report)
-        self.assertEqual(self.count("usage_events", org), 10_000)
+        self.assertEqual(self.count("billing.usage_events", org), 10_000)
         self.assertEqual(used(self.db, org, "call"), 20_000)
-        self.assertLessEqual(self.count("unsettled_usage", org), 3 * 8)
+        self.assertLessEqual(self.count("billing_internal.unsettled_usage", org), 3 * 8)
 
         def blocks(which):
             statement = "explain (analyze, buffers, format json) select * from billing.check_limit(%s, 'call')"
@@ -476,7 +477,7 @@ class Writers(Usage):
 
         self.assertLessEqual(blocks(org), blocks(small) + 60)
         events = self.settle(org).events
-        self.assertEqual((events, self.count("unsettled_usage", org), self.charged(org)), (10_000, 0, 20_000))
+        self.assertEqual((events, self.count("billing_internal.unsettled_usage", org), self.charged(org)), (10_000, 0, 20_000))
 
 
 class Events(Usage):
@@ -539,7 +540,7 @@ class Events(Usage):
         with self.assertRaises(Refused) as caught:
             rows(self.db, "select billing.record_usage(%s, 'call', occurred_at => 'infinity')", org)
         self.assertEqual(code_of(caught.exception), "22023 invalid_argument")
-        self.assertEqual(self.count("usage_events", org), 0)
+        self.assertEqual(self.count("billing.usage_events", org), 0)
         self.assertTrue(record(self.db, org, "call", 3, occurred_at=utc("2027-02-01T00:03:00")))
         self.assertTrue(record(self.db, org, "call", 4, occurred_at=utc("2027-01-31T23:59:59.999999")))
         self.assertEqual(used(self.db, org, "call"), 4)
@@ -547,7 +548,7 @@ class Events(Usage):
         self.clock("2027-02-01T00:00:00Z")
         self.assertEqual(used(self.db, org, "call"), 3)
         self.settle(org)
-        self.assertEqual(rows(self.db, "select period_start, quantity, credits from billing.period_usage where org_id = %s order by 1", org),
+        self.assertEqual(rows(self.db, "select period_start, quantity, credits from billing_internal.period_usage where org_id = %s order by 1", org),
                          [(utc("2027-01-01T00:00"), 4, 4), (utc("2027-02-01T00:00"), 3, 3)])
 
     def test_settled_periods_are_corrected(self):
@@ -559,7 +560,7 @@ class Events(Usage):
 
         def state():
             return [(row.period_start, row.quantity, row.overage, row.credits) for row in
-                    rows(self.db, "select * from billing.period_usage where org_id = %s and metric = 'api' order by 1, 2, 3", org)]
+                    rows(self.db, "select * from billing_internal.period_usage where org_id = %s and metric = 'api' order by 1, 2, 3", org)]
 
         self.clock("2027-01-20T00:00Z")
         record(self.db, org, "api", 90)
@@ -598,7 +599,7 @@ class Events(Usage):
         self.settle(org)
 
         def levels(metric):
-            return [row.quantity for row in rows(self.db, "select quantity from billing.period_usage where org_id = %s and metric = %s order by period_start", org, metric)]
+            return [row.quantity for row in rows(self.db, "select quantity from billing_internal.period_usage where org_id = %s and metric = %s order by period_start", org, metric)]
 
         self.assertEqual((levels("peak"), levels("disk")), ([5, 5, 5, 5], [5, 5, 5, 0]))
         self.assertEqual((self.charged(org, "peak"), self.charged(org, "disk")), (2 * 20, 3 * 15))
@@ -648,7 +649,7 @@ class Events(Usage):
         self.assertEqual(rows(self.db, "select to_char(month, 'YYYY-MM'), quantity, credits from billing.usage_by_month where org_id = %s and metric = 'call' order by 1", org),
                          [("2031-01", 12, 12), ("2041-07", 1, 1)])
         with self.assertRaises(Refused) as caught:
-            rows(self.db, "delete from billing.usage_event_keys where org_id = %s", org)
+            rows(self.db, "delete from billing_internal.usage_event_keys where org_id = %s", org)
         self.assertEqual(code_of(caught.exception), "42501 append_only")
 
     def test_one_by_one_and_in_a_batch(self):
@@ -704,13 +705,13 @@ class Events(Usage):
         added = [
             ("create index events_text on billing.usage_events ((properties ->> 'word'))", "drop index billing.events_text"),
             ("create index events_large on billing.usage_events (quantity) where quantity > 5", "drop index billing.events_large"),
-            ("create index keys_half on billing.usage_event_keys (org_id) where event_key > '80000000-0000-0000-0000-000000000000'", "drop index billing.keys_half"),
-            ("create index unsettled_text on billing.unsettled_usage ((metric || 'x'))", "drop index billing.unsettled_text"),
-            ("create index unsettled_many on billing.unsettled_usage (org_id) where quantity > 3", "drop index billing.unsettled_many"),
+            ("create index keys_half on billing_internal.usage_event_keys (org_id) where event_key > '80000000-0000-0000-0000-000000000000'", "drop index billing_internal.keys_half"),
+            ("create index unsettled_text on billing_internal.unsettled_usage ((metric || 'x'))", "drop index billing_internal.unsettled_text"),
+            ("create index unsettled_many on billing_internal.unsettled_usage (org_id) where quantity > 3", "drop index billing_internal.unsettled_many"),
             ("create index events_when on billing.usage_events using brin (recorded_at)", "drop index billing.events_when"),
-            ("alter index billing.usage_event_keys_pkey rename to keys", "alter index billing.keys rename to usage_event_keys_pkey"),
-            ("alter index billing.unsettled_usage_pkey rename to slots", "alter index billing.slots rename to unsettled_usage_pkey"),
-            ("alter table billing.unsettled_usage add constraint few check (quantity < 1000)", "alter table billing.unsettled_usage drop constraint few"),
+            ("alter index billing_internal.usage_event_keys_pkey rename to keys", "alter index billing_internal.keys rename to usage_event_keys_pkey"),
+            ("alter index billing_internal.unsettled_usage_pkey rename to slots", "alter index billing_internal.slots rename to unsettled_usage_pkey"),
+            ("alter table billing_internal.unsettled_usage add constraint few check (quantity < 1000)", "alter table billing_internal.unsettled_usage drop constraint few"),
         ]  # fmt: skip
         for n, (add, drop) in enumerate(added, 1):
             rows(self.db, add)
@@ -782,7 +783,7 @@ class Events(Usage):
         self.assertEqual(report("usage_by_month", "month", 7), {**months, ("peak", "2027-03"): 6})
         for view in ("usage_by_day", "usage_by_month"):
             self.assertEqual(value(self.db, f"select sum(credits)::bigint from billing.{view} where org_id = %s", org), self.charged(org))
-        self.assertEqual(self.count("unsettled_usage", org), 0)
+        self.assertEqual(self.count("billing_internal.unsettled_usage", org), 0)
 
 
 class Year(Usage):
@@ -805,7 +806,7 @@ class Year(Usage):
             return None
 
         def counter(period, metric):
-            found = rows(self.db, "select quantity, overage, credits from billing.period_usage where org_id = %s and metric = %s and period_start = %s", org, metric, starts[period])
+            found = rows(self.db, "select quantity, overage, credits from billing_internal.period_usage where org_id = %s and metric = %s and period_start = %s", org, metric, starts[period])
             return tuple(found[0]) if found else None
 
         # 1: a hundred calls and a hundred credits per period; a thousand credits bought that last for a year.

@@ -1,21 +1,8 @@
 -- Errors: each refusal of the interface with its SQLSTATE, a constant ASCII message, and a JSON detail that says the code
 -- and what was variable. A refusal changes nothing.
-\set QUIET on
-\pset format unaligned
-\pset tuples_only on
-\pset pager off
-\set ON_ERROR_STOP on
-begin;
-set local client_min_messages = warning;
-create extension if not exists pgtap;
-create extension if not exists pg_billing;
-select count(billing.install()) from generate_series(1, 1) \gset
+\ir preamble.psql
 set local billing.test_clock = '2026-03-01 00:00:00+00';
-select no_plan();
 
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
-\set ann 00000000-0000-4000-8000-0000000000a1
 select count(*) from billing.apply_catalog('{"metrics": {"call": {"price": 2}, "sms": {"price": {"steps": [{"credits": 1, "per": 1}], "unit": "EUR"}}, "dear": {"price": 9223372036854775807},
         "seat": {}, "image": {"price": 1, "category": "AI"}, "chat": {"price": 1, "category": "Chat"}, "level": {"aggregation": "max"}, "user": {"aggregation": "unique"}, "visitor": {"aggregation": "unique", "unique_by": "email"}},
     "plans": {"solo": {"allowances": {"seat": 2}}, "gone": {}},
@@ -169,11 +156,11 @@ insert into refusal (call, state, code, fields) values
     ('configure_alerts(expiring_days => -7)', '22023', 'invalid_argument', '{argument,fault}'),
     ('settle_org(null)', '22023', 'invalid_argument', '{argument,fault}'),
     ('settle_org(%1$L, ''2026-03-02'')', '22023', 'invalid_argument', '{argument,fault}'),
-    ('begin_settlement(''2026-03-02'', 0, 1)', '22023', 'invalid_argument', '{argument,fault}'),
-    ('begin_settlement(''2026-03-01'', 0, 0)', '22023', 'invalid_argument', '{argument,fault}'),
-    ('begin_settlement(''2026-03-01'', -7, 2)', '22023', 'invalid_argument', '{argument,fault}'),
+    ('internal.begin_settlement(''2026-03-02'', 0, 1)', '22023', 'invalid_argument', '{argument,fault}'),
+    ('internal.begin_settlement(''2026-03-01'', 0, 0)', '22023', 'invalid_argument', '{argument,fault}'),
+    ('internal.begin_settlement(''2026-03-01'', -7, 2)', '22023', 'invalid_argument', '{argument,fault}'),
     ('meter_table(null, ''call'', ''org_id'')', '22023', 'invalid_argument', '{argument,fault}'),
-    ('meter_table(''billing.lanes'', ''call'', ''org_id'')', '22023', 'invalid_argument', '{argument,fault}'),
+    ('meter_table(''billing_internal.lanes'', ''call'', ''org_id'')', '22023', 'invalid_argument', '{argument,fault}'),
     ('meter_table(''public.tap_metered'', ''call'', ''note'')', '22023', 'invalid_argument', '{argument,column,fault}'),
     ('meter_table(''public.tap_metered'', ''call'', ''org_id'', ''flag'')', '22023', 'invalid_argument', '{argument,column,fault}'),
     ('meter_table(''public.tap_metered'', ''call'', ''org_id'', mode => ''maybe'')', '22023', 'invalid_argument', '{argument,fault}'),
@@ -224,7 +211,7 @@ end $$;
 create temp table before as select (select count(*) from billing.entries) as entries, billing.get_total_credits(:'acme') as total;
 create temp table outcome as
     select r.*, a.state as got_state, a.message, a.detail
-    from refusal r, lateral pg_temp.attempt('select * from billing.' || format(r.call, :'acme', :'bolt', '00000000-0000-4000-8000-00000000dead', :'ann',
+    from refusal r, lateral pg_temp.attempt('select * from billing' || case when r.call like 'internal.%' then '_' else '.' end || format(r.call, :'acme', :'bolt', '00000000-0000-4000-8000-00000000dead', :'ann',
         :u_operation_id, :open_hold_id, :released_hold_id, :locked_hold_id, :bonus_grant_id)) a;
 
 select is(got_state, state, 'SQLSTATE of ' || call) from outcome order by n;

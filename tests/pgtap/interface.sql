@@ -1,15 +1,5 @@
 -- The interface that applications call: names, arguments with their types and order, what is optional, what comes back.
-\set QUIET on
-\pset format unaligned
-\pset tuples_only on
-\pset pager off
-\set ON_ERROR_STOP on
-begin;
-set local client_min_messages = warning;
-create extension if not exists pgtap;
-create extension if not exists pg_billing;
-select count(billing.install()) from generate_series(1, 1) \gset
-select no_plan();
+\ir preamble.psql
 
 create temp table expected (name text, arguments text, required int, result text);
 insert into expected values
@@ -137,7 +127,6 @@ select has_column('billing', t.relation, c, format('billing.%s.%s', t.relation, 
     ('grants', 'org_id grant_id unit source category amount remaining cost_minor currency priority metrics effective_at expires_at voided_at created_at metadata'),
     ('holds', 'org_id hold_id unit kind metric quantity credits member_id status reason expires_at created_at closed_at'),
     ('member_usage', 'org_id unit member_id consumed last_activity_at budget budget_per'),
-    ('period_usage', 'org_id metric period_start period_end quantity overage credits'),
     ('unpaid_overage', 'org_id unit metric period_start credits'),
     ('usage_by_day', 'org_id day metric quantity credits'),
     ('usage_by_month', 'org_id month metric quantity credits'),
@@ -160,18 +149,22 @@ select has_column('billing', t.relation, c, format('billing.%s.%s', t.relation, 
     ('settlement_faults', 'org_id run_id failed_at sqlstate message detail')) t (relation, columns), lateral regexp_split_to_table(t.columns, ' ') c;
 -- Every table of orgs is keyed by the org first, and uses built-in types only. Events are evidence, found by org and time; what
 -- makes them unique stands in usage_event_keys. Webhooks are of providers, who do not always say whom they are about.
-select is_empty($$select c.relname from pg_class c where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p')
+select is_empty($$select c.relname from pg_class c where c.relnamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and c.relkind in ('r', 'p')
     and exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'org_id' and not a.attisdropped)
     and c.relname not in ('usage_events', 'webhook_events') and not c.relispartition and not exists (select from pg_index i join pg_attribute a on a.attrelid = c.oid and a.attnum = i.indkey[0] where i.indrelid = c.oid and i.indisprimary and a.attname = 'org_id')$$,
     'org_id is first in every primary key');
 select is((select count(*) from pg_inherits h where h.inhparent = 'billing.usage_events'::regclass and not exists (select from pg_index i join pg_attribute a on a.attrelid = h.inhrelid and a.attnum = i.indkey[0]
     where i.indrelid = h.inhrelid and a.attname = 'org_id')), 0::bigint, 'and in the index of every partition of events');
 select is_empty($$select i.indexrelid::regclass from pg_class c join pg_index i on i.indrelid = c.oid join pg_attribute o on o.attrelid = c.oid and o.attname = 'org_id'
-    where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p') and c.relname <> 'webhook_events' and i.indisunique and i.indkey[0] <> o.attnum$$, 'and in every unique index');
+    where c.relnamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and c.relkind in ('r', 'p') and c.relname <> 'webhook_events' and i.indisunique and i.indkey[0] <> o.attnum$$, 'and in every unique index');
 select is_empty($$select c.relname, a.attname, t.typname from pg_class c join pg_attribute a on a.attrelid = c.oid join pg_type t on t.oid = a.atttypid
-    where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p') and a.attnum > 0 and not a.attisdropped and t.typnamespace <> 'pg_catalog'::regnamespace$$, 'columns have built-in types');
+    where c.relnamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and c.relkind in ('r', 'p') and a.attnum > 0 and not a.attisdropped and t.typnamespace <> 'pg_catalog'::regnamespace$$, 'columns have built-in types');
 select is_empty($$select c.relname from pg_class c join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e'
     join pg_extension e on e.oid = d.refobjid and d.refclassid = 'pg_extension'::regclass where e.extname = 'pg_billing' and c.relkind in ('r', 'p', 'v')$$, 'tables and views are no members of the extension');
+select is_empty($$select d.objid::regnamespace from pg_depend d where d.classid = 'pg_namespace'::regclass and d.refclassid = 'pg_extension'::regclass and d.deptype = 'e'$$, 'nor are the schemas in which they are');
+-- The one list of tables and views is of what there is, and of nothing else.
+select set_eq($$select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                 where n.nspname in ('billing', 'billing_internal') and c.relkind in ('r', 'p', 'v') and not c.relispartition$$, 'select schema, name from billing_internal.relations()', 'relations() lists every table and view');
 
 select * from finish();
 rollback;

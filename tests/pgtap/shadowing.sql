@@ -1,19 +1,7 @@
 -- Shadowing: a service role puts a schema first in its search_path in which everything has our names or those of
 -- pg_catalog, and makes temporary tables with the names of our tables. The calls still use the real ones, and nothing
 -- of the hostile things runs: each of them raises, or is empty and stays so.
-\set QUIET on
-\pset format unaligned
-\pset tuples_only on
-\pset pager off
-\set ON_ERROR_STOP on
-begin;
-set local client_min_messages = warning;
-create extension if not exists pgtap;
-create extension if not exists pg_billing;
-select count(billing.install()) from generate_series(1, 1) \gset
-select no_plan();
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
+\ir preamble.psql
 \set corp 00000000-0000-4000-8000-000000000003
 
 create role tap_service;
@@ -30,7 +18,7 @@ create function evil.sprung(what text) returns boolean language plpgsql as $$ be
 create temp table hostile_function as
     select p.oid, p.proname, pg_get_function_identity_arguments(p.oid) as arguments, format_type(p.prorettype, null) as result
     from pg_proc p
-    where p.prokind = 'f' and (p.pronamespace = 'billing'::regnamespace
+    where p.prokind = 'f' and (p.pronamespace = any ('{billing,billing_internal}'::regnamespace[])
        or p.pronamespace = 'pg_catalog'::regnamespace and p.proname in ('now', 'clock_timestamp', 'transaction_timestamp', 'statement_timestamp', 'current_setting', 'set_config', 'sha256',
               'digest', 'gen_random_uuid', 'lower', 'upper', 'length', 'octet_length', 'concat_ws', 'format', 'date_trunc', 'timezone', 'extract', 'date_part', 'greatest',
               'jsonb_typeof', 'jsonb_build_object', 'jsonb_build_array', 'jsonb_array_elements', 'jsonb_each', 'jsonb_object_keys', 'to_jsonb', 'to_json', 'unnest', 'generate_series',
@@ -69,11 +57,13 @@ begin
 end $$;
 -- Tables: every one of ours, empty, in the hostile schema and as a temporary table. Writable for all, so that a write would succeed.
 do $$
-declare relation text;
+declare relation text; original regclass;
 begin
-    for relation in select relname from pg_class where relnamespace = 'billing'::regnamespace and relkind in ('r', 'p', 'v') loop
-        execute format('create table evil.%I as select * from billing.%1$I with no data', relation);
-        execute format('create temp table %I as select * from billing.%1$I with no data', relation);
+    -- grants is a view in one schema and a table in the other.
+    for relation, original in select distinct on (relname) relname, oid::regclass from pg_class
+                               where relnamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and relkind in ('r', 'p', 'v') order by relname, relkind loop
+        execute format('create table evil.%I as select * from %s with no data', relation, original);
+        execute format('create temp table %I as select * from %s with no data', relation, original);
         execute format('grant all on evil.%I, pg_temp.%1$I to public', relation);
     end loop;
     -- Of the catalog, too.
@@ -149,9 +139,9 @@ select accepted, duplicates from billing.record_usage_batch('[{"org_id": "000000
     {"org_id": "00000000-0000-4000-8000-000000000003", "metric": "pack", "quantity": 9, "event_id": "event"}]') \gset batch_
 select used, credits_required, credits_available from billing.check_limit(:'corp', 'pack') \gset limit_
 select billing.allows(:'corp', 'pack') as allowed \gset
-select billing.begin_settlement(billing.clock(), 0, 1) as run \gset
-select billing.settlement_due(billing.clock(), 0, 1) as due \gset
-select billing.settle_orgs(:run, '{00000000-0000-4000-8000-000000000001,00000000-0000-4000-8000-000000000003}', billing.clock()), billing.settlement_phase(:run, 'done', 2) \gset
+select billing_internal.begin_settlement(billing.clock(), 0, 1) as run \gset
+select billing_internal.settlement_due(billing.clock(), 0, 1) as due \gset
+select billing_internal.settle_orgs(:run, '{00000000-0000-4000-8000-000000000001,00000000-0000-4000-8000-000000000003}', billing.clock()), billing_internal.settlement_phase(:run, 'done', 2) \gset
 select charged from billing.settle_org(:'bolt') \gset settled_
 select charged as run_charged, orgs_done, orgs_failed, status as run_status from billing.settlement_runs \gset
 create table tap_app.events (org_id pg_catalog.uuid);
@@ -232,6 +222,6 @@ create function pg_temp.rows_in(relation text) returns bigint language plpgsql a
 declare n bigint;
 begin execute 'select count(*) from ' || relation into n; return n; end $$;
 select is(pg_temp.rows_in(format('evil.%I', c.relname)) + pg_temp.rows_in(format('pg_temp.%I', c.relname)), 0::bigint, format('nothing was written into the shadow of %s', c.relname))
-    from pg_catalog.pg_class c where c.relnamespace = 'billing'::regnamespace and c.relkind in ('r', 'p', 'v') order by c.relname;
+    from (select distinct relname from pg_catalog.pg_class where relnamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and relkind in ('r', 'p', 'v')) c order by c.relname;
 select * from finish();
 rollback;

@@ -1,17 +1,6 @@
 -- Alerts: one row per crossing of a threshold, resolved when it no longer holds, and raised anew when it is crossed again.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
+\i preamble.psql
 set local billing.test_clock = '2027-06-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
-\set corp 00000000-0000-4000-8000-000000000003
-\set dyne 00000000-0000-4000-8000-000000000004
-\set eden 00000000-0000-4000-8000-000000000005
-\set ann 00000000-0000-4000-8000-0000000000a1
 select action, kind, name from billing.apply_catalog('{"metrics": {"call": {"price": 1}, "seat": {"aggregation": "last"}, "chat": {"price": 1, "category": "AI"}, "mail": {"price": 1}},
     "plans": {"solo": {"allowances": {"call": 10, "seat": 4}}},
     "caps": [{"category": "AI", "per": "day", "limit": 9}, {"metric": "chat", "per": "day", "for": "member", "limit": 5}]}');

@@ -1,13 +1,5 @@
 -- Many consumptions in one call: each has its own outcome, in the order given; one refused item does not stop the others.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
+\i preamble.psql
 select * from billing.apply_catalog('{"metrics": {"call": {"price": 1}, "page": {"price": 5}}}');
 select * from billing.grant_credits(:'acme', 20);
 select * from billing.grant_credits(:'bolt', 3);

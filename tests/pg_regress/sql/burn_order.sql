@@ -1,15 +1,7 @@
 -- One total burn order: scoped before general, then priority, expires_at (never last), promotional
 -- before paid, effective_at, and last the id. Grants are made in the opposite order, ten credits each,
 -- and carry in "burned" the place at which they must be burned.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
+\i preamble.psql
 
 select * from billing.apply_catalog('{"metrics": {"call": {"price": 1}, "page": {"price": 1}}}');
 

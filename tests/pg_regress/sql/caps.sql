@@ -1,18 +1,7 @@
 -- Caps: the most that an org, or each of its members, may use of a metric or category per calendar day or month. Consumptions and
 -- reservations are refused beyond; what is recorded counts, but is never refused.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
+\i preamble.psql
 set local billing.test_clock = '2027-06-30 12:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
-\set corp 00000000-0000-4000-8000-000000000003
-\set dyne 00000000-0000-4000-8000-000000000004
-\set eden 00000000-0000-4000-8000-000000000005
-\set ann 00000000-0000-4000-8000-0000000000a1
 \set bob 00000000-0000-4000-8000-0000000000b2
 select action, kind, name, detail from billing.apply_catalog('{"metrics": {"chat": {"price": 1, "category": "AI"}, "image": {"price": 5, "category": "AI"}, "mail": {"price": 1}, "level": {"aggregation": "max", "category": "AI"}},
     "caps": [{"category": "AI", "per": "day", "limit": 10}, {"category": "AI", "per": "month", "limit": 25}, {"metric": "chat", "per": "day", "limit": 8},
@@ -30,7 +19,7 @@ select * from billing.reserve_credits(:'acme', 'image', 1);
 \echo :LAST_ERROR_SQLSTATE
 -- A repeated call has its answer, whatever is reached.
 select credits, replayed from billing.consume_credits(:'acme', 'chat', 8, 'k-1');
-select cap, member_id, period_start, quantity from billing.cap_usage where org_id = :'acme' order by cap;
+select cap, member_id, period_start, quantity from billing_internal.cap_usage where org_id = :'acme' order by cap;
 -- Other orgs have their own.
 select credits from billing.consume_credits(:'bolt', 'chat', 8);
 -- More than there can ever be.
@@ -62,7 +51,7 @@ set local billing.test_clock = '2027-07-04 00:00:00+00';
 select * from billing.reserve_credits(:'acme', 'mail', 2, member_id => :'ann');
 \echo :LAST_ERROR_SQLSTATE
 select credits from billing.consume_credits(:'acme', 'mail', 1, member_id => :'ann');
-select cap, right(member_id::text, 2) as member, period_start, quantity from billing.cap_usage where org_id = :'acme' and cap like '%member' order by cap, member, period_start;
+select cap, right(member_id::text, 2) as member, period_start, quantity from billing_internal.cap_usage where org_id = :'acme' and cap like '%member' order by cap, member, period_start;
 
 -- A reservation counts. Captured for less, for more, released, timed out: what was not used is free again.
 set local billing.test_clock = '2027-07-10 12:00:00+00';
@@ -83,12 +72,12 @@ select credits from billing.consume_credits(:'corp', 'chat');
 select allowed, reason, used from billing.check_limit(:'corp', 'chat', 3);
 select hold_id, credits from billing.reserve_credits(:'corp', 'chat', 1, '1 hour') \gset more_
 select credits from billing.capture_credits(:'corp', :more_hold_id, 2);
-select cap, quantity from billing.cap_usage where org_id = :'corp' order by cap;
+select cap, quantity from billing_internal.cap_usage where org_id = :'corp' order by cap;
 -- One of yesterday gives back to yesterday. What it used counts there.
 select hold_id, credits from billing.reserve_credits(:'corp', 'chat', 1, '1 day') \gset over_
 set local billing.test_clock = '2027-07-11 12:00:00+00';
 select credits from billing.capture_credits(:'corp', :over_hold_id, 1);
-select cap, period_start, quantity from billing.cap_usage where org_id = :'corp' order by cap, period_start;
+select cap, period_start, quantity from billing_internal.cap_usage where org_id = :'corp' order by cap, period_start;
 select credits from billing.consume_credits(:'corp', 'chat', 8);
 
 -- In a batch each item counts for the next one, and one that is refused does not.

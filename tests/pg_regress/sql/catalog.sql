@@ -1,12 +1,5 @@
 -- The catalog is one JSON document: tried, compared, applied, exported; a bad one is refused with every fault and its path.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
+\i preamble.psql
 select billing.export_catalog();
 
 -- A dry run says what would be done and does nothing.

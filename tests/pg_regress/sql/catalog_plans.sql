@@ -1,14 +1,7 @@
 -- Plans and caps of the catalog: every fault with its path, what a document would change, dry runs, and an export that changes nothing
 -- when it is applied. Who is on a plan that is dropped stays on it.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
+\i preamble.psql
 set local billing.test_clock = '2027-06-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
 \set document '{"metrics": {"call": {"price": 1, "category": "AI"}, "seat": {"aggregation": "last"}, "visitor": {"aggregation": "unique", "unique_by": "email", "price": 2}}, "plans": {"free": {"default": true, "allowances": {"call": 5}}, "solo": {"price": {"USD": 1400, "EUR": 1300}, "credits": {"amount": 100, "rollover": "capped", "cap": 50}, "allowances": {"call": 1000, "seat": "unlimited"}, "limits": {"call": "soft"}}, "year": {"period": "year", "credits": {"amount": 1000, "rollover": "all"}}}, "caps": [{"category": "AI", "per": "day", "limit": 200}, {"metric": "call", "per": "month", "for": "member", "limit": 0}]}'
 
 -- Tried, then applied.

@@ -1,13 +1,6 @@
 -- The clock of a server can go back: after a switch-over, or when it is put right. The ledger stays sound then, whatever
 -- the rows had settled for the later moment, and goes on when the clock does.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-\set acme 00000000-0000-4000-8000-000000000001
-\set ann 00000000-0000-4000-8000-0000000000a1
+\i preamble.psql
 select name from billing.apply_catalog('{"metrics": {"call": {"price": 1}, "page": {"price": 1}}}') order by name;
 -- On March 10: a grant that began on March 1, one of the new year that ends on April 1, one for pages since March 5, one that begins on May 1.
 set local billing.test_clock = '2026-03-10 00:00:00+00';

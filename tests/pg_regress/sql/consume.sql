@@ -1,13 +1,5 @@
 -- consume_credits: charged once for a key, refused as a whole when the credits do not reach, retried after a top-up.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set ann 00000000-0000-4000-8000-0000000000a1
+\i preamble.psql
 
 select * from billing.apply_catalog('{"metrics": {"call": {"price": 15}, "view": {"price": 0}}}');
 select * from billing.grant_credits(:'acme', 100, 'purchase');

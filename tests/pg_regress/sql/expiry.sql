@@ -1,14 +1,6 @@
 -- Credits end at the exact moment, whether or not anything has been booked; the booking comes with the burn that
 -- meets the expired rest, or with book_expiries, which pg_cron calls.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
+\i preamble.psql
 select * from billing.apply_catalog('{"metrics": {"call": {"price": 1}}}');
 select grant_id from billing.grant_credits(:'acme', 10, 'plan', expires_at => '2026-04-01 00:00+00');
 select grant_id from billing.grant_credits(:'acme', 10, 'purchase');

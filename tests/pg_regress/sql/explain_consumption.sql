@@ -1,12 +1,5 @@
 -- explain_consumption: which grants would be burned, and what they would have left. It changes nothing, and what it says comes true.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
+\i preamble.psql
 select * from billing.apply_catalog('{"metrics": {"call": {"price": 3}, "view": {"price": 0}}}');
 select grant_id from billing.grant_credits(:'acme', 10, 'purchase');
 select grant_id from billing.grant_credits(:'acme', 10, 'plan', expires_at => '2026-04-01 00:00+00');

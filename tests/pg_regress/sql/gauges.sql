@@ -1,18 +1,7 @@
 -- Metrics that are not sums: max counts the highest level of a period, last the level at its end, unique how many different ones
 -- were seen. A level goes on into the next period, also when nothing is reported any more.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
+\i preamble.psql
 set local billing.test_clock = '2027-01-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
-\set corp 00000000-0000-4000-8000-000000000003
-\set dyne 00000000-0000-4000-8000-000000000004
-\set eden 00000000-0000-4000-8000-000000000005
-\set ann 00000000-0000-4000-8000-0000000000a1
 \set bob 00000000-0000-4000-8000-0000000000b2
 \set cyd 00000000-0000-4000-8000-0000000000c3
 select action, kind, name from billing.apply_catalog('{"metrics": {"peak": {"aggregation": "max", "price": 1}, "disk": {"aggregation": "last", "price": 1},
@@ -54,7 +43,7 @@ select billing.record_usage(:'acme', 'peak', 0);
 set local billing.test_clock = '2027-06-02 00:00:00+00';
 select charged, renewed, events from billing.settle_org(:'acme');
 select used from billing.check_limit(:'acme', 'peak');
-select period_start, quantity, overage, credits, level, level_at, carried from billing.period_usage where org_id = :'acme' order by period_start;
+select period_start, quantity, overage, credits, level, level_at, carried from billing_internal.period_usage where org_id = :'acme' order by period_start;
 select amount, source_id, created_at from billing.entries where org_id = :'acme' and kind = 'usage' order by entry_id;
 
 -- last: what counts is the level at the end. The newest one by when it occurred, not by when it was reported.
@@ -83,7 +72,7 @@ select billing.record_usage(:'bolt', 'disk', 12, occurred_at => '2027-02-26 00:0
 select charged, events from billing.settle_org(:'bolt');
 set local billing.test_clock = '2027-04-02 00:00:00+00';
 select charged, renewed from billing.settle_org(:'bolt');
-select period_start, quantity, overage, credits, level, level_at, carried from billing.period_usage where org_id = :'bolt' order by period_start;
+select period_start, quantity, overage, credits, level, level_at, carried from billing_internal.period_usage where org_id = :'bolt' order by period_start;
 select amount, source_id, created_at from billing.entries where org_id = :'bolt' and kind = 'usage' order by entry_id;
 
 -- unique: members, each once in a period, whatever the quantity.
@@ -106,7 +95,7 @@ select billing.record_usage(:'corp', 'user', member_id => :'ann');
 -- Late, in the period before: Ann was there, Bob was there.
 select billing.record_usage(:'corp', 'user', member_id => :'bob', occurred_at => '2027-01-31 00:00:00+00');
 select charged, events from billing.settle_org(:'corp');
-select metric, period_start, quantity, overage, credits from billing.period_usage where org_id = :'corp' order by period_start;
+select metric, period_start, quantity, overage, credits from billing_internal.period_usage where org_id = :'corp' order by period_start;
 -- By a property: a text or a number; it must be there.
 select * from billing.record_usage_batch('[
     {"org_id": "00000000-0000-4000-8000-000000000003", "metric": "visitor", "properties": {"email": "a@x"}},
@@ -130,7 +119,7 @@ select used, included from billing.check_limit(:'dyne', 'peak');
 select used, included from billing.check_limit(:'dyne', 'disk');
 set local billing.test_clock = '2027-02-16 00:00:00+00';
 select charged, unpaid, renewed, events from billing.settle_org(:'dyne');
-select metric, period_start, quantity, overage, credits, level, carried from billing.period_usage where org_id = :'dyne' order by metric, period_start;
+select metric, period_start, quantity, overage, credits, level, carried from billing_internal.period_usage where org_id = :'dyne' order by metric, period_start;
 
 -- A plan that ends at once: what it included until then is not charged, and the rest of the month is a period without it.
 set local billing.test_clock = '2027-01-01 00:00:00+00';
@@ -140,7 +129,7 @@ set local billing.test_clock = '2027-01-15 00:00:00+00';
 select status from billing.cancel_subscription(:'eden', at_period_end => false);
 set local billing.test_clock = '2027-02-15 00:00:00+00';
 select charged + unpaid as charged from billing.settle_org(:'eden');
-select metric, period_start, quantity, overage, credits, level, carried from billing.period_usage where org_id = :'eden' order by metric, period_start;
+select metric, period_start, quantity, overage, credits, level, carried from billing_internal.period_usage where org_id = :'eden' order by metric, period_start;
 
 -- What is not a level must be at least 1, a level must not be negative.
 select billing.record_usage(:'corp', 'user', 0, member_id => :'ann');

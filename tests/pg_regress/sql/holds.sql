@@ -1,13 +1,6 @@
 -- Two-phase spending: reserve, then capture less, exactly or more, or release; a hold that is not captured in time
 -- gives its credits back by itself, at its very moment.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
+\i preamble.psql
 select * from billing.apply_catalog('{"metrics": {"token": {"price": 2}}}');
 select * from billing.grant_credits(:'acme', 100, 'purchase');
 
@@ -105,13 +98,13 @@ select credits, expires_at from billing.reserve_credits(:'cove', 'token', 7, ttl
 select credits, expires_at from billing.reserve_credits(:'cove', 'token', 9, ttl => '30 minutes');
 set local billing.test_clock = '2026-03-01 01:40:00+00';
 select balance_after from billing.consume_credits(:'cove', 'token', 1);
-select holds_due, reserved from billing.lanes where org_id = :'cove';
+select holds_due, reserved from billing_internal.lanes where org_id = :'cove';
 set local billing.test_clock = '2026-03-01 01:59:59.999999+00';
 select balance_after from billing.consume_credits(:'cove', 'token', 1);
-select holds_due, reserved from billing.lanes where org_id = :'cove';
+select holds_due, reserved from billing_internal.lanes where org_id = :'cove';
 set local billing.test_clock = '2026-03-01 02:00:00+00';
 select billing.get_total_credits(:'cove');
 select balance_after from billing.consume_credits(:'cove', 'token', 1);
-select holds_due, reserved from billing.lanes where org_id = :'cove';
+select holds_due, reserved from billing_internal.lanes where org_id = :'cove';
 select * from billing.verify_ledger();
 rollback;

@@ -1,14 +1,6 @@
 -- check_limit: whether an org may go on with a metric, and why or why not. The first reason that applies is the answer.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
+\i preamble.psql
 set local billing.test_clock = '2027-06-10 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
-\set corp 00000000-0000-4000-8000-000000000003
 \set dead 00000000-0000-4000-8000-00000000dead
 select action, kind, name from billing.apply_catalog('{"metrics": {
         "call": {"price": 2}, "seat": {}, "free": {}, "soft": {"price": 2}, "open": {"price": 2}, "hard": {"price": 2}, "shut": {},

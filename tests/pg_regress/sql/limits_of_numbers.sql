@@ -1,15 +1,6 @@
 -- Where 63 bits end: what does not fit is refused by name, and no wallet gets stuck there.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
+\i preamble.psql
 \set coil 00000000-0000-4000-8000-000000000003
-\set dyne 00000000-0000-4000-8000-000000000004
 \set most 9223372036854775807
 select name from billing.apply_catalog('{"metrics": {"call": {"price": 1}, "many": {"price": {"credits": 1, "per": 3}}}}') order by name;
 

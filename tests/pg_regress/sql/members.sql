@@ -1,13 +1,5 @@
 -- A community's wallet: consumption names the member, who has a breakdown and may have a budget.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set ann 00000000-0000-4000-8000-0000000000a1
+\i preamble.psql
 \set bob 00000000-0000-4000-8000-0000000000b1
 select * from billing.apply_catalog('{"metrics": {"call": {"price": 2}}}');
 select org_id, owner_type from billing.create_wallet(:'acme', owner_type => 'community');

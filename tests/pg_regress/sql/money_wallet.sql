@@ -1,12 +1,5 @@
 -- A wallet of money: any ISO 4217 code is a unit, amounts are whole minor units, units do not mix.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
+\i preamble.psql
 select * from billing.apply_catalog('{"metrics": {"call": {"price": 1}, "sms": {"price": {"steps": [{"credits": 7, "per": 1}], "unit": "EUR"}}}}');
 select * from billing.grant_credits(:'acme', 5000, 'purchase', unit => 'EUR', cost_minor => 5000, currency => 'EUR');
 select * from billing.grant_credits(:'acme', 100);

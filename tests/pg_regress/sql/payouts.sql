@@ -1,12 +1,5 @@
 -- Payouts: credits are locked with a reason and without a time limit, then leave or come back.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
+\i preamble.psql
 select * from billing.grant_credits(:'acme', 100, 'purchase', unit => 'EUR');
 
 select * from billing.lock_credits(:'acme', 30, 'payout to bank', 'EUR', idempotency_key => 'p1') \gset p1_

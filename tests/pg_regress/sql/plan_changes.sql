@@ -1,18 +1,7 @@
 -- Changes of plan: now, with allowance and credits in proportion to the time, up and down; at the end of the period; to another
 -- cycle; to the same plan again. Repeated calls get their first answer. Single orgs have allowances of their own.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
+\i preamble.psql
 set local billing.test_clock = '2027-06-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
-\set corp 00000000-0000-4000-8000-000000000003
-\set dyne 00000000-0000-4000-8000-000000000004
-\set eden 00000000-0000-4000-8000-000000000005
-\set foxy 00000000-0000-4000-8000-000000000006
 \set gaia 00000000-0000-4000-8000-000000000007
 select action, kind, name from billing.apply_catalog('{"metrics": {"call": {"price": 2}, "seat": {}},
     "plans": {"mini": {"credits": {"amount": 30}},
@@ -40,7 +29,7 @@ select grant_id, amount, remaining from billing.grants where org_id = :'acme' or
 select entry_id, kind, amount, balance_after, grant_id, source, source_id, created_at from billing.entries where org_id = :'acme' order by entry_id;
 -- (10 x 100 + 10 x 1000 + 10 x 0) / 30 calls are less than were included before: nothing is left, and nothing is charged again.
 select used, included, remaining, credits_required from billing.check_limit(:'acme', 'call', 1);
-select quantity, overage, credits from billing.period_usage where org_id = :'acme';
+select quantity, overage, credits from billing_internal.period_usage where org_id = :'acme';
 -- What has no price, and of which the plan says nothing, is free.
 select allowed, reason, used, included, remaining from billing.check_limit(:'acme', 'seat');
 -- The next period is mini's own.

@@ -1,18 +1,7 @@
 -- Plans: a subscription's periods count from its start and find back to the ends of months; each begins with the plan's credits,
 -- and what is left of the last ones expires, stays, or goes on up to a cap. Cancelled, scheduled, and the plan of all others.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
+\i preamble.psql
 set local billing.test_clock = '2027-01-31 12:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
-\set corp 00000000-0000-4000-8000-000000000003
-\set dyne 00000000-0000-4000-8000-000000000004
-\set eden 00000000-0000-4000-8000-000000000005
-\set foxy 00000000-0000-4000-8000-000000000006
 \set gaia 00000000-0000-4000-8000-000000000007
 \set hobo 00000000-0000-4000-8000-000000000008
 select action, kind, name from billing.apply_catalog('{"metrics": {"call": {"price": 1}},

@@ -1,13 +1,5 @@
 -- Prices: flat, by steps, per org; exact over the month, however the usage is split; known beforehand by calculate_cost.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
+\i preamble.psql
 select * from billing.apply_catalog('{"metrics": {
     "call": {"price": 3},
     "third": {"price": {"steps": [{"credits": 1, "per": 3}]}},
@@ -27,7 +19,7 @@ select quantity, credits, balance_before, balance_after from generate_series(1, 
 -- Across the steps, in uneven parts, the sum is the price of the sum.
 select p.quantity, c.credits from unnest(array[3, 6, 2, 1, 50, 37, 1, 1, 6, 1]::bigint[]) p (quantity), billing.consume_credits(:'acme', 'step', p.quantity) c;
 select -sum(amount) as charged, billing.calculate_cost('step', 108) as price_of_all from billing.entries where org_id = :'acme' and metric = 'step';
-select metric, period_start, quantity, credits from billing.period_usage where org_id = :'acme' order by metric;
+select metric, period_start, quantity, credits from billing_internal.period_usage where org_id = :'acme' order by metric;
 -- Asked for the org, the cost goes on from where its month stands.
 select billing.calculate_cost('step', 7) as from_zero, billing.calculate_cost('step', 7, :'acme') as acme, billing.calculate_cost('step', 7, :'bolt') as bolt,
        billing.calculate_cost('{"step": 7, "call": 1}'::jsonb, :'acme') as acme_request;
@@ -35,7 +27,7 @@ select billing.calculate_cost('step', 7) as from_zero, billing.calculate_cost('s
 -- A replay does not count again.
 select credits, replayed from billing.consume_credits(:'acme', 'step', 7, 'k');
 select credits, replayed from billing.consume_credits(:'acme', 'step', 7, 'k');
-select quantity from billing.period_usage where org_id = :'acme' and metric = 'step';
+select quantity from billing_internal.period_usage where org_id = :'acme' and metric = 'step';
 
 -- A new month (UTC) begins at zero.
 set local billing.test_clock = '2026-03-31 23:59:59.999999+00';
@@ -46,9 +38,9 @@ set local billing.test_clock = '2026-03-01 00:00:00+00';
 
 -- Reserved and captured usage is counted once, at the capture.
 select hold_id, credits from billing.reserve_credits(:'bolt', 'step', 20) \gset h_
-select quantity from billing.period_usage where org_id = :'bolt' and metric = 'step';
+select quantity from billing_internal.period_usage where org_id = :'bolt' and metric = 'step';
 select credits from billing.capture_credits(:'bolt', :h_hold_id, 12);
-select quantity from billing.period_usage where org_id = :'bolt' and metric = 'step';
+select quantity from billing_internal.period_usage where org_id = :'bolt' and metric = 'step';
 
 -- A price of its own, and back to the list.
 select billing.set_org_price(:'acme', 'call', '2');

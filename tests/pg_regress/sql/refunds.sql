@@ -1,12 +1,5 @@
 -- Refunds give back to the very grants that were burned, in the recorded order, never more than was burned.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
+\i preamble.psql
 select * from billing.apply_catalog('{"metrics": {"call": {"price": 1}, "free": {"price": 0}}}');
 select grant_id from billing.grant_credits(:'acme', 10, 'plan', expires_at => '2026-04-01 00:00+00');
 select grant_id from billing.grant_credits(:'acme', 10, 'bonus');

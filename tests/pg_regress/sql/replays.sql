@@ -1,13 +1,5 @@
 -- A repeated call has its first answer even where the call itself would be refused by now.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set ann 00000000-0000-4000-8000-0000000000a1
+\i preamble.psql
 select name from billing.apply_catalog('{"metrics": {"call": {"price": 1}, "gone": {"price": 2}, "tiny": {"price": {"credits": 1, "per": 1000000000000}}}}') order by name;
 select grant_id from billing.grant_credits(:'acme', 20000000);
 
@@ -24,7 +16,7 @@ select item, status, operation_id, credits, balance_after, detail from billing.c
     {"org_id": "00000000-0000-4000-8000-000000000001", "metric": "call", "idempotency_key": "k3"},
     {"org_id": "00000000-0000-4000-8000-000000000001", "metric": "call", "idempotency_key": "k1"}
 ]') order by item;
-select metric, quantity, credits from billing.period_usage where org_id = :'acme';
+select metric, quantity, credits from billing_internal.period_usage where org_id = :'acme';
 
 -- A price that does not fit any more.
 select credits from billing.consume_credits(:'acme', 'call', 3000, 'dear');

@@ -1,12 +1,5 @@
 -- A reservation fixes the price: whatever becomes of catalog and contracts meanwhile, the capture charges by it, in its unit.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
+\i preamble.psql
 select name from billing.apply_catalog('{"metrics": {"call": {"price": 2}, "gift": {}, "step": {"price": {"steps": [{"up_to": 10, "credits": 3, "per": 1}, {"credits": 1, "per": 1}]}}}}') order by name;
 select grant_id from billing.grant_credits(:'acme', 1000);
 select grant_id from billing.grant_credits(:'acme', 1000, unit => 'EUR');
@@ -30,7 +23,7 @@ select credits, balance_after from billing.capture_credits(:'acme', :changed_hol
 select credits, balance_after from billing.capture_credits(:'acme', :gift_hold_id, 6, beyond => 'refuse');
 -- 10 at 3 and 8 at 1, as in the steps of the reservation; the month counts on.
 select credits, balance_after from billing.capture_credits(:'acme', :step_hold_id, 18, beyond => 'refuse');
-select metric, quantity, credits from billing.period_usage where org_id = :'acme';
+select metric, quantity, credits from billing_internal.period_usage where org_id = :'acme';
 -- Another unit: the credits that were reserved are those that are charged, also beyond the reservation.
 select billing.set_org_price(:'acme', 'call', '{"credits": 1, "unit": "EUR"}', '2020-01-01 00:00+00');
 select credits, balance_after from billing.capture_credits(:'acme', :unit_hold_id, 11);

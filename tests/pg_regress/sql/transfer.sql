@@ -1,13 +1,5 @@
 -- Transfers between wallets of the same unit: the credits keep category, expiry, priority and cost basis.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
+\i preamble.psql
 select grant_id from billing.grant_credits(:'acme', 10, 'plan', expires_at => '2026-04-01 00:00+00', priority => 20);
 select grant_id from billing.grant_credits(:'acme', 30, 'purchase', cost_minor => 300, currency => 'USD');
 select * from billing.create_wallet(:'bolt');

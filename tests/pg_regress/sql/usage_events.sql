@@ -1,16 +1,7 @@
 -- Usage that is recorded: counted at once, charged by settlement. An event counts once, in the period in which it occurred,
 -- however late it comes; a batch counts as a whole or not at all.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
+\i preamble.psql
 set local billing.test_clock = '2027-03-10 12:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
-\set corp 00000000-0000-4000-8000-000000000003
-\set ann 00000000-0000-4000-8000-0000000000a1
 \set bob 00000000-0000-4000-8000-0000000000b2
 select action, kind, name from billing.apply_catalog('{"metrics": {"call": {"price": 2}, "byte": {"price": {"credits": 3, "per": 1000}}, "user": {"aggregation": "unique", "price": 10}},
     "plans": {"solo": {"allowances": {"call": 100}}}}');
@@ -73,13 +64,13 @@ select charged, renewed, events from billing.settle_org(:'corp');
 select billing.record_usage(:'corp', 'call', 90, 'late-1', '2027-02-27 23:00:00+00');
 select used, included, remaining from billing.check_limit(:'corp', 'call');
 select charged, events from billing.settle_org(:'corp');
-select period_start, period_end, quantity, overage, credits from billing.period_usage where org_id = :'corp' order by period_start;
+select period_start, period_end, quantity, overage, credits from billing_internal.period_usage where org_id = :'corp' order by period_start;
 -- The last moment of a period and the first of the next one.
 select billing.record_usage(:'corp', 'call', 1, 'edge-1', '2027-02-28 23:59:59.999999+00'), billing.record_usage(:'corp', 'call', 1, 'edge-2', '2027-03-01 00:00:00+00');
 -- Before there was a plan: a calendar month without one, all of it is charged.
 select billing.record_usage(:'corp', 'call', 4, 'late-2', '2027-01-31 23:00:00+00');
 select charged, events from billing.settle_org(:'corp');
-select period_start, period_end, quantity, overage, credits from billing.period_usage where org_id = :'corp' order by period_start;
+select period_start, period_end, quantity, overage, credits from billing_internal.period_usage where org_id = :'corp' order by period_start;
 select amount, source, source_id, quantity, created_at from billing.entries where org_id = :'corp' and kind = 'usage' order by entry_id;
 -- Clocks differ: up to five minutes ahead.
 select billing.record_usage(:'corp', 'call', 1, 'soon', '2027-03-02 00:05:00+00');
@@ -156,7 +147,7 @@ delete from billing.usage_events where false;
 \echo :LAST_ERROR_SQLSTATE
 truncate billing.usage_events;
 \echo :LAST_ERROR_SQLSTATE
-delete from billing.usage_event_keys;
+delete from billing_internal.usage_event_keys;
 \echo :LAST_ERROR_SQLSTATE
 select org_id, count(*), sum(quantity) from billing.usage_events where event_id is distinct from repeat('e', 255) group by org_id order by org_id;
 select * from billing.verify_ledger();

@@ -1,15 +1,6 @@
 -- Reports: usage per day and month, credit per month; exact at any moment, before and after settlement has folded the ledger.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
+\i preamble.psql
 set local billing.test_clock = '2027-05-30 22:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
-\set corp 00000000-0000-4000-8000-000000000003
-\set ann 00000000-0000-4000-8000-0000000000a1
 \set bob 00000000-0000-4000-8000-0000000000b2
 select action, kind, name from billing.apply_catalog('{"metrics": {"call": {"price": 2}, "peak": {"aggregation": "max", "price": 1}, "disk": {"aggregation": "last", "price": 1}, "user": {"aggregation": "unique", "price": 5}, "free": {}, "sms": {"price": {"credits": 3, "unit": "EUR"}}},
     "plans": {"solo": {"allowances": {"call": 10}}}}');

@@ -1,15 +1,6 @@
 -- verify_ledger finds tampering. Somebody with a superuser's rights switches the guards off and changes things: every column
 -- of every entry, one by one; entries removed; balances, grants and holds altered. Each change is undone before the next.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
-\set ann 00000000-0000-4000-8000-0000000000a1
+\i preamble.psql
 -- A history with an entry of every kind.
 select count(*) from billing.apply_catalog('{"metrics": {"call": {"price": 1}, "page": {"price": {"steps": [{"credits": 1, "per": 3}]}}}}');
 select grant_id from billing.grant_credits(:'acme', 100, 'purchase', idempotency_key => 'g1', metadata => '{"order": 1}');
@@ -80,12 +71,12 @@ do $$
 declare r record;
 begin
     for r in select conrelid::regclass as relation, conname from pg_constraint
-             where connamespace = 'billing'::regnamespace and contype in ('c', 'u', 'f', 'p')
+             where connamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and contype in ('c', 'u', 'f', 'p')
              order by case contype when 'f' then 0 else 1 end loop
         execute format('alter table %s drop constraint %I', r.relation, r.conname);
     end loop;
     for r in select i.indexrelid::regclass as index from pg_index i join pg_class c on c.oid = i.indrelid
-             where c.relnamespace = 'billing'::regnamespace and i.indisunique loop
+             where c.relnamespace in ('billing'::regnamespace, 'billing_internal'::regnamespace) and i.indisunique loop
         execute format('drop index %s', r.index);
     end loop;
 end $$;
@@ -126,14 +117,14 @@ select * from pg_temp.after($$insert into billing.ledger select * from billing.l
 
 -- Balances.
 select x.name, y.touched > 0 as touched, y.violations from unnest(array['balance', 'reserved', 'locked', 'purchased', 'consumed', 'last_entry_id', 'scoped', 'future', 'slice_credits']) x (name),
-    pg_temp.after(format($$update billing.lanes set %1$I = %1$I + 1 where org_id = '00000000-0000-4000-8000-000000000001'$$, x.name)) y;
-select touched > 0 as touched, violations from pg_temp.after($$update billing.lanes set head = sha256(head)$$);
-select touched > 0 as touched, violations from pg_temp.after($$delete from billing.lanes where org_id = '00000000-0000-4000-8000-000000000001'$$);
+    pg_temp.after(format($$update billing_internal.lanes set %1$I = %1$I + 1 where org_id = '00000000-0000-4000-8000-000000000001'$$, x.name)) y;
+select touched > 0 as touched, violations from pg_temp.after($$update billing_internal.lanes set head = sha256(head)$$);
+select touched > 0 as touched, violations from pg_temp.after($$delete from billing_internal.lanes where org_id = '00000000-0000-4000-8000-000000000001'$$);
 -- Grants: more left than the ledger says, below zero, a larger amount, gone.
-select * from pg_temp.after($$update billing.lots set remaining = remaining + 1 where grant_id = 2 and org_id = '00000000-0000-4000-8000-000000000001'$$);
-select * from pg_temp.after($$update billing.lots set remaining = -1 where grant_id = 2 and org_id = '00000000-0000-4000-8000-000000000001'$$);
-select * from pg_temp.after($$update billing.lots set amount = amount + 1 where grant_id = 1 and org_id = '00000000-0000-4000-8000-000000000001'$$);
-select * from pg_temp.after($$delete from billing.lots where grant_id = 1 and org_id = '00000000-0000-4000-8000-000000000001'$$);
+select * from pg_temp.after($$update billing_internal.grants set remaining = remaining + 1 where grant_id = 2 and org_id = '00000000-0000-4000-8000-000000000001'$$);
+select * from pg_temp.after($$update billing_internal.grants set remaining = -1 where grant_id = 2 and org_id = '00000000-0000-4000-8000-000000000001'$$);
+select * from pg_temp.after($$update billing_internal.grants set amount = amount + 1 where grant_id = 1 and org_id = '00000000-0000-4000-8000-000000000001'$$);
+select * from pg_temp.after($$delete from billing_internal.grants where grant_id = 1 and org_id = '00000000-0000-4000-8000-000000000001'$$);
 -- Holds: another amount, opened again, closed in silence, gone.
 select touched > 0 as touched, violations from pg_temp.after($$update billing.holds set credits = credits + 1 where status = 'open'$$);
 select touched > 0 as touched, violations from pg_temp.after($$update billing.holds set status = 'open' where status = 'released'$$);
@@ -143,31 +134,31 @@ select touched > 0 as touched, violations from pg_temp.after($$delete from billi
 -- Rows that claim to hold for longer than they do would go on spending what has expired.
 select x.org, x.change, y.touched, y.violations from (values ('01', 'fast_until = ''infinity'''), ('01', 'holds_due = ''infinity'''), ('01', 'holds_due = holds_due + interval ''1 microsecond'''),
         ('03', 'fresh_until = ''infinity'''), ('03', 'fresh_until = fresh_until + interval ''1 microsecond''')) x (org, change),
-    pg_temp.after(format($$update billing.lanes set %s where org_id = '00000000-0000-4000-8000-0000000000%s'$$, x.change, x.org)) y;
+    pg_temp.after(format($$update billing_internal.lanes set %s where org_id = '00000000-0000-4000-8000-0000000000%s'$$, x.change, x.org)) y;
 -- Earlier than need be is no harm: the next call settles it.
-select * from pg_temp.after($$update billing.lanes set fast_until = '-infinity'$$);
+select * from pg_temp.after($$update billing_internal.lanes set fast_until = '-infinity'$$);
 -- The terms of a grant, each of them, and what became of it.
 select x.grant_id, x.change, y.touched, y.violations from (values
         (1, 'expires_at = ''2027-01-01'''), (2, 'expires_at = null'), (1, 'effective_at = effective_at - interval ''1 microsecond'''), (1, 'priority = priority + 1'),
         (1, 'cost_minor = cost_minor + 1'), (1, 'currency = ''USD'''), (1, 'metrics = ''{call}'''), (3, 'metrics = null'), (1, 'category = ''promotional'''), (2, 'category = ''paid'''),
         (1, 'unit = ''EUR'''), (1, 'written_off = written_off + 1'), (2, 'written_off = 0'), (3, 'written_off = written_off - 1'), (1, 'voided_at = now()'), (3, 'voided_at = null')) x (grant_id, change),
-    pg_temp.after(format($$update billing.lots set %s where org_id = '00000000-0000-4000-8000-000000000001' and grant_id = %s$$, x.change, x.grant_id)) y;
+    pg_temp.after(format($$update billing_internal.grants set %s where org_id = '00000000-0000-4000-8000-000000000001' and grant_id = %s$$, x.change, x.grant_id)) y;
 -- The refunds so far: bent, gone, put in.
-select * from pg_temp.after($$update billing.refunds set credits = credits - 1$$);
-select * from pg_temp.after($$update billing.refunds set credits = credits + 1$$);
-select * from pg_temp.after($$update billing.refunds set grant_id = grant_id + 1$$);
-select * from pg_temp.after($$update billing.refunds set operation_id = operation_id + 1$$);
-select * from pg_temp.after($$delete from billing.refunds$$);
-select * from pg_temp.after($$insert into billing.refunds values ('00000000-0000-4000-8000-000000000001', 5, 3, 1)$$);
+select * from pg_temp.after($$update billing_internal.refunds set credits = credits - 1$$);
+select * from pg_temp.after($$update billing_internal.refunds set credits = credits + 1$$);
+select * from pg_temp.after($$update billing_internal.refunds set grant_id = grant_id + 1$$);
+select * from pg_temp.after($$update billing_internal.refunds set operation_id = operation_id + 1$$);
+select * from pg_temp.after($$delete from billing_internal.refunds$$);
+select * from pg_temp.after($$insert into billing_internal.refunds values ('00000000-0000-4000-8000-000000000001', 5, 3, 1)$$);
 -- What an open hold will be captured by: its price, what it is for, until when, and where its credit came from.
 select x.change, y.touched, y.violations is not null as noticed from unnest(array['price = jsonb_set(price, ''{steps,0,credits}'', ''50'')', 'price = null', 'quantity = quantity + 1', 'metric = ''page''',
         'member_id = ''00000000-0000-4000-8000-0000000000a1''', 'expires_at = ''infinity''', 'created_at = created_at - interval ''1 day''', 'parts = parts + 1', 'grant_id = grant_id + 1', 'kind = ''payout''']) x (change),
     pg_temp.after(format($$update billing.holds set %s where status = 'open' and kind = 'usage'$$, x.change)) y;
 
 -- The guards are on: nobody changes an entry, and nothing of a wallet is removed.
-select c.relname, s.what, pg_temp.refused(format(s.statement, c.relname)) as refused
-    from pg_class c, unnest(array['update', 'delete', 'truncate'], array['update billing.%I set org_id = org_id', 'delete from billing.%I', 'truncate billing.%I']) s (what, statement)
-    where c.oid in ('billing.ledger'::regclass, 'billing.lanes'::regclass, 'billing.lots'::regclass, 'billing.holds'::regclass, 'billing.refunds'::regclass, 'billing.wallet_settings'::regclass)
+select c.relname, s.what, pg_temp.refused(format(s.statement, c.oid::regclass)) as refused
+    from pg_class c, unnest(array['update', 'delete', 'truncate'], array['update %s set org_id = org_id', 'delete from %s', 'truncate %s']) s (what, statement)
+    where c.oid in ('billing.ledger'::regclass, 'billing_internal.lanes'::regclass, 'billing_internal.grants'::regclass, 'billing.holds'::regclass, 'billing_internal.refunds'::regclass, 'billing_internal.wallet_settings'::regclass)
       and (s.what <> 'update' or c.relname = 'ledger')
     order by c.relname collate "C", s.what collate "C";
 

@@ -1,12 +1,5 @@
 -- A void takes what is left of a grant and says what was spent; an adjustment gives or takes with a reason and is signed by its actor.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
+\i preamble.psql
 select * from billing.apply_catalog('{"metrics": {"call": {"price": 1}}}');
 select grant_id from billing.grant_credits(:'acme', 10, 'purchase');
 select grant_id from billing.grant_credits(:'acme', 10, 'bonus');

@@ -1,14 +1,6 @@
 -- Wallets are opened by a first grant or by create_wallet; grants bring the credits in.
 -- Every refused statement is rolled back on its own and followed by its SQLSTATE.
-\set ON_ERROR_ROLLBACK on
-\set SHOW_CONTEXT never
-\pset null '(null)'
-begin;
-set local timezone = 'UTC';
-set local datestyle = 'ISO';
-set local billing.test_clock = '2026-03-01 00:00:00+00';
-\set acme 00000000-0000-4000-8000-000000000001
-\set bolt 00000000-0000-4000-8000-000000000002
+\i preamble.psql
 
 -- An org nobody knows has nothing, and nothing can be taken from it.
 select billing.get_total_credits(:'acme');

@@ -1,0 +1,128 @@
+//! Partitions: which of a table's rows are their own.
+
+use super::check::{Doubt, Verdict, columns, expect, is_of_this_server, is_unwatched, stored};
+use super::known;
+use super::known::Intent;
+use super::shapes::Shape;
+use crate::base::time::Moment;
+use pgrx::datum::FromDatum;
+use pgrx::pg_sys;
+use std::ffi::c_void;
+
+/// The rows of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Bounds {
+    pub(super) parent: pg_sys::Oid,
+    from: Moment,
+    /// The first that is not its own.
+    to: Moment,
+}
+
+impl Bounds {
+    pub(super) fn hold(self, at: Moment) -> bool {
+        self.from <= at && at < self.to
+    }
+}
+
+/// What partitions are told by, as the server prints it.
+const BY_ARRIVAL: &str = "RANGE (recorded_at)";
+
+/// Whether a table is a partition of that one, which is locked, and of which rows.
+///
+/// # Safety
+/// An open relation.
+pub(super) unsafe fn look(relation: pg_sys::Relation, parent: &'static Shape) -> Verdict<Bounds> {
+    let id = known::relation_id(parent, parent.name).ok_or_else(|| Doubt::of("no parent"))?;
+    // SAFETY: the caller's promise; what is opened is closed again, its lock stays.
+    unsafe {
+        let table = pg_sys::try_table_open(id, pg_sys::RowExclusiveLock.cast_signed());
+        expect(!table.is_null(), "no parent")?;
+        let verdict = examine(table, parent, (*relation).rd_id);
+        pg_sys::table_close(table, pg_sys::NoLock.cast_signed());
+        verdict?;
+        let (from, to) = range((*relation).rd_id).ok_or_else(|| Doubt::of("its bounds"))?;
+        Ok(Bounds { parent: id, from, to })
+    }
+}
+
+/// # Safety
+/// An open relation.
+unsafe fn examine(parent: pg_sys::Relation, shape: &Shape, partition: pg_sys::Oid) -> Verdict {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let form = &*(*parent).rd_rel;
+        expect(form.relkind == pg_sys::RELKIND_PARTITIONED_TABLE.cast_signed(), "its parent is not partitioned")?;
+        expect(!form.relispartition && !form.relforcerowsecurity, "its parent")?;
+        columns(parent, shape)?;
+        is_of_this_server(parent)?;
+        is_unwatched(parent, Intent::Insert)?;
+        let text = pg_sys::OidFunctionCall1Coll(
+            pg_sys::Oid::from(pg_sys::F_PG_GET_PARTKEYDEF),
+            pg_sys::Oid::INVALID,
+            pg_sys::Datum::from((*parent).rd_id),
+        );
+        expect(String::from_datum(text, false).as_deref() == Some(BY_ARRIVAL), "by what its parent is partitioned")?;
+        let all = &*pg_sys::RelationGetPartitionDesc(parent, true);
+        let count = usize::try_from(all.nparts).unwrap_or_default();
+        let is_among = count > 0 && std::slice::from_raw_parts(all.oids, count).contains(&partition);
+        // One that is just being detached may be of some snapshots and not of others.
+        expect(is_among && !all.detached_exist, "a partition of another table")
+    }
+}
+
+/// From which moment on, and up to which; None where that is not told by two moments.
+///
+/// # Safety
+/// A relation that is locked.
+unsafe fn range(partition: pg_sys::Oid) -> Option<(Moment, Moment)> {
+    let cache = pg_sys::SysCacheIdentifier::RELOID;
+    // SAFETY: a row of the catalog, and the node that it has as a text.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(cache.cast_signed(), pg_sys::Datum::from(partition));
+        if tuple.is_null() {
+            return None;
+        }
+        let text = stored(cache, tuple, pg_sys::Anum_pg_class_relpartbound);
+        let text = text.map(|text| pg_sys::text_to_cstring(pg_sys::pg_detoast_datum(text.cast_mut_ptr()).cast()));
+        pg_sys::ReleaseSysCache(tuple);
+        let node = pg_sys::stringToNode(text?).cast::<pg_sys::PartitionBoundSpec>();
+        let bounds = node.as_ref().filter(|node| node.type_ == pg_sys::NodeTag::T_PartitionBoundSpec)?;
+        if bounds.is_default {
+            return None;
+        }
+        Some((edge(bounds.lowerdatums)?, edge(bounds.upperdatums)?))
+    }
+}
+
+/// # Safety
+/// Nodes of a bound of a partition by range.
+unsafe fn edge(datums: *mut pg_sys::List) -> Option<Moment> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let list = datums.as_ref().filter(|list| list.length == 1)?;
+        let datum = &*(*list.elements).ptr_value.cast::<pg_sys::PartitionRangeDatum>();
+        match datum.kind {
+            pg_sys::PartitionRangeDatumKind::PARTITION_RANGE_DATUM_MINVALUE => Some(Moment::MIN),
+            pg_sys::PartitionRangeDatumKind::PARTITION_RANGE_DATUM_MAXVALUE => Some(Moment::MAX),
+            _ => {
+                let value = datum.value.cast::<c_void>().cast::<pg_sys::Const>().as_ref()?;
+                let is_moment = value.xpr.type_ == pg_sys::NodeTag::T_Const
+                    && value.consttype == pg_sys::TIMESTAMPTZOID
+                    && !value.constisnull;
+                if is_moment { Moment::from_datum(value.constvalue, false) } else { None }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_ends_before_its_upper_bound() {
+        let bounds = Bounds { parent: pg_sys::Oid::INVALID, from: 10, to: 20 };
+        let held: Vec<_> = [9, 10, 19, 20].into_iter().filter(|at| bounds.hold(*at)).collect();
+        assert_eq!(held, [10, 19]);
+    }
+}

@@ -1,0 +1,185 @@
+//! What a payment does to the wallet: credit comes when the money is there, and goes back with it.
+
+use crate::access::actor;
+use crate::base::error::{Error, Result};
+use crate::base::time::INFINITY;
+use crate::base::validity::Validity;
+use crate::ledger::debts;
+use crate::ledger::store as ledger;
+use crate::ledger::wallet::{EntryContext, Grant, Lane, Operation, Part, Wallet};
+use crate::payments::state::Status;
+use crate::payments::store::{self, Payment};
+use crate::pg::clock;
+use crate::pg::spi::{Db, Timestamptz};
+use crate::posting;
+use crate::recharge;
+use crate::settlement;
+use crate::{args, statements};
+use serde_json::json;
+use uuid::Uuid;
+
+statements! {
+    // What a plan granted in the periods that were paid.
+    PLAN_GRANTS(uuid, timestamptz, timestamptz, uuid) =
+        "select grant_id from billing_internal.grants l
+          where org_id = $1 and source = 'plan' and unit = 'credit'
+            and effective_at >= $2 - interval '12 hours' and effective_at < $3 - interval '12 hours'
+            and not exists (select from billing.payments p
+                             where p.org_id = $1 and p.payment_id <> $4 and l.grant_id = any (p.grants))
+          order by grant_id";
+    // They are not paid any more.
+    REVERSE_PAYMENT(uuid, text, text, timestamptz, timestamptz) =
+        "update billing.provider_subscriptions set paid_until = $4
+          where org_id = $1 and provider = $2 and subscription = $3 and paid_until = $5";
+}
+
+/// A payment for a subscription brings what its plan grants in the periods that it paid: also what it granted since.
+fn note_plan_grants(db: &Db, payment: &mut Payment) {
+    let Some((start, end)) = payment.period else { return };
+    for row in
+        db.write(&PLAN_GRANTS, args![payment.org_id, Timestamptz(start), Timestamptz(end), payment.payment_id]).iter()
+    {
+        let grant_id: i64 = row.get(0);
+        if !payment.grants.iter().any(|(known, _)| *known == grant_id) {
+            payment.grants.push((grant_id, 0));
+        }
+    }
+    if payment.money.status() == Status::Refunded
+        && let Some(subscription) = &payment.subscription
+    {
+        let (org_id, provider) = (payment.org_id, payment.provider.as_str());
+        db.write(
+            &REVERSE_PAYMENT,
+            args![org_id, provider, subscription.as_str(), Timestamptz(start), Timestamptz(end)],
+        );
+    }
+}
+
+/// Changes a payment, under the lock of its wallet, and brings the credit in line with the money.
+pub fn change(
+    db: &Db,
+    org_id: Uuid,
+    payment_id: Uuid,
+    work: impl FnOnce(&mut Payment) -> Result<()>,
+) -> Result<Payment> {
+    // What the period before is to pay is charged before anything of it expires.
+    settlement::begin_due(db, vec![org_id])?;
+    let unit =
+        store::unit(db, org_id, payment_id).ok_or_else(|| Error::unknown("unknown_payment", payment_id.to_string()))?;
+    let lane = ledger::lock_or_create(db, org_id, &unit, clock::now())?;
+    let mut payment = store::lock(db, org_id, payment_id)?;
+    let before = payment.money.status();
+    work(&mut payment)?;
+    settle(db, lane, &mut payment)?;
+    store::save(db, &payment, clock::now());
+    let after = payment.money.status();
+    if after != before && matches!(after, Status::Succeeded | Status::Failed) {
+        store::look_for_signals(db, org_id, payment.fingerprint.as_deref());
+        if payment.source == "auto_recharge" {
+            recharge::on_payment_finished(db, &payment, clock::now())?;
+        }
+    }
+    Ok(payment)
+}
+
+/// Grants what the money brings and takes back what goes with it; the wallet is locked.
+fn settle(db: &Db, lane: Lane, payment: &mut Payment) -> Result<()> {
+    let mut wallet = Wallet::new(lane, clock::now());
+    let now = wallet.now();
+    if payment.money.paid && payment.paid_at.is_none() {
+        payment.paid_at = Some(now);
+    }
+    let is_back = payment.money.taken_of(i64::MAX) > 0;
+    if is_back {
+        note_plan_grants(db, payment);
+    }
+    let known: Vec<i64> = payment.grants.iter().map(|(grant_id, _)| *grant_id).collect();
+    let grants_credit = known.is_empty() && payment.credits > 0 && payment.money.status() == Status::Succeeded;
+    if !grants_credit && (known.is_empty() || !is_back) {
+        return Ok(());
+    }
+    ledger::load(db, &mut wallet, &known)?;
+    if grants_credit {
+        grant(&mut wallet, payment)?;
+        debts::pay(db, &mut wallet, &[])?;
+    }
+    take_back(db, &mut wallet, payment)?;
+    let metadata = json!({"payment_id": payment.payment_id.to_string()}).to_string();
+    posting::save(db, std::slice::from_mut(&mut wallet), &metadata)
+}
+
+fn grant(wallet: &mut Wallet, payment: &mut Payment) -> Result<()> {
+    let now = wallet.now();
+    let expires_at = payment.validity.as_deref().and_then(Validity::parse).map_or(INFINITY, |v| v.after(now));
+    let id = payment.payment_id.to_string();
+    for (kind, credits, paid) in [("purchase", payment.credits, true), ("bonus", payment.bonus, false)] {
+        if credits == 0 {
+            continue;
+        }
+        let grant = Grant {
+            grant_id: 0,
+            amount: credits,
+            remaining: 0,
+            priority: payment.priority,
+            paid,
+            written_off: 0,
+            source: kind.to_owned(),
+            // What was paid for it: not the tax, not the fee.
+            cost_minor: if paid { payment.price } else { 0 },
+            currency: paid.then(|| payment.currency.clone()),
+            effective_at: now,
+            expires_at,
+            voided: false,
+            metrics: payment.metrics.clone(),
+            saved: None,
+        };
+        let mut operation = Operation::new(EntryContext::from_source(kind, Some(id.clone())));
+        payment.grants.push((wallet.grant(&mut operation, kind, grant)?, 0));
+    }
+    Ok(())
+}
+
+/// Voids what is left of the grants, as far as their money went back; what was spent already is noted as unrecovered.
+fn take_back(db: &Db, wallet: &mut Wallet, payment: &mut Payment) -> Result<()> {
+    let is_all = payment.money.status() == Status::Refunded;
+    let mut missing = 0;
+    for (grant_id, taken) in &mut payment.grants {
+        ledger::reclaim_lanes(wallet, |away| away.slice.grant_id == *grant_id)?;
+        let grant = wallet.find_grant(*grant_id)?;
+        let due = payment.money.taken_of(grant.amount) - *taken;
+        if due <= 0 || grant.voided {
+            continue;
+        }
+        let credits = due.min(grant.remaining);
+        let spent = grant.amount - grant.remaining - grant.written_off;
+        // Nothing of it comes back later, from a hold or a refund.
+        grant.voided |= is_all;
+        let id = payment.payment_id.to_string();
+        // A grant that is dead has an entry that says so, though it may be empty.
+        let (source, source_id) = if is_all { ("grant", grant_id.to_string()) } else { ("payment", id.clone()) };
+        if is_all || credits > 0 {
+            let context = EntryContext {
+                reason: Some(format!("payment {id} went back")),
+                actor: Some(actor()),
+                ..EntryContext::from_source(source, Some(source_id))
+            };
+            let mut operation = Operation::new(context);
+            wallet.write_off(&mut operation, "void", Part { grant_id: *grant_id, credits })?;
+        }
+        *taken += due;
+        // What expired was not spent.
+        missing += (due - credits).min(spent);
+    }
+    if missing > 0 {
+        payment.unrecovered = payment.unrecovered.saturating_add(missing);
+        store::note_signal(
+            db,
+            payment.org_id,
+            "refund_spent",
+            40,
+            "money went back of which the credit was spent",
+            &json!({"payment_id": payment.payment_id.to_string(), "credits": missing}),
+        );
+    }
+    Ok(())
+}

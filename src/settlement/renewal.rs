@@ -1,0 +1,210 @@
+//! The start of each period of a subscription: what its plan grants, what of the last period goes on, what changes.
+//!
+//! A period is begun once: its start stands in the row, is compared and set, under the wallet's lock.
+
+use crate::base::error::{Error, Result};
+use crate::base::time::{self, INFINITY, Moment};
+use crate::base::units;
+use crate::catalog::cache;
+use crate::catalog::sections::plans::{Credits, Plan, Rollover};
+use crate::ledger::debts;
+use crate::ledger::store as ledger;
+use crate::ledger::wallet::{EntryContext, Grant, Operation, Wallet};
+use crate::pg::spi::{Db, Timestamptz};
+use crate::plans::period::{prorated, whole_period};
+use crate::plans::store::{self, Subscription};
+use crate::posting;
+use crate::{args, statements};
+use std::rc::Rc;
+use uuid::Uuid;
+
+statements! {
+    // What of the last period's grants expired unused, booked already or about to be.
+    EXPIRED(uuid, int8s, timestamptz) =
+        "select coalesce(sum(g.written_off + g.remaining
+                             + coalesce((select sum(l.slice_credits) from billing_internal.lanes l
+                                          where l.org_id = g.org_id and l.unit = g.unit and l.slice_grant = g.grant_id), 0)),
+                         0)::int8
+           from billing_internal.grants g
+          where g.org_id = $1 and g.grant_id = any ($2) and g.expires_at <= $3 and g.voided_at is null";
+}
+
+const UNUSED: &str = "{}";
+
+/// The subscription whose next period has begun by then, if any.
+pub fn due(org_id: Uuid, as_of: Moment) -> Option<(Subscription, Moment)> {
+    let all = store::subscriptions(org_id);
+    all.into_iter()
+        .filter(|s| !s.awaiting_payment)
+        .find_map(|s| s.next_period_at.filter(|at| *at <= as_of).map(|at| (s, at)))
+}
+
+/// Begins the period that starts at `start`; or ends the subscription there, or changes its plan. The wallet must be locked.
+/// Gives whether a period was begun.
+pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result<bool> {
+    let mut wanted = old.pending_plan.clone();
+    if old.ends_at.is_some_and(|end| end <= start) {
+        store::nothing_due(db, org_id, old.starts_at);
+        return Ok(false);
+    }
+    if old.by_default {
+        // Whatever the default plan is by now.
+        match cache::default_plan(db)?.0 {
+            Some(plan) if plan.credits.is_some() => wanted = Some(plan.name.clone()).filter(|name| *name != old.plan),
+            _ => {
+                store::end(db, org_id, old.starts_at, start);
+                return Ok(false);
+            }
+        }
+    }
+    if old.cancel_at_period_end && start > old.starts_at {
+        store::end(db, org_id, old.starts_at, start);
+        return Ok(false);
+    }
+    let before = cache::any_plan(db, &old.plan)?;
+    let plan = match &wanted {
+        Some(name) => cache::any_plan(db, name)?,
+        None => Rc::clone(&before),
+    };
+    let anchor = if plan.cycle == before.cycle { old.anchor } else { start };
+    let end = whole_period(plan.cycle, anchor, start).end;
+    let (grants, granted) = grant(db, org_id, &plan, old, (start, end))?;
+    if wanted.is_some() && start > old.starts_at {
+        store::end(db, org_id, old.starts_at, start);
+        let new = Subscription {
+            starts_at: start,
+            ends_at: None,
+            anchor,
+            next_period_at: Some(end),
+            plan: plan.name.clone(),
+            pending_plan: None,
+            cancel_at_period_end: false,
+            by_default: old.by_default,
+            grants,
+            granted,
+            taken_back: 0,
+            awaiting_payment: false,
+            billing_provider: old.billing_provider.clone(),
+        };
+        store::begin(db, org_id, &new, start, "{}");
+    } else if !store::advance(db, org_id, old, start, end, (grants, granted)) {
+        return Err(Error::contended());
+    }
+    Ok(true)
+}
+
+/// Grants the credits of a period that begins, and what goes on of the last one. Gives the grants, and what the plan granted.
+fn grant(
+    db: &Db,
+    org_id: Uuid,
+    plan: &Plan,
+    last: &Subscription,
+    (start, end): (Moment, Moment),
+) -> Result<(Vec<i64>, i64)> {
+    let Some(credits) = plan.credits else { return Ok((Vec::new(), 0)) };
+    let mut granted = credits.amount;
+    if start == last.starts_at {
+        // The default plan may take over in the middle of a month.
+        let whole = whole_period(plan.cycle, last.anchor, start);
+        granted = (prorated(granted, whole, start) - covered(db, org_id, last, start)?).max(0);
+    }
+    let mut amounts = vec![granted];
+    if let Rollover::Capped(cap) = credits.rollover
+        && !last.grants.is_empty()
+    {
+        // Nobody burns any of it while we count.
+        let lane = ledger::lock_or_create(db, org_id, units::CREDIT, start)?;
+        if lane.is_split() {
+            let mut wallet = Wallet::new(lane, start);
+            ledger::load(db, &mut wallet, &last.grants)?;
+            ledger::reclaim_lanes(&mut wallet, |away| last.grants.contains(&away.slice.grant_id))?;
+            posting::save(db, std::slice::from_mut(&mut wallet), UNUSED)?;
+        }
+        let rows = db.write(&EXPIRED, args![org_id, last.grants.clone(), Timestamptz(start)]);
+        let expired = rows.first().map_or(0, |row| row.get::<i64>(0)) - last.taken_back;
+        amounts.push(expired.clamp(0, cap));
+    }
+    Ok((grant_amounts(db, org_id, plan, &amounts, (start, end), start)?, granted))
+}
+
+/// What earlier subscriptions granted for time that is still to come: whoever ends one and begins another does not get it
+/// twice.
+fn covered(db: &Db, org_id: Uuid, new: &Subscription, start: Moment) -> Result<i64> {
+    let mut sum: i64 = 0;
+    for old in store::subscriptions(org_id) {
+        let Some(end) = old.ends_at else { continue };
+        if old.by_default != new.by_default || old.granted == 0 || end > start {
+            continue;
+        }
+        let plan = cache::any_plan(db, &old.plan)?;
+        let period = whole_period(plan.cycle, old.anchor, (end - 1).max(old.starts_at));
+        sum = sum.saturating_add(prorated(old.granted, period, start));
+    }
+    Ok(sum)
+}
+
+/// Grants credits of a plan for the rest of a period.
+pub fn grant_amounts(
+    db: &Db,
+    org_id: Uuid,
+    plan: &Plan,
+    amounts: &[i64],
+    (start, end): (Moment, Moment),
+    now: Moment,
+) -> Result<Vec<i64>> {
+    let lane = ledger::lock_or_create(db, org_id, units::CREDIT, now)?;
+    let mut wallet = Wallet::new(lane, now);
+    ledger::load(db, &mut wallet, &[])?;
+    let mut grants = Vec::new();
+    for amount in amounts.iter().filter(|amount| **amount > 0) {
+        let grant = Grant {
+            grant_id: 0,
+            amount: *amount,
+            remaining: 0,
+            priority: 50,
+            paid: false,
+            written_off: 0,
+            source: "plan".to_owned(),
+            cost_minor: 0,
+            currency: None,
+            effective_at: now,
+            expires_at: expiry(plan.credits, end),
+            voided: false,
+            metrics: None,
+            saved: None,
+        };
+        let period = format!("{} {}", plan.name, time::display(start));
+        let mut operation = Operation::new(EntryContext::from_source("plan", Some(period)));
+        grants.push(wallet.grant(&mut operation, "plan", grant)?);
+    }
+    debts::pay(db, &mut wallet, &[])?;
+    posting::save(db, std::slice::from_mut(&mut wallet), UNUSED)?;
+    Ok(grants)
+}
+
+fn expiry(credits: Option<Credits>, end: Moment) -> Moment {
+    match credits.map(|c| c.rollover) {
+        Some(Rollover::All) | None => INFINITY,
+        Some(_) => end,
+    }
+}
+
+/// Takes credits of a plan back, as far as they are there: at most `credits` of these grants. Gives how much it was.
+pub fn take_back(db: &Db, org_id: Uuid, grants: &[i64], credits: i64, now: Moment) -> Result<i64> {
+    let lane = ledger::lock_or_create(db, org_id, units::CREDIT, now)?;
+    let mut wallet = Wallet::new(lane, now);
+    ledger::load(db, &mut wallet, grants)?;
+    ledger::reclaim_lanes(&mut wallet, |away| grants.contains(&away.slice.grant_id))?;
+    let mut missing = credits;
+    for grant_id in grants {
+        let credits = wallet.find_grant(*grant_id)?.remaining.min(missing);
+        if credits > 0 {
+            let part = crate::ledger::wallet::Part { grant_id: *grant_id, credits };
+            let mut operation = Operation::new(EntryContext::from_source("plan", None));
+            wallet.write_off(&mut operation, "void", part)?;
+            missing -= credits;
+        }
+    }
+    posting::save(db, std::slice::from_mut(&mut wallet), UNUSED)?;
+    Ok(credits - missing)
+}

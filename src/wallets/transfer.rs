@@ -1,0 +1,139 @@
+//! Credit that moves from one org's wallet to another's.
+
+use crate::access;
+use crate::base::error::{Error, Result};
+use crate::call::{Answer, Call, to_json};
+use crate::catalog::cache;
+use crate::ledger::debts;
+use crate::ledger::store;
+use crate::ledger::wallet::{EntryContext, Grant, Operation, Part, Wallet};
+use crate::pg::arguments::{self, positive, required_uuid, unit};
+use crate::pg::clock;
+use crate::pg::jsonb::Jsonb;
+use crate::pg::raise::or_raise;
+use crate::pg::spi;
+use crate::posting;
+use crate::receipt;
+use crate::settlement;
+use pgrx::prelude::*;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+receipt! {
+    /// Of a transfer.
+    #[derive(Serialize, Deserialize)]
+    TransferReceipt as "transfer_receipt" {
+        operation_id: i64,
+        amount: i64,
+        from_balance: i64,
+        to_balance: i64,
+        replayed: bool,
+    }
+}
+impl Answer for TransferReceipt {
+    fn set_replayed(&mut self) {
+        self.replayed = true;
+    }
+}
+
+/// What the receiver gets for a part of a grant: as paid, as urgent and as short-lived as it was, at its share of the cost.
+fn received(grant: &Grant, part: Part, now: i64) -> Grant {
+    // Shares are cut from the whole, one after the other, so that together they are the whole.
+    let share_until =
+        |left: i64| i128::from(grant.cost_minor) * i128::from(grant.amount - left) / i128::from(grant.amount.max(1));
+    let share = share_until(grant.remaining - part.credits) - share_until(grant.remaining);
+    Grant {
+        grant_id: 0,
+        amount: part.credits,
+        remaining: 0,
+        written_off: 0,
+        source: "transfer".to_owned(),
+        cost_minor: i64::try_from(share).unwrap_or(grant.cost_minor),
+        effective_at: now,
+        voided: false,
+        saved: None,
+        ..grant.clone()
+    }
+}
+
+fn transfer(call: &Call, to_org: Uuid, amount: i64, unit: &str) -> Result<TransferReceipt> {
+    let from_org = call.org_id;
+    spi::connect(|db| {
+        cache::require_installed(db)?;
+        if !store::org_exists(from_org) {
+            return Err(Error::unknown("unknown_org", from_org.to_string()));
+        }
+        settlement::begin_due(db, vec![from_org, to_org])?;
+        // Both in the one order. A giver without a wallet in that unit gets one, which goes with the refusal.
+        let names = [(from_org, unit.to_owned()), (to_org, unit.to_owned())];
+        let lanes = store::lock_all_or_create(db, &names, clock::now())?;
+        if let Some(answer) = call.replay()? {
+            return Ok(answer);
+        }
+        let now = clock::now();
+        let mut wallets: Vec<Wallet> = lanes.into_iter().map(|lane| Wallet::new(lane, now)).collect();
+        let place = |wallets: &[Wallet], org: Uuid| wallets.iter().position(|w| w.lane.org_id == org);
+        let from = place(&wallets, from_org).ok_or(Error::insufficient(amount, 0))?;
+        let to = place(&wallets, to_org).ok_or_else(Error::contended)?;
+        for wallet in &mut wallets {
+            store::load(db, wallet, &[])?;
+        }
+        store::ensure_spendable(db, &mut wallets[from], amount, None)?;
+        let parts = wallets[from].allocate(amount, None)?;
+        let mut arriving = Vec::new();
+        for part in &parts {
+            arriving.push(received(wallets[from].find_grant(part.grant_id)?, *part, now));
+        }
+        let mut leaving = call.operation(EntryContext::from_source("transfer", Some(to_org.to_string())));
+        wallets[from].take(&mut leaving, "transfer", &parts)?;
+        let mut arrival = Operation::new(EntryContext {
+            metadata: call.metadata.clone(),
+            ..EntryContext::from_source("transfer", Some(from_org.to_string()))
+        });
+        for grant in arriving {
+            wallets[to].grant(&mut arrival, "transfer", grant)?;
+        }
+        debts::pay(db, &mut wallets[to], &[])?;
+        let answer = TransferReceipt {
+            operation_id: leaving.id(),
+            amount,
+            from_balance: wallets[from].spendable(None),
+            to_balance: wallets[to].spendable(None),
+            replayed: false,
+        };
+        wallets[from].keep_result(&leaving, to_json(&answer)?);
+        posting::save(db, &mut wallets, &call.metadata)?;
+        Ok(answer)
+    })
+}
+
+/// Moves general credit to another org's wallet of the same unit, which it makes when there is none.
+///
+/// Burns in burn order; the receiver's grants keep category, priority, expiry and their share of the cost. `amount`: from 1.
+/// Errors: PT402 `insufficient_credits`; PT404 `unknown_org` for the giving org; PT409 `idempotency_conflict`; 22023, also for
+/// a transfer to itself.
+#[pg_extern(volatile)]
+#[search_path(pg_catalog, pg_temp)]
+fn transfer_credits(
+    from_org: Option<pgrx::Uuid>,
+    to_org: Option<pgrx::Uuid>,
+    amount: Option<i64>,
+    unit: default!(Option<&str>, "'credit'"),
+    idempotency_key: default!(Option<&str>, "NULL"),
+    metadata: default!(Option<Jsonb>, "'{}'"),
+) -> TransferReceipt {
+    or_raise(access::service(|| {
+        let from_org = required_uuid("from_org", from_org)?;
+        let to_org = required_uuid("to_org", to_org)?;
+        let amount = positive("amount", amount)?;
+        let unit = self::unit(unit)?;
+        if from_org == to_org {
+            return Err(Error::invalid("to_org", "must be another org"));
+        }
+        let arguments = [to_org.to_string(), amount.to_string(), unit.to_owned()];
+        let arguments: Vec<_> = arguments.iter().map(|a| Some(a.as_str())).collect();
+        let key = arguments::key(idempotency_key)?;
+        let call = Call::new(from_org, "transfer_credits", &arguments, key, metadata)?;
+        transfer(&call, to_org, amount, unit)
+    }))
+}
