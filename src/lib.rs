@@ -15,7 +15,6 @@ mod contention;
 mod entry_point;
 mod gift_cards;
 mod install;
-mod invalidation;
 #[cfg(test)]
 mod layers;
 mod ledger;

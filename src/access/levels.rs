@@ -10,7 +10,7 @@
 
 use crate::access::tables;
 use crate::base::error::{Error, Result};
-use crate::invalidation::{self, Watcher};
+use crate::pg::invalidation::{self, Watcher};
 use crate::pg::spi;
 use crate::schema::version;
 use crate::{args, statements};

@@ -9,7 +9,7 @@
 //! of these tables, or of a function, that the server announces.
 
 use crate::base::error::{Error, Result};
-use crate::invalidation::{self, Watcher};
+use crate::pg::invalidation::{self, Watcher};
 use crate::pg::spi;
 use crate::{args, statements};
 use pgrx::pg_sys;

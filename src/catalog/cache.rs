@@ -15,7 +15,7 @@ use crate::catalog::sections::metrics::{Aggregation, MetricRow, Metrics, Own, Ti
 use crate::catalog::sections::packs::{Pack, Packs};
 use crate::catalog::sections::plans::{Plan, Plans};
 use crate::catalog::sections::surcharges::{Surcharge, Surcharges};
-use crate::invalidation::{self, Watcher};
+use crate::pg::invalidation::{self, Watcher};
 use crate::pg::spi::{self, Db};
 use crate::schema::version;
 use crate::{args, statements};

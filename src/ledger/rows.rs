@@ -320,7 +320,7 @@ pub fn read_wallet_snapshot<'a>(
     let mut seen = finder.read(&key, |row, _| WalletSnapshot::of(row))?;
     let last = if seen.lanes > 1 { seen.lanes } else { 0 };
     if last > 0 {
-        finder.show_up_to(&lanes::column::balance);
+        finder.show_up_to(&lanes::Table::balance);
     }
     for lane in 1..=last {
         key.set_lane(lane);

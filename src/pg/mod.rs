@@ -5,6 +5,7 @@ pub mod arguments;
 pub mod background;
 pub mod clock;
 pub mod heap;
+pub mod invalidation;
 pub mod jsonb;
 pub mod raise;
 pub mod random;

@@ -74,15 +74,19 @@ fn fold_tail(org_id: Uuid, tail: &UnfoldedEntries) {
     let (slot, entry_id) = (tail.slot(), tail.last);
     let new = fold_positions::New { org_id, slot, entry_id };
     let key = fold_positions::of_lane(org_id, slot);
-    Table::<fold_positions::Table>::to_update().merge(&key, &new, &[], &[fold_positions::column::entry_id]);
+    Table::<fold_positions::Table>::to_update().merge(&key, &new, &[], &[fold_positions::Table::entry_id]);
 }
 
 fn add_days(org_id: Uuid, days: BTreeMap<DayOf, (i64, i64)>) {
-    use usage_days::column;
     let table = Table::<usage_days::Table>::to_update();
     for ((metric, day), (consumed, credits)) in days {
         let new = usage_days::New { org_id, metric: &metric, day, consumed, recorded: 0, credits, level_at: None };
-        table.merge(&usage_days::one(org_id, &metric, day), &new, &[column::consumed, column::credits], &[]);
+        table.merge(
+            &usage_days::one(org_id, &metric, day),
+            &new,
+            &[usage_days::Table::consumed, usage_days::Table::credits],
+            &[],
+        );
     }
 }
 
@@ -92,6 +96,6 @@ fn add_months(org_id: Uuid, unit: &str, months: BTreeMap<MonthOf, i64>) {
         let month = day(month);
         let new = credit_months::New { org_id, unit, month, kind: &kind, metric: &metric, credits };
         let key = credit_months::one(org_id, unit, month, &kind, &metric);
-        table.merge(&key, &new, &[credit_months::column::credits], &[]);
+        table.merge(&key, &new, &[credit_months::Table::credits], &[]);
     }
 }

@@ -1,12 +1,13 @@
 //! History: an org's credit by month, and its usage that is not folded into days yet.
 
 use crate::base::error::{Error, Result};
+use crate::base::time::NEG_INFINITY;
 use crate::ledger::recent::Sum;
 use crate::pg::arguments::{required, required_uuid};
 use crate::pg::clock;
-use crate::pg::heap::Snapshot;
 use crate::pg::spi::Timestamptz;
 use crate::reports::tail;
+use crate::schema::Snapshot;
 use crate::{access, args, entry_point, statements};
 use pgrx::prelude::*;
 use uuid::Uuid;
@@ -60,8 +61,7 @@ fn unfolded(org_id: Uuid) -> Vec<Consumed> {
     let mut all = Vec::new();
     for mut tail in tail::tails(org_id, Snapshot::Callers) {
         let known = tail.recent.take();
-        let recent =
-            known.unwrap_or_else(|| tail::read(org_id, &tail, Snapshot::Callers, crate::base::time::NEG_INFINITY));
+        let recent = known.unwrap_or_else(|| tail::read(org_id, &tail, Snapshot::Callers, NEG_INFINITY));
         let consumed = recent.sums.into_iter().filter(Sum::is_consumed);
         all.extend(consumed.map(|sum| (sum.metric, sum.day, sum.quantity, sum.amount.saturating_neg())));
     }

@@ -3,7 +3,7 @@
 use crate::base::time;
 use crate::pg::heap::shapes::Type;
 use crate::pg::heap::{KeyType, Value};
-use crate::pg::jsonb;
+use crate::pg::jsonb as json;
 use crate::pg::spi::{FromSql, ToSql};
 use pgrx::datum::FromDatum;
 use pgrx::pg_sys;
@@ -75,7 +75,7 @@ kinds! {
     /// An integer of 32 bits.
     Integer: i32 => i32;
     /// A JSON document.
-    Jsonb: jsonb::Jsonb => jsonb::Jsonb;
+    Jsonb: json::Jsonb => json::Jsonb;
     /// A moment.
     Moment: time::Moment => time::Moment, Moment;
     /// An integer of 16 bits.
@@ -117,4 +117,4 @@ macro_rules! read_borrowed {
         }
     )* };
 }
-read_borrowed!(&str &[u8] jsonb::Jsonb);
+read_borrowed!(&str &[u8] json::Jsonb);

@@ -1,5 +1,6 @@
 //! The tables of wallets, their entries and their holds.
 
+use crate::schema::kinds::Kind;
 use crate::schema::table::table;
 
 table! {
@@ -42,10 +43,10 @@ table! {
     }
 }
 
-impl super::Lookup<lanes::Table> {
+impl crate::schema::Lookup<lanes::Table> {
     /// Looks for another lane of the same wallet, where one was named.
     pub fn set_lane(&mut self, lane: i16) {
-        self.set_last(lanes::value::lane(lane));
+        self.set_last(<lanes::lane as Kind>::write(lane));
     }
 }
 

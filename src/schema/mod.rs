@@ -17,8 +17,8 @@ pub use table::{Finder, Lookup, Table};
 
 #[cfg(test)]
 mod tests {
-    use super::table::Declaration;
-    use super::{alerts, ledger, plans, usage};
+    use crate::schema::table::Declaration;
+    use crate::schema::{alerts, ledger, plans, usage};
 
     #[test]
     fn indexes_are_of_columns_that_there_are() {

@@ -190,7 +190,7 @@ fn lock_and_change(
     Outcome::Changed
 }
 
-/// Changes one row, as [`super::Table::update`] does.
+/// Changes one row, as [`crate::schema::Table::update`] does.
 ///
 /// Whoever spends from a lane must not hold others that he has left alone, or two would wait for each other. So a row is looked at
 /// without a lock at first, and a lock is given back with its subtransaction where the row was left alone after all.
@@ -322,7 +322,7 @@ mod tests {
         assert_eq!(
             text(folded, &Form::Merge { sums: vec![3], others: vec![2] }),
             "insert into billing_internal.fold_positions (org_id, slot, entry_id) values ($1, $2, $3) on conflict (org_id, slot) do update \
-             set entry_id = folded.entry_id + excluded.entry_id, slot = excluded.slot"
+             set entry_id = fold_positions.entry_id + excluded.entry_id, slot = excluded.slot"
         );
         let Index { columns, predicate, .. } = &ledger::REQUEST;
         let entry = text(ledger::Table::SHAPE, &Form::InsertNew { unique: columns, predicate: *predicate });

@@ -42,7 +42,7 @@ pub trait Changes {
 }
 
 /// A column of a table, which only the table's declaration can name.
-pub struct Column<D>(pub(super) usize, pub(super) PhantomData<D>);
+pub struct Column<D>(pub(in crate::schema) usize, pub(in crate::schema) PhantomData<D>);
 
 /// Most columns of a key.
 const MOST_KEYS: usize = 5;
@@ -58,7 +58,7 @@ pub struct Lookup<D> {
 impl<D: Declaration> Lookup<D> {
     /// Rows of a table that have these keys.
     #[inline]
-    pub(super) fn new<const COUNT: usize>(index: &'static Index, wanted: [Key; COUNT]) -> Self {
+    pub(in crate::schema) fn new<const COUNT: usize>(index: &'static Index, wanted: [Key; COUNT]) -> Self {
         const { assert!(COUNT <= MOST_KEYS, "columns of a key") };
         let mut keys = [Key(0, KeyType::Big, None); MOST_KEYS];
         keys[..COUNT].copy_from_slice(&wanted);
@@ -66,7 +66,7 @@ impl<D: Declaration> Lookup<D> {
     }
 
     /// Looks for another value of the last column.
-    pub(super) fn set_last(&mut self, value: Value) {
+    pub(in crate::schema) fn set_last(&mut self, value: Value) {
         self.keys[self.count - 1].2 = value;
     }
 
@@ -286,7 +286,7 @@ impl<D: Declaration> Finder<'_, D> {
 /// # Safety
 /// See [`Kind::read`].
 #[inline]
-pub(super) unsafe fn present<'a, K: Kind>(value: Value, name: &'static str) -> K::Out<'a> {
+pub(in crate::schema) unsafe fn present<'a, K: Kind>(value: Value, name: &'static str) -> K::Out<'a> {
     match value {
         // SAFETY: the caller's promise.
         Some(datum) => unsafe { K::read(datum) },
@@ -299,7 +299,7 @@ pub(super) unsafe fn present<'a, K: Kind>(value: Value, name: &'static str) -> K
 /// # Safety
 /// See [`Kind::read`].
 #[inline]
-pub(super) unsafe fn optional<'a, K: Kind>(value: Option<pg_sys::Datum>) -> Option<K::Out<'a>> {
+pub(in crate::schema) unsafe fn optional<'a, K: Kind>(value: Option<pg_sys::Datum>) -> Option<K::Out<'a>> {
     // SAFETY: the caller's promise.
     value.map(|datum| unsafe { K::read(datum) })
 }
@@ -345,7 +345,6 @@ macro_rules! table {
         pub mod $table {
             #![allow(missing_docs, dead_code, unused_imports, clippy::cast_sign_loss, clippy::clone_on_copy, clippy::redundant_closure_for_method_calls,
                 clippy::elidable_lifetime_names, clippy::missing_panics_doc, clippy::new_without_default)]
-            use super::*;
             use $crate::pg::heap::shapes::{Column, Index, Partial, PartialIndexMembership, Shape};
             use $crate::pg::heap::{Key, KeyType, Value};
             use $crate::schema::kinds::{self, Kind, KeyKind};
@@ -356,53 +355,41 @@ macro_rules! table {
             #[repr(i16)]
             enum At { $($column),* }
 
-            #[allow(non_camel_case_types)]
-            mod kind {
-                use $crate::schema::kinds;
-                $(pub type $column = kinds::$kind;)*
-            }
-
-            /// The names of columns, for who wants only some.
-            #[allow(non_upper_case_globals)]
-            pub mod column {
-                use super::At;
-                use $crate::schema::table::Column;
-                $(pub const $column: Column<super::Table> = Column(At::$column as usize + 1, std::marker::PhantomData);)*
-            }
-
-            /// Values of columns, for the declarations.
-            pub(in $crate::schema) mod value {
-                use $crate::pg::heap::Value;
-                use $crate::schema::kinds::Kind;
-                $(pub fn $column(value: <super::kind::$column as Kind>::In<'_>) -> Value {
-                    <super::kind::$column as Kind>::write(value)
-                })*
-            }
+            $(
+                #[allow(non_camel_case_types)]
+                pub type $column = kinds::$kind;
+            )*
 
             const COLUMNS: &[Column] = &[$(Column {
                 name: stringify!($column),
                 kind: <kinds::$kind as Kind>::TYPE,
-                nullable: table!(@is_null $($null)?),
+                nullable: $crate::schema::table::table!(@is_null $($null)?),
             }),*];
             const INDEXES: &[&Index] = &[$($(&$index),*)?];
             $($($(#[$index_doc])* pub static $index: Index = Index {
                 columns: &[$(stringify!($of)),*],
                 is_unique: true,
-                predicate: table!(@predicate $($predicate)?),
+                predicate: $crate::schema::table::table!(@predicate $($predicate)?),
             };)*)?
-            pub(super) static SHAPE: Shape = Shape::new(stringify!($schema), stringify!($table), COLUMNS, INDEXES)
+            pub(in $crate::schema) static SHAPE: Shape = Shape::new(stringify!($schema), stringify!($table), COLUMNS, INDEXES)
                 $(.with_partial($partial, |row| {
                     let belongs: fn(&Row<'_>) -> bool = $belongs;
                     belongs(&Row(row))
                 }))?;
-            $(pub(super) static PARTITION: Shape = table!(@partition_of $partition);)?
+            $(pub(in $crate::schema) static PARTITION: Shape = $crate::schema::table::table!(@partition_of $partition);)?
 
-            /// The table.
+            /// The table, which has the names of its columns, for who wants only some.
             pub struct Table;
+
+            #[allow(non_upper_case_globals)]
+            impl Table {
+                $(pub const $column: table::Column<Self> =
+                    table::Column(At::$column as usize + 1, std::marker::PhantomData);)*
+            }
 
             impl Declaration for Table {
                 const SHAPE: &'static Shape = &SHAPE;
-                const PARTITION: Option<&'static Shape> = table!(@partition $($partition)?);
+                const PARTITION: Option<&'static Shape> = $crate::schema::table::table!(@partition $($partition)?);
                 type Row<'a> = Row<'a>;
                 type New<'a> = New<'a>;
                 type Set = Set;
@@ -420,23 +407,23 @@ macro_rules! table {
             impl<'a> Row<'a> {
                 $(
                     #[inline]
-                    pub fn $column(self) -> table!(@out 'a $kind $($null)?) {
+                    pub fn $column(self) -> $crate::schema::table::table!(@out 'a $kind $($null)?) {
                         let value = self.0[At::$column as usize];
                         // SAFETY: a row has columns of the declared types.
-                        unsafe { table!(@read $kind value $column $($null)?) }
+                        unsafe { $crate::schema::table::table!(@read $kind value $column $($null)?) }
                     }
                 )*
             }
 
             /// A row to be inserted.
             pub struct New<'a> {
-                $(pub $column: table!(@in 'a $kind $($null)?)),*
+                $(pub $column: $crate::schema::table::table!(@in 'a $kind $($null)?)),*
             }
 
             impl Insertable for New<'_> {
                 #[inline]
                 fn show<R>(&self, show: impl FnOnce(&[Value]) -> R) -> R {
-                    show(&[$(table!(@write $kind (self.$column.clone()) $($null)?)),*])
+                    show(&[$($crate::schema::table::table!(@write $kind (self.$column.clone()) $($null)?)),*])
                 }
             }
 
@@ -451,8 +438,8 @@ macro_rules! table {
                 $(
                     #[inline]
                     #[must_use]
-                    pub fn $column(mut self, value: table!(@in '_ $kind $($null)?)) -> Self {
-                        self.0.push((At::$column as usize + 1, table!(@write $kind value $($null)?)));
+                    pub fn $column(mut self, value: $crate::schema::table::table!(@in '_ $kind $($null)?)) -> Self {
+                        self.0.push((At::$column as usize + 1, $crate::schema::table::table!(@write $kind value $($null)?)));
                         self
                     }
                 )*
@@ -468,11 +455,11 @@ macro_rules! table {
             $($(
                 $(#[$find_doc])*
                 #[inline]
-                pub fn $find($($key: <kind::$key as Kind>::In<'_>),*) -> Lookup<Table> {
+                pub fn $find($($key: <$key as Kind>::In<'_>),*) -> Lookup<Table> {
                     Lookup::new(&$by, [$(Key(
                         At::$key as i16 + 1,
-                        table!(@key kind::$key $(, $op)?),
-                        <kind::$key as Kind>::write($key),
+                        $crate::schema::table::table!(@key $key $(, $op)?),
+                        <$key as Kind>::write($key),
                     )),*])
                 }
             )*)?
@@ -497,4 +484,4 @@ macro_rules! table {
     (@key $kind:ty, above) => { KeyType::BigAbove };
     (@key $kind:ty, from) => { KeyType::DayFrom };
 }
-pub(super) use table;
+pub(in crate::schema) use table;

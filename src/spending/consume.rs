@@ -6,40 +6,31 @@
 //! has expired, credit is scoped, an allowance, a cap or steps of a price depend on earlier usage,
 //! or a statement is needed.
 
-use crate::access;
-use crate::alerts::ActiveAlerts;
-use crate::alerts::BalanceChange;
-use crate::args;
+use crate::alerts::{ActiveAlerts, BalanceChange};
 use crate::base::error::{Error, Result};
 use crate::base::hash::Hash;
 use crate::base::time::{INFINITY, Moment};
 use crate::base::units;
 use crate::base::words::Word;
 use crate::catalog::{cache, price};
-use crate::contention;
 use crate::ledger::chain::{self, Content, Position};
 use crate::ledger::kind::EntryKind;
 use crate::ledger::lanes::{self, ContentionMeter, Step};
 use crate::ledger::recent::{Entry, LaneSummary, is_fold_due};
-use crate::ledger::rows;
-use crate::ledger::rows::Entries;
-use crate::ledger::rows::EntryRow;
-use crate::ledger::rows::Lanes;
+use crate::ledger::rows::{self, Entries, EntryRow, Lanes};
 use crate::ledger::store;
 use crate::ledger::wallet::{MemberDelta, Wallet};
 use crate::pg::arguments::{self, optional_uuid, positive, required, required_uuid};
 use crate::pg::clock;
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
-use crate::pg::spi;
-use crate::pg::spi::Db;
-use crate::recharge;
+use crate::pg::spi::{self, Db};
 use crate::reports::fold;
 use crate::schema::ledger::lanes as table;
 use crate::schema::{Changed, Finder, Insertion, LockPolicy, Snapshot, may_change_rows};
 use crate::spending::batch;
 use crate::spending::consumption::{Consumption, Item, StoredAnswer, replayed};
-use crate::statements;
+use crate::{access, args, contention, recharge, statements};
 use pgrx::prelude::*;
 use std::cell::RefCell;
 use std::collections::HashMap;

@@ -2,7 +2,7 @@
 
 use super::check::Found;
 use super::shapes::Shape;
-use crate::invalidation::{self, Watcher};
+use crate::pg::invalidation::{self, Watcher};
 use pgrx::pg_sys;
 use std::cell::{Cell, RefCell};
 use std::ffi::CString;
