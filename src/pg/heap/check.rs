@@ -1,10 +1,10 @@
 //! Whether a table is as its shape says, so that its rows can be read and written as they are.
 
-use super::Table;
-use super::index::Written;
-use super::known::Intent;
-use super::partition::{self, Bounds};
-use super::shapes::{Column, Index, MOST_INDEXES, Shape};
+use crate::pg::heap::Table;
+use crate::pg::heap::index::Written;
+use crate::pg::heap::known::Intent;
+use crate::pg::heap::partition::{self, Bounds};
+use crate::pg::heap::shapes::{Column, Index, MOST_INDEXES, Shape};
 use crate::pg::spi;
 use pgrx::datum::FromDatum;
 use pgrx::pg_sys;

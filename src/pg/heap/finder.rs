@@ -1,9 +1,9 @@
 //! Looking at single rows: where they were found the last time, and else by the index.
 
-use super::places::{KeyHash, TidCache, TidHint};
-use super::shapes::Index;
-use super::sight::{self, PageReader};
-use super::{Key, MOST_COLUMNS, Row, Snapshot, Table, Value, is_serializable, next_command, was_held};
+use crate::pg::heap::places::{KeyHash, TidCache, TidHint};
+use crate::pg::heap::shapes::Index;
+use crate::pg::heap::sight::{self, PageReader};
+use crate::pg::heap::{Key, MOST_COLUMNS, Row, Snapshot, Table, Value, is_serializable, next_command, was_held};
 use pgrx::pg_sys;
 use std::cell::RefCell;
 

@@ -1,7 +1,7 @@
 //! Indexes that are written with a row.
 
-use super::check::{printed, stored};
-use super::{Table, Value, split};
+use crate::pg::heap::check::{printed, stored};
+use crate::pg::heap::{Table, Value, split};
 use pgrx::pg_sys;
 
 /// An index that is written with a row, or looked at for that.

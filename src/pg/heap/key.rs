@@ -1,7 +1,7 @@
 //! By which columns a row is looked for.
 
-use super::Value;
-use super::places::KeyHash;
+use crate::pg::heap::Value;
+use crate::pg::heap::places::KeyHash;
 use pgrx::datum::FromDatum;
 use pgrx::{pg_sys, varlena};
 

@@ -1,7 +1,7 @@
 //! What a backend knows of tables and indexes, until the server says that something about them changes.
 
-use super::check::Found;
-use super::shapes::Shape;
+use crate::pg::heap::check::Found;
+use crate::pg::heap::shapes::Shape;
 use crate::pg::invalidation::{self, Watcher};
 use pgrx::pg_sys;
 use std::cell::{Cell, RefCell};

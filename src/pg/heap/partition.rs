@@ -1,10 +1,10 @@
 //! Partitions: which of a table's rows are their own.
 
-use super::check::{Doubt, Verdict, columns, expect, is_of_this_server, is_unwatched, stored};
-use super::known;
-use super::known::Intent;
-use super::shapes::Shape;
 use crate::base::time::Moment;
+use crate::pg::heap::check::{Doubt, Verdict, columns, expect, is_of_this_server, is_unwatched, stored};
+use crate::pg::heap::known;
+use crate::pg::heap::known::Intent;
+use crate::pg::heap::shapes::Shape;
 use pgrx::datum::FromDatum;
 use pgrx::pg_sys;
 use std::ffi::c_void;

@@ -1,6 +1,6 @@
 //! Those who wait for a row.
 
-use super::{Key, Table};
+use crate::pg::heap::{Key, Table};
 use pgrx::pg_sys;
 
 /// The first place in the queue of those who wait for a row: whoever has it waits for the row, all others for that place, so that

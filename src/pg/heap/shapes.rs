@@ -2,7 +2,7 @@
 //!
 //! What is in the database is compared with this before a row is touched (`check.rs`): whoever changes a table gets statements.
 
-use super::Value;
+use crate::pg::heap::Value;
 use pgrx::pg_sys;
 
 /// A table.
@@ -29,7 +29,7 @@ impl Shape {
         columns: &'static [Column],
         indexes: &'static [&'static Index],
     ) -> Self {
-        assert!(columns.len() <= super::MOST_COLUMNS && indexes.len() <= MOST_INDEXES, "a table of ours");
+        assert!(columns.len() <= crate::pg::heap::MOST_COLUMNS && indexes.len() <= MOST_INDEXES, "a table of ours");
         Self { schema, name, columns, indexes, partial: None, parent: None }
     }
 

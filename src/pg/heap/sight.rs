@@ -3,8 +3,8 @@
 //! Several functions of the server one after the other, under one guard: that which pgrx puts around each of them costs as much as
 //! the call. A wallet of many lanes is looked at like this for each consumption.
 
-use super::MOST_COLUMNS;
-use super::places::TidHint;
+use crate::pg::heap::MOST_COLUMNS;
+use crate::pg::heap::places::TidHint;
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use std::ffi::c_int;
