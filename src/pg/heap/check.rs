@@ -2,49 +2,11 @@
 
 use crate::pg::heap::Table;
 use crate::pg::heap::index::Written;
-use crate::pg::heap::known::Intent;
-use crate::pg::heap::partition::{self, Bounds};
-use crate::pg::heap::shapes::{Column, Index, MOST_INDEXES, Shape};
-use crate::pg::spi;
-use pgrx::datum::FromDatum;
+use crate::pg::heap::partition;
+use crate::pg::heap::relation::{columns, is_of_this_server, is_unwatched};
+use crate::pg::heap::shapes::{Index, MOST_INDEXES};
+use crate::pg::heap::verdict::{Doubt, Found, Intent, Verdict, expect};
 use pgrx::pg_sys;
-use std::ffi::CStr;
-
-/// What was found of a table that is as we know it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Found {
-    /// Those of its shape, in the same order.
-    pub(super) indexes: [pg_sys::Oid; MOST_INDEXES],
-    /// Of a partition: which of the rows are its own.
-    pub(super) bounds: Option<Bounds>,
-}
-
-impl Found {
-    /// Something of it is told by that relation besides the table.
-    pub(super) fn speaks_of(&self, relation: pg_sys::Oid) -> bool {
-        self.indexes.contains(&relation)
-    }
-}
-
-/// Why a table takes statements.
-pub(super) struct Doubt {
-    what: String,
-    /// For good, until something about it changes.
-    is_lasting: bool,
-}
-
-impl Doubt {
-    pub(super) fn of(what: impl Into<String>) -> Self {
-        Self { what: what.into(), is_lasting: true }
-    }
-}
-
-pub(super) type Verdict<T = ()> = Result<T, Doubt>;
-
-/// Fails with that doubt, unless it is so.
-pub(super) fn expect(is_so: bool, otherwise: &str) -> Verdict {
-    if is_so { Ok(()) } else { Err(Doubt::of(otherwise)) }
-}
 
 /// Looks at a table that is open; and whether what is found lasts.
 pub(super) fn look(table: &Table, name: &str, intent: Intent) -> (Option<Found>, bool) {
@@ -83,72 +45,6 @@ fn examine(table: &Table, intent: Intent) -> Verdict<Found> {
     // SAFETY: an open relation.
     let bounds = table.shape.parent.map(|parent| unsafe { partition::look(relation, parent) }).transpose()?;
     Ok(Found { indexes, bounds })
-}
-
-/// Nobody distributes it: whoever does, as Citus, hears also of TRUNCATE, and has the rows elsewhere.
-///
-/// # Safety
-/// An open relation.
-pub(super) unsafe fn is_of_this_server(relation: pg_sys::Relation) -> Verdict {
-    // SAFETY: the caller's promise.
-    let triggers = unsafe { (*relation).trigdesc.as_ref() };
-    expect(triggers.is_none_or(|t| !t.trig_truncate_after_statement), "a trigger after truncate")
-}
-
-/// Neither triggers nor rules for it.
-///
-/// # Safety
-/// An open relation.
-pub(super) unsafe fn is_unwatched(relation: pg_sys::Relation, intent: Intent) -> Verdict {
-    // SAFETY: the caller's promise.
-    let (rules, triggers) = unsafe { ((*relation).rd_rules, (*relation).trigdesc.as_ref()) };
-    expect(rules.is_null(), "a rule")?;
-    let is_watched = triggers.is_some_and(|t| match intent {
-        Intent::Read => false,
-        Intent::Insert => {
-            t.trig_insert_before_row
-                || t.trig_insert_after_row
-                || t.trig_insert_before_statement
-                || t.trig_insert_after_statement
-        }
-        Intent::Update => {
-            t.trig_update_before_row
-                || t.trig_update_after_row
-                || t.trig_update_before_statement
-                || t.trig_update_after_statement
-        }
-    });
-    expect(!is_watched, "a trigger")
-}
-
-/// # Safety
-/// An open relation.
-pub(super) unsafe fn columns(relation: pg_sys::Relation, shape: &Shape) -> Verdict {
-    // SAFETY: the caller's promise; so many columns does it have.
-    unsafe {
-        let descriptor = (*relation).rd_att;
-        expect(usize::try_from((*descriptor).natts) == Ok(shape.columns.len()), "its number of columns")?;
-        for (number, column) in shape.columns.iter().enumerate() {
-            let found = spi::attribute(descriptor, number);
-            if !is_as_declared(found, column) {
-                return Err(Doubt::of(format!("the column {}", column.name)));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn is_as_declared(found: &pg_sys::FormData_pg_attribute, column: &Column) -> bool {
-    // SAFETY: a name ends with NUL.
-    let name = unsafe { CStr::from_ptr(found.attname.data.as_ptr()) };
-    name.to_bytes() == column.name.as_bytes()
-        && found.atttypid == column.kind.oid()
-        && found.atttypmod == -1
-        && found.attcollation == column.kind.collation()
-        && found.attnotnull != column.nullable
-        && !found.attisdropped
-        && found.attgenerated == 0
-        && found.attidentity == 0
 }
 
 fn find(table: &Table, wanted: &Index) -> Verdict<pg_sys::Oid> {
@@ -259,31 +155,4 @@ unsafe fn is_identified(relation: pg_sys::Relation) -> Verdict {
         };
         expect(!published.pubactions.pubupdate || is_named(), "its replica identity")
     }
-}
-
-/// A text that the server prints of what a catalog has in a column; None where it is null.
-///
-/// # Safety
-/// A row of that cache, and a relation to whose columns it refers.
-pub(super) unsafe fn printed(stored: Option<pg_sys::Datum>, relation: pg_sys::Oid) -> Option<String> {
-    // SAFETY: the caller's promise.
-    stored.and_then(|stored| unsafe {
-        let print = pg_sys::F_PG_GET_EXPR_PG_NODE_TREE_OID;
-        let text = pg_sys::OidFunctionCall2Coll(print, pg_sys::Oid::INVALID, stored, pg_sys::Datum::from(relation));
-        String::from_datum(text, false)
-    })
-}
-
-/// # Safety
-/// A row of that cache.
-pub(super) unsafe fn stored(
-    cache: pg_sys::SysCacheIdentifier::Type,
-    tuple: pg_sys::HeapTuple,
-    column: u32,
-) -> Option<pg_sys::Datum> {
-    let mut is_null = false;
-    let column = pg_sys::AttrNumber::try_from(column).ok()?;
-    // SAFETY: the caller's promise.
-    let value = unsafe { pg_sys::SysCacheGetAttr(cache.cast_signed(), tuple, column, &raw mut is_null) };
-    (!is_null).then_some(value)
 }

@@ -1,6 +1,6 @@
 //! Indexes that are written with a row.
 
-use crate::pg::heap::check::{printed, stored};
+use crate::pg::heap::syscache::{printed, stored};
 use crate::pg::heap::{Table, Value, split};
 use pgrx::pg_sys;
 

@@ -1,7 +1,7 @@
 //! What a backend knows of tables and indexes, until the server says that something about them changes.
 
-use crate::pg::heap::check::Found;
 use crate::pg::heap::shapes::Shape;
+use crate::pg::heap::verdict::{Found, Intent};
 use crate::pg::invalidation::{self, Watcher};
 use pgrx::pg_sys;
 use std::cell::{Cell, RefCell};
@@ -12,15 +12,6 @@ thread_local! {
     static KNOWN: RefCell<Vec<Facts>> = RefCell::default();
     // Counts what the server says: what is found meanwhile is not kept.
     static CHANGES: Cell<u64> = const { Cell::new(0) };
-}
-
-/// What a table is opened for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub(super) enum Intent {
-    Read,
-    Insert,
-    Update,
 }
 
 /// What is known of a table.

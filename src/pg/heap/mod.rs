@@ -13,9 +13,12 @@ mod known;
 mod partition;
 mod places;
 mod queue;
+mod relation;
 mod setting;
 pub mod shapes;
 mod sight;
+mod syscache;
+mod verdict;
 
 pub use finder::Finder;
 pub use key::{Key, KeyType};
@@ -26,16 +29,16 @@ use crate::base::error::Error;
 use crate::base::time::Moment;
 use crate::pg::raise::or_raise;
 use crate::pg::spi;
-use check::Found;
 use finder::{Purpose, RegisteredSnapshot};
 use index::Written;
-use known::{Intent, recall, relation_id};
+use known::{recall, relation_id};
 use pgrx::pg_sys;
 use places::TidHint;
 use queue::RowQueueGuard;
 use shapes::{Index, MOST_INDEXES, Shape};
 use std::cell::OnceCell;
 use std::ops::Deref;
+use verdict::{Found, Intent};
 
 /// A value of a column; None is NULL.
 pub type Value = Option<pg_sys::Datum>;

@@ -1,28 +1,14 @@
 //! Partitions: which of a table's rows are their own.
 
 use crate::base::time::Moment;
-use crate::pg::heap::check::{Doubt, Verdict, columns, expect, is_of_this_server, is_unwatched, stored};
 use crate::pg::heap::known;
-use crate::pg::heap::known::Intent;
+use crate::pg::heap::relation::{columns, is_of_this_server, is_unwatched};
 use crate::pg::heap::shapes::Shape;
+use crate::pg::heap::syscache::stored;
+use crate::pg::heap::verdict::{Bounds, Doubt, Intent, Verdict, expect};
 use pgrx::datum::FromDatum;
 use pgrx::pg_sys;
 use std::ffi::c_void;
-
-/// The rows of a partition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Bounds {
-    pub(super) parent: pg_sys::Oid,
-    from: Moment,
-    /// The first that is not its own.
-    to: Moment,
-}
-
-impl Bounds {
-    pub(super) fn hold(self, at: Moment) -> bool {
-        self.from <= at && at < self.to
-    }
-}
 
 /// What partitions are told by, as the server prints it.
 const BY_ARRIVAL: &str = "RANGE (recorded_at)";
@@ -112,17 +98,5 @@ unsafe fn edge(datums: *mut pg_sys::List) -> Option<Moment> {
                 if is_moment { Moment::from_datum(value.constvalue, false) } else { None }
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_partition_ends_before_its_upper_bound() {
-        let bounds = Bounds { parent: pg_sys::Oid::INVALID, from: 10, to: 20 };
-        let held: Vec<_> = [9, 10, 19, 20].into_iter().filter(|at| bounds.hold(*at)).collect();
-        assert_eq!(held, [10, 19]);
     }
 }

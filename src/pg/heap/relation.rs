@@ -1,0 +1,73 @@
+//! Checks of one open relation, for tables and for those of which they are partitions.
+
+use crate::pg::heap::shapes::{Column, Shape};
+use crate::pg::heap::verdict::{Doubt, Intent, Verdict, expect};
+use crate::pg::spi;
+use pgrx::pg_sys;
+use std::ffi::CStr;
+
+/// Nobody distributes it: whoever does, as Citus, hears also of TRUNCATE, and has the rows elsewhere.
+///
+/// # Safety
+/// An open relation.
+pub(super) unsafe fn is_of_this_server(relation: pg_sys::Relation) -> Verdict {
+    // SAFETY: the caller's promise.
+    let triggers = unsafe { (*relation).trigdesc.as_ref() };
+    expect(triggers.is_none_or(|t| !t.trig_truncate_after_statement), "a trigger after truncate")
+}
+
+/// Neither triggers nor rules for it.
+///
+/// # Safety
+/// An open relation.
+pub(super) unsafe fn is_unwatched(relation: pg_sys::Relation, intent: Intent) -> Verdict {
+    // SAFETY: the caller's promise.
+    let (rules, triggers) = unsafe { ((*relation).rd_rules, (*relation).trigdesc.as_ref()) };
+    expect(rules.is_null(), "a rule")?;
+    let is_watched = triggers.is_some_and(|t| match intent {
+        Intent::Read => false,
+        Intent::Insert => {
+            t.trig_insert_before_row
+                || t.trig_insert_after_row
+                || t.trig_insert_before_statement
+                || t.trig_insert_after_statement
+        }
+        Intent::Update => {
+            t.trig_update_before_row
+                || t.trig_update_after_row
+                || t.trig_update_before_statement
+                || t.trig_update_after_statement
+        }
+    });
+    expect(!is_watched, "a trigger")
+}
+
+/// # Safety
+/// An open relation.
+pub(super) unsafe fn columns(relation: pg_sys::Relation, shape: &Shape) -> Verdict {
+    // SAFETY: the caller's promise; so many columns does it have.
+    unsafe {
+        let descriptor = (*relation).rd_att;
+        expect(usize::try_from((*descriptor).natts) == Ok(shape.columns.len()), "its number of columns")?;
+        for (number, column) in shape.columns.iter().enumerate() {
+            let found = spi::attribute(descriptor, number);
+            if !is_as_declared(found, column) {
+                return Err(Doubt::of(format!("the column {}", column.name)));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_as_declared(found: &pg_sys::FormData_pg_attribute, column: &Column) -> bool {
+    // SAFETY: a name ends with NUL.
+    let name = unsafe { CStr::from_ptr(found.attname.data.as_ptr()) };
+    name.to_bytes() == column.name.as_bytes()
+        && found.atttypid == column.kind.oid()
+        && found.atttypmod == -1
+        && found.attcollation == column.kind.collation()
+        && found.attnotnull != column.nullable
+        && !found.attisdropped
+        && found.attgenerated == 0
+        && found.attidentity == 0
+}
