@@ -160,22 +160,7 @@ fn grant_card(db: &Db, call: &Call, wallet: &mut Wallet, hash: &CodeHash) -> Res
     let kind = self::source(&source).ok_or(Error::corrupt("the source of a gift card"))?;
     let expires_at = validity.map_or(INFINITY, |validity| validity.after(now));
     ledger::load(db, wallet, &[])?;
-    let grant = Grant {
-        grant_id: 0,
-        amount: credits,
-        remaining: 0,
-        priority: 50,
-        paid: false,
-        written_off: 0,
-        source,
-        cost_minor: 0,
-        currency: None,
-        effective_at: now,
-        expires_at,
-        voided: false,
-        metrics: metrics.clone(),
-        saved: None,
-    };
+    let grant = Grant { expires_at, metrics: metrics.clone(), ..Grant::new(credits, kind, now) };
     let context = EntryContext { actor: Some(actor()), ..EntryContext::from_source(kind.name(), Some(name.clone())) };
     let mut operation = call.operation(context);
     let grant_id = wallet.grant(&mut operation, kind, grant)?;

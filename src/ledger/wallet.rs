@@ -99,6 +99,28 @@ pub struct Grant {
 }
 
 impl Grant {
+    /// A grant that is about to be made: promotional credit, to be spent on anything from now on and for ever.
+    ///
+    /// Whatever differs is named over it: `Grant { expires_at, ..Grant::new(amount, source, now) }`.
+    pub fn new(amount: i64, source: EntryKind, now: Moment) -> Self {
+        Self {
+            grant_id: 0,
+            amount,
+            remaining: 0,
+            priority: 50,
+            paid: false,
+            written_off: 0,
+            source: source.name().to_owned(),
+            cost_minor: 0,
+            currency: None,
+            effective_at: now,
+            expires_at: INFINITY,
+            voided: false,
+            metrics: None,
+            saved: None,
+        }
+    }
+
     /// The hash of its terms, which the hash of its entry covers.
     pub fn terms(&self) -> Hash {
         chain::terms(&Terms {

@@ -33,22 +33,7 @@ fn empty_lane() -> Lane {
 }
 
 fn a_grant(amount: i64) -> Grant {
-    Grant {
-        grant_id: 0,
-        amount,
-        remaining: 0,
-        priority: 50,
-        paid: false,
-        written_off: 0,
-        source: "bonus".into(),
-        cost_minor: 0,
-        currency: None,
-        effective_at: 0,
-        expires_at: INFINITY,
-        voided: false,
-        metrics: None,
-        saved: None,
-    }
+    Grant::new(amount, EntryKind::Bonus, 0)
 }
 
 fn plain() -> Operation {

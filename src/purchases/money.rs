@@ -125,21 +125,14 @@ fn grant(wallet: &mut Wallet, payment: &mut Payment) -> Result<()> {
             continue;
         }
         let grant = Grant {
-            grant_id: 0,
-            amount: credits,
-            remaining: 0,
             priority: payment.priority,
             paid,
-            written_off: 0,
-            source: kind.name().to_owned(),
             // Tax and fee are not the price of the credit.
             cost_minor: if paid { payment.price } else { 0 },
             currency: paid.then(|| payment.currency.clone()),
-            effective_at: now,
             expires_at,
-            voided: false,
             metrics: payment.metrics.clone(),
-            saved: None,
+            ..Grant::new(credits, kind, now)
         };
         let mut operation = Operation::new(EntryContext::from_source(kind.name(), Some(id.clone())));
         payment.grants.push((wallet.grant(&mut operation, kind, grant)?, 0));

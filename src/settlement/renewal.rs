@@ -154,22 +154,7 @@ pub fn grant_amounts(
     ledger::load(db, &mut wallet, &[])?;
     let mut grants = Vec::new();
     for amount in amounts.iter().filter(|amount| **amount > 0) {
-        let grant = Grant {
-            grant_id: 0,
-            amount: *amount,
-            remaining: 0,
-            priority: 50,
-            paid: false,
-            written_off: 0,
-            source: "plan".to_owned(),
-            cost_minor: 0,
-            currency: None,
-            effective_at: now,
-            expires_at: expiry(plan.credits, period.end),
-            voided: false,
-            metrics: None,
-            saved: None,
-        };
+        let grant = Grant { expires_at: expiry(plan.credits, period.end), ..Grant::new(*amount, EntryKind::Plan, now) };
         let source_id = format!("{} {}", plan.name, time::display(period.start));
         let mut operation = Operation::new(EntryContext::from_source("plan", Some(source_id)));
         grants.push(wallet.grant(&mut operation, EntryKind::Plan, grant)?);

@@ -8,7 +8,7 @@ use crate::base::words::Word;
 use crate::call::{Answer, Call};
 use crate::catalog::cache;
 use crate::ledger::kind::EntryKind;
-use crate::ledger::wallet::{EntryContext, Grant, Part, Wallet};
+use crate::ledger::wallet::{EntryContext, Grant, Part};
 use crate::ledger::{debts, store};
 use crate::pg::arguments::{positive, reason, required, required_uuid, unit};
 use crate::pg::clock;
@@ -170,20 +170,14 @@ fn grant_credits(
                 }
                 store::load(db, wallet, &[])?;
                 let grant = Grant {
-                    grant_id: 0,
-                    amount,
-                    remaining: 0,
                     priority,
                     paid,
-                    written_off: 0,
-                    source: source.to_owned(),
                     cost_minor,
                     currency: currency.map(str::to_owned),
                     effective_at,
                     expires_at,
-                    voided: false,
                     metrics: metrics.clone(),
-                    saved: None,
+                    ..Grant::new(amount, kind, now)
                 };
                 let mut operation = call.operation(EntryContext::from_source(source, None));
                 let grant_id = wallet.grant(&mut operation, kind, grant)?;
@@ -314,7 +308,8 @@ fn adjust_credits(
                 };
                 let mut operation = call.operation(context);
                 let grant_id = if amount > 0 {
-                    let grant_id = wallet.grant(&mut operation, EntryKind::Adjustment, adjustment(wallet, amount))?;
+                    let grant = Grant::new(amount, EntryKind::Adjustment, wallet.now());
+                    let grant_id = wallet.grant(&mut operation, EntryKind::Adjustment, grant)?;
                     debts::pay(db, wallet, &[])?;
                     Some(grant_id)
                 } else {
@@ -328,23 +323,4 @@ fn adjust_credits(
             },
         )
     }))
-}
-
-fn adjustment(wallet: &Wallet, amount: i64) -> Grant {
-    Grant {
-        grant_id: 0,
-        amount,
-        remaining: 0,
-        priority: 50,
-        paid: false,
-        written_off: 0,
-        source: "adjustment".to_owned(),
-        cost_minor: 0,
-        currency: None,
-        effective_at: wallet.now(),
-        expires_at: INFINITY,
-        voided: false,
-        metrics: None,
-        saved: None,
-    }
 }

@@ -41,16 +41,13 @@ fn received(grant: &Grant, part: Part, now: i64) -> Grant {
         |left: i64| i128::from(grant.cost_minor) * i128::from(grant.amount - left) / i128::from(grant.amount.max(1));
     let share = share_until(grant.remaining - part.credits) - share_until(grant.remaining);
     Grant {
-        grant_id: 0,
-        amount: part.credits,
-        remaining: 0,
-        written_off: 0,
-        source: "transfer".to_owned(),
+        paid: grant.paid,
+        priority: grant.priority,
+        expires_at: grant.expires_at,
         cost_minor: i64::try_from(share).unwrap_or(grant.cost_minor),
-        effective_at: now,
-        voided: false,
-        saved: None,
-        ..grant.clone()
+        currency: grant.currency.clone(),
+        metrics: grant.metrics.clone(),
+        ..Grant::new(part.credits, EntryKind::Transfer, now)
     }
 }
 
