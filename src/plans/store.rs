@@ -6,16 +6,12 @@ use crate::base::words::Word;
 use crate::catalog::cache::{self, Metric};
 use crate::catalog::sections::plans::Limit;
 use crate::pg::spi::{Db, Timestamptz};
-use crate::plans::period::{Override, PlanTenure, Timeline};
+use crate::plans::period::{GRACE, Override, PlanTenure, Timeline};
 use crate::schema::plans::{provider_subscriptions, subscriptions as table};
 use crate::schema::{Snapshot, Table, at_one_moment};
 use crate::{args, statements};
 use std::collections::BTreeSet;
 use uuid::Uuid;
-
-/// How long a period waits at most for the money of the one before: half a day, because a provider's clock is not ours and its months
-/// end in its own way.
-const GRACE: i64 = 12 * 3600 * 1_000_000;
 
 statements! {
     OWN_TERMS(uuid, text) = "select allowance, limit_kind from billing.org_allowances where org_id = $1 and metric = $2";

@@ -14,6 +14,7 @@ use crate::payments::state::Status;
 use crate::payments::store::{self, Payment};
 use crate::pg::clock;
 use crate::pg::spi::{Db, Timestamptz};
+use crate::plans::period::GRACE;
 use crate::posting;
 use crate::recharge;
 use crate::settlement;
@@ -27,7 +28,7 @@ statements! {
     PLAN_GRANTS(uuid, timestamptz, timestamptz, uuid) =
         "select grant_id from billing_internal.grants l
           where org_id = $1 and source = 'plan' and unit = 'credit'
-            and effective_at >= $2 - interval '12 hours' and effective_at < $3 - interval '12 hours'
+            and effective_at >= $2 and effective_at < $3
             and not exists (select from billing.payments p
                              where p.org_id = $1 and p.payment_id <> $4 and l.grant_id = any (p.grants))
           order by grant_id";
@@ -41,9 +42,9 @@ statements! {
 /// that were made since.
 fn note_plan_grants(db: &Db, payment: &mut Payment) {
     let Some((start, end)) = payment.period else { return };
-    for row in
-        db.write(&PLAN_GRANTS, args![payment.org_id, Timestamptz(start), Timestamptz(end), payment.payment_id]).iter()
-    {
+    // A period here may begin earlier than the provider's, by the grace.
+    let (from, until) = (Timestamptz(start.saturating_sub(GRACE)), Timestamptz(end.saturating_sub(GRACE)));
+    for row in db.write(&PLAN_GRANTS, args![payment.org_id, from, until, payment.payment_id]).iter() {
         let grant_id: i64 = row.get(0);
         if !payment.grants.iter().any(|(known, _)| *known == grant_id) {
             payment.grants.push((grant_id, 0));

@@ -16,7 +16,7 @@ use crate::pg::clock;
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, Db};
-use crate::plans::period::{Override, Span, prorated, whole_period};
+use crate::plans::period::{GRACE, Override, Span, prorated, whole_period};
 use crate::plans::store::{self, Collector, Subscription};
 use crate::settlement;
 use crate::settlement::renewal;
@@ -485,9 +485,6 @@ pub fn collect(
     new.dedup();
     Ok(new)
 }
-
-/// The time by which a provider's periods may differ from those here.
-const GRACE: i64 = 12 * 3600 * 1_000_000;
 
 /// Whether a paid period goes further than the running one and does not fit its cycle. The money
 /// for a change of plan in the middle of a period ends with that period, and so begins no new
