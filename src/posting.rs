@@ -4,7 +4,8 @@
 //! The order is that of the locks: entries, the wallet's rows, caps that timed-out holds give back
 //! to, members, reports, alerts.
 
-use crate::alerts::{ActiveAlerts, BalanceChange};
+use crate::alerts::rules::BalanceChange;
+use crate::alerts::store::ActiveAlerts;
 use crate::base::error::Result;
 use crate::ledger::recent::{LaneSummary, is_fold_due};
 use crate::ledger::store;
@@ -51,7 +52,7 @@ fn post(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()> {
     let came_in = wallet.grants.iter().flatten().any(|grant| grant.saved.is_none());
     let balance = wallet.balance();
     if came_in || balance < lane.alert_below {
-        let open = ActiveAlerts::of(db, lane.org_id);
+        let open = ActiveAlerts::read(db, lane.org_id);
         let change = BalanceChange { unit: &lane.unit, balance, base: lane.alert_base, threshold: lane.alert_below };
         recharge::on_balance_change(db, lane.org_id, &open, change, wallet.now())?;
     }

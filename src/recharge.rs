@@ -4,7 +4,9 @@
 //! after the last one none. A worker makes the payment, which is asked for through the outbox.
 
 use crate::access;
-use crate::alerts::{self, ActiveAlerts, BalanceChange};
+use crate::alerts::rules::{Alert, BalanceChange};
+use crate::alerts::store::ActiveAlerts;
+use crate::alerts::sync::{raise_alert, resolve_alert, sync_balance};
 use crate::base::error::{Error, Result};
 use crate::base::time::{Moment, Period};
 use crate::catalog::cache;
@@ -153,7 +155,7 @@ fn start_if_below(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) 
         Verdict::Enough | Verdict::Later => {}
         Verdict::Ceiling => {
             let ceiling = settings.ceiling.unwrap_or_default();
-            alerts::raise(db, org_id, ("recharge_ceiling", unit), (settings.this_month, ceiling), now);
+            raise_alert(db, org_id, &Alert::new("recharge_ceiling", unit, settings.this_month, ceiling), now);
         }
         Verdict::Due => {
             let provider: String = row.get(3);
@@ -163,7 +165,7 @@ fn start_if_below(db: &Db, org_id: Uuid, unit: &str, balance: i64, now: Moment) 
             payment.payment_method = row.opt(5);
             request::request(db, &mut payment, 1);
             store::insert(db, &payment, None, "{}", now);
-            alerts::resolve(db, org_id, "recharge_ceiling", unit, now);
+            resolve_alert(db, org_id, "recharge_ceiling", unit, now);
         }
     }
 }
@@ -173,7 +175,7 @@ fn check_balance(db: &Db, org_id: Uuid, unit: &str, now: Moment) -> Result<()> {
     let lane = ledger::lock(org_id, unit).ok_or(Error::corrupt("a wallet that was locked is gone"))?;
     let (balance, base, threshold) = (ledger::balance(&lane), lane.alert_base, lane.alert_below);
     let change = BalanceChange { unit, balance, base, threshold };
-    on_balance_change(db, org_id, &ActiveAlerts::of(db, org_id), change, now)
+    on_balance_change(db, org_id, &ActiveAlerts::read(db, org_id), change, now)
 }
 
 /// Raises the alerts of a balance that has changed, and starts the purchase that it makes due. The
@@ -185,7 +187,7 @@ pub fn on_balance_change(
     change: BalanceChange<'_>,
     now: Moment,
 ) -> Result<()> {
-    if alerts::balance(db, org_id, open, change, now)? {
+    if sync_balance(db, org_id, open, change, now)? {
         start_if_below(db, org_id, change.unit, change.balance, now);
     }
     Ok(())
@@ -197,7 +199,7 @@ pub fn on_payment_finished(db: &Db, payment: &Payment, now: Moment) -> Result<()
     let (org_id, unit) = (payment.org_id, payment.unit.as_str());
     if payment.money.status() == Status::Succeeded {
         db.write(&SUCCEEDED, args![org_id, unit]);
-        alerts::resolve(db, org_id, "recharge_stopped", unit, now);
+        resolve_alert(db, org_id, "recharge_stopped", unit, now);
         // One pack may not be enough, and the threshold may have been crossed again meanwhile.
         return check_balance(db, org_id, unit, now);
     }
@@ -208,7 +210,7 @@ pub fn on_payment_finished(db: &Db, payment: &Payment, now: Moment) -> Result<()
         && row.get::<bool>(1)
     {
         let failures = i64::from(row.get::<i32>(0));
-        alerts::raise(db, org_id, ("recharge_stopped", unit), (failures, i64::from(MOST_FAILURES)), now);
+        raise_alert(db, org_id, &Alert::new("recharge_stopped", unit, failures, MOST_FAILURES.into()), now);
         outbox::emit(
             db,
             org_id,
@@ -282,7 +284,7 @@ fn configure_auto_recharge(
             args![org_id, &pack.unit, threshold, name, currency, provider, customer, payment_method, ceiling, enabled],
         );
         for kind in ["recharge_stopped", "recharge_ceiling"] {
-            alerts::resolve(db, org_id, kind, &pack.unit, now);
+            resolve_alert(db, org_id, kind, &pack.unit, now);
         }
         // Usually the consumption that crosses the threshold starts the purchase; but the threshold
         // may be crossed already.

@@ -8,7 +8,9 @@
 mod charge;
 pub mod renewal;
 
-use crate::alerts::{self, ActiveAlerts, BalanceChange};
+use crate::alerts::rules::BalanceChange;
+use crate::alerts::store::ActiveAlerts;
+use crate::alerts::sync::sync_org;
 use crate::base::error::{Error, Result};
 use crate::base::time::{Moment, Period};
 use crate::base::units;
@@ -158,14 +160,14 @@ fn settle(db: &Db, org_id: Uuid, as_of: Moment) -> Result<SettlementReceipt> {
     events += charged.events;
     let (_, unpaid) = pay(db, org_id, as_of, charged.debts)?;
     let lanes = ledger::lock_org(db, org_id, &[], as_of)?;
-    let open = ActiveAlerts::of(db, org_id);
+    let open = ActiveAlerts::read(db, org_id);
     for lane in &lanes {
         let (balance, base, threshold) = (ledger::balance(lane), lane.alert_base, lane.alert_below);
         let change = BalanceChange { unit: &lane.unit, balance, base, threshold };
         recharge::on_balance_change(db, org_id, &open, change, as_of)?;
     }
     fold::fold_all(org_id);
-    alerts::settle(db, org_id, (&open, charged.timeline), &lanes, as_of)?;
+    sync_org(db, org_id, &open, charged.timeline, &lanes, as_of)?;
     let after: i64 = lanes.iter().fold(0, |sum, lane| lane.consumed.saturating_add(sum));
     Ok(SettlementReceipt { org_id, charged: after - before, unpaid, renewed, events })
 }

@@ -1,6 +1,7 @@
 //! Batches: many consumptions at once, each with an outcome of its own. A single consumption that
 //! the fast path cannot decide is a batch of one.
 
+use crate::alerts::sync::sync_caps;
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
 use crate::base::units;
@@ -18,7 +19,7 @@ use crate::pg::{arguments, clock};
 use crate::spending::consumption::{self, Consumption, Item};
 use crate::usage::counters::{self, Metered};
 use crate::usage::tally::Charge;
-use crate::{access, alerts, args, contention, posting, settlement, statements};
+use crate::{access, args, contention, posting, settlement, statements};
 use pgrx::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
@@ -322,7 +323,7 @@ fn save(db: &Db, locked: Locked) -> Result<bool> {
     let changed: Vec<_> = locked.metered.values().filter(|m| m.changed).map(|m| &m.counter).collect();
     counters::save(&changed);
     locked.caps.save(db);
-    alerts::caps(db, &locked.caps)?;
+    sync_caps(db, &locked.caps)?;
     Ok(true)
 }
 

@@ -6,7 +6,8 @@
 //! has expired, credit is scoped, an allowance, a cap or steps of a price depend on earlier usage,
 //! or a statement is needed.
 
-use crate::alerts::{ActiveAlerts, BalanceChange};
+use crate::alerts::rules::BalanceChange;
+use crate::alerts::store::ActiveAlerts;
 use crate::base::error::{Error, Result};
 use crate::base::hash::Hash;
 use crate::base::time::{INFINITY, Moment};
@@ -245,7 +246,7 @@ fn afterwards(db: &Db, request: &ConsumeRequest<'_>, unit: &str, now: Moment, bu
         fold::fold(request.org_id, unit, burned.entry_id, burned.recent);
     }
     if is_low {
-        let open = ActiveAlerts::of(db, request.org_id);
+        let open = ActiveAlerts::read(db, request.org_id);
         let (balance, base, threshold) = (burned.total, burned.alert_base, burned.alert_below);
         recharge::on_balance_change(db, request.org_id, &open, BalanceChange { unit, balance, base, threshold }, now)?;
     }

@@ -1,6 +1,7 @@
 //! Holds: two-phase spending (reserve, then capture or release), and credit that is locked for a
 //! payout.
 
+use crate::alerts::sync::sync_caps;
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
 use crate::base::units;
@@ -22,7 +23,7 @@ use crate::schema::{Snapshot, Table};
 use crate::spending::consumption::Consumption;
 use crate::usage::counters::{self, Metered};
 use crate::usage::tally::Charge;
-use crate::{access, alerts, receipt};
+use crate::{access, receipt};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -266,7 +267,7 @@ fn reserve_credits(
                 let grant_id = only_grant(&parts);
                 let then = move |db: &Db, wallet: &Wallet| {
                     caps.save(db);
-                    alerts::caps(db, &caps)?;
+                    sync_caps(db, &caps)?;
                     make(wallet, hold_id, &HoldTerms { price: price.as_deref(), ..terms }, grant_id, None);
                     Ok(())
                 };
