@@ -12,7 +12,7 @@ use crate::ledger::store;
 use crate::ledger::wallet::{Entry, Wallet};
 use crate::limits::caps;
 use crate::pg::spi::Db;
-use crate::recharge;
+use crate::recharge::attempt::on_balance_change;
 use crate::reports::fold;
 
 /// Posts wallets, or refuses if another call has taken a key meanwhile: that call was not there
@@ -54,7 +54,7 @@ fn post(db: &Db, wallet: &Wallet, metadata_of_grants: &str) -> Result<()> {
     if came_in || balance < lane.alert_below {
         let open = ActiveAlerts::read(db, lane.org_id);
         let change = BalanceChange { unit: &lane.unit, balance, base: lane.alert_base, threshold: lane.alert_below };
-        recharge::on_balance_change(db, lane.org_id, &open, change, wallet.now())?;
+        on_balance_change(db, lane.org_id, &open, change, wallet.now())?;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use crate::pg::clock;
 use crate::pg::spi::{Db, Timestamptz};
 use crate::plans::period::GRACE;
 use crate::posting;
-use crate::recharge;
+use crate::recharge::attempt::on_payment_finished;
 use crate::settlement;
 use crate::{args, statements};
 use serde_json::json;
@@ -82,7 +82,7 @@ pub fn change(
     if after != before && matches!(after, Status::Succeeded | Status::Failed) {
         store::look_for_signals(db, org_id, payment.fingerprint.as_deref());
         if payment.source == "auto_recharge" {
-            recharge::on_payment_finished(db, &payment, clock::now())?;
+            on_payment_finished(db, &payment, clock::now())?;
         }
     }
     Ok(payment)

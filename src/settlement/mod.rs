@@ -23,8 +23,9 @@ use crate::pg::clock;
 use crate::pg::spi::{self, Db};
 use crate::plans::period::whole_period;
 use crate::plans::store::{self as plans, Subscription};
+use crate::recharge::attempt::on_balance_change;
 use crate::reports::fold;
-use crate::{contention, entry_point, posting, receipt, recharge};
+use crate::{contention, entry_point, posting, receipt};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use uuid::Uuid;
@@ -164,7 +165,7 @@ fn settle(db: &Db, org_id: Uuid, as_of: Moment) -> Result<SettlementReceipt> {
     for lane in &lanes {
         let (balance, base, threshold) = (ledger::balance(lane), lane.alert_base, lane.alert_below);
         let change = BalanceChange { unit: &lane.unit, balance, base, threshold };
-        recharge::on_balance_change(db, org_id, &open, change, as_of)?;
+        on_balance_change(db, org_id, &open, change, as_of)?;
     }
     fold::fold_all(org_id);
     sync_org(db, org_id, &open, charged.timeline, &lanes, as_of)?;

@@ -26,12 +26,13 @@ use crate::pg::clock;
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, Db};
+use crate::recharge::attempt::on_balance_change;
 use crate::reports::fold;
 use crate::schema::ledger::lanes as table;
 use crate::schema::{Changed, Finder, Insertion, LockPolicy, Snapshot, may_change_rows};
 use crate::spending::batch;
 use crate::spending::consumption::{Consumption, Item, StoredAnswer, replayed};
-use crate::{access, args, contention, recharge, statements};
+use crate::{access, args, contention, statements};
 use pgrx::prelude::*;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -248,7 +249,7 @@ fn afterwards(db: &Db, request: &ConsumeRequest<'_>, unit: &str, now: Moment, bu
     if is_low {
         let open = ActiveAlerts::read(db, request.org_id);
         let (balance, base, threshold) = (burned.total, burned.alert_base, burned.alert_below);
-        recharge::on_balance_change(db, request.org_id, &open, BalanceChange { unit, balance, base, threshold }, now)?;
+        on_balance_change(db, request.org_id, &open, BalanceChange { unit, balance, base, threshold }, now)?;
     }
     Ok(())
 }
