@@ -3,49 +3,30 @@
 
 use crate::access::actor;
 use crate::base::error::{Error, Result};
-use crate::base::time::INFINITY;
-use crate::base::validity::Validity;
 use crate::base::words::Word;
 use crate::ledger::debts;
 use crate::ledger::kind::EntryKind;
 use crate::ledger::store as ledger;
-use crate::ledger::wallet::{EntryContext, Grant, Lane, Operation, Part, Wallet};
+use crate::ledger::wallet::{EntryContext, Lane, Operation, Part, Wallet};
 use crate::payments::state::Status;
-use crate::payments::store::{self, Payment};
+use crate::payments::store::{self as payments, Payment};
 use crate::pg::clock;
-use crate::pg::spi::{Db, Timestamptz};
-use crate::plans::period::GRACE;
+use crate::pg::spi::Db;
+use crate::plans::period::{GRACE, Span};
 use crate::posting;
+use crate::purchases::{rules, store};
 use crate::recharge::attempt::on_payment_finished;
 use crate::settlement;
-use crate::{args, statements};
 use serde_json::json;
 use uuid::Uuid;
-
-statements! {
-    // The plan's grants of the paid periods; those that another payment brought are left to that
-    // one.
-    PLAN_GRANTS(uuid, timestamptz, timestamptz, uuid) =
-        "select grant_id from billing_internal.grants l
-          where org_id = $1 and source = 'plan' and unit = 'credit'
-            and effective_at >= $2 and effective_at < $3
-            and not exists (select from billing.payments p
-                             where p.org_id = $1 and p.payment_id <> $4 and l.grant_id = any (p.grants))
-          order by grant_id";
-    // The periods that this payment paid for are no longer paid.
-    REVERSE_PAYMENT(uuid, text, text, timestamptz, timestamptz) =
-        "update billing.provider_subscriptions set paid_until = $4
-          where org_id = $1 and provider = $2 and subscription = $3 and paid_until = $5";
-}
 
 /// Adds to a payment for a subscription the plan's grants of the periods that it paid, also those
 /// that were made since.
 fn note_plan_grants(db: &Db, payment: &mut Payment) {
     let Some((start, end)) = payment.period else { return };
     // A period here may begin earlier than the provider's, by the grace.
-    let (from, until) = (Timestamptz(start.saturating_sub(GRACE)), Timestamptz(end.saturating_sub(GRACE)));
-    for row in db.write(&PLAN_GRANTS, args![payment.org_id, from, until, payment.payment_id]).iter() {
-        let grant_id: i64 = row.get(0);
+    let paid = Span { start: start.saturating_sub(GRACE), end: end.saturating_sub(GRACE) };
+    for grant_id in store::plan_grants(db, payment.org_id, payment.payment_id, paid) {
         if !payment.grants.iter().any(|(known, _)| *known == grant_id) {
             payment.grants.push((grant_id, 0));
         }
@@ -53,11 +34,7 @@ fn note_plan_grants(db: &Db, payment: &mut Payment) {
     if payment.money.status() == Status::Refunded
         && let Some(subscription) = &payment.subscription
     {
-        let (org_id, provider) = (payment.org_id, payment.provider.as_str());
-        db.write(
-            &REVERSE_PAYMENT,
-            args![org_id, provider, subscription.as_str(), Timestamptz(start), Timestamptz(end)],
-        );
+        store::reverse_payment(db, payment.org_id, &payment.provider, subscription, Span { start, end });
     }
 }
 
@@ -70,17 +47,17 @@ pub fn change(
 ) -> Result<Payment> {
     // The usage of the old period is charged before anything of it expires.
     settlement::begin_due(db, vec![org_id])?;
-    let unit =
-        store::unit(db, org_id, payment_id).ok_or_else(|| Error::unknown("unknown_payment", payment_id.to_string()))?;
+    let unit = payments::unit(db, org_id, payment_id)
+        .ok_or_else(|| Error::unknown("unknown_payment", payment_id.to_string()))?;
     let lane = ledger::lock_or_create(db, org_id, &unit, clock::now())?;
-    let mut payment = store::lock(db, org_id, payment_id)?;
+    let mut payment = payments::lock(db, org_id, payment_id)?;
     let before = payment.money.status();
     work(&mut payment)?;
     settle(db, lane, &mut payment)?;
-    store::save(db, &payment, clock::now());
+    payments::save(db, &payment, clock::now());
     let after = payment.money.status();
     if after != before && matches!(after, Status::Succeeded | Status::Failed) {
-        store::look_for_signals(db, org_id, payment.fingerprint.as_deref());
+        payments::look_for_signals(db, org_id, payment.fingerprint.as_deref());
         if payment.source == "auto_recharge" {
             on_payment_finished(db, &payment, clock::now())?;
         }
@@ -116,25 +93,8 @@ fn settle(db: &Db, lane: Lane, payment: &mut Payment) -> Result<()> {
 }
 
 fn grant(wallet: &mut Wallet, payment: &mut Payment) -> Result<()> {
-    let now = wallet.now();
-    let expires_at = payment.validity.as_deref().and_then(Validity::parse).map_or(INFINITY, |v| v.after(now));
     let id = payment.payment_id.to_string();
-    for (kind, credits, paid) in
-        [(EntryKind::Purchase, payment.credits, true), (EntryKind::Bonus, payment.bonus, false)]
-    {
-        if credits == 0 {
-            continue;
-        }
-        let grant = Grant {
-            priority: payment.priority,
-            paid,
-            // Tax and fee are not the price of the credit.
-            cost_minor: if paid { payment.price } else { 0 },
-            currency: paid.then(|| payment.currency.clone()),
-            expires_at,
-            metrics: payment.metrics.clone(),
-            ..Grant::new(credits, kind, now)
-        };
+    for (kind, grant) in rules::grants_of(payment, wallet.now()) {
         let mut operation = Operation::new(EntryContext::from_source(kind.name(), Some(id.clone())));
         payment.grants.push((wallet.grant(&mut operation, kind, grant)?, 0));
     }
@@ -175,7 +135,7 @@ fn take_back(db: &Db, wallet: &mut Wallet, payment: &mut Payment) -> Result<()> 
     }
     if missing > 0 {
         payment.unrecovered = payment.unrecovered.saturating_add(missing);
-        store::note_signal(
+        payments::note_signal(
             db,
             payment.org_id,
             "refund_spent",
