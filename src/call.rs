@@ -10,7 +10,8 @@ use crate::ledger::wallet::{EntryContext, Lane, Operation, Request, Wallet};
 use crate::pg::jsonb::Jsonb;
 use crate::pg::spi::{self, Db};
 use crate::pg::{arguments, clock};
-use crate::{posting, settlement};
+use crate::posting;
+use crate::settlement::periods;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
@@ -94,7 +95,7 @@ impl Call {
         spi::connect(|db| {
             cache::require_installed(db)?;
             // The usage of the old period is charged before anything of it expires.
-            settlement::begin_due(db, vec![self.org_id])?;
+            periods::begin_due(db, vec![self.org_id])?;
             let (lane, key) = match lock(db, clock::now()) {
                 Ok(locked) => locked,
                 // A repeated call gets its answer even if it would be refused now, before it locks

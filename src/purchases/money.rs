@@ -16,7 +16,7 @@ use crate::plans::period::{GRACE, Span};
 use crate::posting;
 use crate::purchases::{rules, store};
 use crate::recharge::attempt::on_payment_finished;
-use crate::settlement;
+use crate::settlement::periods;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -46,7 +46,7 @@ pub fn change(
     work: impl FnOnce(&mut Payment) -> Result<()>,
 ) -> Result<Payment> {
     // The usage of the old period is charged before anything of it expires.
-    settlement::begin_due(db, vec![org_id])?;
+    periods::begin_due(db, vec![org_id])?;
     let unit = payments::unit(db, org_id, payment_id)
         .ok_or_else(|| Error::unknown("unknown_payment", payment_id.to_string()))?;
     let lane = ledger::lock_or_create(db, org_id, &unit, clock::now())?;

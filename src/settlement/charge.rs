@@ -8,118 +8,31 @@ use crate::catalog::cache::{self, Metric};
 use crate::catalog::price;
 use crate::catalog::sections::metrics::Aggregation;
 use crate::ledger::debts::Debt;
-use crate::pg::spi::{Db, Row, Timestamptz};
+use crate::pg::spi::Db;
 use crate::plans::period::{Span, Timeline};
 use crate::plans::store as plans;
+use crate::settlement::rules::{self, TakenUsage, Usage};
+use crate::settlement::store::{self, Day, Owed};
 use crate::usage::counters::{self, Counter};
-use crate::{args, statements};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use uuid::Uuid;
-
-statements! {
-    // The metrics and the units in which something is or may be owed.
-    OPEN(uuid) =
-        "select metric, null from billing_internal.unsettled_usage where org_id = $1
-         union
-         select metric, null from billing_internal.period_usage where org_id = $1 and level is not null and not carried
-         union
-         select null, unit from billing.unpaid_overage where org_id = $1";
-    // A row that a writer holds is left for the next settlement; rows of a metric that counts its
-    // newest level wait for the end of the period.
-    TAKE(uuid, timestamptz, timestamptz) =
-        "delete from billing_internal.unsettled_usage
-          where ctid = any (array(select s.ctid from billing_internal.unsettled_usage s
-                                    join billing.metrics m using (metric)
-                                   where s.org_id = $1 and s.period_start < $2
-                                     and (m.aggregation <> 'last' or s.period_end <= $3)
-                                     for update of s skip locked))
-         returning metric, period_start, period_end, segment, quantity, level, level_at, events";
-    DAYS(uuid, texts, timestamptzs, int8s, int8s, timestamptzs) =
-        "insert into billing_internal.usage_days as d (org_id, metric, day, recorded, credits, level_at)
-         select $1, u.metric, (u.segment at time zone 'UTC')::date,
-                case m.aggregation
-                when 'max' then max(u.quantity)
-                when 'last' then (array_agg(u.quantity order by u.level_at desc))[1]
-                else sum(u.quantity) end, sum(u.credits), max(u.level_at)
-           from unnest($2, $3, $4, $5, $6) u (metric, segment, quantity, credits, level_at)
-           join billing.metrics m using (metric)
-          group by 2, 3, m.aggregation order by 2, 3
-         on conflict (org_id, metric, day) do update
-            set credits = d.credits + excluded.credits, level_at = greatest(d.level_at, excluded.level_at),
-                recorded = case (select aggregation from billing.metrics m where m.metric = d.metric)
-                           when 'max' then greatest(d.recorded, excluded.recorded)
-                           when 'last' then case when d.level_at > excluded.level_at then d.recorded
-                                                 else excluded.recorded end
-                           else d.recorded + excluded.recorded end";
-    LEVELS(uuid, timestamptz) =
-        "select metric, period_start, period_end from billing_internal.period_usage
-          where org_id = $1 and level is not null and not carried and period_end <= $2
-          order by period_start, metric";
-    EXISTS(uuid, text, timestamptz) =
-        "select from billing_internal.period_usage where org_id = $1 and metric = $2 and period_start = $3";
-    // A row that a writer holds is left as it is: its segment names the right terms all the same.
-    CUT_UNSETTLED(uuid, timestamptz) =
-        "update billing_internal.unsettled_usage set period_end = $2
-          where org_id = $1 and ctid = any (array(select s.ctid from billing_internal.unsettled_usage s
-                                                   where s.org_id = $1 and s.period_start < $2 and s.period_end > $2
-                                                     for update of s skip locked))";
-    CUT_COUNTERS(uuid, timestamptz) =
-        "update billing_internal.period_usage set period_end = $2
-          where org_id = $1 and period_start < $2 and period_end > $2";
-    JOIN_UNSETTLED(uuid, timestamptz, timestamptz, timestamptz) =
-        "update billing_internal.unsettled_usage set period_end = $4
-          where org_id = $1 and ctid = any (array(select s.ctid from billing_internal.unsettled_usage s
-                                                   where s.org_id = $1 and s.period_start = $2 and s.period_end = $3
-                                                     for update of s skip locked))";
-    JOIN_COUNTERS(uuid, timestamptz, timestamptz, timestamptz) =
-        "update billing_internal.period_usage set period_end = $4
-          where org_id = $1 and period_start = $2 and period_end = $3";
-    SET_END(uuid, text, timestamptz, timestamptz) =
-        "update billing_internal.period_usage set period_end = $4 where org_id = $1 and metric = $2 and period_start = $3";
-    CARRIED(uuid, text, timestamptz) =
-        "update billing_internal.period_usage set carried = true where org_id = $1 and metric = $2 and period_start = $3";
-}
-
-/// A row of `unsettled_usage` that was taken out.
-struct TakenUsage {
-    segment: Moment,
-    quantity: i64,
-    level: Option<(i64, Moment)>,
-    events: i64,
-}
-
-/// Usage of a metric that is to be charged.
-#[derive(Clone, Copy)]
-struct Usage {
-    quantity: i64,
-    /// The quantity that reports show; for a gauge, its level.
-    shown: i64,
-    segment: Moment,
-    level_at: Moment,
-}
-
-/// A day's usage and charge of a metric, for the reports.
-struct Day {
-    metric: Rc<Metric>,
-    segment: Moment,
-    quantity: i64,
-    credits: i64,
-    level_at: Moment,
-}
 
 /// The units in which an org will have to pay.
 pub fn units(db: &Db, org_id: Uuid) -> Result<Vec<String>> {
     let now = crate::pg::clock::now();
     let mut units = BTreeSet::new();
-    for row in db.write(&OPEN, args![org_id]).iter() {
-        let Some(metric) = row.opt::<String>(0) else {
-            units.insert(row.get(1));
-            continue;
-        };
-        let metric = cache::any_metric(db, &metric)?;
-        let price = cache::price(db, &metric, Some(org_id), now)?;
-        units.insert(price.map_or_else(|| units::CREDIT.to_owned(), |p| p.unit.clone()));
+    for owed in store::owed(db, org_id) {
+        match owed {
+            Owed::Overage(unit) => {
+                units.insert(unit);
+            }
+            Owed::Usage(metric) => {
+                let metric = cache::any_metric(db, &metric)?;
+                let price = cache::price(db, &metric, Some(org_id), now)?;
+                units.insert(price.map_or_else(|| units::CREDIT.to_owned(), |p| p.unit.clone()));
+            }
+        }
     }
     Ok(units.into_iter().collect())
 }
@@ -144,28 +57,11 @@ struct OrgCharger<'a> {
     debts: Vec<Debt>,
 }
 
-/// Ends the periods that run at a moment, because the subscription begins or ends there.
-pub fn cut(db: &Db, org_id: Uuid, at: Moment) {
-    db.write(&CUT_UNSETTLED, args![org_id, Timestamptz(at)]);
-    db.write(&CUT_COUNTERS, args![org_id, Timestamptz(at)]);
-}
-
-/// Undoes `cut` for a moment: the period is the whole of `span` again.
-pub fn join(db: &Db, org_id: Uuid, at: Moment, span: Span) {
-    db.write(&JOIN_UNSETTLED, args![org_id, Timestamptz(span.start), Timestamptz(at), Timestamptz(span.end)]);
-    db.write(&JOIN_COUNTERS, args![org_id, Timestamptz(span.start), Timestamptz(at), Timestamptz(span.end)]);
-}
-
 /// Charges the usage that was recorded in periods which began before `before`, as of `now`, by the
 /// plans of that moment.
 pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<Charged> {
     // The period that ends right after `now` has ended; the next one has not begun.
-    let ended = now.saturating_add(1);
-    let mut groups: BTreeMap<(String, Span), Vec<TakenUsage>> = BTreeMap::new();
-    for row in db.write(&TAKE, args![org_id, Timestamptz(before), Timestamptz(ended)]).iter() {
-        let span = Span { start: row.get(1), end: row.get(2) };
-        groups.entry((row.get(0), span)).or_default().push(taken_usage(&row));
-    }
+    let groups = store::take_unsettled(db, org_id, before, now.saturating_add(1));
     let timeline = plans::timeline(db, org_id, true)?;
     let mut charger = OrgCharger { db, org_id, timeline, now, days: Vec::new(), debts: Vec::new() };
     let mut events = 0;
@@ -190,12 +86,8 @@ pub fn charge(db: &Db, org_id: Uuid, before: Moment, now: Moment) -> Result<Char
         charger.carry_levels()?;
         charger.close_levels()?;
     }
-    add_to_reports(db, org_id, &charger.days);
+    store::add_to_reports(db, org_id, &charger.days);
     Ok(Charged { events, debts: charger.debts, timeline: charger.timeline })
-}
-
-fn taken_usage(row: &Row) -> TakenUsage {
-    TakenUsage { segment: row.get(3), quantity: row.get(4), level: row.opt(5).zip(row.opt(6)), events: row.get(7) }
 }
 
 fn missing_counter() -> Error {
@@ -208,15 +100,7 @@ impl OrgCharger<'_> {
         if part.level.is_some_and(|(_, at)| counter.level.is_none_or(|(_, known)| at >= known)) {
             counter.level = part.level;
         }
-        let (shown, quantity) = match metric.aggregation {
-            // A maximum charges only what goes beyond the highest level so far.
-            Aggregation::Max => (part.quantity, (part.quantity - counter.tally.quantity).max(0)),
-            // The newest level is charged at the end of the period: see close_levels().
-            Aggregation::Last => (part.level.map_or(part.quantity, |(level, _)| level), 0),
-            Aggregation::Sum | Aggregation::Unique => (part.quantity, part.quantity),
-        };
-        let level_at = part.level.map_or(0, |(_, at)| at);
-        self.charge_usage(metric, counter, Usage { quantity, shown, segment: part.segment, level_at })
+        self.charge_usage(metric, counter, rules::usage_of(metric.aggregation, part, counter.tally.quantity))
     }
 
     /// Charges a quantity at the price that held in its segment.
@@ -244,15 +128,13 @@ impl OrgCharger<'_> {
 
     /// The metrics and periods that have ended by then, and whose levels were not carried on yet.
     fn ended(&self, by: Moment) -> Vec<(String, Span)> {
-        let rows = self.db.write(&LEVELS, args![self.org_id, Timestamptz(by)]);
         let mut ended = Vec::new();
-        for row in rows.iter() {
-            let (name, mut span) = (row.get::<String>(0), Span { start: row.get(1), end: row.get(2) });
+        for (name, mut span) in store::ended_levels(self.db, self.org_id, by) {
             // The subscription may have changed since the end was noted.
             let period = self.timeline.period(span.start);
             if period.start == span.start && period.end != span.end {
                 span.end = period.end;
-                self.db.write(&SET_END, args![self.org_id, &name, Timestamptz(span.start), Timestamptz(span.end)]);
+                store::set_period_end(self.db, self.org_id, &name, span);
             }
             if span.end <= by {
                 ended.push((name, span));
@@ -277,12 +159,8 @@ impl OrgCharger<'_> {
         let name = (self.org_id, metric.name.clone(), span);
         let mut counter = counters::lock(&[name]).pop_first().ok_or_else(missing_counter)?.1;
         if let Some((level, at)) = counter.level {
-            let quantity = (level - counter.tally.quantity).max(0);
-            self.charge_usage(
-                metric,
-                &mut counter,
-                Usage { quantity, shown: level, segment: span.end - 1, level_at: at },
-            )?;
+            let usage = Usage::of_level(level, at, counter.tally.quantity, span.end - 1);
+            self.charge_usage(metric, &mut counter, usage)?;
             counters::save(&[&counter]);
         }
         Ok(())
@@ -310,7 +188,7 @@ impl OrgCharger<'_> {
                 Aggregation::Max | Aggregation::Sum | Aggregation::Unique => {}
             }
             // A level of zero needs no counter, unless the period has another level already.
-            let there = db.write(&EXISTS, args![org_id, &metric.name, Timestamptz(next.start)]).count() > 0;
+            let there = store::has_counter(db, org_id, &metric.name, next.start);
             if level > 0 || there {
                 let name = (org_id, metric.name.clone(), next);
                 let mut to = counters::lock(&[name]).pop_first().ok_or_else(missing_counter)?.1;
@@ -319,37 +197,15 @@ impl OrgCharger<'_> {
                 }
                 match metric.aggregation {
                     Aggregation::Max => {
-                        let quantity = (level - to.tally.quantity).max(0);
-                        self.charge_usage(
-                            metric,
-                            &mut to,
-                            Usage { quantity, shown: level, segment: next.start, level_at: at },
-                        )?;
+                        let usage = Usage::of_level(level, at, to.tally.quantity, next.start);
+                        self.charge_usage(metric, &mut to, usage)?;
                     }
                     Aggregation::Last | Aggregation::Sum | Aggregation::Unique => {}
                 }
                 counters::save(&[&to]);
             }
         }
-        db.write(&CARRIED, args![org_id, &metric.name, Timestamptz(span.start)]);
+        store::mark_carried(db, org_id, &metric.name, span.start);
         Ok(())
     }
-}
-
-/// Adds to the days of the reports.
-fn add_to_reports(db: &Db, org_id: Uuid, days: &[Day]) {
-    if days.is_empty() {
-        return;
-    }
-    db.write(
-        &DAYS,
-        args![
-            org_id,
-            days.iter().map(|d| d.metric.name.clone()).collect::<Vec<_>>(),
-            days.iter().map(|d| Timestamptz(d.segment)).collect::<Vec<_>>(),
-            days.iter().map(|d| d.quantity).collect::<Vec<_>>(),
-            days.iter().map(|d| d.credits).collect::<Vec<_>>(),
-            days.iter().map(|d| Timestamptz(d.level_at)).collect::<Vec<_>>(),
-        ],
-    );
 }

@@ -5,36 +5,26 @@
 //! lock.
 
 use crate::base::error::{Error, Result};
-use crate::base::time::{self, INFINITY, Moment};
+use crate::base::time::{self, Moment};
 use crate::base::units;
 use crate::catalog::cache;
-use crate::catalog::sections::plans::{Credits, Plan, Rollover};
+use crate::catalog::sections::plans::{Plan, Rollover};
 use crate::ledger::kind::EntryKind;
-use crate::ledger::wallet::{EntryContext, Grant, Operation, Wallet};
+use crate::ledger::wallet::{EntryContext, Grant, Operation, Part, Wallet};
 use crate::ledger::{debts, store as ledger};
-use crate::pg::spi::{Db, Timestamptz};
+use crate::pg::spi::Db;
 use crate::plans::period::{Span, prorated, whole_period};
-use crate::plans::store::{self, Subscription};
-use crate::{args, posting, statements};
+use crate::plans::store::{self as plans, Subscription};
+use crate::posting;
+use crate::settlement::{rules, store};
 use std::rc::Rc;
 use uuid::Uuid;
-
-statements! {
-    // The credit of the last period's grants that expired unused, booked already or about to be.
-    EXPIRED(uuid, int8s, timestamptz) =
-        "select coalesce(sum(g.written_off + g.remaining
-                             + coalesce((select sum(l.slice_credits) from billing_internal.lanes l
-                                          where l.org_id = g.org_id and l.unit = g.unit and l.slice_grant = g.grant_id), 0)),
-                         0)::int8
-           from billing_internal.grants g
-          where g.org_id = $1 and g.grant_id = any ($2) and g.expires_at <= $3 and g.voided_at is null";
-}
 
 const NO_METADATA: &str = "{}";
 
 /// The subscription whose next period has begun by then, if there is one.
 pub fn due(org_id: Uuid, as_of: Moment) -> Option<(Subscription, Moment)> {
-    let all = store::subscriptions(org_id);
+    let all = plans::subscriptions(org_id);
     all.into_iter()
         .filter(|s| !s.awaiting_payment)
         .find_map(|s| s.next_period_at.filter(|at| *at <= as_of).map(|at| (s, at)))
@@ -45,7 +35,7 @@ pub fn due(org_id: Uuid, as_of: Moment) -> Option<(Subscription, Moment)> {
 pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result<bool> {
     let mut wanted = old.pending_plan.clone();
     if old.ends_at.is_some_and(|end| end <= start) {
-        store::nothing_due(db, org_id, old.starts_at);
+        plans::nothing_due(db, org_id, old.starts_at);
         return Ok(false);
     }
     if old.by_default {
@@ -53,13 +43,13 @@ pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result
         match cache::default_plan(db)?.0 {
             Some(plan) if plan.credits.is_some() => wanted = Some(plan.name.clone()).filter(|name| *name != old.plan),
             _ => {
-                store::end(db, org_id, old.starts_at, start);
+                plans::end(db, org_id, old.starts_at, start);
                 return Ok(false);
             }
         }
     }
     if old.cancel_at_period_end && start > old.starts_at {
-        store::end(db, org_id, old.starts_at, start);
+        plans::end(db, org_id, old.starts_at, start);
         return Ok(false);
     }
     let before = cache::any_plan(db, &old.plan)?;
@@ -71,7 +61,7 @@ pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result
     let end = whole_period(plan.cycle, anchor, start).end;
     let (grants, granted) = grant(db, org_id, &plan, old, Span { start, end })?;
     if wanted.is_some() && start > old.starts_at {
-        store::end(db, org_id, old.starts_at, start);
+        plans::end(db, org_id, old.starts_at, start);
         let new = Subscription {
             starts_at: start,
             ends_at: None,
@@ -87,8 +77,8 @@ pub fn renew(db: &Db, org_id: Uuid, old: &Subscription, start: Moment) -> Result
             awaiting_payment: false,
             billing_provider: old.billing_provider.clone(),
         };
-        store::begin(db, org_id, &new, start, "{}");
-    } else if !store::advance(db, org_id, old, start, end, (grants, granted)) {
+        plans::begin(db, org_id, &new, start, "{}");
+    } else if !plans::advance(db, org_id, old, start, end, (grants, granted)) {
         return Err(Error::contended());
     }
     Ok(true)
@@ -117,8 +107,7 @@ fn grant(db: &Db, org_id: Uuid, plan: &Plan, last: &Subscription, period: Span) 
             ledger::reclaim_lanes(&mut wallet, |away| last.grants.contains(&away.slice.grant_id))?;
             posting::save(db, std::slice::from_mut(&mut wallet), NO_METADATA)?;
         }
-        let rows = db.write(&EXPIRED, args![org_id, last.grants.clone(), Timestamptz(start)]);
-        let expired = rows.first().map_or(0, |row| row.get::<i64>(0)) - last.taken_back;
+        let expired = store::expired_credit(db, org_id, &last.grants, start) - last.taken_back;
         amounts.push(expired.clamp(0, cap));
     }
     Ok((grant_amounts(db, org_id, plan, &amounts, period, start)?, granted))
@@ -128,7 +117,7 @@ fn grant(db: &Db, org_id: Uuid, plan: &Plan, last: &Subscription, period: Span) 
 /// and beginning another does not grant it twice.
 fn covered(db: &Db, org_id: Uuid, new: &Subscription, start: Moment) -> Result<i64> {
     let mut sum: i64 = 0;
-    for old in store::subscriptions(org_id) {
+    for old in plans::subscriptions(org_id) {
         let Some(end) = old.ends_at else { continue };
         if old.by_default != new.by_default || old.granted == 0 || end > start {
             continue;
@@ -154,7 +143,8 @@ pub fn grant_amounts(
     ledger::load(db, &mut wallet, &[])?;
     let mut grants = Vec::new();
     for amount in amounts.iter().filter(|amount| **amount > 0) {
-        let grant = Grant { expires_at: expiry(plan.credits, period.end), ..Grant::new(*amount, EntryKind::Plan, now) };
+        let grant =
+            Grant { expires_at: rules::expiry(plan.credits, period.end), ..Grant::new(*amount, EntryKind::Plan, now) };
         let source_id = format!("{} {}", plan.name, time::display(period.start));
         let mut operation = Operation::new(EntryContext::from_source("plan", Some(source_id)));
         grants.push(wallet.grant(&mut operation, EntryKind::Plan, grant)?);
@@ -162,13 +152,6 @@ pub fn grant_amounts(
     debts::pay(db, &mut wallet, &[])?;
     posting::save(db, std::slice::from_mut(&mut wallet), NO_METADATA)?;
     Ok(grants)
-}
-
-fn expiry(credits: Option<Credits>, end: Moment) -> Moment {
-    match credits.map(|c| c.rollover) {
-        Some(Rollover::All) | None => INFINITY,
-        Some(_) => end,
-    }
 }
 
 /// Takes back at most `credits` from these grants, as far as they are there, and gives how much it
@@ -182,7 +165,7 @@ pub fn take_back(db: &Db, org_id: Uuid, grants: &[i64], credits: i64, now: Momen
     for grant_id in grants {
         let credits = wallet.find_grant(*grant_id)?.remaining.min(missing);
         if credits > 0 {
-            let part = crate::ledger::wallet::Part { grant_id: *grant_id, credits };
+            let part = Part { grant_id: *grant_id, credits };
             let mut operation = Operation::new(EntryContext::from_source("plan", None));
             wallet.write_off(&mut operation, EntryKind::Void, part)?;
             missing -= credits;

@@ -16,10 +16,11 @@ use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, Db, Row};
 use crate::pg::{arguments, clock};
+use crate::settlement::periods;
 use crate::spending::consumption::{self, Consumption, Item};
 use crate::usage::counters::{self, Metered};
 use crate::usage::tally::Charge;
-use crate::{access, args, contention, posting, settlement, statements};
+use crate::{access, args, contention, posting, statements};
 use pgrx::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
@@ -169,7 +170,7 @@ fn lock(db: &Db, items: &[Result<Priced>], now: Moment) -> Result<Locked> {
     let names: Vec<_> = names.into_iter().collect();
     // The credits of a period count from its start, even if nobody has begun it yet.
     let orgs: BTreeSet<Uuid> = names.iter().map(|(org_id, _)| *org_id).collect();
-    settlement::begin_due(db, orgs.into_iter().collect())?;
+    periods::begin_due(db, orgs.into_iter().collect())?;
     // An org may have no wallet in the unit of a price, and free usage is noted too: so it gets
     // one.
     let mut lanes = store::lock_all_or_create(db, &names, now)?;

@@ -16,8 +16,9 @@ use crate::pg::clock;
 use crate::pg::spi::{Db, Timestamptz};
 use crate::providers::event::{InvoiceFact, SubscriptionFact, SubscriptionState};
 use crate::purchases::money;
+use crate::settlement::periods;
 use crate::subscriptions::subscribe::{self, PaidPeriod};
-use crate::{args, outbox, settlement, statements};
+use crate::{args, outbox, statements};
 use serde_json::json;
 use std::rc::Rc;
 use uuid::Uuid;
@@ -235,7 +236,7 @@ pub fn handle_subscription(db: &Db, provider: &str, fact: &SubscriptionFact, cre
         store::link(db, org_id, provider, customer);
     }
     // Periods that were paid begin, and others do not, before the new state counts.
-    settlement::catch_up(db, org_id, now)?;
+    periods::catch_up(db, org_id, now)?;
     let name = plan.as_ref().map(|plan| plan.name.clone());
     let rows =
         db.write(&REPORT, args![org_id, provider, fact.id.as_str(), state, name, fact.cancel_at_period_end, created]);

@@ -18,7 +18,7 @@ use crate::pg::raise::or_raise;
 use crate::pg::spi::{self, Db};
 use crate::plans::period::{GRACE, Override, Span, prorated, whole_period};
 use crate::plans::store::{self, Collector, Subscription};
-use crate::settlement;
+use crate::settlement::periods;
 use crate::settlement::renewal;
 use crate::{args, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
@@ -100,7 +100,7 @@ impl<'a> SubscriptionCall<'a> {
                 return Ok(answer);
             }
             let now = clock::now();
-            settlement::catch_up(db, self.org_id, now)?;
+            periods::catch_up(db, self.org_id, now)?;
             let answer = work(db, &store::subscriptions(self.org_id), now)?;
             if let Some(key) = self.key {
                 let text = to_json(&answer)?;
@@ -193,7 +193,7 @@ fn subscribe_to(
             if let Some(scheduled) = current_subscription(all, now).filter(|s| !s.by_default) {
                 withdraw(db, org_id, all, scheduled, now)?;
             }
-            settlement::cut_period(db, org_id, now, starts_at)?;
+            periods::cut_period(db, org_id, now, starts_at)?;
             // The default plan goes on until the subscription begins.
             for other in store::subscriptions(org_id).iter().filter(|s| s.by_default && !s.is_void()) {
                 if other.ends_at.is_none_or(|end| end > starts_at) {
@@ -201,7 +201,7 @@ fn subscribe_to(
                 }
             }
             begin(db, call, plan, Beginning::at(starts_at, None), now);
-            settlement::catch_up(db, org_id, now)?;
+            periods::catch_up(db, org_id, now)?;
         }
     }
     status(db, org_id, now)
@@ -216,7 +216,7 @@ fn withdraw(db: &Db, org_id: Uuid, all: &[Subscription], scheduled: &Subscriptio
         let next = whole_period(cycle, before.anchor, now).end;
         store::reopen(db, org_id, before.starts_at, before.next_period_at.unwrap_or(next));
     }
-    settlement::join_period(db, org_id, at)
+    periods::join_period(db, org_id, at)
 }
 
 /// The credit that was granted for the current period already.
@@ -282,10 +282,10 @@ fn change_now(
     }
     let old = cache::any_plan(db, &current.plan)?;
     if old.cycle != plan.cycle {
-        settlement::cut_period(db, org_id, now, now)?;
+        periods::cut_period(db, org_id, now, now)?;
         store::end(db, org_id, current.starts_at, now);
         begin(db, call, plan, Beginning::at(now, current.billing_provider.clone()), now);
-        return settlement::catch_up(db, org_id, now).map(drop);
+        return periods::catch_up(db, org_id, now).map(drop);
     }
     let whole = whole_period(plan.cycle, current.anchor, now);
     // The credit that the plans of the whole period come to by time, less what was granted already,
@@ -423,7 +423,7 @@ pub fn collect(
 ) -> Result<Vec<i64>> {
     let PaidPeriod { start, until, is_money } = paid;
     let call = SubscriptionCall::new(org_id, "collect", &[], None, None)?;
-    settlement::catch_up(db, org_id, now)?;
+    periods::catch_up(db, org_id, now)?;
     let before = store::subscriptions(org_id);
     let running = current_subscription(&before, now).filter(|s| !s.by_default && s.starts_at <= now);
     // Money for the time after the end takes a cancellation back.
@@ -438,7 +438,7 @@ pub fn collect(
         Some(current)
             if is_money && start <= now + GRACE && is_new_anchor(db, current, Span { start, end: until })? =>
         {
-            settlement::cut_period(db, org_id, now, now)?;
+            periods::cut_period(db, org_id, now, now)?;
             store::end(db, org_id, current.starts_at, now);
             note();
             begin_paid(db, &call, plan, start.min(now), now)?;
@@ -477,7 +477,7 @@ pub fn collect(
     if let Some(current) = current_subscription(&all, now).filter(|s| !s.by_default) {
         store::set_collector(db, org_id, current.starts_at, billing_provider);
     }
-    settlement::catch_up(db, org_id, now)?;
+    periods::catch_up(db, org_id, now)?;
     let known: Vec<i64> = before.iter().flat_map(|s| s.grants.clone()).collect();
     let mut new: Vec<i64> = store::subscriptions(org_id).iter().flat_map(|s| s.grants.clone()).collect();
     new.retain(|grant_id| !known.contains(grant_id));
@@ -508,7 +508,7 @@ fn begin_paid(db: &Db, call: &SubscriptionCall<'_>, plan: &Plan, anchor: Moment,
     if let Some(credits) = plan.credits {
         grants = renewal::grant_amounts(db, org_id, plan, &[credits.amount], Span { start: now, end }, now)?;
     }
-    settlement::cut_period(db, org_id, now, now)?;
+    periods::cut_period(db, org_id, now, now)?;
     for other in store::subscriptions(org_id).iter().filter(|s| s.by_default && !s.is_void()) {
         if other.ends_at.is_none_or(|end| end > now) {
             store::end(db, org_id, other.starts_at, now);
@@ -557,7 +557,7 @@ pub fn end_with_period(db: &Db, org_id: Uuid, ends: bool, now: Moment) {
 pub fn end_now(db: &Db, org_id: Uuid, now: Moment) -> Result<()> {
     let all = store::subscriptions(org_id);
     if let Some(current) = current_subscription(&all, now).filter(|s| !s.by_default && s.starts_at <= now) {
-        settlement::cut_period(db, org_id, now, now)?;
+        periods::cut_period(db, org_id, now, now)?;
         // A period that waited for its money is as if it had never begun.
         let end = current.next_period_at.filter(|next| *next < now).unwrap_or(now);
         store::end(db, org_id, current.starts_at, end);
@@ -584,7 +584,7 @@ fn cancel_subscription(org_id: Option<pgrx::Uuid>, at_period_end: default!(Optio
                 return status(db, org_id, now);
             }
             if current.starts_at <= now {
-                settlement::cut_period(db, org_id, now, now)?;
+                periods::cut_period(db, org_id, now, now)?;
                 store::end(db, org_id, current.starts_at, now);
             } else {
                 withdraw(db, org_id, all, current, now)?;

@@ -10,7 +10,8 @@ use crate::pg::arguments::{self, positive, required_uuid, unit};
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
 use crate::pg::{clock, spi};
-use crate::{access, posting, receipt, settlement};
+use crate::settlement::periods;
+use crate::{access, posting, receipt};
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -58,7 +59,7 @@ fn transfer(call: &Call, to_org: Uuid, amount: i64, unit: &str) -> Result<Transf
         if !store::org_exists(from_org) {
             return Err(Error::unknown("unknown_org", from_org.to_string()));
         }
-        settlement::begin_due(db, vec![from_org, to_org])?;
+        periods::begin_due(db, vec![from_org, to_org])?;
         // Both wallets are locked in the common order, or two transfers could wait for each other
         // in a circle. A giver without a wallet in that unit gets one, which the refusal takes
         // back.
