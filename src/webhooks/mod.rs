@@ -13,7 +13,7 @@ use crate::pg::{clock, turn};
 use crate::providers::Provider;
 use crate::providers::event::{DisputeFact, DisputeState, Event, Fact, Outcome, PaymentFact, RefundFact};
 use crate::purchases::money;
-use crate::subscriptions::collected;
+use crate::subscriptions::provider_reports;
 use crate::{args, entry_point, receipt, statements};
 use pgrx::prelude::*;
 use serde_json::json;
@@ -136,8 +136,10 @@ fn handle_fact(db: &Db, provider: &dyn Provider, event: &Event) -> Result<Handle
         Some(Fact::Payment(fact)) => handle_payment(db, provider, event, fact),
         Some(Fact::Refund(fact)) => handle_refund(db, provider.name(), fact),
         Some(Fact::Dispute(fact)) => handle_dispute(db, provider.name(), fact),
-        Some(Fact::Invoice(fact)) => collected::handle_invoice(db, provider.name(), fact, event.created),
-        Some(Fact::Subscription(fact)) => collected::handle_subscription(db, provider.name(), fact, event.created),
+        Some(Fact::Invoice(fact)) => provider_reports::handle_invoice(db, provider.name(), fact, event.created),
+        Some(Fact::Subscription(fact)) => {
+            provider_reports::handle_subscription(db, provider.name(), fact, event.created)
+        }
     }
 }
 
