@@ -31,7 +31,7 @@ use crate::pg::random;
 use crate::pg::spi::{self, Db};
 use crate::receipt;
 use crate::secrets;
-use crate::wallets::grants::scope;
+use crate::wallets::rules::scope;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};

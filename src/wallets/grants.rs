@@ -1,10 +1,8 @@
 //! Grants: credit that comes in, is voided, or is corrected.
 
 use crate::access::{self, actor};
-use crate::base::error::{Error, Result};
+use crate::base::error::Error;
 use crate::base::time::{INFINITY, Moment, NEG_INFINITY};
-use crate::base::units;
-use crate::base::words::Word;
 use crate::call::{Answer, Call};
 use crate::catalog::cache;
 use crate::ledger::kind::EntryKind;
@@ -15,12 +13,11 @@ use crate::pg::clock;
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
 use crate::wallets::balance::{WalletStatus, wallet_status};
+use crate::wallets::rules;
 use crate::{args, entry_point, receipt, statements};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
-
-const MOST_METRICS: usize = 100;
 
 receipt! {
     /// The answer of `grant_credits` and `adjust_credits`.
@@ -49,11 +46,6 @@ statements! {
             set owner_type = coalesce($3, owner_type), low_balance_threshold = coalesce($4, low_balance_threshold)
           where org_id = $1 and unit = $2";
     UNIT_OF_GRANT(uuid, int8) = "select unit from billing_internal.grants where org_id = $1 and grant_id = $2";
-}
-
-/// The kind of the entry for a grant of that source: kinds and sources share their names.
-fn kind_of(source: &str) -> Option<EntryKind> {
-    EntryKind::parse(source).filter(|kind| kind.is_source())
 }
 
 /// Makes a wallet, or changes who owns it and when it counts as low.
@@ -112,20 +104,10 @@ fn grant_credits(
         let org_id = required_uuid("org_id", org_id)?;
         let amount = positive("amount", amount)?;
         let source = required("source", source)?;
-        let kind = kind_of(source).ok_or_else(|| {
-            Error::invalid(
-                "source",
-                "must be purchase, plan, bonus, gift_card, voucher, refund, adjustment or transfer",
-            )
-        })?;
-        let paid = match category {
-            None => matches!(kind, EntryKind::Purchase | EntryKind::Transfer | EntryKind::Refund),
-            Some("paid") => true,
-            Some("promotional") => false,
-            Some(_) => return Err(Error::invalid("category", "must be paid or promotional")),
-        };
+        let kind = rules::kind_of(source)?;
+        let paid = rules::is_paid(category, kind)?;
         let unit = self::unit(unit)?;
-        let metrics = scope(metrics)?;
+        let metrics = rules::scope(metrics)?;
         let priority = required("priority", priority)?;
         let effective_at = effective_at.map(Moment::from);
         let expires_at = expires_at.map(Moment::from);
@@ -133,16 +115,7 @@ fn grant_credits(
             return Err(Error::invalid("effective_at", "must be finite"));
         }
         let cost_minor = required("cost_minor", cost_minor)?;
-        if cost_minor < 0 {
-            return Err(Error::invalid("cost_minor", "must not be negative"));
-        }
-        match currency {
-            Some(code) if !units::is_currency(code) => {
-                return Err(Error::invalid("currency", "must be an ISO 4217 currency"));
-            }
-            None if cost_minor > 0 => return Err(Error::invalid("currency", "is needed with cost_minor")),
-            _ => {}
-        }
+        rules::check_cost(cost_minor, currency)?;
         let text = serde_json::json!([
             amount,
             source,
@@ -193,20 +166,6 @@ fn grant_credits(
             },
         )
     }))
-}
-
-/// Sorts the metrics of a scope and drops repetitions, so that the same request has the same
-/// fingerprint.
-pub fn scope(metrics: Option<Vec<Option<String>>>) -> Result<Option<Vec<String>>> {
-    let Some(metrics) = metrics else { return Ok(None) };
-    let mut all =
-        metrics.into_iter().collect::<Option<Vec<String>>>().ok_or(Error::invalid("metrics", "must not hold null"))?;
-    all.sort_unstable();
-    all.dedup();
-    if all.is_empty() || all.len() > MOST_METRICS {
-        return Err(Error::invalid("metrics", "must name 1 to 100 metrics, or be null for any"));
-    }
-    Ok(Some(all))
 }
 
 /// Takes back what is left of a grant (a clawback) and reports what was already spent or is

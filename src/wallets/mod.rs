@@ -6,5 +6,6 @@ pub mod budgets;
 pub mod expiry;
 pub mod grants;
 pub mod lane_count;
+pub mod rules;
 pub mod transfer;
 pub mod verify;

@@ -4,13 +4,14 @@ use crate::base::error::{Error, Result};
 use crate::call::{Answer, Call, to_json};
 use crate::catalog::cache;
 use crate::ledger::kind::EntryKind;
-use crate::ledger::wallet::{EntryContext, Grant, Operation, Part, Wallet};
+use crate::ledger::wallet::{EntryContext, Operation, Wallet};
 use crate::ledger::{debts, store};
 use crate::pg::arguments::{self, positive, required_uuid, unit};
 use crate::pg::jsonb::Jsonb;
 use crate::pg::raise::or_raise;
 use crate::pg::{clock, spi};
 use crate::settlement::periods;
+use crate::wallets::rules;
 use crate::{access, posting, receipt};
 use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -30,25 +31,6 @@ receipt! {
 impl Answer for TransferReceipt {
     fn set_replayed(&mut self) {
         self.replayed = true;
-    }
-}
-
-/// The grant that the receiver gets for a part of a grant: with its category, priority and expiry,
-/// and its share of the cost.
-fn received(grant: &Grant, part: Part, now: i64) -> Grant {
-    // Each share is the difference of two rounded sums, so that all shares together are the whole
-    // cost.
-    let share_until =
-        |left: i64| i128::from(grant.cost_minor) * i128::from(grant.amount - left) / i128::from(grant.amount.max(1));
-    let share = share_until(grant.remaining - part.credits) - share_until(grant.remaining);
-    Grant {
-        paid: grant.paid,
-        priority: grant.priority,
-        expires_at: grant.expires_at,
-        cost_minor: i64::try_from(share).unwrap_or(grant.cost_minor),
-        currency: grant.currency.clone(),
-        metrics: grant.metrics.clone(),
-        ..Grant::new(part.credits, EntryKind::Transfer, now)
     }
 }
 
@@ -80,7 +62,7 @@ fn transfer(call: &Call, to_org: Uuid, amount: i64, unit: &str) -> Result<Transf
         let parts = wallets[from].allocate(amount, None)?;
         let mut arriving = Vec::new();
         for part in &parts {
-            arriving.push(received(wallets[from].find_grant(part.grant_id)?, *part, now));
+            arriving.push(rules::received(wallets[from].find_grant(part.grant_id)?, *part, now));
         }
         let mut leaving = call.operation(EntryContext::from_source("transfer", Some(to_org.to_string())));
         wallets[from].take(&mut leaving, EntryKind::Transfer, &parts)?;
