@@ -201,7 +201,7 @@ fn quote(db: &Db, request: &ConsumeRequest<'_>) -> Result<Option<ChargeQuote>> {
 fn charge(db: &Db, request: &ConsumeRequest<'_>, quote: &ChargeQuote) -> Result<Consumption> {
     let (now, unit, credits) = (quote.now, quote.unit.as_str(), quote.credits);
     let hint = ContentionHint::of(request, unit);
-    let burned = match burn(request, (unit, credits, now), hint) {
+    let burned = match burn(request, quote, hint) {
         FastPath::Done(burned) => burned,
         FastPath::NeedsSlowPath(lane) => return batch::consume_one(db, request.item(), lane),
     };
@@ -260,12 +260,12 @@ fn replay(request: &ConsumeRequest<'_>) -> Result<Option<Consumption>> {
 }
 
 /// The hash of all columns of the entry but those that follow from its place in the chain.
-fn content(request: &ConsumeRequest<'_>, (unit, credits, now): (&str, i64, Moment), result: Option<&str>) -> Hash {
+fn content(request: &ConsumeRequest<'_>, quote: &ChargeQuote, result: Option<&str>) -> Hash {
     chain::content(&Content {
         org_id: request.org_id,
-        unit,
+        unit: &quote.unit,
         kind: EntryKind::Usage.name(),
-        amount: -credits,
+        amount: -quote.credits,
         quantity: Some(request.quantity),
         metric: Some(request.metric),
         member_id: request.member_id,
@@ -277,13 +277,13 @@ fn content(request: &ConsumeRequest<'_>, (unit, credits, now): (&str, i64, Momen
         actor: None,
         metadata: &request.metadata_text,
         result,
-        created_at: now,
+        created_at: quote.now,
         offset: 0,
         terms: None,
     })
 }
 
-fn burn(request: &ConsumeRequest<'_>, (unit, credits, now): (&str, i64, Moment), hint: ContentionHint) -> FastPath {
+fn burn(request: &ConsumeRequest<'_>, quote: &ChargeQuote, hint: ContentionHint) -> FastPath {
     if !may_change_rows() {
         return FastPath::NeedsSlowPath(None);
     }
@@ -292,13 +292,13 @@ fn burn(request: &ConsumeRequest<'_>, (unit, credits, now): (&str, i64, Moment),
     // The hint may be old: the rows decide.
     for _ in 0..2 {
         if is_split {
-            match burn_split(&lanes, request, (unit, credits, now), hint) {
+            match burn_split(&lanes, request, quote, hint) {
                 Some(burn) => return burn,
                 None => is_split = false,
             }
         } else {
-            let content = content(request, (unit, credits, now), None);
-            match burn_lane((&lanes, None), request, (unit, credits, now), (0, LockPolicy::Wait), &content) {
+            let content = content(request, quote, None);
+            match burn_lane(&lanes, None, request, quote, LaneChoice { lane: 0, how: LockPolicy::Wait }, &content) {
                 LaneAttempt::Burned(burned) => return FastPath::Done(burned),
                 LaneAttempt::Split => is_split = true,
                 LaneAttempt::No | LaneAttempt::Held => return FastPath::NeedsSlowPath(None),
@@ -312,9 +312,10 @@ fn burn(request: &ConsumeRequest<'_>, (unit, credits, now): (&str, i64, Moment),
 fn burn_split(
     table: &Lanes,
     request: &ConsumeRequest<'_>,
-    (unit, credits, now): (&str, i64, Moment),
+    quote: &ChargeQuote,
     hint: ContentionHint,
 ) -> Option<FastPath> {
+    let (unit, credits) = (quote.unit.as_str(), quote.credits);
     // Backends begin with lanes of their own.
     let mine = i16::try_from(spi::backend_id() % i32::from(lanes::MOST)).unwrap_or_default() + 1;
     let mut waited = false;
@@ -339,7 +340,7 @@ fn burn_split(
         let result = request.key.and_then(|_| {
             serde_json::to_string(&StoredAnswer { balance_before, balance_after, ..StoredAnswer::default() }).ok()
         });
-        let content = content(request, (unit, credits, now), result.as_deref());
+        let content = content(request, quote, result.as_deref());
         // Reading all lanes costs more than an attempt at one: as long as lanes are only held, what
         // was read serves.
         loop {
@@ -349,7 +350,7 @@ fn burn_split(
                 Step::Await(lane) => (lane, LockPolicy::JoinQueue),
             };
             waited |= how == LockPolicy::JoinQueue;
-            match burn_lane((table, finder.take()), request, (unit, credits, now), (lane, how), &content) {
+            match burn_lane(table, finder.take(), request, quote, LaneChoice { lane, how }, &content) {
                 LaneAttempt::Burned(burned) => {
                     let (alert_below, alert_base) = (seen.alert_below, seen.alert_base);
                     return Some(FastPath::Done(Burned { total, alert_below, alert_base, result, waited, ..burned }));
@@ -362,6 +363,13 @@ fn burn_split(
         }
     }
     Some(FastPath::NeedsSlowPath(None))
+}
+
+/// The lane from which to burn, and what to do if another transaction has it.
+#[derive(Clone, Copy)]
+struct LaneChoice {
+    lane: i16,
+    how: LockPolicy,
 }
 
 /// The outcome of an attempt at one lane.
@@ -377,12 +385,16 @@ enum LaneAttempt {
 /// Makes the one update of a lane: checks, burns from its slice, advances the chain, and counts the
 /// entry for the reports.
 fn burn_lane<'a>(
-    (lanes, seen): (&'a Lanes, Option<Finder<'a, table::Table>>),
+    lanes: &'a Lanes,
+    seen: Option<Finder<'a, table::Table>>,
     request: &ConsumeRequest<'_>,
-    (unit, credits, now): (&str, i64, Moment),
-    (lane, how): (i16, LockPolicy),
+    quote: &ChargeQuote,
+    choice: LaneChoice,
     content: &Hash,
 ) -> LaneAttempt {
+    let ChargeQuote { now, unit, credits } = quote;
+    let (now, credits) = (*now, *credits);
+    let LaneChoice { lane, how } = choice;
     let mut burned = None;
     let mut is_split = false;
     let changed = lanes.update_seen(seen, &table::one(request.org_id, unit, lane), how, |row| {

@@ -57,6 +57,7 @@ impl Answer for HoldReceipt {
 
 /// A hold as the table has it.
 struct Stored {
+    hold_id: i64,
     unit: String,
     kind: HoldKind,
     status: HoldStatus,
@@ -76,6 +77,7 @@ fn find(org_id: Uuid, hold_id: i64) -> Result<Stored> {
     let text = |text: Option<&str>| text.map(str::to_owned);
     let found = Table::<holds::Table>::to_read().find(&holds::one(org_id, hold_id), Snapshot::Latest, |row| {
         Ok(Stored {
+            hold_id,
             unit: row.unit().to_owned(),
             kind: HoldKind::parse(row.kind()).ok_or(Error::corrupt("a hold has an unknown kind"))?,
             status: HoldStatus::parse(row.status()).ok_or(Error::corrupt("a hold has an unknown status"))?,
@@ -102,12 +104,12 @@ fn price(text: Option<String>) -> Result<Option<Price>> {
 
 impl Stored {
     /// Refuses a hold that no longer binds credit. Its lane must be locked.
-    fn require_open(&self, hold_id: i64, now: Moment) -> Result<()> {
+    fn require_open(&self, now: Moment) -> Result<()> {
         if self.status != HoldStatus::Open {
-            return Err(Error::hold_closed(hold_id, self.status.name()));
+            return Err(Error::hold_closed(self.hold_id, self.status.name()));
         }
         if self.expires_at.is_some_and(|at| at <= now) {
-            return Err(Error::hold_closed(hold_id, HoldStatus::Expired.name()));
+            return Err(Error::hold_closed(self.hold_id, HoldStatus::Expired.name()));
         }
         Ok(())
     }
@@ -162,22 +164,22 @@ fn only_grant(parts: &[Part]) -> Option<i64> {
 }
 
 /// The grants that a hold took from, in the recorded order.
-fn parts_of(db: &Db, org_id: Uuid, (hold_id, hold): (i64, &Stored)) -> Vec<Part> {
+fn parts_of(db: &Db, org_id: Uuid, hold: &Stored) -> Vec<Part> {
     if let Some(grant_id) = hold.grant_id {
         return vec![Part { grant_id, credits: hold.credits }];
     }
     if hold.credits == 0 {
         return Vec::new();
     }
-    store::past_operation(db, org_id, hold_id)
+    store::past_operation(db, org_id, hold.hold_id)
         .into_iter()
         .filter(|e| matches!(e.kind, Some(EntryKind::Hold | EntryKind::PayoutHold)))
         .filter_map(|e| e.grant_id.map(|grant_id| Part { grant_id, credits: e.credits }))
         .collect()
 }
 
-fn from_hold(hold_id: i64, hold: &Stored) -> EntryContext {
-    EntryContext { member_id: hold.member_id, ..EntryContext::from_source("hold", Some(hold_id.to_string())) }
+fn from_hold(hold: &Stored) -> EntryContext {
+    EntryContext { member_id: hold.member_id, ..EntryContext::from_source("hold", Some(hold.hold_id.to_string())) }
 }
 
 /// Reserves what `quantity` of a metric costs now, for at most `ttl`.
@@ -362,10 +364,10 @@ fn capture_credits(
             |db, wallet| {
                 let hold = found.take().ok_or(Error::corrupt("a hold that was not looked at"))?;
                 let now = wallet.now();
-                let is_open = move |_db: &Db| find(org_id, hold_id)?.require_open(hold_id, now);
+                let is_open = move |_db: &Db| find(org_id, hold_id)?.require_open(now);
                 let (operation, answer) = hold
-                    .require_open(hold_id, now)
-                    .and_then(|()| capture(db, wallet, &call, (hold_id, &hold), quantity, beyond))
+                    .require_open(now)
+                    .and_then(|()| capture(db, wallet, &call, &hold, quantity, beyond))
                     .map_err(|error| is_open(db).err().unwrap_or(error))?;
                 let operation_id = operation.id();
                 let then = move |db: &Db, _: &Wallet| {
@@ -386,7 +388,7 @@ fn capture(
     db: &Db,
     wallet: &mut Wallet,
     call: &Call,
-    (hold_id, hold): (i64, &Stored),
+    hold: &Stored,
     quantity: Option<i64>,
     beyond: &str,
 ) -> Result<(Operation, Consumption)> {
@@ -402,24 +404,24 @@ fn capture(
     if credits > hold.credits && beyond == "refuse" {
         return Err(Error::capture_exceeds(hold.credits, credits));
     }
-    let parts = parts_of(db, call.org_id, (hold_id, hold));
+    let parts = parts_of(db, call.org_id, hold);
     let in_slice = parts.iter().all(|p| p.grant_id == wallet.lane.slice_grant);
     let beyond = (credits - hold.credits).max(0);
     if !(in_slice && wallet.slice_suffices(beyond)) {
         // Another call may have closed it while this one waited for the wallet; then its grants
         // have their credit back.
-        find(call.org_id, hold_id)?.require_open(hold_id, wallet.now())?;
+        find(call.org_id, hold.hold_id)?.require_open(wallet.now())?;
         let named: Vec<i64> = parts.iter().map(|p| p.grant_id).collect();
         store::load(db, wallet, &named)?;
         store::ensure_spendable(db, wallet, beyond, Some(metric))?;
     }
-    caps::give_back(db, call.org_id, vec![hold_id], Some(quantity))?;
+    caps::give_back(db, call.org_id, vec![hold.hold_id], Some(quantity))?;
     store::load_budgets(db, wallet, hold.member_id.into_iter().collect());
     // The part of the hold that counted in an earlier period is no part of this period's budget.
-    let still_counted = wallet.still_counted(&plain(hold_id, hold));
+    let still_counted = wallet.still_counted(&plain(hold));
     wallet.check_budget(hold.member_id, credits - still_counted)?;
     let balance_before = wallet.spendable(Some(metric));
-    let context = EntryContext { metric: Some(metric.clone()), quantity: Some(quantity), ..from_hold(hold_id, hold) };
+    let context = EntryContext { metric: Some(metric.clone()), quantity: Some(quantity), ..from_hold(hold) };
     let mut operation = call.operation(context);
     wallet.give_back(&mut operation, EntryKind::Release, &parts)?;
     wallet.lane.reserved -= hold.credits;
@@ -455,8 +457,14 @@ fn capture(
     Ok((operation, answer))
 }
 
-fn plain(hold_id: i64, hold: &Stored) -> Hold {
-    Hold { hold_id, credits: hold.credits, member_id: hold.member_id, created_at: hold.created_at, parts: Vec::new() }
+fn plain(hold: &Stored) -> Hold {
+    Hold {
+        hold_id: hold.hold_id,
+        credits: hold.credits,
+        member_id: hold.member_id,
+        created_at: hold.created_at,
+        parts: Vec::new(),
+    }
 }
 
 /// Gives the credit of an open hold, reserved or locked, back to the grants that it came from.
@@ -472,17 +480,17 @@ fn release_credits(org_id: Option<pgrx::Uuid>, hold_id: Option<i64>) -> HoldRece
             |_db, _| lock_of(org_id, hold_id),
             |db, wallet| {
                 let hold = find(org_id, hold_id)?;
-                hold.require_open(hold_id, wallet.now())?;
+                hold.require_open(wallet.now())?;
                 let kind = if hold.is_payout() { EntryKind::PayoutRelease } else { EntryKind::Release };
-                let operation = give_back(db, wallet, &call, (hold_id, &hold), kind)?;
+                let operation = give_back(db, wallet, &call, &hold, kind)?;
                 if !hold.is_payout() {
                     caps::give_back(db, org_id, vec![hold_id], None)?;
                     store::load_budgets(db, wallet, hold.member_id.into_iter().collect());
-                    let counted = wallet.still_counted(&plain(hold_id, &hold));
+                    let counted = wallet.still_counted(&plain(&hold));
                     wallet.note_member(hold.member_id, 0, -counted, None);
                 }
                 wallet.write_off_dead_grants()?;
-                Ok(close(wallet, operation, (hold_id, &hold), HoldStatus::Released))
+                Ok(close(wallet, operation, &hold, HoldStatus::Released))
             },
         )
     }))
@@ -493,17 +501,11 @@ fn lock_of(org_id: Uuid, hold_id: i64) -> Result<crate::ledger::wallet::Lane> {
     store::lock(org_id, &unit).ok_or(Error::corrupt("a hold without a wallet"))
 }
 
-fn give_back(
-    db: &Db,
-    wallet: &mut Wallet,
-    call: &Call,
-    (hold_id, hold): (i64, &Stored),
-    kind: EntryKind,
-) -> Result<Operation> {
-    let parts = parts_of(db, call.org_id, (hold_id, hold));
+fn give_back(db: &Db, wallet: &mut Wallet, call: &Call, hold: &Stored, kind: EntryKind) -> Result<Operation> {
+    let parts = parts_of(db, call.org_id, hold);
     let named: Vec<i64> = parts.iter().map(|p| p.grant_id).collect();
     store::load(db, wallet, &named)?;
-    let context = EntryContext { metric: hold.metric.clone(), quantity: hold.quantity, ..from_hold(hold_id, hold) };
+    let context = EntryContext { metric: hold.metric.clone(), quantity: hold.quantity, ..from_hold(hold) };
     let mut operation = call.operation(context);
     wallet.give_back(&mut operation, kind, &parts)?;
     if hold.is_payout() {
@@ -514,15 +516,10 @@ fn give_back(
     Ok(operation)
 }
 
-fn close(
-    wallet: &Wallet,
-    operation: Operation,
-    (hold_id, hold): (i64, &Stored),
-    status: HoldStatus,
-) -> (Operation, HoldReceipt) {
-    store::close_hold(wallet.lane.org_id, hold_id, status, wallet.now(), operation.id());
+fn close(wallet: &Wallet, operation: Operation, hold: &Stored, status: HoldStatus) -> (Operation, HoldReceipt) {
+    store::close_hold(wallet.lane.org_id, hold.hold_id, status, wallet.now(), operation.id());
     let receipt = HoldReceipt {
-        hold_id,
+        hold_id: hold.hold_id,
         credits: hold.credits,
         expires_at: hold.expires_at,
         balance_after: wallet.spendable(hold.metric.as_deref()),
@@ -613,11 +610,11 @@ fn pay_out(
                 if !hold.is_payout() {
                     return Err(Error::invalid("hold_id", "is a usage hold: use capture_credits or release_credits"));
                 }
-                hold.require_open(hold_id, wallet.now())?;
-                let mut operation = give_back(db, wallet, &call, (hold_id, &hold), EntryKind::PayoutRelease)?;
-                let parts = parts_of(db, org_id, (hold_id, &hold));
+                hold.require_open(wallet.now())?;
+                let mut operation = give_back(db, wallet, &call, &hold, EntryKind::PayoutRelease)?;
+                let parts = parts_of(db, org_id, &hold);
                 wallet.take(&mut operation, EntryKind::Payout, &parts)?;
-                Ok(close(wallet, operation, (hold_id, &hold), HoldStatus::PaidOut))
+                Ok(close(wallet, operation, &hold, HoldStatus::PaidOut))
             },
         )
     }))
