@@ -464,8 +464,8 @@ impl Db {
 
     fn pin_path(&self) {
         if !search_path::is_pinned() {
-            // A setting since then has ended the pinned level, so it is dropped before a new one
-            // begins: levels have to end in their order.
+            // Somebody has set another path since the last statement. That setting goes with the
+            // level in which it was made, which must end before a new one begins.
             drop(self.pinned.take());
             self.pinned.set(Pinned::begin());
         }

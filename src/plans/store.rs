@@ -13,8 +13,8 @@ use crate::{args, statements};
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
-/// The grace for which a period begins although the payment for it is not reported: half a day,
-/// because a provider's clock is not ours and its months end in its own way.
+/// How long a period waits at most for the money of the one before: half a day, because a provider's clock is not ours and its months
+/// end in its own way.
 const GRACE: i64 = 12 * 3600 * 1_000_000;
 
 statements! {
