@@ -59,7 +59,7 @@ pub fn folded_until(org_id: Uuid, entry_id: i64, at: Snapshot) -> i64 {
     known.unwrap_or_else(|| i64::from(slot(entry_id)) << 40)
 }
 
-/// Of each lane of an org.
+/// The unfolded entries of each lane of an org, on that snapshot.
 pub fn tails(org_id: Uuid, at: Snapshot) -> Vec<UnfoldedEntries> {
     let mut tails = Vec::new();
     Table::<lanes::Table>::to_read().each(&lanes::of_org(org_id), at, |row| {
