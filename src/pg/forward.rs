@@ -8,7 +8,7 @@ use std::ffi::{CStr, CString, c_int};
 /// The schema in which the bodies are.
 const INTERNAL: &CStr = c"billing_internal";
 
-/// What the name of a body ends in whose gate stands beside it.
+/// The end of a body's name whose gate stands beside it.
 const BODY: &[u8] = b"_body";
 
 /// Finds the body behind a gate: the function of the same name and arguments in `billing_internal`.
