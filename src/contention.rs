@@ -1,5 +1,5 @@
-//! Contention: wallets that many spend from at once are split into lanes, and merged again when
-//! nobody waits any more.
+//! Contention: many transactions that want the same wallet at once. Such a wallet is split into
+//! lanes, and merged again when nobody waits any more.
 
 use crate::base::error::Result;
 use crate::base::time::Moment;
@@ -14,12 +14,12 @@ use uuid::Uuid;
 /// themselves.
 pub const AUTOMATIC: i16 = 0;
 
-/// The time after which the note of a wait is renewed.
+/// The age at which the note of a wait is renewed, so that not every wait writes the row.
 const MINUTE: Moment = 60 * 1_000_000;
 
 statements! {
     MODE(uuid, text) = "select lanes, contended_at from billing_internal.wallet_settings where org_id = $1 and unit = $2";
-    // One backend's note is enough, so a backend that would have to wait for the row skips it.
+    // The note of one backend is enough, so a backend that would have to wait for the row skips it.
     CONTENDED(uuid, text, timestamptz) =
         "update billing_internal.wallet_settings set contended_at = $3
           where (org_id, unit) in (select org_id, unit from billing_internal.wallet_settings
@@ -29,14 +29,14 @@ statements! {
     NUMBERS(uuid, text) = "select lane from billing_internal.lanes where org_id = $1 and unit = $2";
 }
 
-/// The number of lanes that was asked for a wallet, and when a consumption last had to wait for it.
+/// The number of lanes that was set for a wallet, and when a consumption last had to wait for it.
 fn read_mode(db: &Db, wallet: &Wallet) -> Option<(i16, Option<Moment>)> {
     let rows = db.write(&MODE, args![wallet.lane.org_id, &wallet.lane.unit]);
     rows.first().map(|row| (row.get(0), row.opt(1)))
 }
 
-/// Splits a wallet into `count` lanes; new ones are empty, and the credit of those beyond `count`
-/// comes back to lane 0, also if it has to wait for them. The wallet must be loaded.
+/// Splits a wallet, which must be loaded, into `count` lanes. New lanes are empty, and the credit
+/// of those beyond `count` comes back to lane 0, after a wait for their holders.
 pub fn split(db: &Db, wallet: &mut Wallet, count: i16) -> Result<()> {
     let last = if count > 1 { count } else { 0 };
     store::reclaim_lanes(wallet, |away| away.lane > last)?;
@@ -49,8 +49,8 @@ pub fn split(db: &Db, wallet: &mut Wallet, count: i16) -> Result<()> {
     Ok(())
 }
 
-/// Merges the lanes of a wallet in automatic mode, once nobody has waited for a while. If a lane is
-/// held just now, the wallet stays split until the next call. The wallet must be loaded.
+/// Merges the lanes of a wallet in automatic mode, which must be loaded, once nobody has waited for
+/// a while. If a lane is held just now, the wallet stays split until the next call.
 pub fn merge_idle_lanes(db: &Db, wallet: &mut Wallet) -> Result<()> {
     if !wallet.lane.is_split() || wallet.grants.is_none() {
         return Ok(());
@@ -67,16 +67,16 @@ pub fn merge_idle_lanes(db: &Db, wallet: &mut Wallet) -> Result<()> {
     }
 }
 
-/// Doubles the lanes of a wallet in automatic mode, if nobody else holds its lock. `noted` is the
-/// number of lanes for which the backend measured its waits: if the wallet has another number by
-/// now, nothing is done. Answers the number of lanes.
+/// Doubles the lanes of a wallet in automatic mode, if nobody else holds its lock, and returns
+/// their number. `noted` is the number for which the backend measured its waits: if the wallet has
+/// another one by now, its waits say nothing, and nothing is done.
 pub fn add_lanes_if_contended(db: &Db, org_id: Uuid, unit: &str, noted: i16) -> Result<i16> {
     let Some(lane) = store::lock_if_free(org_id, unit) else { return Ok(noted) };
     let mut wallet = Wallet::new(lane, clock::now());
     let Some((AUTOMATIC, contended_at)) = read_mode(db, &wallet) else { return Ok(wallet.lane.lanes) };
     let now = wallet.now();
-    // A hold that is due would be booked by the save, which locks members: whoever holds a lane
-    // must not wait for those.
+    // The save would book a hold that is due, and for that lock members: whoever holds a lane must
+    // not wait for those, or two transactions would deadlock.
     if wallet.lane.holds_due <= now {
         return Ok(wallet.lane.lanes);
     }

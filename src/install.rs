@@ -8,7 +8,7 @@ use crate::schema::version::{self, LATEST};
 use crate::{access, args, receipt, statements};
 use pgrx::prelude::*;
 
-/// What brings the tables from one version to the next.
+/// A migration: it brings the tables from one version to the next.
 struct Migration {
     version: i64,
     name: &'static str,
@@ -37,7 +37,7 @@ const MIGRATIONS: [Migration; 1] = [Migration {
     ],
 }];
 
-/// What refers to functions of the extension, and so may have gone with DROP EXTENSION … CASCADE: put back on every
+/// The scripts for what refers to functions of the extension, and so may have gone with DROP EXTENSION … CASCADE: put back on every
 /// install(). The scripts change nothing where all is in place.
 const STANDING: [&str; 4] = [
     include_str!("../sql/standing/views.sql"),
@@ -57,7 +57,7 @@ statements! {
 }
 
 receipt! {
-    /// What is installed.
+    /// The versions of library and tables.
     VersionStatus as "version_status" { library: String, tables_needed: i64, tables_installed: i64 }
 }
 

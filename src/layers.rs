@@ -1,10 +1,11 @@
-//! The table of layers, and the test that holds every import to it.
+//! The table of layers, and the tests that hold every import to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// The modules of the crate from the lowest layer to the highest. Each may import from those before it only.
+/// The modules of the crate from the lowest layer to the highest. Each may import only from those
+/// before it.
 const LAYERS: [&str; 28] = [
     "base",
     "providers",
@@ -36,7 +37,7 @@ const LAYERS: [&str; 28] = [
     "install",
 ];
 
-/// The sources by the path of their module: `ledger::store`.
+/// Collects the sources by the path of their module, as `ledger::store`.
 fn sources(folder: &Path, module: &str, found: &mut BTreeMap<String, String>) {
     for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
         let name = entry.file_name().into_string().unwrap();
@@ -47,7 +48,8 @@ fn sources(folder: &Path, module: &str, found: &mut BTreeMap<String, String>) {
         } else if let Some(stem) = name.strip_suffix(".rs").filter(|stem| !stem.ends_with("_tests") && *stem != "lib") {
             let text = fs::read_to_string(entry.path()).unwrap();
             let own = text.split("#[cfg(test)]\nmod tests").next().unwrap().to_owned();
-            // An import that can be read where it stands; a macro that makes modules may need the other form.
+            // The test reads only imports of the form `crate::`, so another form would escape it.
+            // Macros that make modules may need one, inside.
             let is_relative = |line: &str| line.starts_with("use super::") || line.starts_with("use self::");
             assert!(!own.lines().any(is_relative), "{name}: say use crate::");
             found.insert(if stem == "mod" { module.to_owned() } else { path(stem) }, own);
@@ -55,7 +57,7 @@ fn sources(folder: &Path, module: &str, found: &mut BTreeMap<String, String>) {
     }
 }
 
-/// The paths that a source names after `crate::`, with the braces of its use trees taken apart.
+/// The paths that a source names after `crate::`, with the braces of its use trees expanded.
 fn imports(source: &str) -> BTreeSet<String> {
     let code: String = source.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
     let mut paths = BTreeSet::new();
@@ -81,7 +83,7 @@ fn imports(source: &str) -> BTreeSet<String> {
     paths
 }
 
-/// The modules that each module imports, by its longest path that is a module.
+/// The modules that each module imports, each by the longest path that is a module.
 fn graph() -> BTreeMap<String, BTreeSet<String>> {
     let mut all = BTreeMap::new();
     sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), "", &mut all);
@@ -92,7 +94,8 @@ fn graph() -> BTreeMap<String, BTreeSet<String>> {
     };
     let imported = |name: &String, source: &String| {
         let own: BTreeSet<_> = imports(source).iter().filter_map(|path| module(path)).collect();
-        // A folder's mod.rs declares its children: that alone is no import.
+        // A `mod.rs` names its children to declare them, which is no import and would make a
+        // circle.
         own.into_iter().filter(|other| other != name && !other.starts_with(&format!("{name}::"))).collect()
     };
     all.iter().map(|(name, source)| (name.clone(), imported(name, source))).collect()
@@ -113,7 +116,8 @@ fn every_import_goes_down() {
 #[test]
 fn no_files_import_each_other_in_a_circle() {
     let mut left = graph();
-    // Takes away whatever imports nothing that is left: what stays is in a circle, or above one.
+    // Modules that import nothing that is left are taken away until none is: what stays is in a
+    // circle, or imports one.
     loop {
         let free = left.iter().filter(|(_, all)| !all.iter().any(|to| left.contains_key(to)));
         let free: BTreeSet<String> = free.map(|(name, _)| name.clone()).collect();

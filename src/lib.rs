@@ -1,8 +1,8 @@
 //! `pg_billing`: a product's whole billing inside its own `PostgreSQL` database.
 //!
-//! Read `docs/ARCHITECTURE.md` first. A module imports only from the layers below its own (`layers.rs`). Rules are plain
-//! Rust, `pg` alone talks to the server, tables are declared in `schema`, statements are constants with names, and
-//! functions that SQL calls are thin.
+//! Read `docs/ARCHITECTURE.md` first. A module imports only from the layers below its own
+//! (`layers.rs`). Rules are plain Rust, `pg` alone talks to the server, tables are declared in
+//! `schema`, statements are constants with names, and functions that SQL calls are thin.
 
 pgrx::pg_module_magic!();
 
@@ -37,7 +37,8 @@ mod usage;
 mod wallets;
 mod webhooks;
 
-// The extension's own SQL, in this order around the functions that the modules declare.
+// These are the extension's own SQL files; the functions that the modules declare come between the
+// first and the last, or a file would name what is not there yet.
 pgrx::extension_sql_file!("../sql/extension/types.sql", name = "types", bootstrap);
 pgrx::extension_sql_file!("../sql/extension/access.sql", name = "access", requires = ["types"]);
 pgrx::extension_sql_file!("../sql/extension/settlement.sql", name = "settlement", requires = ["access"]);
@@ -49,7 +50,7 @@ pgrx::extension_sql_file!("../sql/extension/webhooks.sql", name = "webhooks", re
 pgrx::extension_sql_file!("../sql/extension/status.sql", name = "status", requires = ["webhooks"]);
 pgrx::extension_sql_file!("../sql/extension/comments.sql", name = "comments", finalize);
 
-/// Called by the server when it loads the library.
+/// Initializes the library; the server calls it once in each backend that loads the library.
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     pg::clock::define_setting();

@@ -288,7 +288,7 @@ create function billing_internal.routines_of(level text) returns setof regproced
            when 'billing_internal member' then
                p.proname = any ('{unfolded_usage}')
            when 'billing webhook' then
-               p.proname = any ('{stripe_webhook,razorpay_webhook}')
+               p.prosrc = 'webhook_gate'
            else false
            end
 $$;

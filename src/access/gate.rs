@@ -1,73 +1,17 @@
-//! The way into functions that are written in plpgsql.
+//! The gates of functions that are written in plpgsql.
 //!
-//! `billing.freeze_org` and its like have their body in a function of the same name and arguments in the schema
-//! `billing_internal`, which runs with the rights of who calls it and so is of no use to anybody but us. What is in `billing` is a
-//! gate: it asks for the level of the caller, as functions in Rust do, becomes the owner of the extension, and passes the call on
-//! as it came. A gate may stand in `billing_internal` itself (what `settle()` and views call): then its body is called `…_body`.
+//! A function like `billing.freeze_org` has its body in a function of the same name and arguments
+//! in the schema `billing_internal`, which runs with the rights of its caller and so is of no use
+//! to anybody but the extension. The function in `billing` is a gate: it checks the level of the
+//! caller, as functions in Rust do, becomes the owner of the extension, and passes the call on with
+//! its arguments unchanged. A gate may stand in `billing_internal` itself, where `settle()` and views
+//! call it: then its body is called `…_body`.
 
 use crate::access::levels::{self, AsOwner, Levels};
 use crate::access::tables;
-use crate::base::error::Error;
+use crate::pg::forward::{ForwardedCall, call_of_body, gates};
 use crate::pg::raise::or_raise;
 use pgrx::{pg_guard, pg_sys};
-use std::ffi::{CStr, CString, c_int};
-
-/// The schema in which the bodies are.
-const INTERNAL: &CStr = c"billing_internal";
-
-/// What the name of a body ends in whose gate stands beside it.
-const BODY: &[u8] = b"_body";
-
-/// Finds the body behind a gate: the function of the same name and arguments in `billing_internal`.
-///
-/// # Safety
-/// `gate` is the oid of a function of this extension.
-unsafe fn body_of(gate: pg_sys::Oid) -> pg_sys::Oid {
-    // SAFETY: look-ups in the system caches; what is found is copied or used before it is released.
-    unsafe {
-        let none = pg_sys::Datum::from(0);
-        let by_oid = pg_sys::SysCacheIdentifier::PROCOID.cast_signed();
-        let tuple = pg_sys::SearchSysCache(by_oid, gate.into(), none, none, none);
-        assert!(!tuple.is_null(), "the function that was called");
-        let form = pg_sys::heap_tuple_get_struct::<pg_sys::FormData_pg_proc>(tuple);
-        let schema = pg_sys::get_namespace_oid(INTERNAL.as_ptr(), true);
-        let by_name = pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP.cast_signed();
-        let mut name = CStr::from_ptr((*form).proname.data.as_ptr()).to_bytes().to_owned();
-        if (*form).pronamespace == schema {
-            name.extend_from_slice(BODY);
-        }
-        let name = CString::new(name).unwrap_or_default();
-        let body = pg_sys::SearchSysCache(
-            by_name,
-            pg_sys::Datum::from(name.as_ptr()),
-            pg_sys::Datum::from(&raw const (*form).proargtypes),
-            schema.into(),
-            none,
-        );
-        let mut found = pg_sys::InvalidOid;
-        if !body.is_null() {
-            let body_form = &*pg_sys::heap_tuple_get_struct::<pg_sys::FormData_pg_proc>(body);
-            // Anybody may own a function there if the schema's rights were opened: it must not run
-            // as the owner.
-            if body_form.proowner == (*form).proowner {
-                found = body_form.oid;
-            }
-            pg_sys::ReleaseSysCache(body);
-        }
-        pg_sys::ReleaseSysCache(tuple);
-        found
-    }
-}
-
-/// A call that is about to be passed on, and the role that made it.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct ForwardedCall {
-    call: pg_sys::FunctionCallInfo,
-    user: pg_sys::Oid,
-    context: c_int,
-    caller: pg_sys::Oid,
-}
 
 /// Checks the caller's level, becomes the owner of the extension, and turns the call into one of
 /// the body behind the gate.
@@ -77,113 +21,24 @@ struct ForwardedCall {
 #[pg_guard]
 unsafe extern "C-unwind" fn enter(fcinfo: pg_sys::FunctionCallInfo, needed: Levels, writes: bool) -> ForwardedCall {
     or_raise(levels::require(needed));
-    // SAFETY: the caller's promise; the copy of the call is as large as the call, and lives as long
-    // as the statement's memory.
-    unsafe {
-        let outer = (*fcinfo).flinfo;
-        if (*outer).fn_extra.is_null() {
-            let body = body_of((*outer).fn_oid);
-            if body == pg_sys::InvalidOid {
-                or_raise::<()>(Err(Error::corrupt("a function of the extension has no body")));
-            }
-            let info = pg_sys::MemoryContextAllocZero((*outer).fn_mcxt, size_of::<pg_sys::FmgrInfo>());
-            let info = info.cast::<pg_sys::FmgrInfo>();
-            pg_sys::fmgr_info_cxt(body, info, (*outer).fn_mcxt);
-            assert!((*info).fn_addr.is_some(), "a function that was looked up");
-            (*info).fn_expr = (*outer).fn_expr;
-            (*outer).fn_extra = info.cast();
-        }
-        let arguments = usize::try_from((*fcinfo).nargs).unwrap_or_default();
-        let size = std::mem::offset_of!(pg_sys::FunctionCallInfoBaseData, args)
-            + arguments * size_of::<pg_sys::NullableDatum>();
-        // The body gets a copy: after an error the server may use its own call again.
-        let call = pg_sys::palloc(size).cast::<pg_sys::FunctionCallInfoBaseData>();
-        std::ptr::copy_nonoverlapping(fcinfo.cast::<u8>(), call.cast::<u8>(), size);
-        (*call).flinfo = (*outer).fn_extra.cast();
-        (*call).isnull = false;
-        let owner = AsOwner::begin();
-        if writes {
-            or_raise(tables::require_sound());
-        }
-        let before = owner.keep();
-        ForwardedCall { call, user: before.user, context: before.context, caller: before.caller }
-    }
-}
-
-/// Passes a call on to the body, with the rights of the extension's owner.
-///
-/// The function is called as the server itself would call it, without a guard of pgrx around it: a
-/// guard would replace the SQLSTATEs that pgrx does not know, which are most of ours. An error
-/// jumps over this frame, where nothing has to be dropped, to the end of a (sub)transaction, which
-/// restores the user.
-///
-/// # Safety
-/// `fcinfo` is the call as the server made it.
-unsafe fn pass_on(fcinfo: pg_sys::FunctionCallInfo, needed: Levels, writes: bool) -> pg_sys::Datum {
     // SAFETY: the caller's promise.
-    unsafe {
-        let ForwardedCall { call, user, context, caller } = enter(fcinfo, needed, writes);
-        let Some(function) = (*(*call).flinfo).fn_addr else { return pg_sys::Datum::from(0) };
-        let result = function(call);
-        SetUserIdAndSecContext(user, context);
-        levels::restore_caller(caller);
-        (*fcinfo).isnull = (*call).isnull;
-        result
+    let call = unsafe { call_of_body(fcinfo) };
+    let owner = AsOwner::begin();
+    if writes {
+        or_raise(tables::require_sound());
     }
+    let before = owner.keep();
+    ForwardedCall { call, user: before.user, context: before.context, caller: before.caller }
 }
 
-// Declared here because pgrx would wrap it in a guard; it raises no error.
-unsafe extern "C-unwind" {
-    fn SetUserIdAndSecContext(user: pg_sys::Oid, context: c_int);
-}
-
-static FINFO: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
-
-/// Tells the server how `service_gate` is called.
-#[unsafe(no_mangle)]
-pub extern "C" fn pg_finfo_service_gate() -> *const pg_sys::Pg_finfo_record {
-    &raw const FINFO
-}
-
-/// Tells the server how `auditor_gate` is called.
-#[unsafe(no_mangle)]
-pub extern "C" fn pg_finfo_auditor_gate() -> *const pg_sys::Pg_finfo_record {
-    &raw const FINFO
-}
-
-/// Tells the server how `webhook_gate` is called.
-#[unsafe(no_mangle)]
-pub extern "C" fn pg_finfo_webhook_gate() -> *const pg_sys::Pg_finfo_record {
-    &raw const FINFO
-}
-
-/// The gate of functions that deliver reports of payment providers.
-///
-/// # Safety
-/// Only the server calls it.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn webhook_gate(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    // SAFETY: the server made the call.
-    unsafe { pass_on(fcinfo, Levels::SERVICE | Levels::WEBHOOK, true) }
-}
-
-/// The gate of functions that only services may call.
-///
-/// # Safety
-/// Only the server calls it.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn service_gate(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    // SAFETY: the server made the call.
-    unsafe { pass_on(fcinfo, Levels::SERVICE, true) }
-}
-
-/// The gate of functions that auditors may call too: they only read, and they must be able to
-/// report what is wrong, so they run even where `require_sound` would refuse.
-///
-/// # Safety
-/// Only the server calls it.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn auditor_gate(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    // SAFETY: the server made the call.
-    unsafe { pass_on(fcinfo, Levels::SERVICE | Levels::AUDITOR, false) }
+gates! {
+    /// The gate of functions that deliver reports of payment providers.
+    webhook_gate (pg_finfo_webhook_gate) =
+        |fcinfo| enter(fcinfo, Levels::SERVICE | Levels::WEBHOOK, true), levels::restore_caller;
+    /// The gate of functions that only services may call.
+    service_gate (pg_finfo_service_gate) = |fcinfo| enter(fcinfo, Levels::SERVICE, true), levels::restore_caller;
+    /// The gate of functions that auditors may call too: they only read, and they must be able to
+    /// report what is wrong, so they run even where `require_sound` would refuse.
+    auditor_gate (pg_finfo_auditor_gate) =
+        |fcinfo| enter(fcinfo, Levels::SERVICE | Levels::AUDITOR, false), levels::restore_caller;
 }

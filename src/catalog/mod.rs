@@ -30,14 +30,17 @@ statements! {
          on conflict (org_id, metric, effective_at) do update set price = $4";
 }
 
-/// Makes the catalog what the document says and tells what that changes; with `dry_run`, only tells.
+/// Makes the catalog what the document says and tells what that changes; with `dry_run`, only
+/// tells.
 ///
-/// `catalog`: `{"metrics": {name: {"unit", "aggregation", "unique_by", "category", "tier", "price"}}, "plans": {name:
-/// {"period", "price", "credits", "allowances", "limits", "default"}}, "caps": [{"metric" or "category", "per", "for",
-/// "limit"}], "packs": {name: {"credits", "bonus", "price", "minimum", "unit", "metrics", "validity", "recurring", "priority",
-/// "provider_ids"}}, "surcharges": {currency: {"tax", "fee"}}}`. A section that is absent is left alone, one that is present is complete: what it does not name is retired. A
-/// changed price holds from now or from its `effective_at`; the first one of a metric since ever. Changed allowances and
-/// limits hold at once.
+/// `catalog`: `{"metrics": {name: {"unit", "aggregation", "unique_by", "category", "tier",
+/// "price"}}, "plans": {name: {"period", "price", "credits", "allowances", "limits", "default"}},
+/// "caps": [{"metric" or "category", "per", "for", "limit"}], "packs": {name: {"credits", "bonus",
+/// "price", "minimum", "unit", "metrics", "validity", "recurring", "priority", "provider_ids"}},
+/// "surcharges": {currency: {"tax", "fee"}}}`. A section that is absent is left alone, one that is
+/// present is complete: what it does not name is retired. A changed price holds from now or from
+/// its `effective_at`; the first one of a metric since ever. Changed allowances and limits hold at
+/// once.
 ///
 /// Errors: 22023 `invalid_catalog` with every fault and its path; nothing is applied then.
 #[pg_extern(volatile)]

@@ -113,7 +113,7 @@ pub fn note(db: &Db, org_id: Uuid, now: Moment) -> Error {
 /// raises a flag after too many.
 #[pg_guard]
 #[unsafe(no_mangle)]
-pub extern "C-unwind" fn pg_billing_note_attempt(_told: pg_sys::Datum) {
+pub extern "C-unwind" fn pg_billing_note_attempt(_told: background::Argument) {
     let Some(attempt) = Attempt::parse(background::told()) else { return };
     let Attempt { org_id, at, id, .. } = attempt;
     background::begin(pg_sys::Oid::from(attempt.database));

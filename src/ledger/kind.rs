@@ -3,7 +3,7 @@
 use crate::words;
 
 words! {
-    /// What an entry of the ledger is about.
+    /// The kind of an entry of the ledger.
     pub enum EntryKind {
         /// Credit that was burned for usage.
         Usage = "usage",
@@ -43,8 +43,8 @@ words! {
 }
 
 impl EntryKind {
-    /// Whether a grant may come from a source of this name: the entry of a grant has the name of its
-    /// source.
+    /// Tells whether a grant may come from a source of this name. The entry of a grant has its
+    /// source as its kind.
     pub fn is_source(self) -> bool {
         match self {
             Self::Purchase
@@ -69,7 +69,7 @@ impl EntryKind {
 }
 
 words! {
-    /// What a hold binds credit for.
+    /// The purpose for which a hold binds credit.
     pub enum HoldKind {
         /// Usage that is to be captured.
         Usage = "usage",
@@ -79,17 +79,17 @@ words! {
 }
 
 words! {
-    /// The state of a hold.
+    /// The state of a hold. Only an open one binds credit.
     pub enum HoldStatus {
-        /// It binds credit, until its time is over.
+        /// The hold binds credit until its time is over.
         Open = "open",
-        /// Its credit was charged.
+        /// The hold's credit was charged.
         Captured = "captured",
-        /// Its credit was given back.
+        /// The hold's credit was given back.
         Released = "released",
-        /// Its credit was paid out.
+        /// The hold's credit was paid out.
         PaidOut = "paid_out",
-        /// Its time was over, and its credit was given back.
+        /// The hold's time was over, and its credit was given back.
         Expired = "expired",
     }
 }

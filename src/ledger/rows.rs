@@ -1,4 +1,5 @@
-//! Lanes and entries row by row: what the shortest calls look at and write, and how the ledger stores what an entry says.
+//! Rows of lanes and entries: what the shortest calls read and write, and the form in which the
+//! ledger stores an entry.
 
 use crate::base::time::Moment;
 use crate::base::units;
@@ -20,11 +21,12 @@ pub type Lanes = Table<lanes::Table>;
 /// The ledger, open.
 pub type Entries = Table<ledger::Table>;
 
-/// Whether an org has any wallet. `fresh`: as of this very moment, for a call that holds locks.
+/// Tells whether an org has any wallet. `fresh` is for a call that holds locks: what is committed
+/// by now counts.
 pub fn has_wallet(org_id: Uuid, fresh: bool) -> bool {
     at_one_moment(fresh, || {
         let table = Lanes::to_read();
-        // Most have this one.
+        // Most orgs have this wallet, and to find it takes one look.
         let usual = table.find(&lanes::one(org_id, units::CREDIT, 0), Snapshot::Callers, |_| true);
         usual.unwrap_or_else(|| {
             let mut is_there = false;
@@ -37,7 +39,7 @@ pub fn has_wallet(org_id: Uuid, fresh: bool) -> bool {
     })
 }
 
-/// The entry that took a key, if there is one.
+/// The entry that took an idempotency key, if there is one.
 pub fn find_request(org_id: Uuid, request_id: i64) -> Option<Replay> {
     let mut found = None;
     Entries::to_read().each(&ledger::request(org_id, request_id), Snapshot::Latest, |row| {
@@ -65,15 +67,15 @@ fn replay(row: ledger::Row<'_>) -> Replay {
     }
 }
 
-// What the ledger leaves out.
+// The metadata of an entry that has none, which the ledger stores as NULL.
 const NO_METADATA: &str = "{}";
 
-/// The unit of an entry, as it is stored.
+/// The unit of an entry as it is stored: NULL stands for credit.
 fn stored_unit(unit: &str) -> Option<&str> {
     (unit != units::CREDIT).then_some(unit)
 }
 
-/// The kind of an entry, as it is stored.
+/// The kind of an entry as it is stored: NULL stands for usage.
 fn stored_kind(kind: EntryKind) -> Option<&'static str> {
     (kind != EntryKind::Usage).then(|| kind.name())
 }
@@ -83,7 +85,8 @@ pub fn kind_of(row: ledger::Row<'_>) -> &str {
     row.kind().unwrap_or(EntryKind::Usage.name())
 }
 
-/// The quantity of an entry, as it is stored: of usage, which cannot be 0, nothing stands for 1, and 0 for nothing.
+/// The quantity of an entry as it is stored. For usage, whose quantity cannot be 0, NULL stands for
+/// 1 and 0 for none.
 fn stored_quantity(kind: EntryKind, quantity: Option<i64>) -> Option<i64> {
     if kind == EntryKind::Usage { Some(quantity.unwrap_or(0)).filter(|quantity| *quantity != 1) } else { quantity }
 }
@@ -94,12 +97,12 @@ pub fn quantity_of(row: ledger::Row<'_>) -> Option<i64> {
     if row.kind().is_some() { stored } else { Some(stored.unwrap_or(1)).filter(|quantity| *quantity != 0) }
 }
 
-/// The metadata of an entry, as they are stored.
+/// The metadata of an entry as they are stored: NULL stands for the empty object.
 pub fn stored_metadata(metadata: &str) -> Option<&str> {
     (metadata != NO_METADATA).then_some(metadata)
 }
 
-/// The operation of an entry, as it is stored.
+/// The operation of an entry as it is stored: NULL stands for the entry's own number.
 fn stored_operation(operation_id: i64, entry_id: i64) -> Option<i64> {
     (operation_id != entry_id).then_some(operation_id)
 }
@@ -109,7 +112,8 @@ pub fn operation_of(row: ledger::Row<'_>) -> i64 {
     row.operation_id().unwrap_or_else(|| row.entry_id())
 }
 
-/// An idempotency key as it is stored: a UUID takes less than half the room of its text.
+/// The idempotency key of an entry as it is stored. A key that is a UUID goes to a column of its
+/// own, where it takes less than half the room of its text.
 fn stored_key(key: Option<&str>) -> (Option<Uuid>, Option<&str>) {
     let is_same = |uuid: &Uuid, key: &str| uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == key;
     match key.and_then(|key| Uuid::try_parse(key).ok().filter(|uuid| is_same(uuid, key))) {
@@ -118,12 +122,12 @@ fn stored_key(key: Option<&str>) -> (Option<Uuid>, Option<&str>) {
     }
 }
 
-/// Locks a lane; None where there is none, or somebody holds it and is not waited for.
+/// Locks a lane; None where there is no such lane, or it is held and the policy is to skip it.
 pub fn lock(org_id: Uuid, unit: &str, number: i16, policy: LockPolicy) -> Option<Lane> {
     Lanes::to_update().lock(&lanes::one(org_id, unit, number), policy, lane)
 }
 
-/// Locks all wallets of an org, in the one order.
+/// Locks all wallets of an org, in the order of locks.
 pub fn lock_org(org_id: Uuid) -> Vec<Lane> {
     let table = Lanes::to_update();
     let mut units = Vec::new();
@@ -135,7 +139,7 @@ pub fn lock_org(org_id: Uuid) -> Vec<Lane> {
     units.iter().filter_map(lock).collect()
 }
 
-/// A wallet's lane 0 without a lock.
+/// Reads lane 0 of a wallet without a lock.
 pub fn read_lane(org_id: Uuid, unit: &str, at: Snapshot) -> Option<Lane> {
     Lanes::to_read().find(&lanes::one(org_id, unit, 0), at, lane)
 }
@@ -165,19 +169,19 @@ fn lane(row: lanes::Row<'_>) -> Lane {
     }
 }
 
-/// What a lane knows of the entries that are not folded.
+/// The lane summary in a lane's row, if the lane has one.
 pub fn recent(row: lanes::Row<'_>) -> Option<LaneSummary> {
     LaneSummary::of_lane(row.recent(), row.last_entry_id())
 }
 
-/// Lets a lane that is locked know it.
+/// Saves the lane summary in lane 0 of a wallet that is locked.
 pub fn keep_recent(org_id: Uuid, unit: &str, recent: &LaneSummary) {
     let _changed = Lanes::to_update().update(&lanes::one(org_id, unit, 0), LockPolicy::AlreadyHeld, |_| {
         Some(lanes::Set::new().recent(recent.encode().as_deref()))
     });
 }
 
-/// Writes a lane that is locked.
+/// Saves a lane that is locked.
 pub fn save(lane: &Lane, recent: Option<&[u8]>) {
     let key = lanes::one(lane.org_id, &lane.unit, lane.lane);
     let changed = Lanes::to_update().update(&key, LockPolicy::AlreadyHeld, |_| {
@@ -204,7 +208,7 @@ pub fn save(lane: &Lane, recent: Option<&[u8]>) {
     debug_assert_eq!(changed, Changed::Yes, "a lane that is locked");
 }
 
-/// What is written of an entry.
+/// An entry that is to be inserted.
 #[allow(missing_docs)]
 pub struct EntryRow<'a> {
     pub org_id: Uuid,
@@ -223,15 +227,16 @@ pub struct EntryRow<'a> {
     pub key: Option<&'a str>,
     pub reason: Option<&'a str>,
     pub actor: Option<&'a str>,
-    /// None: the empty object.
+    /// The metadata; None for the empty object.
     pub metadata: Option<Jsonb>,
     pub result: Option<&'a str>,
     pub hash: &'a [u8],
 }
 
 impl EntryRow<'_> {
-    /// Inserts the entry; false where its key is taken. Before whoever is just taking it is waited for, it is looked for among those that
-    /// are taken.
+    /// Inserts the entry; false where its key is taken. Where another transaction may be taking the
+    /// key, it is looked up among the committed ones first, and only then that transaction is
+    /// waited for.
     pub fn insert(&self, entries: &Entries, insertion: Insertion) -> bool {
         let (key_uuid, key_text) = stored_key(self.key);
         let request_id = self.key.map(chain::request_id);
@@ -273,27 +278,28 @@ impl EntryRow<'_> {
     }
 }
 
-/// A wallet at a glance.
+/// A wallet as a charge reads it before it locks any lane.
 #[derive(Debug, Default)]
 pub struct WalletSnapshot {
-    /// Until when lane 0 says that all of it can be spent, and that its lanes may be burned from.
+    /// The moment up to which lane 0 allows all credit of the wallet to be spent, and its lanes to
+    /// be charged.
     pub fast_until: Moment,
-    /// Lanes 1 to n, what can be burned of each, and the rest.
+    /// The credit of lanes 1 to n that can be charged, and that of lane 0.
     pub view: View,
-    /// The lanes that somebody holds just now.
+    /// The numbers of the lanes that another transaction holds.
     pub held: Vec<i16>,
-    /// All of that.
+    /// The credit of all lanes.
     pub total: i64,
-    /// Into how many lanes it is split.
+    /// The number of lanes.
     pub lanes: i16,
-    /// Below that, somebody may want to know.
+    /// The balance below which an alert may be due.
     pub alert_below: i64,
-    /// What it had after its last grant.
+    /// The balance after the last grant, of which alerts take their shares.
     pub alert_base: i64,
 }
 
 impl WalletSnapshot {
-    /// What lane 0 tells of it.
+    /// The part of the snapshot that lane 0 has.
     fn of(row: lanes::Row<'_>) -> Self {
         let balance = row.balance();
         Self {
@@ -308,7 +314,8 @@ impl WalletSnapshot {
     }
 }
 
-/// Looks at a wallet at one moment, and gives what can look at it again; None where there is none.
+/// Reads a wallet on one snapshot, and returns the finder with which its lanes can be read again;
+/// None where there is no such wallet.
 pub fn read_wallet_snapshot<'a>(
     table: &'a Lanes,
     (org_id, unit): (Uuid, &str),

@@ -1,8 +1,10 @@
-//! The statements of the ledger: lock a wallet, bring in its grants, write what the rules decided.
+//! The statements of the ledger: they lock a wallet, load its grants, and write what the rules have
+//! decided.
 //!
-//! Locks are taken in one order everywhere: lane 0 by (org, unit), other lanes by number, then counters of a period, then
-//! members. A row is locked by the statement that reads it, and every writer of a wallet's grants and holds holds lane 0: so its
-//! row is the wallet's lock, under any isolation level. `lanes.rs` says how the other lanes go with it.
+//! Locks are taken in one order everywhere: lane 0 by (org, unit), other lanes by number, then
+//! counters of a period, then members. A row is locked by the statement that reads it, and every
+//! writer of a wallet's grants and holds holds lane 0. So the row of lane 0 is the lock of the
+//! wallet, under any isolation level. `lanes.rs` says how the other lanes go with it.
 
 use crate::base::error::{Error, Result};
 use crate::base::time::{INFINITY, Moment, Period};
@@ -19,7 +21,7 @@ use crate::{args, statements};
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
-macro_rules! lot_columns {
+macro_rules! grant_columns {
     () => {
         "grant_id, amount, remaining, priority, category = 'paid', written_off, source, cost_minor, currency,
          effective_at, expires_at, voided_at is not null, metrics"
@@ -31,18 +33,19 @@ statements! {
         "select from billing_internal.lanes where org_id = any ($1) and lane = 0 order by org_id, unit for update";
     CREATE_SETTINGS(uuid, text, timestamptz) =
         "insert into billing_internal.wallet_settings (org_id, unit, created_at) values ($1, $2, $3) on conflict do nothing";
-    // The slot is the org's next; who loses a race for it finds no row and tries again.
+    // The slot is the org's next: a transaction that loses the race for it inserts nothing, and
+    // tries again.
     CREATE_LANE(uuid, text, int2) =
         "insert into billing_internal.lanes (org_id, unit, lane, slot, last_entry_id, recent)
          select $1, $2, $3, s.slot, s.slot::bigint << 40, int8send(s.slot::bigint << 40) || int8send(s.slot::bigint << 40)
            from (select coalesce(max(slot) + 1, 0)::smallint as slot from billing_internal.lanes where org_id = $1) s
          on conflict do nothing";
-    LOAD_LOTS(uuid, text, int8s) = concat!(
-        "select ", lot_columns!(), " from billing_internal.grants where org_id = $1 and unit = $2 and remaining > 0
+    LOAD_GRANTS(uuid, text, int8s) = concat!(
+        "select ", grant_columns!(), " from billing_internal.grants where org_id = $1 and unit = $2 and remaining > 0
          union all
-         select ", lot_columns!(), " from billing_internal.grants
+         select ", grant_columns!(), " from billing_internal.grants
           where org_id = $1 and unit = $2 and remaining = 0 and grant_id = any ($3)");
-    // None times out before the lane says.
+    // No hold times out before the moment that the lane has noted, so older ones are not searched.
     TIMED_OUT_HOLDS(uuid, text, timestamptz, timestamptz) =
         "select h.hold_id, h.credits, h.member_id, h.created_at, p.grants, p.credits
            from billing.holds h
@@ -54,7 +57,8 @@ statements! {
              where e.grant_id is not null) p
           where h.org_id = $1 and h.unit = $2 and h.status = 'open' and h.expires_at between $4 and $3
           order by h.hold_id";
-    // Or sooner: of many that were closed before their time only some are looked at.
+    // The result may be too early, which only costs a search: of many holds that were closed before
+    // their time, no more than a thousand are read.
     NEXT_HOLD_DUE(uuid, text, timestamptz) =
         "select coalesce(min(expires_at) filter (where status = 'open'), max(expires_at) filter (where number = 1000))
            from (select expires_at, status, row_number() over (order by expires_at) as number from billing.holds
@@ -67,16 +71,18 @@ statements! {
         "select member_id, budget, budget_per, period_start, period_consumed from billing.member_usage
           where org_id = $1 and unit = $2 and member_id = any ($3) and budget is not null
           order by member_id for update";
-    SAVE_LOT(uuid, int8, int8, boolean, timestamptz, int8) =
+    SAVE_GRANT(uuid, int8, int8, boolean, timestamptz, int8) =
         "update billing_internal.grants
             set remaining = $3, written_off = $6, voided_at = case when $4 then coalesce(voided_at, $5) else voided_at end
           where org_id = $1 and grant_id = $2";
-    NEW_LOT(uuid, int8, int8, int8, int8, timestamptz, timestamptz, timestamptz, int4, text, text, text, text, texts, jsonb, int8, boolean) =
+    INSERT_GRANT(uuid, int8, int8, int8, int8, timestamptz, timestamptz, timestamptz, int4, text, text, text, text, texts, jsonb, int8, boolean) =
         "insert into billing_internal.grants (org_id, grant_id, amount, remaining, cost_minor, effective_at, expires_at, created_at,
                                    priority, unit, source, category, currency, metrics, metadata, written_off, voided_at)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, case when $17 then $8 end)";
-    // Deltas, not values: a member's row can be reached from several lanes. A period begins with the first call of it; one
-    // that was earlier and comes later counts in the newer period. Gives no row when the budget does not suffice.
+    // The figures change by deltas, since a member's row is reached from several lanes at once and
+    // a value would overwrite that of another. A period begins with its first call; a call of an
+    // earlier period that comes later counts in the newer one. No row is returned where the budget
+    // does not suffice.
     SAVE_MEMBER(uuid, text, uuid, int8, int8, timestamptz, timestamptz, timestamptz, boolean) =
         "insert into billing.member_usage as m
                 (org_id, unit, member_id, consumed, period_consumed, period_start, last_activity_at)
@@ -96,7 +102,7 @@ statements! {
          returning true";
 }
 
-fn grant_of_row(row: &Row) -> Grant {
+fn grant(row: &Row) -> Grant {
     let saved = Saved { remaining: row.get(2), written_off: row.get(5), voided: row.get(11) };
     Grant {
         grant_id: row.get(0),
@@ -116,53 +122,54 @@ fn grant_of_row(row: &Row) -> Grant {
     }
 }
 
-/// Locks a wallet; None when there is none.
+/// Locks a wallet; None where there is no such wallet.
 pub fn lock(org_id: Uuid, unit: &str) -> Option<Lane> {
     rows::lock(org_id, unit, 0, LockPolicy::Wait)
 }
 
-/// Locks a wallet unless somebody else has.
+/// Locks a wallet; None also where another transaction holds it.
 pub fn lock_if_free(org_id: Uuid, unit: &str) -> Option<Lane> {
     rows::lock(org_id, unit, 0, LockPolicy::SkipLocked)
 }
 
-/// Locks wallets in the one order; those that do not exist are missing from the result.
+/// Locks wallets in the order of locks. Those that do not exist are missing from the result.
 fn lock_all(wallets: &[(Uuid, String)]) -> Vec<Lane> {
     let in_order: BTreeSet<_> = wallets.iter().collect();
     in_order.into_iter().filter_map(|(org_id, unit)| lock(*org_id, unit)).collect()
 }
 
-/// A wallet without a lock, for reading.
+/// Reads lane 0 of a wallet without a lock, on the caller's snapshot.
 pub fn read_lane_unlocked(org_id: Uuid, unit: &str) -> Option<Lane> {
     rows::read_lane(org_id, unit, Snapshot::Callers)
 }
 
-/// The same as of this moment.
+/// Reads lane 0 of a wallet without a lock, as committed by now.
 pub fn read_lane(org_id: Uuid, unit: &str) -> Option<Lane> {
     rows::read_lane(org_id, unit, Snapshot::Latest)
 }
 
-/// Makes a wallet where there is none.
+/// Creates a wallet, unless there is one.
 fn create(db: &Db, org_id: Uuid, unit: &str, now: Moment) {
     db.write(&CREATE_SETTINGS, args![org_id, unit, Timestamptz(now)]);
     db.write(&CREATE_LANE, args![org_id, unit, 0_i16]);
 }
 
-/// Locks another lane than lane 0 of a wallet that is locked; None when there is none, or somebody holds it and we do not wait.
+/// Locks a lane other than 0 of a wallet that is locked; None where there is no such lane, or it is
+/// held and `wait` is false.
 pub fn lock_other(wallet: &Lane, number: i16, wait: bool) -> Option<Lane> {
     let policy = if wait { LockPolicy::Wait } else { LockPolicy::SkipLocked };
     rows::lock(wallet.org_id, &wallet.unit, number, policy)
 }
 
-/// Makes another lane of a wallet that is locked, and has none of that number.
+/// Creates a lane of a wallet that is locked and has no lane of that number.
 pub fn create_lane(db: &Db, wallet: &Lane, number: i16) -> Result<()> {
-    // The org's next slot may be lost to a wallet of another unit.
+    // A wallet of another unit may take the org's next slot at the same time.
     let made = (0..100).any(|_| db.write(&CREATE_LANE, args![wallet.org_id, &wallet.unit, number]).count() > 0);
     if made { Ok(()) } else { Err(Error::contended()) }
 }
 
-/// What the lanes of a wallet hold besides lane 0, as committed.
-fn others(wallet: &Lane, fresh: bool) -> Vec<UnlockedLane> {
+/// The credit that lanes other than 0 of a wallet hold, as committed.
+fn read_unlocked_lanes(wallet: &Lane, fresh: bool) -> Vec<UnlockedLane> {
     if !wallet.is_split() {
         return Vec::new();
     }
@@ -182,19 +189,19 @@ fn others(wallet: &Lane, fresh: bool) -> Vec<UnlockedLane> {
     others
 }
 
-/// What a wallet has, all lanes together. Lane 0 is locked.
+/// The balance of a wallet in all lanes together. Lane 0 must be locked.
 pub fn balance(lane: &Lane) -> i64 {
-    lane.balance + others(lane, true).iter().map(|away| away.slice.credits).sum::<i64>()
+    lane.balance + read_unlocked_lanes(lane, true).iter().map(|away| away.slice.credits).sum::<i64>()
 }
 
-/// Takes back what a lane holds; false where it is held and we do not wait.
+/// Reclaims what a lane holds; false where it is held and `wait` is false.
 fn reclaim_lane(wallet: &mut Wallet, number: i16, wait: bool) -> Result<bool> {
     let Some(lane) = lock_other(&wallet.lane, number, wait) else { return Ok(false) };
     wallet.reclaim_lane(lane)?;
     Ok(true)
 }
 
-/// Takes back what all lanes hold of which `which` says so, whoever holds them.
+/// Reclaims what the lanes hold of which `which` says so, after a wait for their holders.
 pub fn reclaim_lanes(wallet: &mut Wallet, which: impl Fn(&UnlockedLane) -> bool) -> Result<()> {
     let numbers: Vec<i16> = wallet.away.iter().filter(|away| which(away)).map(|away| away.lane).collect();
     for number in numbers {
@@ -203,7 +210,7 @@ pub fn reclaim_lanes(wallet: &mut Wallet, which: impl Fn(&UnlockedLane) -> bool)
     Ok(())
 }
 
-/// Takes back what all lanes hold, but those that are held; false where some were.
+/// Reclaims what all lanes hold that are free; false where some were held.
 pub fn reclaim_free_lanes(wallet: &mut Wallet) -> Result<bool> {
     let numbers: Vec<i16> = wallet.away.iter().map(|away| away.lane).collect();
     for number in numbers {
@@ -212,13 +219,15 @@ pub fn reclaim_free_lanes(wallet: &mut Wallet) -> Result<bool> {
     Ok(wallet.away.is_empty())
 }
 
-/// Sees to it that so much can be burned, where the wallet has it: brings in the grants, and what other lanes hold. To be called
-/// before members are locked, for which those who hold lanes may wait.
+/// Makes so much credit spendable for a metric, if the wallet has it: it loads the grants and
+/// reclaims lanes. It must be called before members are locked, since those who hold lanes may wait
+/// for members.
 pub fn ensure_spendable(db: &Db, wallet: &mut Wallet, credits: i64, metric: Option<&str>) -> Result<()> {
     if wallet.grants.is_none() && !wallet.slice_suffices(credits) {
         load(db, wallet, &[])?;
     }
-    // What others have not committed can only be less.
+    // Other transactions that have not committed can only have taken credit, so there is no use in
+    // waiting for them.
     if wallet.spendable(metric) < credits {
         return Ok(());
     }
@@ -235,7 +244,7 @@ pub fn ensure_spendable(db: &Db, wallet: &mut Wallet, credits: i64, metric: Opti
         }
     }
     loop {
-        // What has expired is not there, and is no reason to wait.
+        // Expired credit cannot be spent, so its lane is not worth a wait.
         let now = wallet.now();
         let live = wallet.away.iter().filter(|away| away.fresh_until > now);
         let away: Vec<_> = live.map(|away| (away.lane, away.slice.credits)).collect();
@@ -249,8 +258,8 @@ pub fn ensure_spendable(db: &Db, wallet: &mut Wallet, credits: i64, metric: Opti
     }
 }
 
-/// After a consumption that had to lock the wallet because its lane had run dry: gives that lane its share, unless somebody
-/// holds it.
+/// Refills a lane after a consumption that had to lock the wallet because that lane had too little.
+/// Where somebody holds the lane, it stays as it is.
 pub fn refill(wallet: &mut Wallet, number: i16, credits: i64) -> Result<()> {
     let is_ours = wallet.lanes.iter().any(|lane| lane.lane.lane == number);
     let in_use = (1..=wallet.lane.lanes).contains(&number);
@@ -261,7 +270,7 @@ pub fn refill(wallet: &mut Wallet, number: i16, credits: i64) -> Result<()> {
     Ok(())
 }
 
-/// Locks all wallets of an org, and makes those that are missing of the units.
+/// Locks all wallets of an org, and creates those of these units that are missing.
 pub fn lock_org(db: &Db, org_id: Uuid, units: &[String], now: Moment) -> Result<Vec<Lane>> {
     for _ in 0..100 {
         let lanes = rows::lock_org(org_id);
@@ -276,17 +285,17 @@ pub fn lock_org(db: &Db, org_id: Uuid, units: &[String], now: Moment) -> Result<
     Err(Error::contended())
 }
 
-/// Locks all wallets of orgs, in the one order.
+/// Locks all wallets of orgs, in the order of locks.
 pub fn lock_orgs(db: &Db, orgs: Vec<Uuid>) {
     db.write(&LOCK_ORGS, args![orgs]);
 }
 
-/// Whether the org has any wallet, as of this very moment.
+/// Tells whether the org has any wallet, as committed by now.
 pub fn org_exists(org_id: Uuid) -> bool {
     rows::has_wallet(org_id, true)
 }
 
-/// The same on the caller's snapshot, for functions that only read.
+/// Tells whether the org has any wallet on the caller's snapshot, for functions that only read.
 pub fn org_was_known(org_id: Uuid) -> bool {
     rows::has_wallet(org_id, false)
 }
@@ -296,7 +305,8 @@ pub fn require_org(org_id: Uuid) -> Result<()> {
     if org_exists(org_id) { Ok(()) } else { Err(Error::unknown("unknown_org", org_id.to_string())) }
 }
 
-/// Locks a wallet and makes it first where there is none: a row that is not there cannot be locked.
+/// Locks a wallet, and creates it first where there is none, since a row that is not there cannot
+/// be locked.
 pub fn lock_or_create(db: &Db, org_id: Uuid, unit: &str, now: Moment) -> Result<Lane> {
     for _ in 0..100 {
         if let Some(lane) = lock(org_id, unit) {
@@ -307,20 +317,21 @@ pub fn lock_or_create(db: &Db, org_id: Uuid, unit: &str, now: Moment) -> Result<
     Err(Error::contended())
 }
 
-/// Locks a wallet that must exist for the org to have credit in it: an org that is known may lack one in this unit.
+/// Locks a wallet of which `required` is to be taken. An org that is known but has no such wallet
+/// has too little credit, which is another error than an unknown org.
 pub fn lock_known(db: &Db, org_id: Uuid, unit: &str, required: i64, now: Moment) -> Result<Lane> {
     match lock(org_id, unit) {
         Some(lane) => Ok(lane),
         None => {
             require_org(org_id)?;
-            // What costs nothing is noted in a wallet all the same.
+            // An operation without credit still needs a wallet for its entry.
             if required == 0 { lock_or_create(db, org_id, unit, now) } else { Err(Error::insufficient(required, 0)) }
         }
     }
 }
 
-/// Locks wallets of orgs that are known, making those that are missing. A new wallet can lose a race for its slot in the org,
-/// so it is tried again.
+/// Locks wallets of orgs that are known, and creates those that are missing. A new wallet can lose
+/// the race for its slot in the org, and is tried again.
 pub fn lock_all_or_create(db: &Db, wallets: &[(Uuid, String)], now: Moment) -> Result<Vec<Lane>> {
     for _ in 0..100 {
         let lanes = match wallets {
@@ -339,12 +350,13 @@ pub fn lock_all_or_create(db: &Db, wallets: &[(Uuid, String)], now: Moment) -> R
     Err(Error::contended())
 }
 
-/// Brings in the grants (with credit left, or named) and books what time did.
+/// Loads the grants of a wallet that is locked, with credit left or named, and books what has
+/// expired and timed out.
 pub fn load(db: &Db, wallet: &mut Wallet, named: &[i64]) -> Result<()> {
     load_with(db, wallet, named, true)
 }
 
-/// The same on the caller's snapshot, for functions that only read.
+/// Loads the grants of a wallet on the caller's snapshot, for functions that only read.
 pub fn load_read_only(db: &Db, wallet: &mut Wallet) -> Result<()> {
     load_with(db, wallet, &[], false)
 }
@@ -354,17 +366,19 @@ fn load_with(db: &Db, wallet: &mut Wallet, named: &[i64], locking: bool) -> Resu
     let (org_id, unit, now) = (wallet.lane.org_id, wallet.lane.unit.clone(), wallet.now());
     let mut holds = Vec::new();
     let mut next_due = wallet.lane.holds_due;
-    // Without credit in holds there is none to come back, and a look books nothing.
+    // Without credit in holds none can come back, so a call that only reads need not search for
+    // them.
     if next_due <= now && (locking || wallet.lane.reserved > 0) {
         holds = run(&TIMED_OUT_HOLDS, args![org_id, &unit, Timestamptz(now), Timestamptz(next_due)])
             .iter()
-            .map(|row| timed_out(&row))
+            .map(|row| timed_out_hold(&row))
             .collect();
         let due = run(&NEXT_HOLD_DUE, args![org_id, &unit, Timestamptz(now)]);
         next_due = due.first().and_then(|row| row.opt(0)).unwrap_or(INFINITY);
         if locking {
             let members: Vec<Uuid> = holds.iter().filter_map(|h: &Hold| h.member_id).collect();
-            // Who holds a lane may wait for a member: so lanes are not waited for after that.
+            // Whoever holds a lane may wait for a member, so the lanes are locked before the
+            // members: the other order would deadlock.
             if wallet.lane.is_split() && !members.is_empty() {
                 for number in 1..=wallet.lane.lanes {
                     lock_other(&wallet.lane, number, true);
@@ -373,15 +387,14 @@ fn load_with(db: &Db, wallet: &mut Wallet, named: &[i64], locking: bool) -> Resu
             load_budgets(db, wallet, members);
         }
     }
-    let away = others(&wallet.lane, locking);
+    let away = read_unlocked_lanes(&wallet.lane, locking);
     let mut ids = named.to_vec();
     ids.push(wallet.lane.slice_grant);
     ids.extend(holds.iter().flat_map(|h| &h.parts).map(|p| p.grant_id));
     ids.extend(away.iter().map(|away| away.slice.grant_id));
-    let mut grants: Vec<Grant> =
-        run(&LOAD_LOTS, args![org_id, &unit, ids]).iter().map(|row| grant_of_row(&row)).collect();
+    let mut grants: Vec<Grant> = run(&LOAD_GRANTS, args![org_id, &unit, ids]).iter().map(|row| grant(&row)).collect();
     if !locking {
-        // For reading, all of it is at hand.
+        // A call that only reads takes the credit of all lanes as if it stood in lane 0.
         for away in away {
             if let Some(grant) = grants.iter_mut().find(|grant| grant.grant_id == away.slice.grant_id) {
                 grant.remaining += away.slice.credits;
@@ -391,7 +404,8 @@ fn load_with(db: &Db, wallet: &mut Wallet, named: &[i64], locking: bool) -> Resu
     }
     wallet.away = away;
     wallet.load(grants, &holds, next_due)?;
-    // What lanes hold of grants that have expired is booked too. Whoever holds such a lane leaves it for the next time.
+    // The credit that lanes hold of expired grants is booked too. A lane that is held is left for
+    // the next time.
     let expired: Vec<i16> = wallet.away.iter().filter(|away| away.fresh_until <= now).map(|away| away.lane).collect();
     for number in expired {
         reclaim_lane(wallet, number, false)?;
@@ -399,7 +413,7 @@ fn load_with(db: &Db, wallet: &mut Wallet, named: &[i64], locking: bool) -> Resu
     wallet.write_off_dead_grants()
 }
 
-fn timed_out(row: &Row) -> Hold {
+fn timed_out_hold(row: &Row) -> Hold {
     let grants: Vec<i64> = row.get(4);
     let credits: Vec<i64> = row.get(5);
     let parts = grants.into_iter().zip(credits).map(|(grant_id, credits)| Part { grant_id, credits });
@@ -412,7 +426,7 @@ fn timed_out(row: &Row) -> Hold {
     }
 }
 
-/// Brings in the budgets of members, locked.
+/// Loads the budgets of members and locks their rows.
 pub fn load_budgets(db: &Db, wallet: &mut Wallet, members: Vec<Uuid>) {
     if members.is_empty() {
         return;
@@ -429,13 +443,13 @@ pub fn load_budgets(db: &Db, wallet: &mut Wallet, members: Vec<Uuid>) {
     }
 }
 
-/// An entry of a past operation.
+/// An entry of an operation that is in the ledger.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub struct PostedEntry {
     pub kind: Option<EntryKind>,
     pub grant_id: Option<i64>,
-    /// Positive where credit left the balance.
+    /// The credit of the entry, positive where it left the balance.
     pub credits: i64,
     pub unit: String,
     pub metric: Option<String>,
@@ -443,7 +457,8 @@ pub struct PostedEntry {
     pub created_at: Moment,
 }
 
-/// The entries of a past operation, in order; none when there is no such operation.
+/// The entries of an operation that is in the ledger, in order; none where there is no such
+/// operation.
 pub fn past_operation(db: &Db, org_id: Uuid, operation_id: i64) -> Vec<PostedEntry> {
     let mut limit = 16;
     loop {
@@ -469,7 +484,8 @@ fn posted_entry(row: &Row) -> PostedEntry {
     }
 }
 
-/// Looks a key up.
+/// Finds the answer that is stored for a key. A key with the same hash as another one is refused,
+/// or the answer of another request would be replayed.
 pub fn find_replay(org_id: Uuid, key: &str) -> Result<Option<Replay>> {
     let request_id = chain::request_id(key);
     match rows::find_request(org_id, request_id) {
@@ -478,25 +494,26 @@ pub fn find_replay(org_id: Uuid, key: &str) -> Result<Option<Replay>> {
     }
 }
 
-/// The error of a call whose key somebody else has taken.
+/// The error of a call whose key another call has taken.
 pub fn key_is_taken(wallets: &[Wallet]) -> Error {
     let entries = || wallets.iter().flat_map(|wallet| &wallet.entries);
     let key = entries().find_map(|entry| entry.request().map(|r| r.key.clone())).unwrap_or_default();
     Error::idempotency_conflict(&key)
 }
 
-/// Closes the wallets for writing, and writes their entries; false, and nothing is written, where a call that was under way
-/// elsewhere has taken a key.
+/// Closes the wallets for writing, and inserts their entries. False, with nothing written, where a
+/// call in another lane has taken a key meanwhile.
 pub fn write_entries(wallets: &mut [Wallet]) -> Result<bool> {
     for wallet in wallets.iter_mut() {
-        // Credit that goes before what lanes hold goes before it from now on, but for lanes that are held just now.
+        // New credit that is spent before what the lanes hold must go first from now on, so those
+        // lanes are reclaimed, but for the ones that are held just now.
         for number in wallet.later_lanes() {
             reclaim_lane(wallet, number, false)?;
         }
         wallet.close();
     }
     let all: Vec<&Wallet> = wallets.iter().flat_map(|wallet| std::iter::once(wallet).chain(&wallet.lanes)).collect();
-    // An identical call on another lane is not kept out by our lock.
+    // An identical call in another lane is not kept out by our lock.
     let may_be_taken = wallets
         .iter()
         .any(|w| (w.lane.is_split() || !w.lanes.is_empty()) && w.entries.iter().any(|e| e.request().is_some()));
@@ -506,12 +523,13 @@ pub fn write_entries(wallets: &mut [Wallet]) -> Result<bool> {
     match insert_entries(&all) {
         Inserted::All => Ok(true),
         Inserted::Nothing => Ok(false),
-        // It goes with the error.
+        // The error rolls back the entries that were inserted.
         Inserted::Some => Err(key_is_taken(wallets)),
     }
 }
 
-/// Writes the rows of a wallet: its lane, its grants, and its holds that timed out. `kept`: what the lane is to know of its entries.
+/// Saves the rows of a wallet: its lane, its grants, and its holds that timed out. `kept` is the
+/// lane summary for the lane's row.
 pub fn save_wallet(db: &Db, wallet: &Wallet, kept: Option<&[u8]>, metadata_of_grants: &str) {
     let lane = &wallet.lane;
     let now = Timestamptz(wallet.now());
@@ -522,7 +540,7 @@ pub fn save_wallet(db: &Db, wallet: &Wallet, kept: Option<&[u8]>, metadata_of_gr
     for (grant, saved) in wallet.grants_to_save() {
         if grant.saved.is_none() {
             db.write(
-                &NEW_LOT,
+                &INSERT_GRANT,
                 args![
                     lane.org_id,
                     grant.grant_id,
@@ -545,7 +563,7 @@ pub fn save_wallet(db: &Db, wallet: &Wallet, kept: Option<&[u8]>, metadata_of_gr
             );
         } else {
             db.write(
-                &SAVE_LOT,
+                &SAVE_GRANT,
                 args![lane.org_id, grant.grant_id, saved.remaining, saved.voided, now, saved.written_off],
             );
         }
@@ -555,14 +573,15 @@ pub fn save_wallet(db: &Db, wallet: &Wallet, kept: Option<&[u8]>, metadata_of_gr
     }
 }
 
-/// Adds to the figures of the members for whom a wallet was changed; the rules have checked their budgets, with the rows locked.
+/// Adds the changes of a wallet to its members' figures. The rules have checked their budgets, with
+/// the rows locked.
 pub fn save_members(db: &Db, wallet: &Wallet) {
     for (member_id, delta) in &wallet.members {
         save_member(db, wallet.lane.org_id, &wallet.lane.unit, *member_id, delta, wallet.now(), false);
     }
 }
 
-/// Adds to a member's figures; false when his budget is to be kept and does not suffice.
+/// Adds to a member's figures; false where the budget is to be kept and does not suffice.
 pub fn save_member(
     db: &Db,
     org_id: Uuid,
@@ -578,7 +597,7 @@ pub fn save_member(
     db.write(&SAVE_MEMBER, arguments).count() == 1
 }
 
-/// Closes a hold; false where it is not open. The wallet is locked.
+/// Closes a hold of a wallet that is locked; false where the hold is not open.
 pub fn close_hold(org_id: Uuid, hold_id: i64, status: HoldStatus, now: Moment, operation_id: i64) -> bool {
     let holds = Table::<holds::Table>::to_update();
     let changed = holds.update(&holds::one(org_id, hold_id), LockPolicy::AlreadyHeld, |row| {
@@ -614,13 +633,14 @@ fn insert_entry(entries: &Entries, wallet: &Wallet, entry: &Entry, insertion: In
     row.insert(entries, insertion)
 }
 
-/// What became of entries to be written.
+/// The result of inserting the entries of a call.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Inserted {
+    /// All entries were inserted.
     All,
-    /// Not those whose key was taken, nor what came after the first of them.
+    /// A key was taken, after entries with other keys had been inserted.
     Some,
-    /// The one key was taken.
+    /// The only key was taken, so nothing was inserted.
     Nothing,
 }
 
@@ -629,11 +649,12 @@ fn insert_entries(wallets: &[&Wallet]) -> Inserted {
     if all().next().is_none() {
         return Inserted::All;
     }
-    // Whoever else uses the key in a wallet that is not split waits for lane 0.
+    // In a wallet that is not split, another call with the same key waits for lane 0, so no two
+    // insert it at once.
     let is_split = wallets.iter().any(|wallet| wallet.lane.lane > 0 || wallet.lane.is_split());
     let insertion = if is_split { Insertion::Speculative } else { Insertion::Plain };
     let entries = Entries::to_insert();
-    // Those with a key are the first: so nothing is written where the one key is taken.
+    // Entries with a key are inserted first, so nothing is written where the only key is taken.
     for (wallet, entry) in all().filter(|(_, entry)| entry.request().is_some()) {
         if !insert_entry(&entries, wallet, entry, insertion) {
             let is_only = all().filter(|(_, entry)| entry.request().is_some()).nth(1).is_none();

@@ -93,12 +93,12 @@ impl<'a> Reader<'a> {
         let state = self.state.get_or_init(|| self.look(vec![name.clone()]));
         match state.counters.get(&name) {
             Some(known) => known.clone().unwrap_or_else(|| Counter::new(self.org_id, metric, span)),
-            None => counters::peek(self.org_id, metric, span),
+            None => counters::read_one(self.org_id, metric, span),
         }
     }
 
     fn look(&self, names: Vec<(String, Moment)>) -> UnsettledState {
-        UnsettledState::look(self.org_id, names, self.fresh)
+        UnsettledState::read(self.org_id, names, self.fresh)
     }
 
     fn terms(&self, metric: &Metric, at: Moment) -> Terms {

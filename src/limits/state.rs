@@ -1,4 +1,5 @@
-//! What is recorded of an org and not settled, what it has not paid, and its counters: what every look at where it stands begins with.
+//! The unsettled state of an org: its recorded usage that is not settled, its unpaid overage and
+//! its counters. Every check of its limits begins with reading these.
 
 use crate::base::time::Moment;
 use crate::plans::period::Span;
@@ -20,21 +21,23 @@ pub struct UnsettledRow {
     pub level: Option<(i64, Moment)>,
 }
 
-/// What the first look finds of an org, whatever the metric.
+/// The unsettled state of an org.
 #[derive(Default)]
 pub struct UnsettledState {
-    /// By metric, period and segment.
+    /// The unsettled usage, in the order of metric, period and segment.
     pub pending: Vec<UnsettledRow>,
-    /// Unpaid overage by unit.
+    /// The unpaid overage by unit.
     pub unpaid: BTreeMap<String, i64>,
-    /// Of the metrics and periods that were asked for: what there is.
+    /// The counters that were asked for by metric and start of the period; None where there is
+    /// none.
     pub counters: BTreeMap<(String, Moment), Option<Counter>>,
 }
 
 impl UnsettledState {
-    /// With the counters of these metrics, each in the period that begins then. `fresh`: for a call that holds locks.
-    pub fn look(org_id: Uuid, names: Vec<(String, Moment)>, fresh: bool) -> Self {
-        let mut state = at_one_moment(fresh, || read(org_id, &names));
+    /// Reads the state, with the counters of these metrics, each in the period that begins at its
+    /// moment. `fresh` is for a call that holds locks.
+    pub fn read(org_id: Uuid, names: Vec<(String, Moment)>, fresh: bool) -> Self {
+        let mut state = at_one_moment(fresh, || read_rows(org_id, &names));
         for name in names {
             state.counters.entry(name).or_default();
         }
@@ -48,7 +51,7 @@ impl UnsettledState {
     }
 }
 
-fn read(org_id: Uuid, names: &[(String, Moment)]) -> UnsettledState {
+fn read_rows(org_id: Uuid, names: &[(String, Moment)]) -> UnsettledState {
     let mut state = UnsettledState::default();
     let recorded = Table::<unsettled_usage::Table>::to_read();
     if !recorded.is_known_empty() {
@@ -70,7 +73,7 @@ fn read(org_id: Uuid, names: &[(String, Moment)]) -> UnsettledState {
             true
         });
     }
-    for counter in counters::look(org_id, names) {
+    for counter in counters::read(org_id, names) {
         state.counters.insert((counter.metric.clone(), counter.span.start), Some(counter));
     }
     state

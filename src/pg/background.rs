@@ -12,6 +12,9 @@ use pgrx::pg_sys;
 use std::ffi::CStr;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 
+/// The argument with which the server starts a process, of which none of ours makes use.
+pub type Argument = pg_sys::Datum;
+
 const LIBRARY: &str = "pg_billing";
 
 /// The number of attempts to get a process, and the microseconds between them, when the server has

@@ -4,6 +4,7 @@
 pub mod arguments;
 pub mod background;
 pub mod clock;
+pub mod forward;
 pub mod heap;
 pub mod invalidation;
 pub mod jsonb;

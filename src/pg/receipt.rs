@@ -12,7 +12,7 @@ macro_rules! receipt {
         #[allow(missing_docs)]
         pub struct $name { $(pub $field: $type),* }
 
-        // SAFETY: the type of that name has these columns (sql/types.sql); regression tests read
+        // SAFETY: the type of that name has these columns (sql/extension/types.sql); regression tests read
         // every one of them.
         unsafe impl pgrx::callconv::BoxRet for $name {
             unsafe fn box_into<'fcx>(self, fcinfo: &mut pgrx::callconv::FcInfo<'fcx>) -> pgrx::datum::Datum<'fcx> {

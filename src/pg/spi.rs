@@ -1,7 +1,8 @@
-//! The server programming interface: the only file that names it.
+//! The server programming interface (SPI), which no other file names.
 //!
-//! Statements are prepared once per backend and kept. A backend has one thread, so thread-local statics are its globals.
-//! Errors of the server are never caught: they unwind to the function call and roll its statement back.
+//! Statements are prepared once per backend and their plans kept. A backend has one thread, so
+//! thread-local statics are its globals. Errors of the server are not swallowed: they unwind to the
+//! function call and roll its statement back.
 
 use crate::base::error::{Error, Result};
 use crate::base::time::Moment;
@@ -17,28 +18,28 @@ use std::ffi::{CStr, CString};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use uuid::Uuid;
 
-/// A value for or from a statement, with its SQL type.
+/// A value that can be a parameter of a statement.
 pub trait ToSql {
-    /// None is NULL.
+    /// The value as a datum; None is NULL.
     fn to_sql(self) -> Option<pg_sys::Datum>;
 }
 
 /// A parameter of a statement; None is NULL.
 pub type Argument = Option<pg_sys::Datum>;
 
-/// A column of a result.
+/// A value that can be a column of a result.
 pub trait FromSql: Sized {
-    /// The SQL types that are read like this.
+    /// The ids of the SQL types that are read as this type.
     const TYPES: &'static [pg_sys::Oid];
 
     /// Reads a column that is not null.
     ///
     /// # Safety
-    /// The datum must be of one of these types.
+    /// `datum` is of one of [`Self::TYPES`].
     unsafe fn from_sql(datum: pg_sys::Datum) -> Self;
 }
 
-macro_rules! by_pgrx {
+macro_rules! convert_by_pgrx {
     ($($type:ty: $($sql:ident)*),* $(,)?) => { $(
         impl ToSql for $type {
             fn to_sql(self) -> Option<pg_sys::Datum> { self.into_datum() }
@@ -47,13 +48,13 @@ macro_rules! by_pgrx {
             const TYPES: &'static [pg_sys::Oid] = &[$(types::$sql),*];
 
             unsafe fn from_sql(datum: pg_sys::Datum) -> Self {
-                // SAFETY: the caller's promise; not null.
+                // SAFETY: the caller keeps its promise, and the column is not null.
                 unsafe { <$type>::from_datum(datum, false).expect("a column that is not null") }
             }
         }
     )* };
 }
-by_pgrx!(
+convert_by_pgrx!(
     i64: int8 timestamptz,
     i32: int4 date,
     i16: int2,
@@ -102,7 +103,7 @@ impl FromSql for Uuid {
     const TYPES: &'static [pg_sys::Oid] = &[types::uuid];
 
     unsafe fn from_sql(datum: pg_sys::Datum) -> Self {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps its promise, and the column is not null.
         let bytes = unsafe { pgrx::Uuid::from_datum(datum, false) };
         Self::from_bytes(*bytes.expect("a column that is not null").as_bytes())
     }
@@ -119,7 +120,7 @@ impl ToSql for Vec<Option<Uuid>> {
         all.into_datum()
     }
 }
-/// A moment as `timestamptz`: the same 64 bits that an `i64` would be.
+/// A moment as a `timestamptz` parameter: without it, its 64 bits would be taken for a `bigint`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timestamptz(pub Moment);
 impl ToSql for Timestamptz {
@@ -129,7 +130,7 @@ impl ToSql for Timestamptz {
 }
 impl ToSql for Vec<Timestamptz> {
     fn to_sql(self) -> Option<pg_sys::Datum> {
-        // What is in no range of the calendar is one of the infinities.
+        // The infinities are no calendar dates, and must not raise an error.
         let infinite = pgrx::datum::TimestampWithTimeZone::positive_infinity;
         let all: Vec<_> = self
             .into_iter()
@@ -144,7 +145,7 @@ impl<T: ToSql> ToSql for Option<T> {
     }
 }
 
-/// A statement and, once it has been used in this backend, its kept plan.
+/// A statement, with its kept plan once it has been used in this backend.
 pub struct Statement {
     text: &'static str,
     types: &'static [pg_sys::Oid],
@@ -152,7 +153,7 @@ pub struct Statement {
 }
 
 impl Statement {
-    /// See [`statements!`].
+    /// The statement of a text and its parameters' types; [`statements!`] calls this.
     pub const fn new(text: &'static str, types: &'static [pg_sys::Oid]) -> Self {
         Self { text, types, plan: Cell::new(std::ptr::null_mut()) }
     }
@@ -178,7 +179,7 @@ macro_rules! statements {
     )* };
 }
 
-/// Names of the types of parameters, as SQL has them.
+/// The types of parameters, by their names in SQL.
 #[allow(missing_docs, non_upper_case_globals)]
 pub mod types {
     use pgrx::pg_sys;
@@ -203,68 +204,72 @@ pub mod types {
     pub const byteas: pg_sys::Oid = pg_sys::BYTEAARRAYOID;
 }
 
-/// Parameters of a statement.
+/// Makes the parameters of a statement.
 #[macro_export]
 macro_rules! args {
     ($($value:expr),* $(,)?) => { &[$($crate::pg::spi::ToSql::to_sql($value)),*] };
 }
 
-/// While it lives, plans go by keys, row by row: statistics of a table that was empty when it was analyzed would make the plan
-/// read all of it, and go on doing so while it grows.
-struct ByKeys([bool; 4]);
+/// The planner settings for plans that go by index, restored on drop. Statistics of a table that
+/// was empty when it was analyzed would make the plan read all of it, and go on doing so while the
+/// table grows.
+struct IndexPlans([bool; 4]);
 
-impl ByKeys {
+impl IndexPlans {
     fn begin() -> Self {
         Self(Self::set([false; 4]))
     }
 
     fn set(new: [bool; 4]) -> [bool; 4] {
-        // SAFETY: a backend has one thread.
+        // SAFETY: a backend has one thread, so nobody else writes these globals.
         unsafe {
             use pg_sys::{enable_hashjoin, enable_mergejoin, enable_seqscan, jit_enabled};
             let old = [enable_seqscan, enable_hashjoin, enable_mergejoin, jit_enabled];
-            // What is disabled costs so much that the server would compile it.
+            // A disabled kind of node costs so much that the server would otherwise compile the
+            // plan.
             [enable_seqscan, enable_hashjoin, enable_mergejoin, jit_enabled] = new;
             old
         }
     }
 }
 
-impl Drop for ByKeys {
-    // Also when an error unwinds.
+impl Drop for IndexPlans {
+    // This runs also while an error unwinds, or the settings would stay for the whole session.
     fn drop(&mut self) {
         Self::set(self.0);
     }
 }
 
-/// An open connection to the server's own interface.
+/// An open connection to SPI, by which statements are run.
 pub struct Db {
-    /// From the first statement on, where the function that was called does not do it.
+    /// The pinned search path, from the first statement on, where the called function does not pin
+    /// it itself.
     pinned: Cell<Option<Pinned>>,
 }
 
-/// Runs `work` connected; memory that its statements took is freed at the end.
+/// Runs `work` connected to SPI. The memory of its results is freed at the end.
 pub fn connect<R>(work: impl FnOnce(&Db) -> R) -> R {
-    // SAFETY: paired with SPI_finish; when an error unwinds, the end of the transaction cleans up.
+    // SAFETY: SPI_finish follows; when an error unwinds, the end of the transaction cleans up.
     unsafe {
         pg_sys::SPI_connect();
     }
     let db = Db { pinned: Cell::default() };
     let result = work(&db);
     drop(db);
-    // SAFETY: connected above.
+    // SAFETY: the connection was opened above.
     unsafe {
         pg_sys::SPI_finish();
     }
     result
 }
 
-/// Does `work` in a subtransaction, and undoes it where it says that it was in vain. So it does on an error, which goes on: who
-/// catches it outside must find the transaction as it was.
+/// Runs `work` in a subtransaction, and rolls it back where `work` returns false. An error rolls it
+/// back as well and goes on, since whoever catches it outside must find the transaction as it was.
 pub fn in_subtransaction(work: impl FnOnce() -> bool) -> bool {
-    // The path of a statement in it would end with it.
+    // A search path that a statement pins inside would end with the subtransaction, so it is pinned
+    // outside.
     let _pinned = Pinned::begin();
-    // SAFETY: connected, as the procedural languages do it.
+    // SAFETY: the calls follow the order of the procedural languages, and SPI is connected.
     unsafe {
         let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
         pg_sys::BeginInternalSubTransaction(std::ptr::null());
@@ -281,9 +286,11 @@ pub fn in_subtransaction(work: impl FnOnce() -> bool) -> bool {
     }
 }
 
-/// Does `work` in a subtransaction; where it fails, that is undone and forgotten, as by `exception when others` in PL/pgSQL.
+/// Runs `work` in a subtransaction; where it fails, that is rolled back and the error dropped, as
+/// by `exception when others` in PL/pgSQL.
 ///
-/// A failure that concerns the whole transaction goes on: a serialization failure, a deadlock, a query that was cancelled.
+/// A failure that concerns the whole transaction goes on: a serialization failure, a deadlock, a
+/// query that was cancelled.
 pub fn isolate_faults(work: impl FnOnce() -> Result<()>) -> Result<()> {
     let mut refusal = Ok(());
     let done = catch_unwind(AssertUnwindSafe(|| {
@@ -293,13 +300,13 @@ pub fn isolate_faults(work: impl FnOnce() -> Result<()>) -> Result<()> {
         })
     }));
     match (done, refusal) {
-        (Err(error), _) if concerns_transaction(error.as_ref()) => resume_unwind(error),
+        (Err(error), _) if ends_transaction(error.as_ref()) => resume_unwind(error),
         (Ok(false), Err(error)) if error.sqlstate == *b"40001" => Err(error),
         _ => Ok(()),
     }
 }
 
-fn concerns_transaction(error: &(dyn Any + Send)) -> bool {
+fn ends_transaction(error: &(dyn Any + Send)) -> bool {
     use PgSqlErrorCode::{
         ERRCODE_ASSERT_FAILURE, ERRCODE_QUERY_CANCELED, ERRCODE_T_R_DEADLOCK_DETECTED,
         ERRCODE_T_R_SERIALIZATION_FAILURE,
@@ -317,63 +324,66 @@ fn concerns_transaction(error: &(dyn Any + Send)) -> bool {
     )
 }
 
-/// The same for who has done something before that is to be seen too.
+/// Runs `work` on the newest snapshot, which also sees what this transaction has written so far.
 pub fn at_newest_moment<R>(work: impl FnOnce() -> R) -> R {
-    // SAFETY: in a transaction; nothing happens where nothing was written.
+    // SAFETY: a transaction is in progress; where nothing was written the call has no effect.
     unsafe { pg_sys::CommandCounterIncrement() };
     on_newest_snapshot(work)
 }
 
-/// Lets `work` read what is committed by now, under any isolation level.
+/// Runs `work` on a snapshot that sees everything committed by now, under any isolation level.
 pub fn on_newest_snapshot<R>(work: impl FnOnce() -> R) -> R {
-    // SAFETY: pushed and popped as a pair; an error unwinds to the end of the transaction, which pops it.
+    // SAFETY: the pop follows; when an error unwinds, the end of the transaction pops the snapshot.
     unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
     let result = work();
-    // SAFETY: see above.
+    // SAFETY: the snapshot was pushed above.
     unsafe { pg_sys::PopActiveSnapshot() };
     result
 }
 
-/// Lets `work` read by a snapshot.
+/// Runs `work` on a given snapshot.
 #[cfg(feature = "compare_ways")]
 pub fn on_snapshot<R>(snapshot: pg_sys::Snapshot, work: impl FnOnce() -> R) -> R {
-    // SAFETY: a snapshot that is registered; pushed and popped as a pair, on errors by the end of the transaction.
+    // SAFETY: the snapshot is registered, and the pop follows; on errors the end of the transaction
+    // pops it.
     unsafe { pg_sys::PushActiveSnapshot(snapshot) };
     let result = work();
-    // SAFETY: see above.
+    // SAFETY: the snapshot was pushed above.
     unsafe { pg_sys::PopActiveSnapshot() };
     result
 }
 
-/// Lets `work` read by the snapshot of the transaction, which under isolation levels with one snapshot is that of all its statements.
+/// Runs `work` on the snapshot of the transaction. From REPEATABLE READ on, that is the one of all
+/// its statements.
 pub fn on_transaction_snapshot<R>(work: impl FnOnce() -> R) -> R {
-    // SAFETY: pushed and popped as a pair; an error unwinds to the end of the transaction, which pops it.
+    // SAFETY: the pop follows; when an error unwinds, the end of the transaction pops the snapshot.
     unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
     let result = work();
-    // SAFETY: see above.
+    // SAFETY: the snapshot was pushed above.
     unsafe { pg_sys::PopActiveSnapshot() };
     result
 }
 
-/// The number by which the server knows this backend.
+/// The process id of this backend.
 pub fn backend_id() -> i32 {
-    // SAFETY: reads a global.
+    // SAFETY: only a global is read.
     unsafe { pg_sys::MyProcPid }
 }
 
-/// The number of the transaction, which no other ever has.
+/// The full id of the transaction, which no other transaction ever has.
 pub fn transaction_number() -> i64 {
-    // SAFETY: in a transaction that may write.
+    // SAFETY: a transaction that may write is in progress.
     unsafe { pg_sys::GetTopFullTransactionId() }.value.cast_signed()
 }
 
-/// Prepares a statement that is put together at run time, and keeps its plan.
+/// Prepares a statement whose text is made at run time, and keeps its plan.
 pub fn prepare(text: &CStr, types: &[pg_sys::Oid]) -> pg_sys::SPIPlanPtr {
     let mut types = types.to_vec();
     let count = i32::try_from(types.len()).expect("few parameters");
-    // SAFETY: connected; the plan is moved to permanent memory before it is used.
+    // SAFETY: SPI is connected, and the plan is moved to permanent memory before it is used.
     unsafe {
-        // A generic plan from the first call on: every statement goes by keys, whatever the values.
+        // The plan is generic from the first call on: every statement goes by keys, whatever their
+        // values, so five custom plans first would only cost time.
         let options = pg_sys::CURSOR_OPT_GENERIC_PLAN.cast_signed();
         let plan = pg_sys::SPI_prepare_cursor(text.as_ptr(), count, types.as_mut_ptr(), options);
         assert!(!plan.is_null(), "statement could not be prepared: {text:?}");
@@ -382,63 +392,66 @@ pub fn prepare(text: &CStr, types: &[pg_sys::Oid]) -> pg_sys::SPIPlanPtr {
     }
 }
 
-/// A statement that was prepared, and is kept as long as the backend.
+/// A prepared statement, whose plan is kept as long as the backend lives.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan(pg_sys::SPIPlanPtr);
 
-/// Prepares a statement for good.
+/// Prepares a statement for the life of the backend.
 pub fn plan(text: &str, types: &[pg_sys::Oid]) -> Plan {
     Plan(prepare(&CString::new(text).expect("a statement without NUL"), types))
 }
 
-// `self` is the proof that there is a connection.
+// `self` is the proof of an open connection.
 #[allow(clippy::unused_self)]
 impl Db {
-    /// Runs on the caller's snapshot; takes no lock and no transaction id, so it also works on a standby.
+    /// Runs a statement on the caller's snapshot. It takes no lock and no transaction id, so it
+    /// also works on a standby.
     pub fn read(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Argument]) -> Rows {
-        let _by_keys = ByKeys::begin();
+        let _settings = IndexPlans::begin();
         statement.with(|s| self.execute(s, args, true))
     }
 
-    /// Runs on a snapshot of its own, so that it sees what others committed before it started.
+    /// Runs a statement on a snapshot of its own, so that it sees what others committed before it
+    /// started.
     pub fn write(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Argument]) -> Rows {
-        let _by_keys = ByKeys::begin();
+        let _settings = IndexPlans::begin();
         statement.with(|s| self.execute(s, args, false))
     }
 
-    /// One of the two: `fresh` for a call that holds locks, else for one that only reads.
+    /// Runs a statement by [`Db::write`] if `fresh`, as a call that holds locks needs it, and else
+    /// by [`Db::read`].
     pub fn query(&self, fresh: bool, statement: &'static std::thread::LocalKey<Statement>, args: &[Argument]) -> Rows {
         if fresh { self.write(statement, args) } else { self.read(statement, args) }
     }
 
-    /// Like [`Db::read`], for statements that go over whole tables.
+    /// Runs a statement like [`Db::read`], but with the planner's own choice, for whole tables.
     pub fn scan(&self, statement: &'static std::thread::LocalKey<Statement>, args: &[Argument]) -> Rows {
         statement.with(|s| self.execute(s, args, true))
     }
 
-    /// Runs a whole script, for install().
+    /// Runs a script of several statements, for install().
     pub fn script(&self, text: &str) {
         let text = CString::new(text).expect("a script without NUL");
-        // SAFETY: connected; errors of the server unwind.
+        // SAFETY: SPI is connected, and errors of the server unwind.
         let status = unsafe { pg_sys::SPI_execute(text.as_ptr(), false, 0) };
         assert!(status > 0, "a script failed with SPI status {status}");
     }
 
-    /// Like [`Db::read`], by a plan that was made of a declaration.
+    /// Runs the plan of a declared table like [`Db::read`].
     pub fn read_by(&self, plan: Plan, args: &[Argument]) -> Rows {
         self.read_plan(plan.0, args)
     }
 
-    /// Like [`Db::write`], by a plan that was made of a declaration.
+    /// Runs the plan of a declared table like [`Db::write`].
     pub fn write_by(&self, plan: Plan, args: &[Argument]) -> Rows {
-        let _by_keys = ByKeys::begin();
+        let _settings = IndexPlans::begin();
         self.pin_path();
         self.run(plan.0, args, false)
     }
 
-    /// Like [`Db::read`], by a plan that was prepared at run time.
+    /// Runs a plan that was prepared at run time like [`Db::read`].
     pub fn read_plan(&self, plan: pg_sys::SPIPlanPtr, args: &[Argument]) -> Rows {
-        let _by_keys = ByKeys::begin();
+        let _settings = IndexPlans::begin();
         self.pin_path();
         self.run(plan, args, true)
     }
@@ -451,7 +464,8 @@ impl Db {
 
     fn pin_path(&self) {
         if !search_path::is_pinned() {
-            // What somebody has set since goes with the one before: levels end in their order.
+            // Somebody has set another path since the last statement. That setting goes with the
+            // level in which it was made, which must end before a new one begins.
             drop(self.pinned.take());
             self.pinned.set(Pinned::begin());
         }
@@ -466,7 +480,8 @@ impl Db {
                 None => nulls[i] = b'n'.cast_signed(),
             }
         }
-        // SAFETY: a kept plan with as many parameters of these types; the table of results lives until SPI_finish.
+        // SAFETY: the plan is kept and has as many parameters of these types; the result lives
+        // until SPI_finish.
         unsafe {
             pg_sys::SPI_tuptable = std::ptr::null_mut();
             let status = pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), nulls.as_ptr(), read_only, 0);
@@ -483,17 +498,17 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Rows returned or touched.
+    /// The number of rows that were returned or changed.
     pub fn count(&self) -> usize {
         usize::try_from(self.processed).unwrap_or(usize::MAX)
     }
 
-    /// The only row, if there is one.
+    /// The first row, if there is one.
     pub fn first(&self) -> Option<Row> {
         (self.count() > 0).then(|| self.row(0))
     }
 
-    /// All rows.
+    /// All rows of the result.
     pub fn iter(&self) -> impl Iterator<Item = Row> + '_ {
         (0..self.count()).map(|i| self.row(i))
     }
@@ -523,29 +538,31 @@ impl Rows {
 pub struct Row {
     columns: Vec<pg_sys::Datum>,
     nulls: Vec<bool>,
-    /// Lives as long as what the columns point to.
+    /// The descriptor, which lives as long as what the columns point to.
     descriptor: pg_sys::TupleDesc,
 }
 
 impl Row {
-    /// A column that cannot be null; the first is 0. Raises an error where it is of another type, as somebody may have given it.
+    /// A column that cannot be null; the first is 0. A column of another type raises an error,
+    /// since somebody may have altered the table.
     pub fn get<T: FromSql>(&self, index: usize) -> T {
         assert!(!self.nulls[index], "column {index} is null");
-        // SAFETY: there are as many as columns.
+        // SAFETY: the descriptor has as many columns as the row, and `nulls[index]` exists.
         let found = unsafe { attribute(self.descriptor, index) };
         if !T::TYPES.contains(&found.atttypid) {
-            or_raise::<()>(Err(changed(found, T::TYPES)));
+            or_raise::<()>(Err(type_mismatch(found, T::TYPES)));
         }
-        // SAFETY: of one of those types.
+        // SAFETY: the column is of one of those types.
         unsafe { T::from_sql(self.columns[index]) }
     }
 
-    /// A column as the server has it. Raises an error where it is of none of these types, as somebody may have given it another.
+    /// A column as a datum. A column of none of these types raises an error, since somebody may
+    /// have altered the table.
     pub fn value(&self, index: usize, types: &[pg_sys::Oid]) -> Argument {
-        // SAFETY: there are as many as columns.
+        // SAFETY: the descriptor lives as long as the row, and a missing column panics.
         let found = unsafe { attribute(self.descriptor, index) };
         if !types.contains(&found.atttypid) {
-            or_raise::<()>(Err(changed(found, types)));
+            or_raise::<()>(Err(type_mismatch(found, types)));
         }
         (!self.nulls[index]).then_some(self.columns[index])
     }
@@ -557,8 +574,8 @@ impl Row {
 }
 
 #[cold]
-fn changed(found: &pg_sys::FormData_pg_attribute, types: &[pg_sys::Oid]) -> Error {
-    // SAFETY: the server knows the types of a result; names end with NUL.
+fn type_mismatch(found: &pg_sys::FormData_pg_attribute, types: &[pg_sys::Oid]) -> Error {
+    // SAFETY: the types are in the catalogs, and names end with NUL.
     let (column, name) = unsafe {
         let name = |id| CStr::from_ptr(pg_sys::format_type_be(id)).to_string_lossy();
         (CStr::from_ptr(found.attname.data.as_ptr()).to_string_lossy(), name)
@@ -567,18 +584,19 @@ fn changed(found: &pg_sys::FormData_pg_attribute, types: &[pg_sys::Oid]) -> Erro
     Error::table_changed(&column, &expected.join(" or "), &name(found.atttypid))
 }
 
-/// What a descriptor says of a column; the first is 0.
+/// The description of a column in a descriptor; the first is 0.
 ///
 /// # Safety
-/// A descriptor that has so many, and lives as long as this is looked at.
+/// `descriptor` has that column, and lives as long as the result is used.
 pub unsafe fn attribute<'a>(descriptor: pg_sys::TupleDesc, index: usize) -> &'a pg_sys::FormData_pg_attribute {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps its promise.
     unsafe {
         let count = usize::try_from((*descriptor).natts).unwrap_or_default();
         assert!(index < count, "a column");
         #[cfg(not(feature = "pg18"))]
         let all = (*descriptor).attrs.as_ptr();
-        // They come after the short ones, as the server's own macro has it.
+        // In version 18 the array of columns follows that of their compact forms, as
+        // `TupleDescAttr` has it.
         #[cfg(feature = "pg18")]
         let all = (*descriptor).compact_attrs.as_ptr().add(count).cast::<pg_sys::FormData_pg_attribute>();
         &*all.add(index)

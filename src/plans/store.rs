@@ -15,10 +15,10 @@ use uuid::Uuid;
 
 statements! {
     OWN_TERMS(uuid, text) = "select allowance, limit_kind from billing.org_allowances where org_id = $1 and metric = $2";
-    SET_COLLECTOR(uuid, timestamptz, text, text) =
+    SET_BILLING_PROVIDER(uuid, timestamptz, text, text) =
         "update billing.subscriptions set provider = $3, provider_subscription = $4 where org_id = $1 and starts_at = $2";
-    // One that ended where it began gives its place to the next one.
-    BEGIN_STRETCH(uuid, timestamptz, timestamptz, timestamptz, timestamptz, text, text, jsonb, int8s, int8, int8, text,
+    // A tenure that ended where it began never held, so it gives its place to the next one.
+    BEGIN_TENURE(uuid, timestamptz, timestamptz, timestamptz, timestamptz, text, text, jsonb, int8s, int8, int8, text,
                   text) =
         "insert into billing.subscriptions as s
                 (org_id, starts_at, anchor, next_period_at, created_at, plan, origin, metadata, grants, granted, taken_back,
@@ -28,16 +28,17 @@ statements! {
             set anchor = $3, next_period_at = $4, created_at = $5, plan = $6, origin = $7, metadata = $8, grants = $9,
                 granted = $10, taken_back = $11, provider = $12, provider_subscription = $13, ends_at = null, pending_plan = null, cancel_at_period_end = false
           where s.ends_at = s.starts_at";
-    END_STRETCH(uuid, timestamptz, timestamptz) =
+    END_TENURE(uuid, timestamptz, timestamptz) =
         "update billing.subscriptions
             set ends_at = greatest($3, starts_at), pending_plan = null, cancel_at_period_end = false,
                 next_period_at = case when next_period_at < $3 then next_period_at end
           where org_id = $1 and starts_at = $2";
-    REOPEN_STRETCH(uuid, timestamptz, timestamptz) =
+    REOPEN_TENURE(uuid, timestamptz, timestamptz) =
         "update billing.subscriptions set ends_at = null, next_period_at = $3 where org_id = $1 and starts_at = $2";
     NOTHING_DUE(uuid, timestamptz) =
         "update billing.subscriptions set next_period_at = null where org_id = $1 and starts_at = $2";
-    // Once only: whoever finds another start there than he saw comes too late.
+    // A period begins once only: a transaction that finds another start there than it saw comes too
+    // late.
     ADVANCE(uuid, timestamptz, timestamptz, timestamptz, int8s, int8) =
         "update billing.subscriptions set next_period_at = $4, grants = $5, granted = $6, taken_back = 0
           where org_id = $1 and starts_at = $2 and next_period_at = $3";
@@ -49,8 +50,8 @@ statements! {
     CLEAR_OWN_TERMS(uuid, text) = "delete from billing.org_allowances where org_id = $1 and metric = $2";
 }
 
-/// What a row of `subscriptions` says of where periods begin and end.
-struct StretchRow {
+/// The columns of a row of `subscriptions` that say where periods begin and end.
+struct TenureRow {
     starts_at: Moment,
     ends_at: Option<Moment>,
     anchor: Moment,
@@ -61,8 +62,8 @@ struct StretchRow {
     awaiting_payment: bool,
 }
 
-fn stretch(row: table::Row<'_>) -> StretchRow {
-    StretchRow {
+fn tenure(row: table::Row<'_>) -> TenureRow {
+    TenureRow {
         starts_at: row.starts_at(),
         ends_at: row.ends_at(),
         anchor: row.anchor(),
@@ -74,17 +75,18 @@ fn stretch(row: table::Row<'_>) -> StretchRow {
     }
 }
 
-/// Which plans the org has and had. `fresh`: as of this very moment, for a call that holds the wallet's lock.
+/// The plans that the org has and had. `fresh` is for a call that holds the wallet's lock: what is
+/// committed by now counts.
 pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
     let (fallback, any) = cache::default_plan(db)?;
     if !any {
         return Ok(Timeline::default());
     }
-    let rows = rows(org_id, fresh, stretch);
-    let mut stretches = Vec::new();
-    // One that ended where it began counts for nothing.
+    let rows = rows(org_id, fresh, tenure);
+    let mut tenures = Vec::new();
+    // A tenure that ended where it began never held.
     for row in rows.into_iter().filter(|row| row.ends_at.is_none_or(|at| at > row.starts_at)) {
-        let mut stretch = PlanTenure {
+        let mut tenure = PlanTenure {
             starts_at: row.starts_at,
             ends_at: row.ends_at.unwrap_or(INFINITY),
             anchor: row.anchor,
@@ -92,36 +94,38 @@ pub fn timeline(db: &Db, org_id: Uuid, fresh: bool) -> Result<Timeline> {
             next_period_at: row.next_period_at,
             awaiting_payment: row.awaiting_payment,
         };
-        // What is to happen at the end of the period happens then, also before somebody notes it.
-        let turn = stretch.next_period_at.filter(|at| *at > stretch.starts_at);
-        if let Some(turn) = turn
+        // What is scheduled for the end of the period happens then, also before settlement books
+        // it.
+        let period_end = tenure.next_period_at.filter(|at| *at > tenure.starts_at);
+        if let Some(period_end) = period_end
             && (row.is_cancelled || row.pending_plan.is_some())
         {
-            stretch.ends_at = stretch.ends_at.min(turn);
-            stretch.next_period_at = None;
+            tenure.ends_at = tenure.ends_at.min(period_end);
+            tenure.next_period_at = None;
         }
-        let next = match (turn, row.pending_plan) {
-            (Some(turn), Some(name)) => {
+        let next = match (period_end, row.pending_plan) {
+            (Some(period_end), Some(name)) => {
                 let plan = cache::any_plan(db, &name)?;
-                let anchor = if plan.cycle == stretch.plan.cycle { stretch.anchor } else { turn };
+                let anchor = if plan.cycle == tenure.plan.cycle { tenure.anchor } else { period_end };
                 Some(PlanTenure {
-                    starts_at: turn,
+                    starts_at: period_end,
                     ends_at: INFINITY,
                     anchor,
                     plan,
-                    next_period_at: Some(turn),
-                    awaiting_payment: stretch.awaiting_payment,
+                    next_period_at: Some(period_end),
+                    awaiting_payment: tenure.awaiting_payment,
                 })
             }
             _ => None,
         };
-        stretches.push(stretch);
-        stretches.extend(next);
+        tenures.push(tenure);
+        tenures.extend(next);
     }
-    Ok(Timeline { tenures: stretches, fallback })
+    Ok(Timeline { tenures, fallback })
 }
 
-/// All rows of an org, in order. `fresh`: as of this very moment, for a call that holds the wallet's lock.
+/// All subscriptions of an org, in order, as `read` returns them. `fresh` is for a call that holds
+/// the wallet's lock: what is committed by now counts.
 fn rows<R>(org_id: Uuid, fresh: bool, read: impl Fn(table::Row<'_>) -> R) -> Vec<R> {
     at_one_moment(fresh, || {
         let mut found = Vec::new();
@@ -133,7 +137,7 @@ fn rows<R>(org_id: Uuid, fresh: bool, read: impl Fn(table::Row<'_>) -> R) -> Vec
     })
 }
 
-/// Whether the next period waits: a provider is to collect for it first.
+/// Tells whether the next period waits because its provider has to collect for it first.
 fn awaiting_payment(row: table::Row<'_>) -> bool {
     let (Some(next_period_at), Some(provider)) = (row.next_period_at(), row.provider()) else { return false };
     let Some(subscription) = row.provider_subscription() else { return true };
@@ -143,7 +147,7 @@ fn awaiting_payment(row: table::Row<'_>) -> bool {
     paid_until.is_none_or(|at| next_period_at >= at.saturating_sub(GRACE))
 }
 
-/// Which of the orgs have a period to begin by then.
+/// The orgs, of those given, that have a period to begin by `as_of`.
 pub fn due(db: &Db, orgs: Vec<Uuid>, as_of: Moment) -> Result<Vec<Uuid>> {
     let (fallback, any) = cache::default_plan(db)?;
     if !any {
@@ -151,15 +155,15 @@ pub fn due(db: &Db, orgs: Vec<Uuid>, as_of: Moment) -> Result<Vec<Uuid>> {
     }
     let enrolls = fallback.is_some_and(|plan| plan.credits.is_some());
     let is_due = |org_id: &Uuid| {
-        let rows = rows(*org_id, true, stretch);
-        let begins = |row: &StretchRow| row.next_period_at.is_some_and(|at| at <= as_of) && !row.awaiting_payment;
-        let is_on = |row: &StretchRow| row.ends_at.is_none_or(|at| at > as_of);
+        let rows = rows(*org_id, true, tenure);
+        let begins = |row: &TenureRow| row.next_period_at.is_some_and(|at| at <= as_of) && !row.awaiting_payment;
+        let is_on = |row: &TenureRow| row.ends_at.is_none_or(|at| at > as_of);
         rows.iter().any(begins) || (enrolls && !rows.iter().any(is_on))
     };
     Ok(orgs.into_iter().collect::<BTreeSet<_>>().into_iter().filter(is_due).collect())
 }
 
-/// The org's own terms for a metric, if it has any.
+/// The terms that an org has of its own for a metric, if any.
 pub fn own_terms(db: &Db, org_id: Uuid, metric: &Metric, fresh: bool) -> Option<Override> {
     if !metric.own.allowance {
         return None;
@@ -169,7 +173,7 @@ pub fn own_terms(db: &Db, org_id: Uuid, metric: &Metric, fresh: bool) -> Option<
         .map(|row| Override { allowance: row.opt(0), limit: row.opt::<String>(1).and_then(|name| Limit::parse(&name)) })
 }
 
-/// A row of `subscriptions`.
+/// A subscription: a row of `subscriptions`.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub struct Subscription {
@@ -180,15 +184,16 @@ pub struct Subscription {
     pub plan: String,
     pub pending_plan: Option<String>,
     pub cancel_at_period_end: bool,
-    /// The default plan, begun by settlement.
+    /// Whether it is the default plan, begun by settlement.
     pub by_default: bool,
     pub grants: Vec<i64>,
-    /// By the plan in the current period, net of what was taken back.
+    /// The credit that the plan granted in the current period, net of what was taken back.
     pub granted: i64,
     pub taken_back: i64,
-    /// The next period is a provider's to collect first.
+    /// Whether the next period waits because the provider has to collect for it first.
     pub awaiting_payment: bool,
-    /// Who collects for it, and the provider's id of that subscription; None: nobody has to pay first.
+    /// The provider that collects for it, with the provider's id of the subscription; None where
+    /// nobody has to pay first.
     pub billing_provider: Option<Collector>,
 }
 
@@ -196,7 +201,7 @@ pub struct Subscription {
 pub type Collector = (String, String);
 
 impl Subscription {
-    /// It never held.
+    /// Tells whether it ended where it began, and so never held.
     pub fn is_void(&self) -> bool {
         self.ends_at == Some(self.starts_at)
     }
@@ -221,17 +226,17 @@ fn subscription(row: table::Row<'_>) -> Subscription {
     }
 }
 
-/// All rows of an org, in order. The wallet must be locked.
+/// All subscriptions of an org, in order. The wallet must be locked.
 pub fn subscriptions(org_id: Uuid) -> Vec<Subscription> {
     rows(org_id, true, subscription)
 }
 
-/// Begins a stretch. Its first period is to be begun at `next_period_at`.
+/// Begins a tenure, whose first period is to begin at `next_period_at`.
 pub fn begin(db: &Db, org_id: Uuid, new: &Subscription, now: Moment, metadata: &str) {
     let origin = if new.by_default { "default" } else { "subscribed" };
     let metadata = crate::pg::jsonb::from_text(metadata);
     db.write(
-        &BEGIN_STRETCH,
+        &BEGIN_TENURE,
         args![
             org_id,
             Timestamptz(new.starts_at),
@@ -250,30 +255,30 @@ pub fn begin(db: &Db, org_id: Uuid, new: &Subscription, now: Moment, metadata: &
     );
 }
 
-/// From now on, a provider collects for it.
+/// Lets a provider collect for a subscription from now on.
 pub fn set_collector(db: &Db, org_id: Uuid, starts_at: Moment, billing_provider: &Collector) {
     db.write(
-        &SET_COLLECTOR,
+        &SET_BILLING_PROVIDER,
         args![org_id, Timestamptz(starts_at), billing_provider.0.as_str(), billing_provider.1.as_str()],
     );
 }
 
-/// Ends a stretch.
+/// Ends a tenure.
 pub fn end(db: &Db, org_id: Uuid, starts_at: Moment, at: Moment) {
-    db.write(&END_STRETCH, args![org_id, Timestamptz(starts_at), Timestamptz(at)]);
+    db.write(&END_TENURE, args![org_id, Timestamptz(starts_at), Timestamptz(at)]);
 }
 
-/// Lets a stretch go on that was to end.
+/// Lets a tenure that was to end go on.
 pub fn reopen(db: &Db, org_id: Uuid, starts_at: Moment, next: Moment) {
-    db.write(&REOPEN_STRETCH, args![org_id, Timestamptz(starts_at), Timestamptz(next)]);
+    db.write(&REOPEN_TENURE, args![org_id, Timestamptz(starts_at), Timestamptz(next)]);
 }
 
-/// Notes that a stretch has no further period.
+/// Notes that a tenure has no further period.
 pub fn nothing_due(db: &Db, org_id: Uuid, starts_at: Moment) {
     db.write(&NOTHING_DUE, args![org_id, Timestamptz(starts_at)]);
 }
 
-/// Sets the next period if it still is the one that was seen.
+/// Sets the start of the next period, if it still is the one that was seen; else false.
 pub fn advance(db: &Db, org_id: Uuid, old: &Subscription, from: Moment, to: Moment, new: (Vec<i64>, i64)) -> bool {
     db.write(&ADVANCE, args![org_id, Timestamptz(old.starts_at), Timestamptz(from), Timestamptz(to), new.0, new.1])
         .count()
@@ -285,7 +290,7 @@ pub fn set_ending(db: &Db, org_id: Uuid, starts_at: Moment, cancel: bool, plan: 
     db.write(&SET_ENDING, args![org_id, Timestamptz(starts_at), cancel, plan]);
 }
 
-/// Gives an org its own terms for a metric, or takes them away.
+/// Sets the terms that an org has of its own for a metric, or clears them.
 pub fn set_own_terms(db: &Db, org_id: Uuid, metric: &str, own: Override) {
     if own == Override::default() {
         db.write(&CLEAR_OWN_TERMS, args![org_id, metric]);

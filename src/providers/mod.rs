@@ -30,11 +30,11 @@ pub trait Provider: Sync {
 }
 
 /// All providers whose webhooks are understood.
-pub static ALL: [&dyn Provider; 2] = [&stripe::Stripe, &razorpay::Razorpay];
+pub static ALL: &[&dyn Provider] = &[&stripe::Stripe, &razorpay::Razorpay];
 
 /// The provider of that name.
 pub fn find(name: &str) -> Option<&'static dyn Provider> {
-    ALL.into_iter().find(|provider| provider.name() == name)
+    ALL.iter().copied().find(|provider| provider.name() == name)
 }
 
 /// The names of all providers, for error messages.

@@ -59,6 +59,11 @@ pub(super) fn stripe(payload: &[u8], header: &str, secrets: &[Vec<u8>], now: i64
         return Err(Fault::Malformed);
     }
     prove(&[time.as_bytes(), b".", payload], &given, secrets)?;
+    check_age(signed_at, now, tolerance)
+}
+
+/// Refuses a signature that was made too long ago, or is of a time to come; all in seconds.
+pub(super) fn check_age(signed_at: i64, now: i64, tolerance: i64) -> Result<(), Fault> {
     if now.saturating_sub(signed_at) > tolerance {
         return Err(Fault::Stale);
     }
@@ -80,7 +85,7 @@ pub(super) fn razorpay(payload: &[u8], header: &str, secrets: &[Vec<u8>]) -> Res
 }
 
 /// Checks that some signature was made with some secret; the time it takes does not tell which one.
-fn prove(parts: &[&[u8]], given: &[Digest], secrets: &[Vec<u8>]) -> Result<(), Fault> {
+pub(super) fn prove(parts: &[&[u8]], given: &[Digest], secrets: &[Vec<u8>]) -> Result<(), Fault> {
     let mut found = Choice::from(0);
     for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
         let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(secret) else { continue };
@@ -100,7 +105,7 @@ fn seconds(text: &str) -> Option<i64> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
-fn digest(text: &str) -> Option<Digest> {
+pub(super) fn digest(text: &str) -> Option<Digest> {
     let (pairs, odd) = text.as_bytes().as_chunks::<2>();
     let mut digest = Digest::default();
     if !odd.is_empty() || pairs.len() != digest.len() {

@@ -56,7 +56,7 @@ statements! {
 /// The quantity of a metric that was consumed on a day, and the credits that were charged for it.
 type Consumed = (String, i32, i64, i64);
 
-/// What an org consumed that is not folded into days yet.
+/// The usage of an org that is not folded into days yet.
 fn unfolded(org_id: Uuid) -> Vec<Consumed> {
     let mut all = Vec::new();
     for mut tail in tail::tails(org_id, Snapshot::Callers) {

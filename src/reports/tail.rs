@@ -1,4 +1,5 @@
-//! What was consumed of a metric, to the last entry: the days that are folded, and what of the ledger is not yet.
+//! The consumption of a metric, exact to the last entry: the folded days, and the entries that are not
+//! folded yet.
 
 use crate::base::time::{Moment, day, start_of};
 use crate::ledger::recent::{Entry, LaneSummary};
@@ -59,7 +60,7 @@ pub fn folded_until(org_id: Uuid, entry_id: i64, at: Snapshot) -> i64 {
     known.unwrap_or_else(|| i64::from(slot(entry_id)) << 40)
 }
 
-/// Of each lane of an org.
+/// The unfolded entries of each lane of an org, on that snapshot.
 pub fn tails(org_id: Uuid, at: Snapshot) -> Vec<UnfoldedEntries> {
     let mut tails = Vec::new();
     Table::<lanes::Table>::to_read().each(&lanes::of_org(org_id), at, |row| {
@@ -74,7 +75,7 @@ pub fn tails(org_id: Uuid, at: Snapshot) -> Vec<UnfoldedEntries> {
     tails
 }
 
-/// What the entries of a tail come to, those that were made since a moment.
+/// The sums of a lane's unfolded entries that were made since a moment.
 pub fn read(org_id: Uuid, tail: &UnfoldedEntries, at: Snapshot, since: Moment) -> LaneSummary {
     let mut recent = LaneSummary::after(tail.from);
     if tail.from >= tail.last {

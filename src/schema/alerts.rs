@@ -3,7 +3,7 @@
 use crate::schema::table::table;
 
 table! {
-    /// Thresholds that were crossed.
+    /// The alerts: thresholds that were crossed.
     alerts in billing {
         org_id: Uuid,
         kind: Code,
@@ -16,13 +16,13 @@ table! {
         number: Bigint,
     }
     indexes {
-        /// Alerts by crossing.
+        /// The index of all alerts; a threshold that is crossed again gets the next number.
         KEY (org_id, kind, subject, share, number);
-        /// Of those that hold there is one each.
+        /// The index of the alerts that hold, at most one for each threshold.
         OPEN (org_id, kind, subject, share) where "(resolved_at IS NULL)";
     }
     find {
-        /// All crossings of the thresholds of a subject.
+        /// Finds all alerts about a subject.
         of_subject by KEY (org_id, kind, subject);
     }
     partial "(resolved_at IS NULL)" has |row| row.resolved_at().is_none();

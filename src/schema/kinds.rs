@@ -1,4 +1,5 @@
-//! The kinds of columns that declared tables have: how a value of each is taken from a row, and made for one.
+//! The kinds of columns that declared tables have, each with the conversion from a datum and to
+//! one.
 
 use crate::base::time;
 use crate::pg::heap::shapes::Type;
@@ -17,19 +18,19 @@ pub trait Kind {
     /// The SQL type.
     const TYPE: Type;
 
-    /// The value of a column that is not null.
+    /// Reads a value that is not null.
     ///
     /// # Safety
-    /// The datum is of that SQL type, and what it points to lives as long as the result.
+    /// `datum` is of that SQL type, and what it points to lives as long as the result.
     unsafe fn read<'a>(datum: pg_sys::Datum) -> Self::Out<'a>;
 
-    /// The value as the server takes it.
+    /// Converts a value to a datum.
     fn write(value: Self::In<'_>) -> Value;
 }
 
-/// A kind of column by which rows are looked for.
+/// A kind of column that can be part of a key.
 pub trait KeyKind: Kind {
-    /// The comparison by equality.
+    /// The comparison for equality.
     const KEY: KeyType;
 }
 
@@ -44,7 +45,7 @@ macro_rules! kinds {
 
             #[inline]
             unsafe fn read<'a>(datum: pg_sys::Datum) -> Self::Out<'a> {
-                // SAFETY: the caller's promise.
+                // SAFETY: the caller keeps its promise.
                 unsafe { <$out as Read>::read(datum) }
             }
 
@@ -60,36 +61,39 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// An integer of 64 bits.
+    /// The kind of a `bigint`.
     Bigint: i64 => i64, Big;
-    /// An array of integers of 64 bits.
+    /// The kind of a `bigint[]`.
     Bigints: Vec<i64> => Vec<i64>;
-    /// True or false.
+    /// The kind of a `boolean`.
     Boolean: bool => bool;
-    /// Bytes.
+    /// The kind of a `bytea`.
     Bytea: &'a [u8] => &'a [u8];
-    /// A text of the collation "C", which names something.
+    /// The kind of a `text` of the collation "C", for names and codes.
     Code: &'a str => &'a str, Text;
-    /// A day, as the server counts them.
+    /// The kind of a `date`, as the server's number of the day.
     Date: i32 => i32, Day;
-    /// An integer of 32 bits.
+    /// The kind of an `integer`.
     Integer: i32 => i32;
-    /// A JSON document.
+    /// The kind of a `jsonb`.
     Jsonb: json::Jsonb => json::Jsonb;
-    /// A moment.
+    /// The kind of a `timestamptz`.
     Moment: time::Moment => time::Moment, Moment;
-    /// An integer of 16 bits.
+    /// The kind of a `smallint`.
     Smallint: i16 => i16, Small;
-    /// A text for people.
+    /// The kind of a `text` of the database's collation, for people.
     Text: &'a str => &'a str;
-    /// A UUID.
+    /// The kind of a `uuid`.
     Uuid: uuid::Uuid => uuid::Uuid, Uuid;
 }
 
-/// A value of a column as Rust has it.
+/// A Rust type that a datum can be read as.
 trait Read {
+    /// Reads a value that is not null.
+    ///
     /// # Safety
-    /// The datum is of an SQL type that is read like this, and what it points to lives as long as the result.
+    /// `datum` is of an SQL type that is read as this type, and what it points to lives as long as
+    /// the result.
     unsafe fn read(datum: pg_sys::Datum) -> Self;
 }
 
@@ -98,7 +102,7 @@ macro_rules! read_owned {
         impl Read for $type {
             #[inline]
             unsafe fn read(datum: pg_sys::Datum) -> Self {
-                // SAFETY: the caller's promise.
+                // SAFETY: the caller keeps its promise.
                 unsafe { <$type>::from_sql(datum) }
             }
         }
@@ -111,7 +115,7 @@ macro_rules! read_borrowed {
         impl Read for $type {
             #[inline]
             unsafe fn read(datum: pg_sys::Datum) -> Self {
-                // SAFETY: the caller's promise; not null.
+                // SAFETY: the caller keeps its promise, and the value is not null.
                 unsafe { <$type>::from_datum(datum, false) }.expect("a column that is not null")
             }
         }

@@ -1,10 +1,10 @@
-//! The tables of wallets, their entries and their holds.
+//! The tables of wallets, of their entries, holds and debts, and of frozen orgs.
 
 use crate::schema::kinds::Kind;
 use crate::schema::table::table;
 
 table! {
-    /// Wallets, and the parts of those that are split.
+    /// The lanes: the balance rows of wallets. Lane 0 stands for the whole wallet.
     lanes in billing_internal {
         org_id: Uuid,
         fresh_until: Moment,
@@ -30,28 +30,29 @@ table! {
         recent: Bytea null,
     }
     indexes {
-        /// Lanes by wallet and number.
+        /// The index of lanes by wallet and number.
         KEY (org_id, unit, lane);
     }
     find {
-        /// A lane by its number; 0 stands for the wallet.
+        /// Finds a lane by its number; 0 stands for the wallet.
         one by KEY (org_id, unit, lane);
-        /// All lanes of a wallet.
+        /// Finds all lanes of a wallet.
         of_wallet by KEY (org_id, unit);
-        /// All lanes of an org's wallets.
+        /// Finds all lanes of an org's wallets.
         of_org by KEY (org_id);
     }
 }
 
 impl crate::schema::Lookup<lanes::Table> {
-    /// Looks for another lane of the same wallet, where one was named.
+    /// Changes the number of the lane, in a lookup that names one.
     pub fn set_lane(&mut self, lane: i16) {
         self.set_last(<lanes::lane as Kind>::write(lane));
     }
 }
 
 table! {
-    /// The entries, of which what is usual is left out (`ledger::rows`).
+    /// The ledger: all entries. What most entries have in common is stored as NULL
+    /// (`ledger::rows`).
     ledger in billing {
         org_id: Uuid,
         entry_id: Bigint,
@@ -78,22 +79,22 @@ table! {
         entry_hash: Bytea,
     }
     indexes {
-        /// Entries by number.
+        /// The index of entries by number.
         KEY (org_id, entry_id);
-        /// Entries by idempotency key.
+        /// The index of entries by the hash of their idempotency key.
         REQUEST (org_id, request_id) where "(request_id IS NOT NULL)";
     }
     find {
-        /// The entries of an org after one.
+        /// Finds the entries of an org after one.
         after by KEY (org_id, entry_id above);
-        /// The entry that took an idempotency key.
+        /// Finds the entry that took an idempotency key.
         request by REQUEST (org_id, request_id);
     }
     partial "(request_id IS NOT NULL)" has |row| row.request_id().is_some();
 }
 
 table! {
-    /// Reservations.
+    /// The holds: credit that is set aside for a reservation or a payout.
     holds in billing {
         org_id: Uuid,
         hold_id: Bigint,
@@ -114,17 +115,17 @@ table! {
         grant_id: Bigint null,
     }
     indexes {
-        /// Holds by number.
+        /// The index of holds by number.
         KEY (org_id, hold_id);
     }
     find {
-        /// A hold by its number.
+        /// Finds a hold by its number.
         one by KEY (org_id, hold_id);
     }
 }
 
 table! {
-    /// What settlement charged and nobody has paid.
+    /// The unpaid overage: what settlement charged and the wallet could not pay.
     unpaid_overage in billing {
         org_id: Uuid,
         unit: Code,
@@ -133,24 +134,24 @@ table! {
         credits: Bigint,
     }
     indexes {
-        /// Debts by unit, metric and period.
+        /// The index of debts by unit, metric and period.
         KEY (org_id, unit, metric, period_start);
     }
     find {
-        /// All debts of an org.
+        /// Finds all debts of an org.
         of_org by KEY (org_id);
     }
 }
 
 table! {
-    /// Orgs that are frozen.
+    /// The freezes: orgs that `check_limit` refuses.
     freezes in billing { org_id: Uuid, frozen_at: Moment, reason: Text }
     indexes {
-        /// Freezes by org.
+        /// The index of freezes by org.
         KEY (org_id);
     }
     find {
-        /// The freeze of an org.
+        /// Finds the freeze of an org.
         of_org by KEY (org_id);
     }
 }

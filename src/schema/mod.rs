@@ -1,7 +1,8 @@
-//! The tables whose rows are read and written one by one, each declared once.
+//! The schema: the tables whose rows are read and written one by one, each declared once.
 //!
-//! [`table::table!`] makes of a declaration the typed row, what finds rows, and both ways to them: directly (`heap`), and by
-//! statements. [`Table`] takes one of the two by itself, so callers know names of columns, and nothing else of a table.
+//! [`table::table!`] makes of a declaration the typed row, the lookups, and both ways to the rows:
+//! directly (`pg::heap`), and by statements. [`Table`] takes one of the two by itself, so callers
+//! know the names of columns and nothing else of a table.
 
 pub mod alerts;
 mod kinds;
@@ -39,12 +40,13 @@ mod tests {
             alerts::alerts::Table::SHAPE,
         ];
         for shape in all {
-            // Statements tell rows apart by the first.
+            // Statements recognize a row by the first index.
             assert!(shape.indexes[0].is_unique && shape.indexes[0].predicate.is_none(), "{}", shape.name);
             for index in shape.indexes {
                 for name in index.columns {
                     let column = shape.columns.iter().find(|column| column.name == *name);
-                    // Nulls are all different to a unique index.
+                    // Nulls are distinct in a unique index, so a nullable column would let
+                    // duplicates in.
                     assert!(column.is_some_and(|column| !column.nullable || index.predicate.is_some()), "{name}");
                 }
             }

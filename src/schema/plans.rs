@@ -3,7 +3,7 @@
 use crate::schema::table::table;
 
 table! {
-    /// The plans that orgs have and had.
+    /// The subscriptions: which plan an org has or had, from when to when.
     subscriptions in billing {
         org_id: Uuid,
         starts_at: Moment,
@@ -23,17 +23,17 @@ table! {
         provider_subscription: Code null,
     }
     indexes {
-        /// By org and start.
+        /// The index of subscriptions by org and start.
         KEY (org_id, starts_at);
     }
     find {
-        /// All that an org has and had, in order.
+        /// Finds all subscriptions of an org, in order.
         of_org by KEY (org_id);
     }
 }
 
 table! {
-    /// What providers collect for.
+    /// The subscriptions at providers, and up to when each is paid.
     provider_subscriptions in billing {
         org_id: Uuid,
         provider: Code,
@@ -46,11 +46,11 @@ table! {
         last_paid_report_at: Bigint,
     }
     indexes {
-        /// By provider and its id.
+        /// The index of provider subscriptions by the provider and its id.
         KEY (org_id, provider, subscription);
     }
     find {
-        /// One by its provider's id.
+        /// Finds a provider subscription by the provider's id.
         one by KEY (org_id, provider, subscription);
     }
 }

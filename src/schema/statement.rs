@@ -1,7 +1,8 @@
-//! The statements that the declarations of tables come to: for tables that are not, or not any more, as declared, and where
+//! The statements of declared tables: the way to rows of a table that is not as declared, or where
 //! `billing.direct_rows` is off.
 //!
-//! They name all columns, so a row that they give is what the table's typed row expects. Each is prepared once per backend.
+//! A statement names all columns, so the rows that it returns are what the typed row of the table
+//! expects. Each is prepared once per backend.
 
 #[cfg(feature = "compare_ways")]
 use crate::pg::heap::shapes::Column;
@@ -12,62 +13,59 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-/// How rows that are found are locked.
+/// The locking clause of a statement that selects rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Lock {
+    /// The rows are not locked.
     None,
-    /// Whoever holds one is waited for.
+    /// The rows are locked, after a wait for whoever holds them.
     Waiting,
-    /// One row at most, that nobody holds.
+    /// A single row is locked, of those that nobody holds.
     IfFree,
 }
 
-/// What a statement does with a table.
+/// The action of a statement on a table.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Form {
-    /// By keys, in the order of these columns.
-    Select {
-        keys: Vec<(i16, KeyType)>,
-        order: &'static [&'static str],
-        lock: Lock,
-    },
-    /// One row, by the columns of the first index.
+enum Action {
+    /// The statement selects rows by keys, in the order of these columns.
+    Select { keys: Vec<(i16, KeyType)>, order: &'static [&'static str], lock: Lock },
+    /// The statement updates one row, found by the columns of the first index.
     Update,
+    /// The statement inserts a row.
     Insert,
-    /// Or, where there is one with the columns of the first index, adds to columns of it and replaces others, counted from 1.
-    Merge {
-        sums: Vec<usize>,
-        others: Vec<usize>,
-    },
-    /// Unless there is one with these columns, of the rows with that predicate.
-    InsertNew {
-        unique: &'static [&'static str],
-        predicate: Option<&'static str>,
-    },
+    /// The statement inserts a row. Where there is one with the same columns of the first index, it
+    /// adds to some columns of that and replaces others, counted from 1.
+    Merge { sums: Vec<usize>, others: Vec<usize> },
+    /// The statement inserts a row, unless there is one with the same of these columns, among the
+    /// rows with that predicate.
+    InsertNew { unique: &'static [&'static str], predicate: Option<&'static str> },
 }
 
 thread_local! {
-    /// By table, which is one of a few statics.
-    static PLANS: RefCell<HashMap<(*const Shape, Form), Plan>> = RefCell::default();
+    /// The plans by the address of the shape, which is a static, and by the action.
+    static PLANS: RefCell<HashMap<(*const Shape, Action), Plan>> = RefCell::default();
 }
 
-fn plan(shape: &'static Shape, form: Form) -> Plan {
+fn plan(shape: &'static Shape, action: Action) -> Plan {
     PLANS.with_borrow_mut(|plans| {
-        *plans.entry((std::ptr::from_ref(shape), form)).or_insert_with_key(|(_, form)| {
-            let types: Vec<_> = numbers(shape, form).map(|number| shape.columns[number].kind.oid()).collect();
-            spi::plan(&text(shape, form), &types)
+        *plans.entry((std::ptr::from_ref(shape), action)).or_insert_with_key(|(_, action)| {
+            let types: Vec<_> =
+                parameter_columns(shape, action).map(|number| shape.columns[number].kind.oid()).collect();
+            spi::plan(&text(shape, action), &types)
         })
     })
 }
 
-/// The columns of the parameters, counted from 0.
-fn numbers(shape: &'static Shape, form: &Form) -> Box<dyn Iterator<Item = usize>> {
-    match form {
-        Form::Select { keys, .. } => {
+/// The columns that the parameters are of, counted from 0.
+fn parameter_columns(shape: &'static Shape, action: &Action) -> Box<dyn Iterator<Item = usize>> {
+    match action {
+        Action::Select { keys, .. } => {
             let keys: Vec<_> = keys.iter().map(|(column, _)| position(*column)).collect();
             Box::new(keys.into_iter())
         }
-        Form::Update | Form::Insert | Form::Merge { .. } | Form::InsertNew { .. } => Box::new(0..shape.columns.len()),
+        Action::Update | Action::Insert | Action::Merge { .. } | Action::InsertNew { .. } => {
+            Box::new(0..shape.columns.len())
+        }
     }
 }
 
@@ -75,7 +73,7 @@ fn position(column: i16) -> usize {
     usize::try_from(column - 1).unwrap_or_default()
 }
 
-fn text(shape: &Shape, form: &Form) -> String {
+fn text(shape: &Shape, action: &Action) -> String {
     let names: Vec<_> = shape.columns.iter().map(|column| column.name).collect();
     let columns = names.join(", ");
     let table = format!("{}.{}", shape.schema, shape.name);
@@ -83,8 +81,8 @@ fn text(shape: &Shape, form: &Form) -> String {
         let values: Vec<_> = (1..=names.len()).map(|number| format!("${number}")).collect();
         format!("insert into {table} ({columns}) values ({})", values.join(", "))
     };
-    match form {
-        Form::Select { keys, order, lock } => {
+    match action {
+        Action::Select { keys, order, lock } => {
             let conditions: Vec<_> = (1..)
                 .zip(keys)
                 .map(|(number, (column, key))| format!("{} {} ${number}", names[position(*column)], key.operator()))
@@ -100,15 +98,15 @@ fn text(shape: &Shape, form: &Form) -> String {
             });
             text
         }
-        Form::Update => {
+        Action::Update => {
             let key = shape.indexes[0].columns;
             let parameters = || (1..).zip(&names).map(|(number, name)| (name, format!("{name} = ${number}")));
             let set: Vec<_> = parameters().filter(|(name, _)| !key.contains(name)).map(|(_, text)| text).collect();
             let of: Vec<_> = parameters().filter(|(name, _)| key.contains(name)).map(|(_, text)| text).collect();
             format!("update {table} set {} where {}", set.join(", "), of.join(" and "))
         }
-        Form::Insert => insert(),
-        Form::Merge { sums, others } => {
+        Action::Insert => insert(),
+        Action::Merge { sums, others } => {
             let sum = |name: &str| format!("{name} = {}.{name} + excluded.{name}", shape.name);
             let new = |name: &str| format!("{name} = excluded.{name}");
             let sums = sums.iter().map(|column| sum(names[column - 1]));
@@ -116,24 +114,24 @@ fn text(shape: &Shape, form: &Form) -> String {
             let key = shape.indexes[0].columns.join(", ");
             format!("{} on conflict ({key}) do update set {}", insert(), set.join(", "))
         }
-        Form::InsertNew { unique, predicate } => {
+        Action::InsertNew { unique, predicate } => {
             let predicate = predicate.map(|predicate| format!(" where {predicate}")).unwrap_or_default();
             format!("{} on conflict ({}){predicate} do nothing", insert(), unique.join(", "))
         }
     }
 }
 
-/// The columns of a row that a statement gives, which names all of the table.
+/// The columns of a row of a result, which has all columns of the table.
 fn values(shape: &Shape, row: &Row) -> Vec<Value> {
     shape.columns.iter().enumerate().map(|(index, column)| row.value(index, column.kind.read_from())).collect()
 }
 
 fn select(shape: &'static Shape, keys: &[Key], order: &'static [&'static str], lock: Lock) -> (Plan, Vec<Value>) {
-    let form = Form::Select { keys: keys.iter().map(|Key(column, key, _)| (*column, *key)).collect(), order, lock };
-    (plan(shape, form), keys.iter().map(|Key(_, _, value)| *value).collect())
+    let action = Action::Select { keys: keys.iter().map(|Key(column, key, _)| (*column, *key)).collect(), order, lock };
+    (plan(shape, action), keys.iter().map(|Key(_, _, value)| *value).collect())
 }
 
-/// Shows rows as long as `show` says so, in the order of an index where one is named.
+/// Shows rows until `show` returns false, in the order of an index where one is named.
 pub(super) fn read(
     shape: &'static Shape,
     keys: &[Key],
@@ -152,7 +150,7 @@ pub(super) fn read(
     });
 }
 
-/// Locks a row and shows it; not one that others hold, where the policy is to pass by.
+/// Locks a row and shows it. A row that others hold is left out where the policy is to skip it.
 pub(super) fn lock(shape: &'static Shape, keys: &[Key], policy: LockPolicy, show: &mut dyn FnMut(&[Value])) {
     let lock = if policy == LockPolicy::SkipLocked { Lock::IfFree } else { Lock::Waiting };
     spi::connect(|db| {
@@ -163,12 +161,14 @@ pub(super) fn lock(shape: &'static Shape, keys: &[Key], policy: LockPolicy, show
     });
 }
 
-/// What became of a row to be changed.
+/// The result of trying to change a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
-    /// There is none, or none that is free.
-    NotThere,
-    LeftAlone,
+    /// There is no such row, or none that is free.
+    NotFound,
+    /// The row was left as it is.
+    Unchanged,
+    /// The row was changed.
     Changed,
 }
 
@@ -180,20 +180,21 @@ fn lock_and_change(
     change: &mut dyn FnMut(&[Value]) -> Change,
 ) -> Outcome {
     let (select, arguments) = select(shape, keys, &[], lock);
-    let Some(row) = db.write_by(select, &arguments).first() else { return Outcome::NotThere };
+    let Some(row) = db.write_by(select, &arguments).first() else { return Outcome::NotFound };
     let mut row = values(shape, &row);
-    let Some(changes) = change(&row) else { return Outcome::LeftAlone };
+    let Some(changes) = change(&row) else { return Outcome::Unchanged };
     for (column, value) in changes {
         row[column - 1] = value;
     }
-    db.write_by(plan(shape, Form::Update), &row);
+    db.write_by(plan(shape, Action::Update), &row);
     Outcome::Changed
 }
 
 /// Changes one row, as [`crate::schema::Table::update`] does.
 ///
-/// Whoever spends from a lane must not hold others that he has left alone, or two would wait for each other. So a row is looked at
-/// without a lock at first, and a lock is given back with its subtransaction where the row was left alone after all.
+/// The row is read without a lock at first, and a lock is given back with its subtransaction where
+/// the row was left as it is after all. Otherwise a transaction would hold lanes that it does not
+/// spend from, and two of them would deadlock.
 pub(super) fn update(
     shape: &'static Shape,
     keys: &[Key],
@@ -204,7 +205,7 @@ pub(super) fn update(
         if policy == LockPolicy::AlreadyHeld {
             return match lock_and_change(db, shape, keys, Lock::Waiting, change) {
                 Outcome::Changed => Changed::Yes,
-                Outcome::NotThere | Outcome::LeftAlone => Changed::No,
+                Outcome::NotFound | Outcome::Unchanged => Changed::No,
             };
         }
         let mut is_wanted = false;
@@ -216,7 +217,7 @@ pub(super) fn update(
             return Changed::No;
         }
         let mut attempt = |lock| {
-            let mut outcome = Outcome::NotThere;
+            let mut outcome = Outcome::NotFound;
             spi::in_subtransaction(|| {
                 outcome = lock_and_change(db, shape, keys, lock, change);
                 outcome == Outcome::Changed
@@ -226,60 +227,62 @@ pub(super) fn update(
         if policy != LockPolicy::JoinQueue {
             match attempt(Lock::IfFree) {
                 Outcome::Changed => return Changed::Yes,
-                Outcome::LeftAlone => return Changed::No,
-                Outcome::NotThere if policy == LockPolicy::SkipLocked => return Changed::Held,
-                Outcome::NotThere => {}
+                Outcome::Unchanged => return Changed::No,
+                Outcome::NotFound if policy == LockPolicy::SkipLocked => return Changed::Held,
+                Outcome::NotFound => {}
             }
         }
         match attempt(Lock::Waiting) {
             Outcome::Changed => Changed::AfterWaiting,
-            Outcome::NotThere | Outcome::LeftAlone => Changed::No,
+            Outcome::NotFound | Outcome::Unchanged => Changed::No,
         }
     })
 }
 
 /// Inserts a row of all columns.
 pub(super) fn insert(shape: &'static Shape, row: &[Value]) {
-    spi::connect(|db| db.write_by(plan(shape, Form::Insert), row));
+    spi::connect(|db| db.write_by(plan(shape, Action::Insert), row));
 }
 
-/// Inserts a row of all columns, or merges it into the one that there is. Nothing is looked at for that: where all statements of a
-/// transaction see the same, it need not be told to try again.
+/// Inserts a row of all columns, or merges it into the one that there is. The statement reads
+/// nothing first, so a transaction with a single snapshot gets no serialization failure.
 pub(super) fn merge(shape: &'static Shape, row: &[Value], sums: Vec<usize>, others: Vec<usize>) {
-    spi::connect(|db| db.write_by(plan(shape, Form::Merge { sums, others }), row));
+    spi::connect(|db| db.write_by(plan(shape, Action::Merge { sums, others }), row));
 }
 
 /// Inserts a row of all columns, unless there is one like it in a unique index.
 pub(super) fn insert_new(shape: &'static Shape, unique: &'static Index, row: &[Value]) -> bool {
-    let form = Form::InsertNew { unique: unique.columns, predicate: unique.predicate };
-    spi::connect(|db| db.write_by(plan(shape, form), row).count() == 1)
+    let action = Action::InsertNew { unique: unique.columns, predicate: unique.predicate };
+    spi::connect(|db| db.write_by(plan(shape, action), row).count() == 1)
 }
 
-/// What the columns of a row say, for comparing.
+/// A copy of a row's bytes, for comparing the two ways.
 #[cfg(feature = "compare_ways")]
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Copied(Vec<(&'static str, Option<Vec<u8>>)>);
+pub(super) struct RowCopy(Vec<(&'static str, Option<Vec<u8>>)>);
 
 #[cfg(feature = "compare_ways")]
-impl Copied {
-    /// The first columns of a row.
+impl RowCopy {
+    /// Copies the first columns of a row.
     pub(super) fn of(shape: &'static Shape, row: &[Value]) -> Self {
-        // SAFETY: columns of a table that is as declared, or was read by the types of its declaration.
+        // SAFETY: the columns are of the declared types: the table was verified, or the row was
+        // read by those types.
         let bytes = |column: &Column, value: Value| value.map(|value| unsafe { column.kind.bytes(value) });
         Self(shape.columns.iter().zip(row).map(|(column, value)| (column.name, bytes(column, *value))).collect())
     }
 
-    /// A row as a statement on the caller's snapshot finds it.
+    /// Copies the row that a statement finds on the caller's snapshot.
     pub(super) fn by_statement(shape: &'static Shape, keys: &[Key]) -> Option<Self> {
-        let mut copied = None;
+        let mut copy = None;
         read(shape, keys, None, Snapshot::Callers, &mut |row| {
-            copied = Some(Self::of(shape, row));
+            copy = Some(Self::of(shape, row));
             false
         });
-        copied
+        copy
     }
 
-    /// Fails where a row that was found directly, of which the first columns are known, is another.
+    /// Panics where a row that was found directly differs in its first columns, all that are known
+    /// of it.
     pub(super) fn assert_same(&mut self, shape: &'static Shape, row: &[Value]) {
         self.0.truncate(row.len());
         assert_eq!(*self, Self::of(shape, row), "a row of {} by both ways", shape.name);
@@ -294,7 +297,7 @@ mod tests {
     use crate::schema::usage::{fold_positions, usage_days};
 
     fn select(shape: &Shape, keys: &[(i16, KeyType)], order: &'static [&'static str], lock: Lock) -> String {
-        text(shape, &Form::Select { keys: keys.to_vec(), order, lock })
+        text(shape, &Action::Select { keys: keys.to_vec(), order, lock })
     }
 
     #[test]
@@ -307,11 +310,11 @@ mod tests {
         assert_eq!(select(folded, &key, &[], Lock::Waiting), format!("{found} for no key update"));
         assert_eq!(select(folded, &key, &[], Lock::IfFree), format!("{found} limit 1 for no key update skip locked"));
         assert_eq!(
-            text(folded, &Form::Update),
+            text(folded, &Action::Update),
             "update billing_internal.fold_positions set entry_id = $3 where org_id = $1 and slot = $2"
         );
         assert_eq!(
-            text(folded, &Form::Insert),
+            text(folded, &Action::Insert),
             "insert into billing_internal.fold_positions (org_id, slot, entry_id) values ($1, $2, $3)"
         );
         let days = select(usage_days::Table::SHAPE, &[(1, KeyType::Uuid), (3, KeyType::DayFrom)], &["day"], Lock::None);
@@ -320,12 +323,12 @@ mod tests {
             "{days}"
         );
         assert_eq!(
-            text(folded, &Form::Merge { sums: vec![3], others: vec![2] }),
+            text(folded, &Action::Merge { sums: vec![3], others: vec![2] }),
             "insert into billing_internal.fold_positions (org_id, slot, entry_id) values ($1, $2, $3) on conflict (org_id, slot) do update \
              set entry_id = fold_positions.entry_id + excluded.entry_id, slot = excluded.slot"
         );
         let Index { columns, predicate, .. } = &ledger::REQUEST;
-        let entry = text(ledger::Table::SHAPE, &Form::InsertNew { unique: columns, predicate: *predicate });
+        let entry = text(ledger::Table::SHAPE, &Action::InsertNew { unique: columns, predicate: *predicate });
         assert!(
             entry.ends_with("$23) on conflict (org_id, request_id) where (request_id IS NOT NULL) do nothing"),
             "{entry}"
@@ -336,8 +339,10 @@ mod tests {
     fn parameters_are_of_the_columns() {
         let lanes = lanes::Table::SHAPE;
         let keys = vec![(1, KeyType::Uuid), (12, KeyType::Text), (10, KeyType::Small)];
-        let of = |form: &Form| numbers(lanes, form).map(|number| lanes.columns[number].name).collect::<Vec<_>>();
-        assert_eq!(of(&Form::Select { keys, order: &[], lock: Lock::None }), ["org_id", "unit", "lane"]);
-        assert_eq!(of(&Form::Update).len(), lanes.columns.len());
+        let of = |action: &Action| {
+            parameter_columns(lanes, action).map(|number| lanes.columns[number].name).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&Action::Select { keys, order: &[], lock: Lock::None }), ["org_id", "unit", "lane"]);
+        assert_eq!(of(&Action::Update).len(), lanes.columns.len());
     }
 }

@@ -1,4 +1,4 @@
-//! `table!`, which declares a table, and the one way to its rows.
+//! `table!`, which declares a table, and [`Table`], the one way to its rows.
 
 use crate::base::time::Moment;
 use crate::pg::heap::shapes::{Index, Shape};
@@ -9,45 +9,47 @@ use crate::schema::statement;
 use pgrx::pg_sys;
 use std::marker::PhantomData;
 
-/// A table as its declaration has it.
+/// A declared table.
 pub trait Declaration: 'static {
-    /// What the table in the database is compared with before its rows are touched directly.
+    /// The shape with which the table in the database is compared before its rows are touched
+    /// directly.
     const SHAPE: &'static Shape;
-    /// The same of a partition, where the rows are in partitions.
+    /// The shape of a partition, where the rows are in partitions.
     const PARTITION: Option<&'static Shape>;
-    /// A row that is read, whose columns are taken apart when they are asked for.
+    /// A row that was read. Its columns are converted when they are asked for.
     type Row<'a>;
     /// A row to be inserted.
     type New<'a>: Insertable;
     /// New values of columns.
     type Set: Changes;
 
-    /// A row with these columns.
+    /// Wraps the columns of a row.
     ///
     /// # Safety
-    /// The values are those of all columns of the table, in order, and of their types; or of the first, and no other is asked for.
+    /// `values` are those of all columns of the table, in order and of their types; or of the first
+    /// ones, and no other is asked for.
     unsafe fn view(values: &[Value]) -> Self::Row<'_>;
 }
 
-/// A row to be inserted.
+/// A row that can be inserted.
 pub trait Insertable {
     /// Shows the values of all columns, in order.
     fn show<R>(&self, show: impl FnOnce(&[Value]) -> R) -> R;
 }
 
-/// New values of columns.
+/// A set of new values of columns.
 pub trait Changes {
-    /// Columns, counted from 1, and their values.
+    /// Returns the columns, counted from 1, and their values.
     fn into_changes(self) -> Vec<(usize, Value)>;
 }
 
 /// A column of a table, which only the table's declaration can name.
 pub struct Column<D>(pub(in crate::schema) usize, pub(in crate::schema) PhantomData<D>);
 
-/// Most columns of a key.
+/// The most columns of a key.
 const MOST_KEYS: usize = 5;
 
-/// Which rows are looked for, and by which index.
+/// A lookup: the keys of the rows that are wanted, and the index by which they are found.
 pub struct Lookup<D> {
     index: &'static Index,
     keys: [Key; MOST_KEYS],
@@ -56,7 +58,7 @@ pub struct Lookup<D> {
 }
 
 impl<D: Declaration> Lookup<D> {
-    /// Rows of a table that have these keys.
+    /// A lookup of the rows with these keys.
     #[inline]
     pub(in crate::schema) fn new<const COUNT: usize>(index: &'static Index, wanted: [Key; COUNT]) -> Self {
         const { assert!(COUNT <= MOST_KEYS, "columns of a key") };
@@ -65,7 +67,7 @@ impl<D: Declaration> Lookup<D> {
         Self { index, keys, count: COUNT, table: PhantomData }
     }
 
-    /// Looks for another value of the last column.
+    /// Replaces the value of the last key.
     pub(in crate::schema) fn set_last(&mut self, value: Value) {
         self.keys[self.count - 1].2 = value;
     }
@@ -76,7 +78,8 @@ impl<D: Declaration> Lookup<D> {
     }
 }
 
-/// A table that is open: its rows are read and written directly where it is as declared, and else by statements, to the same effect.
+/// A table that is open. Its rows are read and written directly where it is as declared, and else
+/// by statements, to the same effect.
 pub struct Table<D> {
     direct: Option<heap::Table>,
     table: PhantomData<D>,
@@ -88,44 +91,46 @@ impl<D: Declaration> Table<D> {
         Self { direct, table: PhantomData }
     }
 
-    /// The table, for reading its rows.
+    /// Opens the table for reading its rows.
     pub fn to_read() -> Self {
         Self::new(heap::Table::open_to_read(D::SHAPE))
     }
 
-    /// The table, for changing and locking its rows.
+    /// Opens the table for changing and locking its rows.
     pub fn to_update() -> Self {
         Self::new(heap::Table::open(D::SHAPE, Write::Update))
     }
 
-    /// The table, for inserting rows.
+    /// Opens the table for inserting rows.
     pub fn to_insert() -> Self {
         Self::new(heap::Table::open(D::SHAPE, Write::Insert))
     }
 
-    /// The partition of that name, for inserting rows that came at a moment. By statement the server finds the partition itself.
+    /// Opens the partition of that name for inserting rows of a moment. A statement names the
+    /// parent, and the server routes the row.
     pub fn partition_to_insert(name: &str, at: Moment) -> Self {
         Self::new(D::PARTITION.and_then(|shape| heap::Table::open_partition(shape, name, at)))
     }
 
-    /// Whether it is known without a look that there are no rows.
+    /// Tells whether the table is known to have no rows, without a look at an index.
     pub fn is_known_empty(&self) -> bool {
         self.direct.as_ref().is_some_and(heap::Table::is_empty)
     }
 
-    /// Looks for single rows, all at one moment.
+    /// A finder of single rows, all on one snapshot.
     pub fn finder(&self, rows: &Lookup<D>, at: Snapshot) -> Finder<'_, D> {
         Finder { direct: self.direct.as_ref().map(|table| table.finder(rows.index, at)), at, table: PhantomData }
     }
 
-    /// Shows the row, where there is one, and gives what `read` makes of it.
+    /// Finds a row and returns what `read` makes of it; None where there is no such row.
     pub fn find<R>(&self, row: &Lookup<D>, at: Snapshot, mut read: impl FnMut(D::Row<'_>) -> R) -> Option<R> {
         self.finder(row, at).read(row, |row, _| read(row))
     }
 
-    /// Shows the rows in the order of the index, as long as `show` says so.
+    /// Shows the rows in the order of the index until `show` returns false.
     pub fn each(&self, rows: &Lookup<D>, at: Snapshot, mut show: impl FnMut(D::Row<'_>) -> bool) {
-        // SAFETY: all columns of a row of this table, which was compared with its declaration, or was read by its names and types.
+        // SAFETY: the row has all columns of this table: it was verified, or the row was read by
+        // the declared names and types.
         let mut show = |row: &[Value]| unsafe { show(D::view(row)) };
         match &self.direct {
             Some(table) => table.read_while(rows.index, rows.keys(), at, show),
@@ -133,9 +138,10 @@ impl<D: Declaration> Table<D> {
         }
     }
 
-    /// Locks the row, and gives what `read` makes of it; None where there is none, or somebody holds it and is not waited for.
+    /// Locks a row and returns what `read` makes of it; None where there is no such row, or it is
+    /// held and the policy is to skip it.
     pub fn lock<R>(&self, row: &Lookup<D>, policy: LockPolicy, mut read: impl FnMut(D::Row<'_>) -> R) -> Option<R> {
-        // SAFETY: as above.
+        // SAFETY: the row has all columns of this table, as in `each`.
         let mut read = |row: &[Value]| unsafe { read(D::view(row)) };
         match &self.direct {
             Some(table) => table.lock_one(row.index, row.keys(), policy, read),
@@ -147,8 +153,8 @@ impl<D: Declaration> Table<D> {
         }
     }
 
-    /// Changes one row: `change` gets it as it is, and gives what changes, or leaves it alone. Where somebody was faster, it is
-    /// asked again.
+    /// Changes one row: `change` gets it, and returns new values, or None to leave it as it is.
+    /// `change` is asked again where somebody else has changed the row meanwhile.
     pub fn update(
         &self,
         row: &Lookup<D>,
@@ -158,7 +164,8 @@ impl<D: Declaration> Table<D> {
         self.update_seen(None, row, policy, change)
     }
 
-    /// The same for a row that was just looked at: where nobody has changed it since, another look is saved.
+    /// Changes one row like [`Table::update`], given the finder that has just read it. Where nobody
+    /// has changed the row since, another look is saved.
     pub fn update_seen<'a>(
         &'a self,
         seen: Option<Finder<'a, D>>,
@@ -166,12 +173,13 @@ impl<D: Declaration> Table<D> {
         policy: LockPolicy,
         mut change: impl FnMut(D::Row<'_>) -> Option<D::Set>,
     ) -> Changed {
-        // SAFETY: as above.
+        // SAFETY: the row has all columns of this table, as in `each`.
         let mut change = |row: &[Value]| unsafe { change(D::view(row)) }.map(Changes::into_changes);
         if let Some(table) = &self.direct {
             let seen = seen.and_then(|finder| finder.direct);
             let changed = table.update_found(seen, row.index, row.keys(), policy, &mut change);
-            // Others hold it as well, as by FOR KEY SHARE: the server knows whether they are in the way.
+            // The row has several holders, as by FOR KEY SHARE: only the server can tell whether
+            // they conflict with an update.
             if changed != Changed::Held || policy == LockPolicy::SkipLocked {
                 return changed;
             }
@@ -187,7 +195,7 @@ impl<D: Declaration> Table<D> {
         });
     }
 
-    /// The same for a row that will soon be looked for.
+    /// Inserts a row and remembers its place, for one that will soon be looked up.
     pub fn insert_as(&self, key: &Lookup<D>, row: &D::New<'_>) {
         row.show(|row| match &self.direct {
             Some(table) => table.insert_as(key.index, key.keys(), row),
@@ -195,8 +203,8 @@ impl<D: Declaration> Table<D> {
         });
     }
 
-    /// Inserts a row, unless there is one like it in a unique index; waits for whoever is just inserting one. Before it waits, it asks
-    /// whether one `is_known`.
+    /// Inserts a row, unless there is one like it in a unique index. Where another transaction may
+    /// be inserting one, `is_known` is asked first, and only then it waits for that transaction.
     pub fn insert_new(
         &self,
         unique: &'static Index,
@@ -210,12 +218,13 @@ impl<D: Declaration> Table<D> {
         })
     }
 
-    /// Inserts a row, or where there is one with its key, adds the `sums` of the new row to it, and lets it have the new `others`.
+    /// Inserts a row. Where there is one with its key, it adds the columns `sums` of the new row to
+    /// that and replaces the columns `others`.
     pub fn merge(&self, key: &Lookup<D>, row: &D::New<'_>, sums: &[Column<D>], others: &[Column<D>]) {
         let numbers = |columns: &[Column<D>]| columns.iter().map(|column| column.0).collect::<Vec<_>>();
         row.show(|new| {
             let merged = |row: &[Value]| {
-                // SAFETY: columns of 64 bits.
+                // SAFETY: the columns are of type bigint.
                 let number = |value: Value| value.map(|datum| unsafe { i64::from_sql(datum) });
                 let sum = |Column(column, _): &Column<D>| {
                     let sum = number(row[column - 1])?.checked_add(number(new[column - 1])?)?;
@@ -234,7 +243,7 @@ impl<D: Declaration> Table<D> {
     }
 }
 
-/// Looks for single rows of a table, all at one moment.
+/// A finder of single rows of a table, all on one snapshot.
 pub struct Finder<'a, D> {
     direct: Option<heap::Finder<'a>>,
     at: Snapshot,
@@ -242,23 +251,24 @@ pub struct Finder<'a, D> {
 }
 
 impl<D: Declaration> Finder<'_, D> {
-    /// From now on no column behind this one is asked for, so none of them is taken apart. The columns up to it are as old as the table.
+    /// Restricts the finder to the columns up to `last`, so that those behind it are not deformed.
+    /// The columns up to it must be as old as the table.
     pub fn show_up_to(&mut self, last: &Column<D>) {
         if let Some(finder) = &mut self.direct {
             finder.show_first(last.0);
         }
     }
 
-    /// What `read` makes of the first row, where there is one. It is told as well whether another transaction held the row at the moment
-    /// of this look, as far as that is known.
+    /// Finds a row and returns what `read` makes of it. `read` also learns whether another
+    /// transaction held the row at the moment of this look, as far as that is known.
     pub fn read<R>(&mut self, row: &Lookup<D>, mut read: impl FnMut(D::Row<'_>, bool) -> R) -> Option<R> {
         let mut found = None;
-        // SAFETY: as in `Table::each`; what is not taken apart is not asked for.
+        // SAFETY: the row has the columns of this table up to the last one that is asked for.
         let mut show = |row: &[Value], is_held: bool| found = Some(unsafe { read(D::view(row), is_held) });
         match &mut self.direct {
             Some(finder) => {
                 #[cfg(feature = "compare_ways")]
-                let mut known = finder.at_its_moment(|| statement::Copied::by_statement(D::SHAPE, row.keys()));
+                let mut known = finder.at_its_moment(|| statement::RowCopy::by_statement(D::SHAPE, row.keys()));
                 #[cfg(feature = "compare_ways")]
                 let mut is_found = false;
                 finder.read(row.keys(), |row, is_held| {
@@ -281,26 +291,26 @@ impl<D: Declaration> Finder<'_, D> {
     }
 }
 
-/// The value of a column that is never null.
+/// Reads the value of a column that is never null.
 ///
 /// # Safety
-/// See [`Kind::read`].
+/// `value` keeps the promise of [`Kind::read`].
 #[inline]
 pub(in crate::schema) unsafe fn present<'a, K: Kind>(value: Value, name: &'static str) -> K::Out<'a> {
     match value {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps its promise.
         Some(datum) => unsafe { K::read(datum) },
         None => missing(name),
     }
 }
 
-/// The value of a column that may be null.
+/// Reads the value of a column that may be null.
 ///
 /// # Safety
-/// See [`Kind::read`].
+/// `value` keeps the promise of [`Kind::read`].
 #[inline]
 pub(in crate::schema) unsafe fn optional<'a, K: Kind>(value: Option<pg_sys::Datum>) -> Option<K::Out<'a>> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps its promise.
     value.map(|datum| unsafe { K::read(datum) })
 }
 
@@ -313,18 +323,18 @@ fn missing(name: &'static str) -> ! {
 ///
 /// ```text
 /// table! {
-///     /// What a row stands for.
+///     /// The rows that the table has.
 ///     name in schema {
 ///         column: Kind,
 ///         other: Kind null,
 ///     }
 ///     indexes {
-///         /// The first tells rows apart.
+///         /// The first index tells rows apart.
 ///         KEY (column);
 ///         OTHER (other) where "(other IS NOT NULL)";
 ///     }
 ///     find {
-///         /// One function each: the rows that are equal in these columns.
+///         /// Finds the rows that are equal in these columns: each line makes a function.
 ///         one by KEY (column);
 ///         later by KEY (column above);
 ///     }
@@ -350,10 +360,10 @@ macro_rules! table {
             use $crate::schema::kinds::{self, Kind, KeyKind};
             use $crate::schema::table::{self, Changes, Declaration, Insertable, Lookup};
 
-            /// Where each column stands; its number, counted from 1, is one more.
+            /// The position of each column, counted from 0.
             #[allow(non_camel_case_types)]
             #[repr(i16)]
-            enum At { $($column),* }
+            enum Position { $($column),* }
 
             $(
                 #[allow(non_camel_case_types)]
@@ -378,13 +388,13 @@ macro_rules! table {
                 }))?;
             $(pub(in $crate::schema) static PARTITION: Shape = $crate::schema::table::table!(@partition_of $partition);)?
 
-            /// The table, which has the names of its columns, for who wants only some.
+            /// The table, with the names of its columns, for callers that want only some of them.
             pub struct Table;
 
             #[allow(non_upper_case_globals)]
             impl Table {
                 $(pub const $column: table::Column<Self> =
-                    table::Column(At::$column as usize + 1, std::marker::PhantomData);)*
+                    table::Column(Position::$column as usize + 1, std::marker::PhantomData);)*
             }
 
             impl Declaration for Table {
@@ -400,7 +410,7 @@ macro_rules! table {
                 }
             }
 
-            /// A row that is read.
+            /// A row that was read.
             #[derive(Clone, Copy)]
             pub struct Row<'a>(&'a [Value]);
 
@@ -408,7 +418,7 @@ macro_rules! table {
                 $(
                     #[inline]
                     pub fn $column(self) -> $crate::schema::table::table!(@out 'a $kind $($null)?) {
-                        let value = self.0[At::$column as usize];
+                        let value = self.0[Position::$column as usize];
                         // SAFETY: a row has columns of the declared types.
                         unsafe { $crate::schema::table::table!(@read $kind value $column $($null)?) }
                     }
@@ -439,7 +449,7 @@ macro_rules! table {
                     #[inline]
                     #[must_use]
                     pub fn $column(mut self, value: $crate::schema::table::table!(@in '_ $kind $($null)?)) -> Self {
-                        self.0.push((At::$column as usize + 1, $crate::schema::table::table!(@write $kind value $($null)?)));
+                        self.0.push((Position::$column as usize + 1, $crate::schema::table::table!(@write $kind value $($null)?)));
                         self
                     }
                 )*
@@ -457,7 +467,7 @@ macro_rules! table {
                 #[inline]
                 pub fn $find($($key: <$key as Kind>::In<'_>),*) -> Lookup<Table> {
                     Lookup::new(&$by, [$(Key(
-                        At::$key as i16 + 1,
+                        Position::$key as i16 + 1,
                         $crate::schema::table::table!(@key $key $(, $op)?),
                         <$key as Kind>::write($key),
                     )),*])

@@ -1,9 +1,9 @@
-//! The tables of recorded usage, of what is decided of it, and of the reports.
+//! The tables of recorded usage, of the usage that is decided, and of the reports.
 
 use crate::schema::table::table;
 
 table! {
-    /// What is recorded and not settled.
+    /// The unsettled usage: what is recorded and waits for settlement.
     unsettled_usage in billing_internal {
         org_id: Uuid,
         metric: Code,
@@ -17,30 +17,30 @@ table! {
         events: Bigint,
     }
     indexes {
-        /// Rows by place, and by who made them.
+        /// The index of rows by usage bucket, and by the transaction that made them.
         KEY (org_id, metric, period_start, segment, slot);
     }
     find {
-        /// All rows of a place.
-        of_place by KEY (org_id, metric, period_start, segment);
-        /// All rows of a metric in a period.
+        /// Finds all rows of a usage bucket.
+        of_bucket by KEY (org_id, metric, period_start, segment);
+        /// Finds all rows of a metric in a period.
         of_period by KEY (org_id, metric, period_start);
-        /// All rows of an org.
+        /// Finds all rows of an org.
         of_org by KEY (org_id);
     }
 }
 
 table! {
-    /// The ids of events that were recorded.
+    /// The hashes of the ids of recorded events, by which a repeated event is recognized.
     usage_event_keys in billing_internal { org_id: Uuid, event_key: Uuid }
     indexes {
-        /// Ids by org.
+        /// The index of the hashes by org.
         KEY (org_id, event_key);
     }
 }
 
 table! {
-    /// Events, in partitions by the month in which they came.
+    /// The recorded events, in partitions by the month of their arrival.
     usage_events in billing in partitions {
         org_id: Uuid,
         recorded_at: Moment,
@@ -54,7 +54,7 @@ table! {
 }
 
 table! {
-    /// What is decided of a metric in a period.
+    /// The counters: the usage of a metric in a billing period that is decided.
     period_usage in billing_internal {
         org_id: Uuid,
         metric: Code,
@@ -70,18 +70,18 @@ table! {
         period_end: Moment,
     }
     indexes {
-        /// Counters by metric and period.
+        /// The index of counters by metric and period.
         KEY (org_id, metric, period_start);
     }
     find {
-        /// The counter of a metric in a period.
+        /// Finds the counter of a metric in a period.
         one by KEY (org_id, metric, period_start);
     }
     partial "((level IS NOT NULL) AND (NOT carried))" has |row| row.level().is_some() && !row.carried();
 }
 
 table! {
-    /// Usage by day, as far as it is folded.
+    /// The usage by day, as far as it is folded.
     usage_days in billing_internal {
         org_id: Uuid,
         metric: Code,
@@ -92,19 +92,19 @@ table! {
         level_at: Moment null,
     }
     indexes {
-        /// Days by metric.
+        /// The index of days by metric.
         KEY (org_id, metric, day);
     }
     find {
-        /// A day of a metric.
+        /// Finds a day of a metric.
         one by KEY (org_id, metric, day);
-        /// The days of a metric from one on.
+        /// Finds the days of a metric from one on.
         since by KEY (org_id, metric, day from);
     }
 }
 
 table! {
-    /// What became of credit by month, as far as it is folded.
+    /// The movements of credit by month, as far as they are folded.
     credit_months in billing_internal {
         org_id: Uuid,
         unit: Code,
@@ -114,24 +114,24 @@ table! {
         credits: Bigint,
     }
     indexes {
-        /// Months by unit, kind and metric.
+        /// The index of months by unit, kind and metric.
         KEY (org_id, unit, month, kind, metric);
     }
     find {
-        /// A month of a unit, kind and metric.
+        /// Finds a month of a unit, kind and metric.
         one by KEY (org_id, unit, month, kind, metric);
     }
 }
 
 table! {
-    /// How far lanes are folded.
+    /// The last entry of each lane that is folded.
     fold_positions in billing_internal { org_id: Uuid, slot: Smallint, entry_id: Bigint }
     indexes {
-        /// By lane.
+        /// The index of positions by lane.
         KEY (org_id, slot);
     }
     find {
-        /// The last folded entry of a lane.
+        /// Finds the last folded entry of a lane.
         of_lane by KEY (org_id, slot);
     }
 }

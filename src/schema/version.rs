@@ -1,4 +1,4 @@
-//! The version of the tables, by which a library knows whether they are the ones that it was built for.
+//! The version of the tables, which a library compares with the one that it was built for.
 
 use crate::base::error::{Error, Result};
 use crate::pg::spi::{self, Db, Rows, Statement};
@@ -12,7 +12,8 @@ statements! {
     APPLIED() = "select coalesce(max(version), 0)::int8 from billing.migrations";
 }
 
-/// The version of the tables that are there, 0 where there are none; `run` decides on which snapshot it is read.
+/// The version of the tables in the database, or 0 without any. `run` decides on which snapshot it
+/// is read.
 pub fn installed(run: impl Fn(&'static std::thread::LocalKey<Statement>) -> Rows) -> i64 {
     let exists = run(&EXISTS).first().is_some_and(|row| row.get(0));
     if exists { run(&APPLIED).first().map_or(0, |row| row.get(0)) } else { 0 }
@@ -20,7 +21,8 @@ pub fn installed(run: impl Fn(&'static std::thread::LocalKey<Statement>) -> Rows
 
 /// Refuses to go on where the tables are missing, or of another version than the library.
 ///
-/// What is committed by now counts, also for a transaction that looked at the database before `install()` ran.
+/// The version is read as committed by now, so that also a transaction with an older snapshot sees
+/// that `install()` has run.
 pub fn require(db: &Db) -> Result<()> {
     match spi::on_newest_snapshot(|| installed(|statement| db.scan(statement, &[]))) {
         LATEST => Ok(()),

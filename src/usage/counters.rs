@@ -1,4 +1,5 @@
-//! The rows that count: what is decided of a metric in a period, and what is recorded and not settled.
+//! Counters: the rows of the usage that is decided of a metric in a period, and the sums of
+//! recorded usage that is not settled.
 //!
 //! Counters are locked after the lanes of their wallets, in the order of (org, metric, period).
 
@@ -16,7 +17,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use uuid::Uuid;
 
-/// A row of `period_usage`.
+/// A counter: a row of `period_usage`.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub struct Counter {
@@ -24,22 +25,22 @@ pub struct Counter {
     pub metric: String,
     pub span: Span,
     pub tally: Tally,
-    /// Of max and last: the newest level and when it was reported.
+    /// The newest level of a metric with the aggregation max or last, and when it was reported.
     pub level: Option<(i64, Moment)>,
 }
 
-/// What names a counter.
-pub type Name = (Uuid, String, Moment);
+/// The key of a counter: org, metric and start of the period.
+pub type CounterKey = (Uuid, String, Moment);
 
 impl Counter {
-    /// One that has counted nothing.
+    /// A counter that has counted nothing.
     pub fn new(org_id: Uuid, metric: &str, span: Span) -> Self {
         let (metric, tally) = (metric.to_owned(), Tally::default());
         Self { org_id, metric, span, tally, level: None }
     }
 
-    /// See [`Name`].
-    pub fn name(&self) -> Name {
+    /// The key of this counter.
+    pub fn key(&self) -> CounterKey {
         (self.org_id, self.metric.clone(), self.span.start)
     }
 }
@@ -60,12 +61,12 @@ fn counter(row: period_usage::Row<'_>) -> Counter {
     }
 }
 
-/// Locks counters, making those that are missing.
-pub fn lock(names: &[(Uuid, String, Span)]) -> BTreeMap<Name, Counter> {
+/// Locks counters, and creates those that are missing.
+pub fn lock(names: &[(Uuid, String, Span)]) -> BTreeMap<CounterKey, Counter> {
     let mut names: Vec<_> = names.iter().collect();
     names.sort_by(|a, b| (a.0, &a.1, a.2.start).cmp(&(b.0, &b.1, b.2.start)));
     names.dedup();
-    names.into_iter().map(lock_one).map(|counter| (counter.name(), counter)).collect()
+    names.into_iter().map(lock_one).map(|counter| (counter.key(), counter)).collect()
 }
 
 fn lock_one((org_id, metric, span): &(Uuid, String, Span)) -> Counter {
@@ -95,14 +96,15 @@ fn lock_one((org_id, metric, span): &(Uuid, String, Span)) -> Counter {
     }
 }
 
-/// A counter for reading.
-pub fn peek(org_id: Uuid, metric: &str, span: Span) -> Counter {
-    let found = look(org_id, &[(metric.to_owned(), span.start)]).pop();
+/// Reads a counter on the caller's snapshot; one that has counted nothing where there is no row.
+pub fn read_one(org_id: Uuid, metric: &str, span: Span) -> Counter {
+    let found = read(org_id, &[(metric.to_owned(), span.start)]).pop();
     found.unwrap_or_else(|| Counter::new(org_id, metric, span))
 }
 
-/// For reading, of an org's counters for these metrics, each of the period that begins then: those that there are.
-pub fn look(org_id: Uuid, names: &[(String, Moment)]) -> Vec<Counter> {
+/// Reads counters of an org on the caller's snapshot, by metric and start of the period. Those
+/// without a row are missing from the result.
+pub fn read(org_id: Uuid, names: &[(String, Moment)]) -> Vec<Counter> {
     let table = Table::<period_usage::Table>::to_read();
     let find = |(metric, start): &(String, Moment)| {
         table.find(&period_usage::one(org_id, metric, *start), Snapshot::Callers, counter)
@@ -110,10 +112,11 @@ pub fn look(org_id: Uuid, names: &[(String, Moment)]) -> Vec<Counter> {
     names.iter().filter_map(find).collect()
 }
 
-/// Writes counters that are locked.
+/// Saves counters that are locked.
 ///
 /// # Panics
-/// Where one does not add up: this is the only place that writes them, and stands for the CHECKs that a statement would need.
+/// A counter that does not add up panics: direct rows evaluate no CHECK, and no other place writes
+/// counters.
 pub fn save(counters: &[&Counter]) {
     assert!(counters.iter().all(|counter| counter.tally.is_sound()), "counters add up");
     let table = Table::<period_usage::Table>::to_update();
@@ -128,7 +131,8 @@ pub fn save(counters: &[&Counter]) {
                 .priced(tally.priced)
                 .price_id(tally.price_id)
                 .period_end(counter.span.end);
-            // A level that changed is not carried into the next period yet.
+            // The new level has to be carried into the next period, which settlement does for rows
+            // that are not marked.
             if level != row.level().zip(row.level_at()) {
                 new = new.level(level.map(|(level, _)| level)).level_at(level.map(|(_, at)| at)).carried(false);
             }
@@ -137,21 +141,22 @@ pub fn save(counters: &[&Counter]) {
     }
 }
 
-/// What an org has of a metric in the current period, locked.
+/// The usage of a metric in the current period, with the counter locked.
 #[derive(Clone)]
 pub struct Metered {
-    /// What holds.
+    /// The terms of the org's plan for the metric.
     pub terms: Terms,
-    /// What is decided.
+    /// The counter, with the usage that is decided.
     pub counter: Counter,
-    /// What is recorded and not settled.
+    /// The recorded usage that is not settled.
     pub unsettled: i64,
-    /// To be written.
+    /// Whether the counter has to be saved.
     pub changed: bool,
 }
 
 impl Metered {
-    /// What a consumption of so much comes to; refused where the allowance is used up and there is no price.
+    /// Decides a consumption without counting it. It is refused where the allowance is used up and
+    /// overage has no price.
     pub fn charge(&self, metric: &Metric, quantity: i64, price: Option<&Price>) -> Result<Charge> {
         let tally = &self.counter.tally;
         let charge = tally.charge(quantity, self.terms.allowance, self.unsettled, price).map_err(price::too_large)?;
@@ -162,14 +167,14 @@ impl Metered {
         Ok(charge)
     }
 
-    /// Notes that it was made.
+    /// Counts a consumption that was decided.
     pub fn take(&mut self, charge: Charge, price: Option<&Price>) -> Result<()> {
         self.changed = true;
         self.counter.tally.add(charge, price).map_err(price::too_large)
     }
 }
 
-/// Locks the counters of metrics at a moment. The lanes must be locked.
+/// Locks the counters of metrics in the periods of a moment. The lanes must be locked.
 pub fn lock_metered(db: &Db, wanted: &[(Uuid, Rc<Metric>)], now: Moment) -> Result<BTreeMap<(Uuid, String), Metered>> {
     let mut timelines: BTreeMap<Uuid, Timeline> = BTreeMap::new();
     let mut all = BTreeMap::new();
@@ -194,7 +199,7 @@ pub fn lock_metered(db: &Db, wanted: &[(Uuid, Rc<Metric>)], now: Moment) -> Resu
                 .remove(&(name.0, name.1.clone(), terms.span.start))
                 .unwrap_or_else(|| Counter::new(org_id, &name.1, terms.span));
             counter.span.end = terms.span.end;
-            // A level adds nothing to what is consumed.
+            // A level is not consumed, so reports of it take nothing of the allowance.
             let unsettled = if is_gauge { 0 } else { unsettled.get(&name).copied().unwrap_or(0) };
             (name, Metered { terms, counter, unsettled, changed: false })
         })

@@ -1,4 +1,4 @@
-//! Usage events as callers give them, checked and given their place in time.
+//! Usage events as callers report them, checked and resolved to the bucket in which they count.
 
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, Moment, Period};
@@ -13,13 +13,13 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use uuid::Uuid;
 
-/// Clocks differ: an event may lie so far in the future.
-const TOLERANCE: i64 = 5 * 60 * 1_000_000;
+/// The time that an event may lie in the future, since clocks differ.
+const CLOCK_TOLERANCE: i64 = 5 * 60 * 1_000_000;
 
-/// Most of one event, and of what it costs.
-const MOST: i64 = 1 << 53;
+/// The largest quantity of one event, and the largest price of it.
+const MOST_QUANTITY: i64 = 1 << 53;
 
-/// An event that was reported.
+/// An event as it was reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Event {
@@ -29,44 +29,44 @@ pub struct Event {
     pub event_id: Option<String>,
     pub occurred_at: Option<Moment>,
     pub member_id: Option<Uuid>,
-    /// As the server prints it.
+    /// The properties, as the server prints them.
     pub properties: String,
 }
 
-/// Where an event counts.
+/// The metric, billing period and segment in which an event counts.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub struct UsageBucket {
     pub org_id: Uuid,
     pub metric: String,
     pub span: Span,
-    /// Start of the stretch with one price.
+    /// The start of the stretch with one day and one price.
     pub segment: Moment,
 }
 
-/// An event that can be counted.
+/// An event that is checked and can be counted.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub struct ResolvedEvent {
     pub event: Event,
-    pub place: UsageBucket,
+    pub bucket: UsageBucket,
     pub occurred_at: Moment,
     pub gauge: bool,
-    /// Of the event's id.
+    /// The hash of the event's id, if it has one.
     pub key: Option<Uuid>,
-    /// Of the value, where distinct ones are counted.
+    /// The hash of the distinct value that the event reports, for the aggregation unique.
     pub value: Option<Uuid>,
 }
 
-/// First 128 bits of the SHA-256.
-fn key(text: &str) -> Uuid {
+/// The first 128 bits of the SHA-256 of a text.
+fn short_hash(text: &str) -> Uuid {
     let digest = Sha256::digest(text.as_bytes());
     let mut first = [0; 16];
     first.copy_from_slice(&digest[..16]);
     Uuid::from_bytes(first)
 }
 
-/// Finds the places of events; remembers the plans of orgs that come again.
+/// A resolver of events, which remembers the plans of an org for its next event.
 pub struct EventResolver<'a> {
     db: &'a Db,
     now: Moment,
@@ -74,13 +74,13 @@ pub struct EventResolver<'a> {
 }
 
 impl<'a> EventResolver<'a> {
-    /// For events that are reported now.
+    /// A resolver for events that are reported at one moment.
     pub fn new(db: &'a Db, now: Moment) -> Self {
         Self { db, now, timelines: BTreeMap::new() }
     }
 
-    /// Checks an event and finds its place.
-    pub fn place(&mut self, event: Event) -> Result<ResolvedEvent> {
+    /// Checks an event and finds its bucket.
+    pub fn resolve(&mut self, event: Event) -> Result<ResolvedEvent> {
         let metric = cache::metric(self.db, &event.metric)?;
         let least = i64::from(!metric.is_gauge());
         if event.quantity < least {
@@ -89,15 +89,17 @@ impl<'a> EventResolver<'a> {
         }
         let price = cache::price(self.db, &metric, Some(event.org_id), self.now)?;
         let costs = price.map_or(Ok(0), |price| price.total(event.quantity));
-        // What cannot be priced could never be settled; a thousand of the largest events still add up.
-        if event.quantity > MOST || costs.is_err() || costs.is_ok_and(|credits| credits > MOST) {
-            return Err(Error::invalid("quantity", "must be at most 2^53, and so must be its price").with("most", MOST));
+        // An event that cannot be priced could never be settled. The limit leaves room for a
+        // thousand of the largest events in one sum.
+        if event.quantity > MOST_QUANTITY || costs.is_err() || costs.is_ok_and(|credits| credits > MOST_QUANTITY) {
+            return Err(Error::invalid("quantity", "must be at most 2^53, and so must be its price")
+                .with("most", MOST_QUANTITY));
         }
         if event.event_id.as_ref().is_some_and(|id| id.is_empty() || id.len() > arguments::KEY_BYTES) {
             return Err(Error::invalid("event_id", "must have 1 to 255 bytes"));
         }
         let occurred_at = event.occurred_at.unwrap_or(self.now);
-        if occurred_at == time::INFINITY || occurred_at > self.now.saturating_add(TOLERANCE) {
+        if occurred_at == time::INFINITY || occurred_at > self.now.saturating_add(CLOCK_TOLERANCE) {
             return Err(Error::invalid("occurred_at", "must not be more than 5 minutes in the future")
                 .with("occurred_at", time::display(occurred_at))
                 .with("now", time::display(self.now)));
@@ -109,14 +111,14 @@ impl<'a> EventResolver<'a> {
         let version = cache::price_since(self.db, &metric, event.org_id, occurred_at);
         let segment = Period::Day.start(occurred_at).max(span.start).max(version);
         let value = match metric.aggregation {
-            Aggregation::Unique => Some(key(&distinct(&metric, &event)?)),
+            Aggregation::Unique => Some(short_hash(&distinct_value(&metric, &event)?)),
             Aggregation::Sum | Aggregation::Max | Aggregation::Last => None,
         };
         Ok(ResolvedEvent {
-            place: UsageBucket { org_id: event.org_id, metric: event.metric.clone(), span, segment },
+            bucket: UsageBucket { org_id: event.org_id, metric: event.metric.clone(), span, segment },
             occurred_at,
             gauge: metric.is_gauge(),
-            key: event.event_id.as_deref().map(key),
+            key: event.event_id.as_deref().map(short_hash),
             value,
             event,
         })
@@ -131,8 +133,8 @@ impl<'a> EventResolver<'a> {
     }
 }
 
-/// What an event of a metric with the aggregation unique counts.
-fn distinct(metric: &Rc<Metric>, event: &Event) -> Result<String> {
+/// The value of an event of which a metric with the aggregation unique counts each once.
+fn distinct_value(metric: &Rc<Metric>, event: &Event) -> Result<String> {
     let Some(name) = &metric.unique_by else {
         return event
             .member_id
@@ -148,7 +150,7 @@ fn distinct(metric: &Rc<Metric>, event: &Event) -> Result<String> {
     }
 }
 
-/// Columns of the statement that takes a batch apart: see `record::PARSE`.
+/// Reads an event from a row of `record::PARSE`, the statement that takes a batch apart.
 pub fn parse(row: &Row) -> Result<Event> {
     if row.get::<String>(0) != "object" {
         return Err(Error::invalid("event", "must be an object"));

@@ -1,4 +1,5 @@
-//! Usage: what is recorded, how it is counted, and what it was in the past.
+//! Usage: events that are recorded, the counters that they count in, and the tallies by which they
+//! are charged.
 
 pub mod counters;
 pub mod events;

@@ -1,8 +1,10 @@
-//! `record_usage`: an event is noted and counted, and nobody waits.
+//! `record_usage`, which records an event and adds it to its bucket without a wait for other
+//! writers.
 //!
-//! The event itself is evidence; what counts is a row of `unsettled_usage`. A writer takes any row of the place that nobody
-//! holds, or makes one, so rows are few and writers never wait for each other, unless they report the same event, or the same
-//! new value of a metric that counts distinct ones, at the same instant.
+//! The event itself is evidence; what counts is a row of `unsettled_usage`. A writer takes any row
+//! of the bucket that nobody holds, or makes one, so rows are few and writers do not wait for each
+//! other. The exceptions are the same event, and the same new value of a metric that counts
+//! distinct ones, when two report it at the same instant.
 
 use crate::base::error::{Error, Result};
 use crate::base::time::{self, Moment};
@@ -21,11 +23,11 @@ use pgrx::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
-/// Most events of a batch.
+/// The most events of a batch.
 const MOST_EVENTS: usize = 100_000;
 
 receipt! {
-    /// Of a batch of events.
+    /// The answer to a batch of events.
     UsageReceipt as "usage_receipt" { accepted: i64, duplicates: i64 }
 }
 
@@ -49,9 +51,10 @@ statements! {
         "insert into billing_internal.usage_uniques (org_id, metric, period_start, value_key)
          select * from unnest($1, $2, $3, $4) order by 1, 2, 3, 4
          on conflict do nothing returning org_id, metric, period_start, value_key";
-    // The slot is the transaction's number: nobody else makes a row with it. By statement, because that looks at nothing: who sees
-    // the same in all statements need not be told to try again.
-    MAKE(uuid, text, timestamptz, timestamptz, int8, int8, int8, timestamptz, timestamptz, int8, boolean) =
+    // The slot is the transaction's number, so no other transaction makes a row with it. A
+    // statement reads nothing for that, so a transaction with a single snapshot gets no
+    // serialization failure.
+    ADD_TO_OWN_ROW(uuid, text, timestamptz, timestamptz, int8, int8, int8, timestamptz, timestamptz, int8, boolean) =
         "insert into billing_internal.unsettled_usage as u
                 (org_id, metric, period_start, segment, quantity, events, level, level_at, period_end, slot)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
@@ -61,7 +64,7 @@ statements! {
                 level = case when $8 >= u.level_at then $7 else u.level end, level_at = greatest(u.level_at, $8)";
 }
 
-/// What a place gains.
+/// The usage that is to be added to a bucket.
 #[derive(Default)]
 struct BucketDelta {
     quantity: i64,
@@ -70,18 +73,18 @@ struct BucketDelta {
 }
 
 impl BucketDelta {
-    fn add(&mut self, placed: &ResolvedEvent, is_new: bool) -> Result<()> {
+    fn add(&mut self, resolved: &ResolvedEvent, is_new: bool) -> Result<()> {
         self.events += 1;
-        let quantity = placed.event.quantity;
-        if placed.gauge {
+        let quantity = resolved.event.quantity;
+        if resolved.gauge {
             self.quantity = self.quantity.max(quantity);
-            if self.level.is_none_or(|(_, at)| placed.occurred_at >= at) {
-                self.level = Some((quantity, placed.occurred_at));
+            if self.level.is_none_or(|(_, at)| resolved.occurred_at >= at) {
+                self.level = Some((quantity, resolved.occurred_at));
             }
             return Ok(());
         }
-        // Of distinct values, each counts once.
-        let quantity = if placed.value.is_some() { i64::from(is_new) } else { quantity };
+        // Each distinct value counts once in its period.
+        let quantity = if resolved.value.is_some() { i64::from(is_new) } else { quantity };
         let sum = self.quantity.checked_add(quantity);
         self.quantity = sum.ok_or_else(too_much)?;
         Ok(())
@@ -91,37 +94,38 @@ impl BucketDelta {
 fn record(db: &Db, event: Event) -> Result<bool> {
     cache::require_installed(db)?;
     let now = clock::now();
-    let placed = EventResolver::new(db, now).place(event)?;
-    let event = &placed.event;
-    if let Some(key) = placed.key
+    let resolved = EventResolver::new(db, now).resolve(event)?;
+    let event = &resolved.event;
+    if let Some(key) = resolved.key
         && !is_new_key(event.org_id, key)
     {
         return Ok(false);
     }
-    let mut gain = BucketDelta::default();
-    let is_new = placed.value.is_some() && !new_values(db, std::slice::from_ref(&placed)).is_empty();
-    gain.add(&placed, is_new)?;
-    keep(&placed, now);
-    count(db, &placed.place, &gain)?;
+    let mut delta = BucketDelta::default();
+    let is_new = resolved.value.is_some() && !new_values(db, std::slice::from_ref(&resolved)).is_empty();
+    delta.add(&resolved, is_new)?;
+    insert_event(&resolved, now);
+    add_to_bucket(db, &resolved.bucket, &delta)?;
     Ok(true)
 }
 
-/// Whether the event was not recorded before; waits for whoever is just recording it.
+/// Tells whether the event was not recorded before, after a wait for a transaction that is
+/// recording it.
 fn is_new_key(org_id: Uuid, event_key: Uuid) -> bool {
     let keys = Table::<usage_event_keys::Table>::to_insert();
     let row = usage_event_keys::New { org_id, event_key };
     keys.insert_new(&usage_event_keys::KEY, &row, Insertion::Speculative, || false)
 }
 
-/// Notes the event in the partition of its month of arrival.
-fn keep(placed: &ResolvedEvent, now: Moment) {
-    let event = &placed.event;
+/// Inserts the event into the partition of its month of arrival.
+fn insert_event(resolved: &ResolvedEvent, now: Moment) {
+    let event = &resolved.event;
     let month = time::display(now)[..7].replace('-', "_");
     let partition = Table::<usage_events::Table>::partition_to_insert(&format!("usage_events_{month}"), now);
     partition.insert(&usage_events::New {
         org_id: event.org_id,
         recorded_at: now,
-        occurred_at: placed.occurred_at,
+        occurred_at: resolved.occurred_at,
         quantity: event.quantity,
         member_id: event.member_id,
         metric: &event.metric,
@@ -130,11 +134,11 @@ fn keep(placed: &ResolvedEvent, now: Moment) {
     });
 }
 
-/// What a row of a place comes to with what is gained; None where the sum would not fit.
-fn with_gain(row: unsettled_usage::Row<'_>, gain: &BucketDelta) -> Option<unsettled_usage::Set> {
-    let new = unsettled_usage::Set::new().events(row.events() + gain.events);
-    let Some((level, at)) = gain.level else { return Some(new.quantity(row.quantity().checked_add(gain.quantity)?)) };
-    let new = new.quantity(row.quantity().max(gain.quantity));
+/// The new values of a bucket's row with a delta added; None where the sum would not fit.
+fn with_delta(row: unsettled_usage::Row<'_>, delta: &BucketDelta) -> Option<unsettled_usage::Set> {
+    let new = unsettled_usage::Set::new().events(row.events() + delta.events);
+    let Some((level, at)) = delta.level else { return Some(new.quantity(row.quantity().checked_add(delta.quantity)?)) };
+    let new = new.quantity(row.quantity().max(delta.quantity));
     let is_newest = row.level_at().is_none_or(|known| at >= known);
     Some(if is_newest { new.level(Some(level)).level_at(Some(at)) } else { new })
 }
@@ -143,52 +147,53 @@ fn too_much() -> Error {
     Error::invalid("quantity", "the sum would not fit 63 bits")
 }
 
-/// Adds to a row of the place that nobody holds; false where there is none, or none that this transaction could change.
-fn add_to_free(place: &UsageBucket, gain: &BucketDelta) -> Result<bool> {
+/// Adds to a row of the bucket that nobody holds; false where there is none, or none that this
+/// transaction may change directly.
+fn add_to_free(bucket: &UsageBucket, delta: &BucketDelta) -> Result<bool> {
     if !may_change_rows() {
         return Ok(false);
     }
-    let of_place = unsettled_usage::of_place(place.org_id, &place.metric, place.span.start, place.segment);
+    let of_bucket = unsettled_usage::of_bucket(bucket.org_id, &bucket.metric, bucket.span.start, bucket.segment);
     let mut fits = true;
     let table = Table::<unsettled_usage::Table>::to_update();
-    let found = table.update(&of_place, LockPolicy::SkipLocked, |row| {
-        let new = with_gain(row, gain);
+    let found = table.update(&of_bucket, LockPolicy::SkipLocked, |row| {
+        let new = with_delta(row, delta);
         fits = new.is_some();
         new
     });
     if fits { Ok(found == Changed::Yes) } else { Err(too_much()) }
 }
 
-/// Adds to a row of the place that nobody holds, or to one of our own.
-fn count(db: &Db, place: &UsageBucket, gain: &BucketDelta) -> Result<()> {
-    if !add_to_free(place, gain)? {
-        let (level, level_at) = (gain.level.map(|l| l.0), gain.level.map(|l| Timestamptz(l.1)));
+/// Adds to a row of the bucket that nobody holds, or else to the row of this transaction.
+fn add_to_bucket(db: &Db, bucket: &UsageBucket, delta: &BucketDelta) -> Result<()> {
+    if !add_to_free(bucket, delta)? {
+        let (level, level_at) = (delta.level.map(|l| l.0), delta.level.map(|l| Timestamptz(l.1)));
         db.write(
-            &MAKE,
+            &ADD_TO_OWN_ROW,
             args![
-                place.org_id,
-                &place.metric,
-                Timestamptz(place.span.start),
-                Timestamptz(place.segment),
-                gain.quantity,
-                gain.events,
+                bucket.org_id,
+                &bucket.metric,
+                Timestamptz(bucket.span.start),
+                Timestamptz(bucket.segment),
+                delta.quantity,
+                delta.events,
                 level,
                 level_at,
-                Timestamptz(place.span.end),
+                Timestamptz(bucket.span.end),
                 spi::transaction_number(),
-                gain.level.is_some()
+                delta.level.is_some()
             ],
         );
     }
     Ok(())
 }
 
-type Value = (Uuid, String, Moment, Uuid);
+type DistinctValue = (Uuid, String, Moment, Uuid);
 
-/// Which of the values were not seen before in their period.
-fn new_values(db: &Db, placed: &[ResolvedEvent]) -> BTreeSet<Value> {
-    let of = |p: &ResolvedEvent| Some((p.place.org_id, p.place.metric.clone(), p.place.span.start, p.value?));
-    let all: BTreeSet<Value> = placed.iter().filter_map(of).collect();
+/// The values that are new in their period; those are inserted.
+fn new_values(db: &Db, resolved: &[ResolvedEvent]) -> BTreeSet<DistinctValue> {
+    let of = |e: &ResolvedEvent| Some((e.bucket.org_id, e.bucket.metric.clone(), e.bucket.span.start, e.value?));
+    let all: BTreeSet<DistinctValue> = resolved.iter().filter_map(of).collect();
     if all.is_empty() {
         return all;
     }
@@ -206,59 +211,61 @@ fn new_values(db: &Db, placed: &[ResolvedEvent]) -> BTreeSet<Value> {
 
 fn record_all(db: &Db, events: Vec<Event>) -> Result<UsageReceipt> {
     let now = clock::now();
-    let mut place = EventResolver::new(db, now);
+    let mut finder = EventResolver::new(db, now);
     let count_all = events.len();
-    let mut placed = Vec::with_capacity(count_all);
+    let mut resolved = Vec::with_capacity(count_all);
     for (item, event) in (1_i64..).zip(events) {
-        placed.push(place.place(event).map_err(|error| error.with("item", item))?);
+        resolved.push(finder.resolve(event).map_err(|error| error.with("item", item))?);
     }
-    let placed = without_duplicates(db, placed);
-    let new = new_values(db, &placed);
-    let mut counted: BTreeSet<Value> = BTreeSet::new();
-    let mut gains: BTreeMap<UsageBucket, BucketDelta> = BTreeMap::new();
-    for p in &placed {
-        let value = p.value.map(|v| (p.place.org_id, p.place.metric.clone(), p.place.span.start, v));
+    let resolved = without_duplicates(db, resolved);
+    let new = new_values(db, &resolved);
+    let mut counted: BTreeSet<DistinctValue> = BTreeSet::new();
+    let mut deltas: BTreeMap<UsageBucket, BucketDelta> = BTreeMap::new();
+    for e in &resolved {
+        let value = e.value.map(|v| (e.bucket.org_id, e.bucket.metric.clone(), e.bucket.span.start, v));
         let is_new = value.is_some_and(|v| new.contains(&v) && counted.insert(v));
-        gains.entry(p.place.clone()).or_default().add(p, is_new)?;
+        deltas.entry(e.bucket.clone()).or_default().add(e, is_new)?;
     }
     db.write(
         &NEW_EVENTS,
         args![
-            placed.iter().map(|p| p.event.org_id).collect::<Vec<_>>(),
+            resolved.iter().map(|e| e.event.org_id).collect::<Vec<_>>(),
             Timestamptz(now),
-            placed.iter().map(|p| Timestamptz(p.occurred_at)).collect::<Vec<_>>(),
-            placed.iter().map(|p| p.event.quantity).collect::<Vec<_>>(),
-            placed.iter().map(|p| p.event.member_id).collect::<Vec<_>>(),
-            placed.iter().map(|p| p.event.metric.clone()).collect::<Vec<_>>(),
-            placed.iter().map(|p| p.event.event_id.clone()).collect::<Vec<_>>(),
-            placed.iter().map(|p| p.event.properties.clone()).collect::<Vec<_>>(),
+            resolved.iter().map(|e| Timestamptz(e.occurred_at)).collect::<Vec<_>>(),
+            resolved.iter().map(|e| e.event.quantity).collect::<Vec<_>>(),
+            resolved.iter().map(|e| e.event.member_id).collect::<Vec<_>>(),
+            resolved.iter().map(|e| e.event.metric.clone()).collect::<Vec<_>>(),
+            resolved.iter().map(|e| e.event.event_id.clone()).collect::<Vec<_>>(),
+            resolved.iter().map(|e| e.event.properties.clone()).collect::<Vec<_>>(),
         ],
     );
-    for (place, gain) in &gains {
-        count(db, place, gain)?;
+    for (bucket, delta) in &deltas {
+        add_to_bucket(db, bucket, delta)?;
     }
-    let accepted = i64::try_from(placed.len()).unwrap_or(i64::MAX);
+    let accepted = i64::try_from(resolved.len()).unwrap_or(i64::MAX);
     Ok(UsageReceipt { accepted, duplicates: i64::try_from(count_all).unwrap_or(i64::MAX) - accepted })
 }
 
-/// The first of each event id that was not recorded before.
-fn without_duplicates(db: &Db, placed: Vec<ResolvedEvent>) -> Vec<ResolvedEvent> {
-    let keys: BTreeSet<_> = placed.iter().filter_map(|p| Some((p.event.org_id, p.key?))).collect();
+/// The events whose id was not recorded before, each id once.
+fn without_duplicates(db: &Db, resolved: Vec<ResolvedEvent>) -> Vec<ResolvedEvent> {
+    let keys: BTreeSet<_> = resolved.iter().filter_map(|e| Some((e.event.org_id, e.key?))).collect();
     let mut new: BTreeSet<(Uuid, Uuid)> = if keys.is_empty() {
         BTreeSet::new()
     } else {
         let (orgs, keys): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
         db.write(&NEW_KEYS, args![orgs, keys]).iter().map(|row| (row.get(0), row.get(1))).collect()
     };
-    placed.into_iter().filter(|p| p.key.is_none_or(|key| new.remove(&(p.event.org_id, key)))).collect()
+    resolved.into_iter().filter(|e| e.key.is_none_or(|key| new.remove(&(e.event.org_id, key)))).collect()
 }
 
-/// Records that an org used `quantity` of a metric, to be charged by settlement; false for an event that was recorded before.
+/// Records that an org used `quantity` of a metric, to be charged by settlement; false for an event
+/// that was recorded before.
 ///
-/// `event_id`: 1 to 255 bytes; an event of an org counts once, however late it is repeated. `occurred_at`: null for now; it
-/// counts in the period in which it occurred, also when that was settled; at most 5 minutes in the future. `quantity`: from 1,
-/// or the level (from 0) for a metric that reports levels (max, last). `properties`: an object. Writers never wait for one
-/// another. Errors: PT404 `unknown_metric`; 22023.
+/// `event_id`: 1 to 255 bytes; an event of an org counts once, however late it is repeated.
+/// `occurred_at`: null for now; it counts in the period in which it occurred, also when that was
+/// settled; at most 5 minutes in the future. `quantity`: from 1, or the level (from 0) for a metric
+/// that reports levels (max, last). `properties`: an object. Writers never wait for one another.
+/// Errors: PT404 `unknown_metric`; 22023.
 #[pg_extern(volatile)]
 fn record_usage(
     org_id: Option<pgrx::Uuid>,
@@ -288,9 +295,10 @@ fn record_usage(
 
 /// Records many events in one call: all of them, or none.
 ///
-/// `events`: an array of at most 100,000 objects `{"org_id", "metric", "quantity", "event_id", "occurred_at", "member_id",
-/// "properties"}`, of which the first two are needed. Duplicates are counted and left out. Errors: as `record_usage`, with
-/// the number of the faulty event (from 1) as `item` in the detail; nothing is recorded then.
+/// `events`: an array of at most 100,000 objects `{"org_id", "metric", "quantity", "event_id",
+/// "occurred_at", "member_id", "properties"}`, of which the first two are needed. Duplicates are
+/// counted and left out. Errors: as `record_usage`, with the number of the faulty event (from 1) as
+/// `item` in the detail; nothing is recorded then.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn record_usage_batch(events: Option<Jsonb>) -> UsageReceipt {

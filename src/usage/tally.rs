@@ -29,7 +29,7 @@ pub struct Charge {
 }
 
 impl Tally {
-    /// Whether some usage could have led to this tally; false for one that was tampered with.
+    /// Tells whether some usage could have led to this tally; false for one that was tampered with.
     pub fn is_sound(&self) -> bool {
         self.quantity >= 0 && self.credits >= 0 && (0..=self.quantity).contains(&self.overage)
     }
@@ -98,7 +98,7 @@ impl Tally {
         let overage = quantity - included;
         self.rebase(price, if superseded { overage } else { 0 })?;
         let credits = match price {
-            // With the steps that an earlier consumption left open to this usage.
+            // The steps that an earlier consumption left open are for this usage.
             Some(price) if overage > 0 => (price.total(self.overage + overage)? - self.priced).max(0),
             _ => 0,
         };

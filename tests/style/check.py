@@ -1,10 +1,7 @@
 #!/usr/bin/env python3
 """Holds the tree to the part of docs/STYLE.md that a program can see.
 
-    tests/style/check.py           checks what stands in CHECKED, fails on a finding
-    tests/style/check.py --open    prints what is still to be done in what stands in OPEN, fails never
-
-The last line of the first form is "N files, M with findings".
+It checks every file that git knows, fails on a finding, and its last line is "N files, M with findings".
 
 The rules:
 
@@ -15,7 +12,7 @@ The rules:
     machine     a path of somebody's own machine
     link        a relative link in Markdown leads to no file, or to no heading of it
     page        the text names a page below docs/ that does not exist
-    unlisted    a file is neither in CHECKED nor in OPEN
+    text        a file is not text, and its kind is not in LEFT_OUT
 """
 
 import pathlib
@@ -25,16 +22,6 @@ import sys
 import unicodedata
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-# Every file is in one of the two, by its own path or by that of a folder above it; the longest entry decides.
-CHECKED = [
-    ".",
-]
-OPEN = [
-    "docs/REFERENCE.md",
-    "sql",
-    "src",
-]
 
 # Written by a program from other sources, which are checked themselves.
 GENERATED = {"docs/REFERENCE.md", "Cargo.lock", "examples/worker/package-lock.json", "docs/performance.json"}
@@ -64,19 +51,6 @@ def files():
     skipped = {".git", "target", "node_modules", "__pycache__"}
     found = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file() and not path.is_symlink())
     return sorted(path.as_posix() for path in found if not skipped & set(path.parts))
-
-
-def listed(name):
-    """Which of the two lists speaks of a file: CHECKED, OPEN or None."""
-    best, side = -1, None
-    for entries in (CHECKED, OPEN):
-        for entry in entries:
-            if entry != "." and name != entry and not name.startswith(entry + "/"):
-                continue
-            weight = 0 if entry == "." else len(entry)
-            if weight > best:
-                best, side = weight, entries
-    return side
 
 
 def slug(heading):
@@ -167,26 +141,21 @@ def findings(name, text, root=ROOT):
 
 
 def main():
-    """Checks, or prints what is open."""
-    if sys.argv[1:] not in ([], ["--open"]):
+    """Checks all files."""
+    if sys.argv[1:]:
         sys.exit(__doc__)
-    want_open = bool(sys.argv[1:])
     checked = bad = 0
     rules = {}
     for name in files():
-        side = listed(name)
-        if LEFT_OUT.search(name) or side is (CHECKED if want_open else OPEN):
+        if LEFT_OUT.search(name):
             continue
         checked += 1
         try:
             text = (ROOT / name).read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            text = ""
-            found = [(1, "unlisted", "not text: name it in LEFT_OUT")]
+            found = [(1, "text", "not text: name it in LEFT_OUT")]
         else:
             found = list(findings(name, text))
-        if side is None:
-            found.append((1, "unlisted", "neither in CHECKED nor in OPEN"))
         bad += bool(found)
         for line, rule, what in found:
             rules[rule] = rules.get(rule, 0) + 1
@@ -194,7 +163,7 @@ def main():
     for rule, count in sorted(rules.items()):
         print(f"  {rule}: {count}")
     print(f"{checked} files, {bad} with findings")
-    sys.exit(0 if want_open or not bad else 1)
+    sys.exit(1 if bad else 0)
 
 
 if __name__ == "__main__":

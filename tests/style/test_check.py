@@ -64,20 +64,5 @@ class Findings(unittest.TestCase):
         self.assertEqual(self.rules("a.rs", f"//! Read `{D}B.md` and {D}GONE.md.\n"), [(1, "page")])
 
 
-class Lists(unittest.TestCase):
-    """Which list speaks of a file."""
-
-    def test_the_longest_entry_decides(self):
-        saved = check.CHECKED[:], check.OPEN[:]
-        self.addCleanup(lambda: (check.CHECKED.__setitem__(slice(None), saved[0]), check.OPEN.__setitem__(slice(None), saved[1])))
-        check.CHECKED[:] = ["docs", "src/pg"]
-        check.OPEN[:] = ["src", f"{D}old.md"]
-        for name, side in (
-            (f"{D}a.md", check.CHECKED), (f"{D}old.md", check.OPEN), ("src/a.rs", check.OPEN), ("src/pg/spi.rs", check.CHECKED),
-            ("srcs/a.rs", None),
-        ):  # fmt: skip
-            self.assertIs(check.listed(name), side, name)
-
-
 if __name__ == "__main__":
     unittest.main()

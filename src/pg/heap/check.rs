@@ -1,18 +1,20 @@
-//! Whether a table is as its shape says, so that its rows can be read and written as they are.
+//! The check whether a table in the database is as its shape declares it. Only then can its rows be
+//! read and written without statements: a value of another type would be read as garbage.
 
 use crate::pg::heap::Table;
-use crate::pg::heap::index::Written;
+use crate::pg::heap::index::OpenIndex;
 use crate::pg::heap::partition;
 use crate::pg::heap::relation::{columns, is_of_this_server, is_unwatched};
 use crate::pg::heap::shapes::{Index, MOST_INDEXES};
-use crate::pg::heap::verdict::{Doubt, Found, Intent, Verdict, expect};
+use crate::pg::heap::verdict::{Intent, Mismatch, TableFacts, Verdict, expect};
 use pgrx::pg_sys;
 
-/// Looks at a table that is open; and whether what is found lasts.
-pub(super) fn look(table: &Table, name: &str, intent: Intent) -> (Option<Found>, bool) {
+/// Verifies a table that is open. The second value says whether the result lasts until the server
+/// reports a change of the table.
+pub(super) fn verify(table: &Table, name: &str, intent: Intent) -> (Option<TableFacts>, bool) {
     match examine(table, intent) {
         Ok(found) => (Some(found), true),
-        Err(Doubt { what, is_lasting }) => {
+        Err(Mismatch { what, is_lasting }) => {
             let doing = if intent == Intent::Read { "read" } else { "written" };
             pgrx::debug1!("{}.{name} is {doing} by statements: {what}", table.shape.schema);
             (None, is_lasting)
@@ -20,9 +22,9 @@ pub(super) fn look(table: &Table, name: &str, intent: Intent) -> (Option<Found>,
     }
 }
 
-fn examine(table: &Table, intent: Intent) -> Verdict<Found> {
+fn examine(table: &Table, intent: Intent) -> Verdict<TableFacts> {
     let relation = table.relation;
-    // SAFETY: an open relation.
+    // SAFETY: the relation is open.
     let form = unsafe { &*(*relation).rd_rel };
     expect(form.relkind == pg_sys::RELKIND_RELATION.cast_signed(), "no ordinary table")?;
     expect(form.relam == pg_sys::HEAP_TABLE_AM_OID, "its access method")?;
@@ -30,7 +32,7 @@ fn examine(table: &Table, intent: Intent) -> Verdict<Found> {
     expect(form.relispartition == table.shape.parent.is_some(), "a partition")?;
     expect(!form.relhassubclass, "tables inherit from it")?;
     expect(!form.relforcerowsecurity, "row security is forced")?;
-    // SAFETY: an open relation.
+    // SAFETY: the relation is open.
     unsafe {
         columns(relation, table.shape)?;
         is_of_this_server(relation)?;
@@ -42,27 +44,29 @@ fn examine(table: &Table, intent: Intent) -> Verdict<Found> {
     if intent != Intent::Read {
         writable(table, intent)?;
     }
-    // SAFETY: an open relation.
-    let bounds = table.shape.parent.map(|parent| unsafe { partition::look(relation, parent) }).transpose()?;
-    Ok(Found { indexes, bounds })
+    // SAFETY: the relation is open.
+    let bounds = table.shape.parent.map(|parent| unsafe { partition::verify(relation, parent) }).transpose()?;
+    Ok(TableFacts { indexes, bounds })
 }
 
 fn find(table: &Table, wanted: &Index) -> Verdict<pg_sys::Oid> {
     let indexes = table.indexes();
-    // SAFETY: open indexes of an open table.
-    let fits = |index: &&Written| unsafe { is_as_wanted(table, index, wanted) };
-    let found = indexes.iter().find(fits).ok_or_else(|| Doubt::of(format!("its index on {:?}", wanted.columns)))?;
-    // SAFETY: an open index.
+    // SAFETY: the table and its indexes are open.
+    let fits = |index: &&OpenIndex| unsafe { is_as_wanted(table, index, wanted) };
+    let found = indexes.iter().find(fits).ok_or_else(|| Mismatch::of(format!("its index on {:?}", wanted.columns)))?;
+    // SAFETY: the index is open.
     if unsafe { is_too_new(found) } {
-        return Err(Doubt { what: "an index that is too new".to_owned(), is_lasting: false });
+        return Err(Mismatch { what: "an index that is too new".to_owned(), is_lasting: false });
     }
     Ok(found.id())
 }
 
+/// Compares an index with the declared one.
+///
 /// # Safety
-/// An open index of a table that is open.
-unsafe fn is_as_wanted(table: &Table, index: &Written, wanted: &Index) -> bool {
-    // SAFETY: the caller's promise; what is read of a column is there for each of the index.
+/// `index` is an open index of `table`.
+unsafe fn is_as_wanted(table: &Table, index: &OpenIndex, wanted: &Index) -> bool {
+    // SAFETY: the caller keeps its promise; the catalog has an entry for each column of the index.
     unsafe {
         let relation = index.relation;
         let form = &*(*relation).rd_index;
@@ -83,10 +87,12 @@ unsafe fn is_as_wanted(table: &Table, index: &Written, wanted: &Index) -> bool {
     }
 }
 
+/// Compares one column of an index with the declared one.
+///
 /// # Safety
-/// The same, with so many columns.
-unsafe fn is_column_as_wanted(table: &Table, index: &Written, wanted: &Index, number: usize) -> bool {
-    // SAFETY: the caller's promise.
+/// `index` is an open index of `table` with as many columns as `wanted`.
+unsafe fn is_column_as_wanted(table: &Table, index: &OpenIndex, wanted: &Index, number: usize) -> bool {
+    // SAFETY: the caller keeps its promise.
     unsafe {
         let relation = index.relation;
         let form = &*(*relation).rd_index;
@@ -95,7 +101,8 @@ unsafe fn is_column_as_wanted(table: &Table, index: &Written, wanted: &Index, nu
         column.is_some_and(|column| {
             column.name == wanted.columns[number]
                 && *(*relation).rd_indcollation.add(number) == column.kind.collation()
-                // Neither descending nor nulls first.
+                // The order must be ascending with nulls last, or the scan would end before the
+                // row.
                 && *(*relation).rd_indoption.add(number) == 0
                 && index.operator_class(number)
                     == Some(pg_sys::GetDefaultOpClass(column.kind.oid(), pg_sys::BTREE_AM_OID))
@@ -103,12 +110,13 @@ unsafe fn is_column_as_wanted(table: &Table, index: &Written, wanted: &Index, nu
     }
 }
 
-/// Older snapshots must not use it, for versions of rows that it does not lead to: what `indcheckxmin` says.
+/// Tells whether snapshots of this backend can be older than the index. Those must not use it,
+/// since it does not lead to the versions that they see (`indcheckxmin`).
 ///
 /// # Safety
-/// An open index.
-unsafe fn is_too_new(index: &Written) -> bool {
-    // SAFETY: the caller's promise.
+/// The index is open.
+unsafe fn is_too_new(index: &OpenIndex) -> bool {
+    // SAFETY: the caller keeps its promise.
     unsafe {
         let relation = index.relation;
         if !(*(*relation).rd_index).indcheckxmin {
@@ -121,10 +129,11 @@ unsafe fn is_too_new(index: &Written) -> bool {
     }
 }
 
-/// Nothing has to be evaluated, or noted elsewhere, but what is done here.
+/// Checks that a write needs nothing but the tuple and its index entries: no check, rule, trigger
+/// or other index has to be evaluated.
 fn writable(table: &Table, intent: Intent) -> Verdict {
     let relation = table.relation;
-    // SAFETY: an open relation.
+    // SAFETY: the relation is open.
     unsafe {
         let checks = (*(*relation).rd_att).constr.as_ref();
         expect(checks.is_none_or(|c| c.num_check == 0), "a check")?;
@@ -137,12 +146,13 @@ fn writable(table: &Table, intent: Intent) -> Verdict {
     expect(table.indexes().iter().all(|index| index.is_simple(partial)), "an index")
 }
 
-/// No publication refuses that its rows change, as `CheckCmdReplicaIdentity` has it: a statement says why.
+/// Checks that no publication forbids updates of the table, as `CheckCmdReplicaIdentity` does.
+/// Where one does, the statement that is taken instead raises the server's own error.
 ///
 /// # Safety
-/// An open relation.
+/// The relation is open and locked.
 unsafe fn is_identified(relation: pg_sys::Relation) -> Verdict {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps its promise.
     unsafe {
         let mut published: pg_sys::PublicationDesc = std::mem::zeroed();
         pg_sys::RelationBuildPublicationDesc(relation, &raw mut published);

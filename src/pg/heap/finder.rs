@@ -1,23 +1,24 @@
-//! Looking at single rows: where they were found the last time, and else by the index.
+//! Finders, which look single rows up: first at the place where they were found the last time, and
+//! else by the index.
 
-use crate::pg::heap::places::{KeyHash, TidCache, TidHint};
+use crate::pg::heap::page_reader::{self, PageReader};
 use crate::pg::heap::shapes::Index;
-use crate::pg::heap::sight::{self, PageReader};
+use crate::pg::heap::tid_cache::{KeyHash, TidCache, TidHint};
 use crate::pg::heap::{Key, MOST_COLUMNS, Row, Snapshot, Table, Value, is_serializable, next_command, was_held};
 use pgrx::pg_sys;
 use std::cell::RefCell;
 
 thread_local! {
-    /// Where rows were found.
-    static PLACES: RefCell<TidCache> = RefCell::default();
+    /// The places where this backend found rows.
+    static TID_CACHE: RefCell<TidCache> = RefCell::default();
 }
 
-/// Notes where a row is.
-pub(super) fn note(name: KeyHash, place: TidHint) {
-    PLACES.with_borrow_mut(|places| places.note(name, place));
+/// Remembers the place of a row.
+pub(super) fn note(hash: KeyHash, place: TidHint) {
+    TID_CACHE.with_borrow_mut(|cache| cache.note(hash, place));
 }
 
-/// A snapshot that is kept as long as this is.
+/// A registered snapshot, which the server keeps until this is dropped.
 pub(super) struct RegisteredSnapshot(pub(super) pg_sys::Snapshot);
 
 impl RegisteredSnapshot {
@@ -25,7 +26,7 @@ impl RegisteredSnapshot {
         if at == Snapshot::Latest {
             next_command();
         }
-        // SAFETY: registered, and so forgotten by the end of the transaction on errors.
+        // SAFETY: the snapshot is registered, and on errors the end of the transaction releases it.
         unsafe {
             Self(pg_sys::RegisterSnapshot(match at {
                 Snapshot::Latest => pg_sys::GetLatestSnapshot(),
@@ -38,31 +39,35 @@ impl RegisteredSnapshot {
 impl Drop for RegisteredSnapshot {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            // SAFETY: registered before.
+            // SAFETY: the snapshot was registered by `new`.
             unsafe { pg_sys::UnregisterSnapshot(self.0) };
         }
     }
 }
 
-/// What a row is looked for.
+/// The purpose for which a row is looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
+    /// The row is only read.
     Read,
-    /// To be locked or changed.
+    /// The row is to be locked or changed, so room is made on its page for a new version.
     Write,
 }
 
-/// Looks for single rows of a table, all at one moment.
+/// A finder of single rows of a table, all on one snapshot.
 pub struct Finder<'a> {
     pub(super) table: &'a Table,
+    /// The unique index by which the rows are looked up.
     pub(super) index: &'static Index,
+    /// The snapshot on which all rows are read.
     pub(super) seen: RegisteredSnapshot,
-    /// Where the last row was: rows that are looked at together often stand together.
+    /// The pinned buffer of the last row, kept since rows that are looked up together often share a
+    /// page.
     pub(super) buffer: pg_sys::Buffer,
-    /// Where room was made for new versions.
+    /// The buffer that was pruned last, so that it is not pruned again for each row.
     pruned: pg_sys::Buffer,
-    /// Of the rows that are read, where not all columns are wanted.
-    first: Option<First>,
+    /// The prefix of columns that is read, or None for all columns.
+    first: Option<ColumnPrefix>,
 }
 
 impl<'a> Finder<'a> {
@@ -71,35 +76,36 @@ impl<'a> Finder<'a> {
         Self { table, index, seen, buffer: none, pruned: none, first: None }
     }
 
-    /// From now on only so many columns are shown: what comes after those is not taken apart. They must be as old as the table, for the
-    /// values that rows from before a column have in it are not known here.
+    /// Restricts the finder to the first columns, so that those behind them are not deformed. The
+    /// first columns must be as old as the table, for the default of a column that was added later
+    /// is not known here.
     pub fn show_first(&mut self, columns: usize) {
-        self.first = Some(First::of(self.table, columns));
+        self.first = Some(ColumnPrefix::of(self.table, columns));
     }
 
-    /// All of them again.
+    /// Lifts the restriction of [`Finder::show_first`].
     pub(super) fn show_all(&mut self) {
         self.first = None;
     }
 
-    /// Shows the columns of the first row with these keys, where there is one; and whether another transaction held it at the
-    /// moment of this look.
+    /// Shows the columns of the first row with these keys, if there is one, and whether another
+    /// transaction held it at the moment of this look.
     pub fn read(&mut self, keys: &[Key], mut show: impl FnMut(&[Value], bool)) {
         self.visit(Purpose::Read, keys, |tuple, row| {
-            // SAFETY: a tuple in a pinned buffer that the snapshot sees.
+            // SAFETY: the tuple is in a pinned buffer, and the snapshot sees it.
             show(row, unsafe { was_held(tuple) });
             false
         });
     }
 
-    /// Lets `work` read by the snapshot of this finder.
+    /// Runs `work` with the snapshot of this finder as the active one.
     #[cfg(feature = "compare_ways")]
     pub fn at_its_moment<R>(&self, work: impl FnOnce() -> R) -> R {
         crate::pg::spi::on_snapshot(self.seen.0, work)
     }
 
-    /// Goes over the rows with these keys as long as `visit` says so. Where there can only be one, looks where it was found the last
-    /// time, and else asks the index.
+    /// Visits the rows with these keys until `visit` returns false. Where the keys name a single
+    /// row, it is looked for at its remembered place first, and then by the index.
     pub(super) fn visit(
         &mut self,
         purpose: Purpose,
@@ -107,34 +113,36 @@ impl<'a> Finder<'a> {
         mut visit: impl FnMut(pg_sys::HeapTuple, &[Value]) -> bool,
     ) {
         let index = self.table.index_id(self.index);
-        // What a serializable transaction has read is noted where the index is asked.
+        // A serializable transaction has to take its predicate locks in the index, or a conflict
+        // with a concurrent insert would go unnoticed.
         let is_whole = self.index.is_unique && self.index.columns.len() == keys.len() && !is_serializable();
-        let name = if is_whole { Key::hash(index, keys) } else { None };
-        let place = name.and_then(|name| PLACES.with_borrow(|places| places.get(name)));
-        // SAFETY: keys of this table, and an index of it with columns for all of them.
+        let hash = if is_whole { Key::hash(index, keys) } else { None };
+        let place = hash.and_then(|hash| TID_CACHE.with_borrow(|cache| cache.get(hash)));
+        // SAFETY: the keys are of this table, and the index has a column for each of them.
         unsafe {
-            if let Some((name, place)) = name.zip(place)
+            if let Some((hash, place)) = hash.zip(place)
                 && let Some(seen) = self.visit_at(purpose, place, keys, &mut visit)
             {
                 let found = TidHint { seen, buffer: self.buffer, ..place };
                 if found != place {
-                    note(name, found);
+                    note(hash, found);
                 }
                 return;
             }
             self.table.scan(index, keys, &self.seen, |tuple, row, place| {
-                if let Some(name) = name {
-                    note(name, place);
+                if let Some(hash) = hash {
+                    note(hash, place);
                 }
                 visit(tuple, row)
             });
         }
     }
 
-    /// Shows the row at a place, if it has these keys, and gives the number of its version.
+    /// Visits the row at a remembered place, if it has these keys, and returns the item number of
+    /// its version.
     ///
     /// # Safety
-    /// Keys of this table.
+    /// The keys are of this table.
     unsafe fn visit_at(
         &mut self,
         purpose: Purpose,
@@ -142,7 +150,8 @@ impl<'a> Finder<'a> {
         keys: &[Key],
         visit: &mut impl FnMut(pg_sys::HeapTuple, &[Value]) -> bool,
     ) -> Option<u16> {
-        // SAFETY: an open relation; the buffer is released, on errors by the end of the transaction.
+        // SAFETY: the relation is open, and the buffer is released, on errors by the end of the
+        // transaction.
         unsafe {
             let relation = self.table.relation;
             if !self.pin(purpose, place) {
@@ -150,7 +159,8 @@ impl<'a> Finder<'a> {
             }
             let (buffer, snapshot) = (self.buffer, self.seen.0);
             if purpose == Purpose::Write && self.pruned != buffer {
-                // As a scan does: it makes room for the next versions.
+                // An index scan prunes as well: without that, new versions would soon leave the
+                // page.
                 pg_sys::heap_page_prune_opt(relation, buffer);
                 self.pruned = buffer;
             }
@@ -160,34 +170,36 @@ impl<'a> Finder<'a> {
             };
             assert!(columns <= MOST_COLUMNS, "a table of ours");
             let at = PageReader { relation, buffer, snapshot, descriptor };
-            // Another row may have come to where that version was; then the chain begins where the index knows it.
+            // The version may be gone and its item be used by another row; then the chain is
+            // followed from the item that the index knows.
             [(place.seen, false), (place.number, true)].into_iter().find_map(|(number, is_first)| {
-                let mut sight = at.version(place.block, number, is_first)?;
-                let row = Row::of(&sight.values, &sight.nulls, columns);
+                let mut version = at.version(place.block, number, is_first)?;
+                let row = Row::of(&version.values, &version.nulls, columns);
                 let is_it = keys.iter().all(|key| key.is_of(&row));
                 is_it.then(|| {
-                    visit(&raw mut sight.tuple, &row);
-                    pgrx::itemptr::item_pointer_get_both(sight.tuple.t_self).1
+                    visit(&raw mut version.tuple, &row);
+                    pgrx::itemptr::item_pointer_get_both(version.tuple.t_self).1
                 })
             })
         }
     }
 
-    /// Pins the block of a place; false where there is no such block any more.
+    /// Pins the block of a remembered place; false if the table no longer has that block.
     fn pin(&mut self, purpose: Purpose, place: TidHint) -> bool {
         let relation = self.table.relation;
         let none = pg_sys::InvalidBuffer.cast_signed();
-        // SAFETY: an open relation, and a block that it has.
+        // SAFETY: the relation is open, and has the block.
         unsafe {
             if self.buffer != none && pg_sys::BufferGetBlockNumber(self.buffer) == place.block {
                 return true;
             }
             let before = std::mem::replace(&mut self.buffer, none);
-            // A buffer that is pinned like this does not count as used, and would go to another block before others: so it is only
-            // for rows that are looked at besides, which somebody else changes.
+            // A buffer that is pinned like this does not count as used, so it would be evicted
+            // before others. Hence this way is only for rows that are read besides another, and
+            // that other transactions change.
             let is_beside = before != none && purpose == Purpose::Read;
             if is_beside && place.buffer != none {
-                if sight::swap(relation, before, place) {
+                if page_reader::swap(relation, before, place) {
                     self.buffer = place.buffer;
                     return true;
                 }
@@ -205,17 +217,17 @@ impl<'a> Finder<'a> {
     }
 }
 
-/// The first columns of a table.
-struct First {
+/// A prefix of a table's columns, with the descriptor to deform them.
+struct ColumnPrefix {
     columns: usize,
     descriptor: pg_sys::TupleDesc,
 }
 
-impl First {
+impl ColumnPrefix {
     fn of(table: &Table, columns: usize) -> Self {
         let columns = columns.min(table.columns());
         let count = i32::try_from(columns).unwrap_or_default();
-        // SAFETY: an open relation; of the copy only the first columns count.
+        // SAFETY: the relation is open, and only the first columns of the copied descriptor count.
         unsafe {
             #[cfg(feature = "pg18")]
             let descriptor = pg_sys::CreateTupleDescTruncatedCopy(table.descriptor(), count);
@@ -230,10 +242,10 @@ impl First {
     }
 }
 
-impl Drop for First {
+impl Drop for ColumnPrefix {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            // SAFETY: a copy of ours.
+            // SAFETY: the descriptor is a copy that this owns.
             unsafe { pg_sys::FreeTupleDesc(self.descriptor) };
         }
     }
@@ -242,7 +254,7 @@ impl Drop for First {
 impl Drop for Finder<'_> {
     fn drop(&mut self) {
         if !std::thread::panicking() && self.buffer != pg_sys::InvalidBuffer.cast_signed() {
-            // SAFETY: pinned before.
+            // SAFETY: the buffer was pinned by `pin`.
             unsafe { pg_sys::ReleaseBuffer(self.buffer) };
         }
     }

@@ -1,46 +1,49 @@
-//! Indexes that are written with a row.
+//! Indexes that are open, and the entries that they get for a new tuple.
 
 use crate::pg::heap::syscache::{printed, stored};
 use crate::pg::heap::{Table, Value, split};
 use pgrx::pg_sys;
 
-/// An index that is written with a row, or looked at for that.
-pub(super) struct Written {
+/// An index of a table that is open, with what the server needs to insert entries.
+pub(super) struct OpenIndex {
     pub(super) relation: pg_sys::Relation,
     info: *mut pg_sys::IndexInfo,
 }
 
-impl Written {
+impl OpenIndex {
+    /// Opens an index.
+    ///
     /// # Safety
     /// The index exists, and its table is locked.
     pub(super) unsafe fn open(id: pg_sys::Oid, lock: pg_sys::LOCKMODE) -> Self {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps its promise.
         unsafe {
             let relation = pg_sys::index_open(id, lock);
             Self { relation, info: pg_sys::BuildIndexInfo(relation) }
         }
     }
 
-    /// What a partial index is for.
+    /// The predicate of a partial index, as the server prints it.
     pub(super) fn predicate(&self) -> Option<String> {
         let cache = pg_sys::SysCacheIdentifier::INDEXRELID;
-        // SAFETY: an open index, and what the catalog says of it.
+        // SAFETY: the index is open, and the tuple is its row of `pg_index`.
         unsafe {
             let predicate = stored(cache, (*self.relation).rd_indextuple, pg_sys::Anum_pg_index_indpred);
             printed(predicate, (*(*self.relation).rd_index).indrelid)
         }
     }
 
-    /// All of it is columns.
+    /// Tells whether all parts of the key are plain columns.
     pub(super) fn has_no_expressions(&self) -> bool {
-        // SAFETY: what describes an open index.
+        // SAFETY: the information was built for this index.
         unsafe { (*self.info).ii_Expressions.is_null() }
     }
 
-    /// By which operators a column of it is compared.
+    /// The operator class by which a column of the index is compared.
     pub(super) fn operator_class(&self, number: usize) -> Option<pg_sys::Oid> {
         let cache = pg_sys::SysCacheIdentifier::INDEXRELID;
-        // SAFETY: an open index, and what the catalog says of it: one for each column.
+        // SAFETY: the index is open, and the tuple is its row of `pg_index`, with a class for each
+        // column.
         unsafe {
             let classes = stored(cache, (*self.relation).rd_indextuple, pg_sys::Anum_pg_index_indclass)?;
             let classes = &*classes.cast_mut_ptr::<pg_sys::oidvector>();
@@ -49,14 +52,14 @@ impl Written {
     }
 
     pub(super) fn id(&self) -> pg_sys::Oid {
-        // SAFETY: an open index.
+        // SAFETY: the index is open.
         unsafe { (*self.relation).rd_id }
     }
 
-    /// Nothing has to be evaluated for it but whether it is for a row, where it is `partial`. Of other access methods than btree some
-    /// are written also where a new version of a row stays on its page.
+    /// Tells whether an entry needs no evaluation but that of the known predicate `partial`. Only
+    /// btree will do: some other access methods, as BRIN, need entries also for heap-only tuples.
     pub(super) fn is_simple(&self, partial: Option<&str>) -> bool {
-        // SAFETY: an open index and what describes it.
+        // SAFETY: the index is open, and the information was built for it.
         unsafe {
             let (info, form) = (&*self.info, &*(*self.relation).rd_index);
             (*(*self.relation).rd_rel).relam == pg_sys::BTREE_AM_OID
@@ -67,14 +70,15 @@ impl Written {
         }
     }
 
-    /// Enters a tuple with these columns. `asks`: false, and it does not count, where there is or may be one like it; else the
-    /// server raises an error.
+    /// Inserts the entry of a tuple with these columns. With `asks` a possible duplicate gives
+    /// false, and the entry does not count; without it the server raises an error.
     ///
     /// # Safety
-    /// A tuple that was inserted into the table, of which this is an index.
+    /// `tuple` was inserted into `table`, of which this is an index.
     pub(super) unsafe fn insert(&self, table: &Table, tuple: pg_sys::HeapTuple, row: &[Value], asks: bool) -> bool {
         use pg_sys::IndexUniqueCheck::{UNIQUE_CHECK_NO, UNIQUE_CHECK_PARTIAL, UNIQUE_CHECK_YES};
-        // SAFETY: the caller's promise; as many values as the index has columns.
+        // SAFETY: the caller keeps its promise, and the entry has a value for each column of the
+        // index.
         unsafe {
             let info = &*self.info;
             if !info.ii_ReadyForInserts {
@@ -107,10 +111,11 @@ impl Written {
     }
 }
 
-impl Drop for Written {
+impl Drop for OpenIndex {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            // SAFETY: opened above; the lock stays until the end of the transaction.
+            // SAFETY: the index was opened by `open`; its lock stays until the end of the
+            // transaction.
             unsafe {
                 pg_sys::index_close(self.relation, pg_sys::NoLock.cast_signed());
                 pg_sys::pfree(self.info.cast());

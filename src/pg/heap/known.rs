@@ -1,75 +1,82 @@
-//! What a backend knows of tables and indexes, until the server says that something about them changes.
+//! The facts that a backend has verified about tables and indexes. They are forgotten when the
+//! server invalidates a relation that they are about.
 
 use crate::pg::heap::shapes::Shape;
-use crate::pg::heap::verdict::{Found, Intent};
+use crate::pg::heap::verdict::{Intent, TableFacts};
 use crate::pg::invalidation::{self, Watcher};
 use pgrx::pg_sys;
 use std::cell::{Cell, RefCell};
 use std::ffi::CString;
 
 thread_local! {
-    // Few enough to be looked through.
-    static KNOWN: RefCell<Vec<Facts>> = RefCell::default();
-    // Counts what the server says: what is found meanwhile is not kept.
+    // The list is short enough to be searched from its beginning.
+    static KNOWN: RefCell<Vec<KnownTable>> = RefCell::default();
+    // The number of invalidations so far: a fact that was found while one came in may be outdated,
+    // and is not kept.
     static CHANGES: Cell<u64> = const { Cell::new(0) };
 }
 
-/// What is known of a table.
-struct Facts {
+/// A table of which the backend knows the id, and perhaps more.
+struct KnownTable {
     shape: &'static Shape,
-    /// Under which it was found.
+    /// The name under which the table was found.
     name: String,
     id: pg_sys::Oid,
-    /// By intent.
-    found: [Look; 3],
+    /// The results of the verification for each intent.
+    found: [Verification; 3],
 }
 
-/// What came of looking at a table.
+/// The result of verifying a table for one intent.
 #[derive(Debug, Clone, Copy)]
-enum Look {
-    /// Nobody has.
-    None,
-    AsKnown(Found),
+enum Verification {
+    /// The table was not verified since the last invalidation.
+    Pending,
+    /// The table is as declared.
+    AsDeclared(TableFacts),
+    /// The table differs, so its rows need statements.
     NeedsStatement,
 }
 
-impl Look {
-    fn found(&self) -> Option<&Found> {
+impl Verification {
+    fn found(&self) -> Option<&TableFacts> {
         match self {
-            Self::AsKnown(found) => Some(found),
-            Self::None | Self::NeedsStatement => None,
+            Self::AsDeclared(found) => Some(found),
+            Self::Pending | Self::NeedsStatement => None,
         }
     }
 }
 
-impl Facts {
+impl KnownTable {
     fn is_of(&self, shape: &'static Shape) -> bool {
         std::ptr::eq(self.shape, shape)
     }
 
     fn speaks_of(&self, relation: pg_sys::Oid) -> bool {
-        self.id == relation || self.found.iter().filter_map(Look::found).any(|found| found.speaks_of(relation))
+        self.id == relation || self.found.iter().filter_map(Verification::found).any(|found| found.speaks_of(relation))
     }
 }
 
-/// Lets a backend forget what it knows of tables when that changes; once per backend.
+/// Registers the callbacks that make this backend forget facts which an invalidation concerns. It
+/// is called once per backend.
 pub fn watch_invalidations() {
     static WATCHER: Watcher = Watcher {
         relation: |relation| forget_where(|facts| relation == pg_sys::Oid::INVALID || facts.speaks_of(relation)),
-        // Under a schema that was renamed, or took the name of another, all tables are others.
+        // A renamed schema changes which table a name stands for, so nothing that is known by name
+        // may stay.
         catalog: |_| forget_where(|_| true),
         catalogs: &[pg_sys::SysCacheIdentifier::NAMESPACEOID],
     };
     invalidation::watch(&WATCHER);
 }
 
-fn forget_where(is_it: impl Fn(&Facts) -> bool) {
+fn forget_where(is_meant: impl Fn(&KnownTable) -> bool) {
     CHANGES.set(CHANGES.get().wrapping_add(1));
-    // Borrows are short and take no invalidation inside.
+    // Borrows are short and none spans a call of the server, so an invalidation finds the list
+    // free.
     KNOWN.with(|known| {
         let Ok(mut all) = known.try_borrow_mut() else { return };
-        let gone: Vec<_> = all.iter().filter(|facts| is_it(facts)).map(|facts| facts.shape).collect();
-        // What is known of a partition is known of its parent as well.
+        let gone: Vec<_> = all.iter().filter(|facts| is_meant(facts)).map(|facts| facts.shape).collect();
+        // A partition was verified together with its parent.
         let is_gone = |shape: &'static Shape| gone.iter().any(|known| std::ptr::eq(*known, shape));
         if !gone.is_empty() {
             all.retain(|facts| !is_gone(facts.shape) && !facts.shape.parent.is_some_and(is_gone));
@@ -77,15 +84,15 @@ fn forget_where(is_it: impl Fn(&Facts) -> bool) {
     });
 }
 
-/// A table by its name; None where there is none.
+/// The id of a table by its name; None where there is no such table.
 pub(super) fn relation_id(shape: &'static Shape, name: &str) -> Option<pg_sys::Oid> {
-    let is_it = |facts: &&Facts| facts.is_of(shape) && facts.name == name;
-    if let Some(id) = KNOWN.with_borrow(|known| known.iter().find(is_it).map(|facts| facts.id)) {
+    let is_meant = |facts: &&KnownTable| facts.is_of(shape) && facts.name == name;
+    if let Some(id) = KNOWN.with_borrow(|known| known.iter().find(is_meant).map(|facts| facts.id)) {
         return Some(id);
     }
     let text = |name: &str| CString::new(name).expect("a name without NUL");
     let (schema, text) = (text(shape.schema), text(name));
-    // SAFETY: looks names up.
+    // SAFETY: both functions only look names up.
     let id = unsafe {
         let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
         pg_sys::get_relname_relid(text.as_ptr(), schema)
@@ -94,33 +101,35 @@ pub(super) fn relation_id(shape: &'static Shape, name: &str) -> Option<pg_sys::O
         return None;
     }
     KNOWN.with_borrow_mut(|known| {
-        // Of the partitions, one at a time.
+        // Only one partition of a shape is kept, or the list would grow with each month.
         known.retain(|facts| !facts.is_of(shape));
-        known.push(Facts { shape, name: name.to_owned(), id, found: [Look::None; 3] });
+        known.push(KnownTable { shape, name: name.to_owned(), id, found: [Verification::Pending; 3] });
     });
     Some(id)
 }
 
-/// What is known of a table, or what `look` finds: to be kept, unless the second says that it will not last.
+/// Recalls the result of verifying a table, or takes that of `verify`. The result is kept unless
+/// its second part says that it does not last, or an invalidation came in meanwhile.
 pub(super) fn recall(
     (shape, id): (&'static Shape, pg_sys::Oid),
     intent: Intent,
-    look: impl FnOnce() -> (Option<Found>, bool),
-) -> Option<Found> {
-    let of = |facts: &Facts| facts.is_of(shape) && facts.id == id;
-    let known =
-        KNOWN.with_borrow(|known| known.iter().find(|f| of(f)).map_or(Look::None, |f| f.found[intent as usize]));
+    verify: impl FnOnce() -> (Option<TableFacts>, bool),
+) -> Option<TableFacts> {
+    let is_table = |facts: &KnownTable| facts.is_of(shape) && facts.id == id;
+    let known = KNOWN.with_borrow(|known| {
+        known.iter().find(|f| is_table(f)).map_or(Verification::Pending, |f| f.found[intent as usize])
+    });
     match known {
-        Look::AsKnown(found) => return Some(found),
-        Look::NeedsStatement => return None,
-        Look::None => {}
+        Verification::AsDeclared(found) => return Some(found),
+        Verification::NeedsStatement => return None,
+        Verification::Pending => {}
     }
     let before = CHANGES.get();
-    let (found, is_lasting) = look();
+    let (found, is_lasting) = verify();
     if is_lasting && CHANGES.get() == before {
         KNOWN.with_borrow_mut(|known| {
-            if let Some(facts) = known.iter_mut().find(|f| of(f)) {
-                facts.found[intent as usize] = found.map_or(Look::NeedsStatement, Look::AsKnown);
+            if let Some(facts) = known.iter_mut().find(|f| is_table(f)) {
+                facts.found[intent as usize] = found.map_or(Verification::NeedsStatement, Verification::AsDeclared);
             }
         });
     }

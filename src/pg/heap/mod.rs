@@ -1,23 +1,26 @@
-//! Rows of our own tables by the server's access methods, where to begin and end a statement costs several times its work.
+//! Direct rows: single rows of our own tables, read and written by the table's access method. To
+//! begin and end a statement costs several times the work that is done in it.
 //!
-//! Only for tables that need no more than that: ordinary heaps with exactly the columns and indexes that we know ([`shapes`]), whose
-//! triggers, checks and indexes a statement would not have to evaluate. [`Table::open`] gives nothing else, so a table to which
-//! somebody adds a trigger or an index on an expression is written by statements again. What is known of a table is looked at
-//! again when the server says that something about it changed. Columns are numbered from 1, as in the table's definition.
+//! Only tables that need no more than that are opened: ordinary heaps with exactly the declared
+//! columns and indexes ([`shapes`]), and without triggers, checks and indexes that a statement
+//! would have to evaluate. [`Table::open`] gives None for all others, so a table to which somebody
+//! adds a trigger or an index on an expression is written by statements again. What was verified of
+//! a table is verified again after an invalidation. Columns are numbered from 1, as in the
+//! catalogs.
 
 mod check;
 mod finder;
 mod index;
 mod key;
 mod known;
+mod page_reader;
 mod partition;
-mod places;
 mod queue;
 mod relation;
 mod setting;
 pub mod shapes;
-mod sight;
 mod syscache;
+mod tid_cache;
 mod verdict;
 
 pub use finder::Finder;
@@ -30,23 +33,23 @@ use crate::base::time::Moment;
 use crate::pg::raise::or_raise;
 use crate::pg::spi;
 use finder::{Purpose, RegisteredSnapshot};
-use index::Written;
+use index::OpenIndex;
 use known::{recall, relation_id};
 use pgrx::pg_sys;
-use places::TidHint;
 use queue::RowQueueGuard;
 use shapes::{Index, MOST_INDEXES, Shape};
 use std::cell::OnceCell;
 use std::ops::Deref;
-use verdict::{Found, Intent};
+use tid_cache::TidHint;
+use verdict::{Intent, TableFacts};
 
 /// A value of a column; None is NULL.
 pub type Value = Option<pg_sys::Datum>;
 
-/// Columns and their new values; None leaves the row alone.
+/// New values of columns by their numbers; None leaves the row as it is.
 pub type Change = Option<Vec<(usize, Value)>>;
 
-/// What is to be written.
+/// The kind of write that a table is opened for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Write {
@@ -57,99 +60,108 @@ pub enum Write {
 /// The policy for rows that other transactions hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LockPolicy {
-    /// Rows that others hold, or keep changing, are passed by.
+    /// Rows that others hold, or keep changing, are skipped.
     SkipLocked,
-    /// Nobody else can hold the row: this transaction has locked it, or something that stands for it.
+    /// Nobody else can hold the row, since this transaction holds it or a lock that stands for it.
     AlreadyHeld,
-    /// Whoever holds the row is waited for, one transaction after the other in the row's queue. A row that is left alone after that
-    /// is not held.
+    /// Whoever holds the row is waited for, one transaction after the other in the row's queue. A
+    /// row that is left as it is after the wait is not locked.
     Wait,
-    /// Like [`LockPolicy::Wait`], for a row that was just seen held: its queue is joined without another look.
+    /// The row was just seen held, so its queue is joined without another look; the rest is as for
+    /// [`LockPolicy::Wait`].
     JoinQueue,
 }
 
-/// What came of changing a row.
+/// The result of changing a row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Changed {
-    /// At once.
+    /// The row was changed at once.
     Yes,
-    /// After others who held it.
+    /// The row was changed after a wait for those who held it.
     AfterWaiting,
-    /// There is none, or it was left alone.
+    /// There is no such row, or it was left as it is.
     No,
-    /// Only such as others hold or keep changing.
+    /// All such rows are held, or keep being changed, by others.
     Held,
 }
 
-/// Which state of a table is read.
+/// The snapshot on which a table is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Snapshot {
-    /// What was committed by now.
+    /// A new snapshot, which sees everything that is committed by now.
     Latest,
-    /// What the caller's statement sees.
+    /// The snapshot of the statement that called us.
     Callers,
 }
 
-/// Where the place of a row stands, this says that what stands there is a token: `SpecTokenOffsetNumber`.
-const SPECULATIVE: u16 = 0xfffe;
+/// The item number that marks a `t_ctid` as the token of a speculative insertion: the server's
+/// `SpecTokenOffsetNumber`.
+const SPECULATIVE_TOKEN: u16 = 0xfffe;
 
-/// How a row is inserted that may turn out to be there already.
+/// The way to insert a row that may turn out to be a duplicate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Insertion {
-    /// Speculatively, as by ON CONFLICT: others who would wait for the row learn at once when it is withdrawn.
+    /// The insertion is speculative, as for ON CONFLICT: others who would wait for the row learn at
+    /// once when it is withdrawn.
     Speculative,
-    /// As any row, and deleted again where it is not new: cheaper, where no two transactions insert the same at this moment.
+    /// The row is inserted plainly, and deleted again if it is a duplicate. This is cheaper, and
+    /// right only where no two transactions insert the same row at once.
     Plain,
 }
 
-/// No table of ours has more.
+/// The most columns of a declared table, which bounds the arrays of values.
 const MOST_COLUMNS: usize = 32;
 
-/// How often a row that others changed meanwhile is looked for again.
-const ATTEMPTS: usize = 4;
+/// The number of times that a row is looked up again because others keep changing it.
+const MOST_ATTEMPTS: usize = 4;
 
-/// What came of looking for a row that can be changed.
+/// The result of trying to change the version of a row that was found.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Outcome {
+    /// There is no such row, or it was left as it is.
     Nothing,
+    /// The row was changed.
     Changed,
-    /// This transaction holds it.
+    /// The transaction of this number holds the row.
     Held(pg_sys::TransactionId),
-    /// Somebody changed it since the snapshot.
+    /// The row was changed by somebody after the snapshot was taken.
     Outdated,
 }
 
-/// Whether all statements of the transaction see the same.
+/// Tells whether all statements of the transaction have the same snapshot, as from REPEATABLE READ
+/// on.
 pub fn has_one_snapshot() -> bool {
-    // SAFETY: reads a global.
+    // SAFETY: only a global is read.
     unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ.cast_signed() }
 }
 
 fn is_read_only() -> bool {
-    // SAFETY: looks at the state of the transaction.
+    // SAFETY: only the state of the transaction is read.
     unsafe { pg_sys::XactReadOnly || pg_sys::IsInParallelMode() }
 }
 
 fn is_serializable() -> bool {
-    // SAFETY: reads a global.
+    // SAFETY: only a global is read.
     unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_SERIALIZABLE.cast_signed() }
 }
 
-/// What is read as the newest from here on has what this transaction, and the command that called us, has done so far: as a
-/// statement that may write begins.
+/// Begins a new command id, as a statement that may write does. Snapshots from here on see what
+/// this transaction, and the command that called us, have written so far.
 fn next_command() {
-    // SAFETY: in a transaction; nothing happens where nothing was written.
+    // SAFETY: a transaction is in progress; where nothing was written the call has no effect.
     unsafe { pg_sys::CommandCounterIncrement() };
 }
 
-/// Whether single rows can be changed here one after the other, as each is found: not in a transaction that is to fail where a row
-/// changed since its snapshot, nor in one that only reads.
+/// Tells whether rows may be changed directly, each in the version that is found. A statement is
+/// needed where a change since the snapshot must raise a serialization failure, and in a read-only
+/// transaction, which must fail.
 pub fn may_change_rows() -> bool {
     !is_read_only() && !has_one_snapshot()
 }
 
-/// Lets `look` read rows by the caller's snapshot. `fresh`: for a call that holds locks, by one that sees what was committed by now,
-/// or where all statements of the transaction see the same, what this transaction has done besides.
+/// Lets `look` read rows on one snapshot: that of the caller, or with `fresh`, for a call that
+/// holds locks, one that sees everything committed by now. Where the whole transaction has one
+/// snapshot, `fresh` only adds what this transaction has written.
 pub fn at_one_moment<R>(fresh: bool, look: impl FnOnce() -> R) -> R {
     if !fresh {
         return look();
@@ -162,44 +174,46 @@ pub fn at_one_moment<R>(fresh: bool, look: impl FnOnce() -> R) -> R {
 pub struct Table {
     relation: pg_sys::Relation,
     shape: &'static Shape,
-    /// How it is locked.
+    /// The lock mode in which the table and its indexes are opened.
     mode: pg_sys::LOCKMODE,
-    /// The indexes of its shape.
-    known: [pg_sys::Oid; MOST_INDEXES],
-    /// All of them, once they were needed.
-    indexes: OnceCell<Vec<Written>>,
-    /// How many blocks it had when that was needed: it does not become shorter as long as we have it.
+    /// The ids of the indexes of the shape, in the same order.
+    index_ids: [pg_sys::Oid; MOST_INDEXES],
+    /// The indexes to which a write adds entries, opened when the first is needed.
+    indexes: OnceCell<Vec<OpenIndex>>,
+    /// The number of blocks, read once: the table cannot be truncated while it is locked.
     blocks: OnceCell<u32>,
 }
 
-/// How often a table is opened that others rename meanwhile.
-const RENAMED: usize = 10;
+/// The number of times that a name is resolved again because others rename tables meanwhile.
+const MOST_RESOLUTIONS: usize = 10;
 
 impl Table {
-    /// None where the table is not as its shape says, or a statement is needed to write it: also in a read-only transaction, which
-    /// must fail, and to change rows in one that has one snapshot, which must fail where a row changed since.
+    /// Opens a table for writing. None where the table is not as declared, or the write needs a
+    /// statement: in a read-only transaction, which must fail, and for updates in one with a single
+    /// snapshot, which must fail where a row was changed since.
     pub fn open(shape: &'static Shape, write: Write) -> Option<Self> {
         Self::open_to_write(shape, shape.name, write).map(|(table, _)| table)
     }
 
-    /// A table for reading its rows as they are.
+    /// Opens a table for reading only.
     pub fn open_to_read(shape: &'static Shape) -> Option<Self> {
         Self::open_for(shape, shape.name, Intent::Read).map(|(table, _)| table)
     }
 
-    /// A partition for inserting what is told by that moment, as its parent would.
+    /// Opens the partition into which its parent would route rows of the moment `at`.
     pub fn open_partition(shape: &'static Shape, name: &str, at: Moment) -> Option<Self> {
         if !setting::is_on() || is_read_only() {
             return None;
         }
-        // Locked as by a statement, and first, so that nobody attaches, detaches or watches anything meanwhile.
+        // The parent is locked first, as by a statement, so that nobody attaches or detaches a
+        // partition, or adds a trigger, before the row is in.
         let parent = shape.parent?;
         let parent = lock(parent, parent.name, pg_sys::RowExclusiveLock.cast_signed())?;
         let (table, found) = Self::open_to_write(shape, name, Write::Insert)?;
         found.bounds.is_some_and(|bounds| bounds.parent == parent && bounds.hold(at)).then_some(table)
     }
 
-    fn open_to_write(shape: &'static Shape, name: &str, write: Write) -> Option<(Self, Found)> {
+    fn open_to_write(shape: &'static Shape, name: &str, write: Write) -> Option<(Self, TableFacts)> {
         if is_read_only() || (has_one_snapshot() && write == Write::Update) {
             return None;
         }
@@ -210,51 +224,53 @@ impl Table {
         Self::open_for(shape, name, intent)
     }
 
-    fn open_for(shape: &'static Shape, name: &str, intent: Intent) -> Option<(Self, Found)> {
+    fn open_for(shape: &'static Shape, name: &str, intent: Intent) -> Option<(Self, TableFacts)> {
         if !setting::is_on() {
             return None;
         }
         let mode = if intent == Intent::Read { pg_sys::AccessShareLock } else { pg_sys::RowExclusiveLock };
         let mode = mode.cast_signed();
         let id = lock(shape, name, mode)?;
-        // SAFETY: it is there, and locked; closed when it is dropped, and by the end of the transaction on errors.
+        // SAFETY: the table exists and is locked; it is closed on drop, on errors by the end of the
+        // transaction.
         let relation = unsafe { pg_sys::table_open(id, pg_sys::NoLock.cast_signed()) };
-        let known = [pg_sys::Oid::INVALID; MOST_INDEXES];
-        let mut table = Self { relation, shape, mode, known, indexes: OnceCell::new(), blocks: OnceCell::new() };
-        let found = recall((shape, id), intent, || check::look(&table, name, intent))?;
-        table.known = found.indexes;
+        let index_ids = [pg_sys::Oid::INVALID; MOST_INDEXES];
+        let mut table = Self { relation, shape, mode, index_ids, indexes: OnceCell::new(), blocks: OnceCell::new() };
+        let found = recall((shape, id), intent, || check::verify(&table, name, intent))?;
+        table.index_ids = found.indexes;
         Some((table, found))
     }
 
     fn index_id(&self, index: &'static Index) -> pg_sys::Oid {
         let number = self.shape.indexes.iter().position(|known| std::ptr::eq(*known, index));
-        self.known[number.expect("an index of this table")]
+        self.index_ids[number.expect("an index of this table")]
     }
 
-    /// Whether it is known, without its indexes, that it has no rows for any snapshot that there is by now. A serializable transaction
-    /// has to look: what it did not find is noted where the index is asked.
+    /// Tells whether the table has no block, and so no row for any snapshot that exists by now. A
+    /// serializable transaction gets false, since the predicate lock for what it did not find is
+    /// taken in the index.
     pub fn is_empty(&self) -> bool {
-        // SAFETY: an open relation.
+        // SAFETY: the relation is open.
         !is_serializable()
             && unsafe { pg_sys::RelationGetNumberOfBlocksInFork(self.relation, pg_sys::ForkNumber::MAIN_FORKNUM) == 0 }
     }
 
     fn descriptor(&self) -> pg_sys::TupleDesc {
-        // SAFETY: an open relation.
+        // SAFETY: the relation is open.
         unsafe { (*self.relation).rd_att }
     }
 
     fn columns(&self) -> usize {
-        // SAFETY: the descriptor of an open relation.
+        // SAFETY: the relation is open, and so is its descriptor.
         usize::try_from(unsafe { (*self.descriptor()).natts }).unwrap_or_default()
     }
 
-    fn indexes(&self) -> &[Written] {
-        // SAFETY: an open relation; the list is ours.
+    fn indexes(&self) -> &[OpenIndex] {
+        // SAFETY: the relation is open, and the list is a copy that this frees.
         self.indexes.get_or_init(|| unsafe {
             let list = pg_sys::RelationGetIndexList(self.relation);
             let count = list.as_ref().map_or(0, |l| usize::try_from(l.length).unwrap_or_default());
-            let all = (0..count).map(|n| Written::open((*(*list).elements.add(n)).oid_value, self.mode)).collect();
+            let all = (0..count).map(|n| OpenIndex::open((*(*list).elements.add(n)).oid_value, self.mode)).collect();
             pg_sys::list_free(list);
             all
         })
@@ -263,14 +279,15 @@ impl Table {
     fn form(&self, row: &[Value]) -> pg_sys::HeapTuple {
         assert_eq!(self.columns(), row.len(), "columns of a row");
         let (mut values, mut nulls) = split(row);
-        // SAFETY: an open relation; as many values as it has columns, of their types.
+        // SAFETY: the relation is open, and there is a value of the right type for each of its
+        // columns.
         unsafe { pg_sys::heap_form_tuple(self.descriptor(), values.as_mut_ptr(), nulls.as_mut_ptr()) }
     }
 
-    /// Inserts a row of all columns; gives its place.
+    /// Inserts a row of all columns and returns its place.
     pub fn insert(&self, row: &[Value]) -> TidHint {
         let tuple = self.form(row);
-        // SAFETY: a tuple of this table.
+        // SAFETY: the tuple was formed for this table.
         unsafe {
             pg_sys::heap_insert(self.relation, tuple, pg_sys::GetCurrentCommandId(true), 0, std::ptr::null_mut());
             for index in self.indexes() {
@@ -283,7 +300,8 @@ impl Table {
         }
     }
 
-    /// The same for a row that will be looked for by these keys of a unique index.
+    /// Inserts a row of all columns, and remembers its place under these keys of a unique index, by
+    /// which it will be looked up.
     pub fn insert_as(&self, index: &'static Index, keys: &[Key], row: &[Value]) {
         let place = self.insert(row);
         if let Some(name) = Key::hash(self.index_id(index), keys) {
@@ -291,34 +309,37 @@ impl Table {
         }
     }
 
-    /// Inserts a row of all columns, unless there may be one like it in a unique index: one that is there, or is being inserted.
-    /// Does not wait to learn which: that is for a statement with ON CONFLICT.
+    /// Inserts a row of all columns, unless the unique index may have one like it already,
+    /// committed or being inserted. It does not wait to learn which of the two, since a statement
+    /// with ON CONFLICT does that better.
     ///
-    /// A row that turns out to be no news is gone at once also for others who would wait for us, where they are told that it is
-    /// only an attempt, as by ON CONFLICT. That takes a lock and a record in the WAL, so it can be left out where no two others
-    /// insert the same at this moment: they would wait for each other.
+    /// A speculative insertion that fails is withdrawn at once also for others who would wait for
+    /// us. It takes a lock and a WAL record, so it can be left out where no two transactions insert
+    /// the same row at once: those would deadlock.
     pub fn insert_new(&self, unique: &'static Index, row: &[Value], insertion: Insertion) -> bool {
         let unique = self.index_id(unique);
         let tuple = self.form(row);
-        // Logical decoding passes on what was inserted and deleted again, but not what was only attempted.
-        // SAFETY: reads a global.
+        // Logical decoding would pass on a plain insertion and its deletion, but drops a
+        // speculative one that is withdrawn.
+        // SAFETY: only a global is read.
         let is_decoded = unsafe { pg_sys::wal_level } >= pg_sys::WalLevel::WAL_LEVEL_LOGICAL.cast_signed();
-        let is_told = insertion == Insertion::Speculative || is_decoded;
-        // SAFETY: a tuple of this table; the lock of the token is given back, on errors by the end of the transaction.
+        let is_speculative = insertion == Insertion::Speculative || is_decoded;
+        // SAFETY: the tuple was formed for this table; the lock of the token is released, on errors
+        // by the end of the transaction.
         unsafe {
             let transaction = pg_sys::GetCurrentTransactionId();
             let mut options = 0;
-            if is_told {
+            if is_speculative {
                 let token = pg_sys::SpeculativeInsertionLockAcquire(transaction);
                 let place = &raw mut (*(*tuple).t_data).t_ctid;
-                pgrx::itemptr::item_pointer_set_all(&mut *place, token, SPECULATIVE);
+                pgrx::itemptr::item_pointer_set_all(&mut *place, token, SPECULATIVE_TOKEN);
                 options = pg_sys::HEAP_INSERT_SPECULATIVE.cast_signed();
             }
             pg_sys::heap_insert(self.relation, tuple, pg_sys::GetCurrentCommandId(true), options, std::ptr::null_mut());
             let place = &raw mut (*tuple).t_self;
             let (first, others): (Vec<_>, Vec<_>) = self.indexes().iter().partition(|index| index.id() == unique);
             let is_new = first.iter().chain(&others).all(|index| index.insert(self, tuple, row, index.id() == unique));
-            if is_told {
+            if is_speculative {
                 if is_new {
                     pg_sys::heap_finish_speculative(self.relation, place);
                 } else {
@@ -327,7 +348,7 @@ impl Table {
                 pg_sys::SpeculativeInsertionLockRelease(transaction);
             }
             pg_sys::CommandCounterIncrement();
-            if !is_new && !is_told {
+            if !is_new && !is_speculative {
                 pg_sys::simple_heap_delete(self.relation, place);
                 pg_sys::CommandCounterIncrement();
             }
@@ -336,9 +357,10 @@ impl Table {
         }
     }
 
-    /// Changes one row with these keys: `change` gets its columns as they are, and gives those that change, or leaves the row
-    /// alone. What it gets is what it changes: where somebody was faster, it is asked again. The snapshot is of this moment, or that of
-    /// who has just looked at the row: where nobody has changed it since, another look at what is committed is saved.
+    /// Changes one row with these keys: `change` gets its columns, and returns new values, or None
+    /// to leave the row as it is. `change` is asked again where somebody else has changed the row
+    /// meanwhile, so it always decides on the version that it replaces. A `finder` that has just
+    /// read the row saves another look.
     pub fn update_found<'a>(
         &'a self,
         mut finder: Option<Finder<'a>>,
@@ -347,22 +369,23 @@ impl Table {
         policy: LockPolicy,
         mut change: impl FnMut(&[Value]) -> Change,
     ) -> Changed {
-        let mut turn = match policy {
+        let mut queue_guard = match policy {
             LockPolicy::JoinQueue => {
-                // Nothing is pinned while we wait.
+                // No buffer may stay pinned during the wait, or a vacuum of the page would wait as
+                // well.
                 finder = None;
                 Some(RowQueueGuard::take(self, keys))
             }
             LockPolicy::SkipLocked | LockPolicy::AlreadyHeld | LockPolicy::Wait => None,
         };
         let mut attempts = 0;
-        while attempts < ATTEMPTS || matches!(policy, LockPolicy::Wait | LockPolicy::JoinQueue) {
+        while attempts < MOST_ATTEMPTS || matches!(policy, LockPolicy::Wait | LockPolicy::JoinQueue) {
             pgrx::check_for_interrupts!();
             attempts += 1;
             let mut found = Outcome::Nothing;
             let mut finder = finder.take().unwrap_or_else(|| self.finder(index, Snapshot::Latest));
             finder.show_all();
-            // SAFETY: a tuple of this table.
+            // SAFETY: the tuple is of this table.
             finder.visit(Purpose::Write, keys, |tuple, row| unsafe {
                 match self.update_row(tuple, row, policy, &mut change) {
                     Outcome::Nothing => {}
@@ -373,19 +396,22 @@ impl Table {
             drop(finder);
             match found {
                 Outcome::Changed => {
-                    // SAFETY: what was changed is seen from now on.
+                    // SAFETY: a transaction is in progress; from here on it sees what it has
+                    // changed.
                     unsafe { pg_sys::CommandCounterIncrement() };
-                    return turn.map_or(Changed::Yes, |turn| {
-                        turn.keep();
+                    return queue_guard.map_or(Changed::Yes, |queue_guard| {
+                        queue_guard.keep();
                         Changed::AfterWaiting
                     });
                 }
-                Outcome::Held(holder) => match (policy, &turn) {
+                Outcome::Held(holder) => match (policy, &queue_guard) {
                     (LockPolicy::SkipLocked | LockPolicy::AlreadyHeld, _) => return Changed::Held,
-                    (LockPolicy::Wait | LockPolicy::JoinQueue, None) => turn = Some(RowQueueGuard::take(self, keys)),
+                    (LockPolicy::Wait | LockPolicy::JoinQueue, None) => {
+                        queue_guard = Some(RowQueueGuard::take(self, keys));
+                    }
                     (LockPolicy::Wait | LockPolicy::JoinQueue, Some(_)) => self.wait_for(holder),
                 },
-                // The next snapshot sees what came of it.
+                // The next attempt takes a new snapshot, which sees the newer version.
                 Outcome::Outdated => {}
                 Outcome::Nothing => return Changed::No,
             }
@@ -393,8 +419,9 @@ impl Table {
         Changed::Held
     }
 
-    /// Locks the row with these keys, and gives what `read` makes of its columns; None where there is none, or somebody holds it and
-    /// is not waited for. Who waits does so in the row's queue.
+    /// Locks the row with these keys, and returns what `read` makes of its columns; None where
+    /// there is no such row, or it is held and the policy is to skip it. A wait takes place in the
+    /// row's queue.
     pub fn lock_one<T>(
         &self,
         index: &'static Index,
@@ -402,16 +429,16 @@ impl Table {
         policy: LockPolicy,
         mut read: impl FnMut(&[Value]) -> T,
     ) -> Option<T> {
-        let mut turn: Option<RowQueueGuard> = None;
+        let mut queue_guard: Option<RowQueueGuard> = None;
         let mut attempts = 0;
         loop {
-            let waiting = match turn {
+            let waiting = match queue_guard {
                 None => pg_sys::LockWaitPolicy::LockWaitSkip,
                 Some(_) => pg_sys::LockWaitPolicy::LockWaitBlock,
             };
             pgrx::check_for_interrupts!();
             let (mut locked, mut status) = (None, None);
-            // SAFETY: a tuple of this table.
+            // SAFETY: the tuple is of this table.
             self.finder(index, Snapshot::Latest).visit(Purpose::Write, keys, |tuple, row| unsafe {
                 let found = self.lock(tuple, waiting);
                 locked = (found == pg_sys::TM_Result::TM_Ok).then(|| read(row));
@@ -421,31 +448,32 @@ impl Table {
             match status {
                 None => return None,
                 Some(pg_sys::TM_Result::TM_Ok) => {
-                    if let Some(turn) = turn {
-                        turn.keep();
+                    if let Some(queue_guard) = queue_guard {
+                        queue_guard.keep();
                     }
                     return locked;
                 }
                 Some(_) if policy == LockPolicy::SkipLocked => {
                     attempts += 1;
-                    if status == Some(pg_sys::TM_Result::TM_WouldBlock) || attempts == ATTEMPTS {
+                    if status == Some(pg_sys::TM_Result::TM_WouldBlock) || attempts == MOST_ATTEMPTS {
                         return None;
                     }
                 }
-                // Somebody holds it, or has changed it since: then the next snapshot sees what came of it.
+                // The row is held, or was changed since: the next snapshot sees what came of that.
                 Some(_) => {
-                    turn.get_or_insert_with(|| RowQueueGuard::take(self, keys));
+                    queue_guard.get_or_insert_with(|| RowQueueGuard::take(self, keys));
                 }
             }
         }
     }
 
-    /// Locks a version of a row, unless it is no longer the newest, or somebody holds it and that is not waited for.
+    /// Locks a version of a row. The result says where it is no longer the newest, or is held by
+    /// somebody for whom the policy does not wait.
     ///
     /// # Safety
-    /// A tuple of this table, with its place.
+    /// `tuple` is of this table, with its place.
     unsafe fn lock(&self, tuple: pg_sys::HeapTuple, policy: pg_sys::LockWaitPolicy::Type) -> pg_sys::TM_Result::Type {
-        // SAFETY: the caller's promise; the buffer is released in any case.
+        // SAFETY: the caller keeps its promise, and the buffer is released in any case.
         unsafe {
             let mut row = *tuple;
             let mut buffer = pg_sys::InvalidBuffer.cast_signed();
@@ -466,14 +494,15 @@ impl Table {
     }
 
     fn wait_for(&self, holder: pg_sys::TransactionId) {
-        // SAFETY: the place is told only to who is told of a deadlock.
+        // SAFETY: the place is only used in the context of an error message, which is switched off.
         unsafe {
             let mut place: pg_sys::ItemPointerData = std::mem::zeroed();
             pg_sys::XactLockTableWait(holder, self.relation, &raw mut place, pg_sys::XLTW_Oper::XLTW_None);
         }
     }
 
-    /// Shows the columns of rows with these keys, in the order of the index, as long as `show` says so.
+    /// Shows the columns of the rows with these keys, in the order of the index, until `show`
+    /// returns false.
     pub fn read_while(
         &self,
         index: &'static Index,
@@ -484,7 +513,7 @@ impl Table {
         self.visit(index, keys, at, |_, row| show(row));
     }
 
-    /// Goes over the rows with these keys as long as `visit` says so.
+    /// Visits the rows with these keys until `visit` returns false.
     fn visit(
         &self,
         index: &'static Index,
@@ -493,21 +522,23 @@ impl Table {
         mut visit: impl FnMut(pg_sys::HeapTuple, &[Value]) -> bool,
     ) {
         let snapshot = RegisteredSnapshot::new(at);
-        // SAFETY: an index of this table.
+        // SAFETY: the index is one of this table.
         unsafe { self.scan(self.index_id(index), keys, &snapshot, |tuple, row, _| visit(tuple, row)) };
     }
 
-    /// For looking at single rows by a unique index.
+    /// A finder of single rows by a unique index.
     pub fn finder(&self, index: &'static Index, at: Snapshot) -> Finder<'_> {
         Finder::new(self, index, RegisteredSnapshot::new(at))
     }
 
-    /// Goes over the rows with these keys as long as `visit` says so; shows also the place by which the index knows each.
+    /// Visits the rows with these keys until `visit` returns false, each with the place by which
+    /// the index knows it.
     ///
-    /// An index that leads to another row is not believed: a row is what it says itself.
+    /// A row that does not have the keys raises an error: it means that the index is corrupt, and
+    /// with it a charge could go to the wrong wallet.
     ///
     /// # Safety
-    /// An index of this table with columns for all keys.
+    /// `index` is an index of this table with columns for all keys.
     unsafe fn scan(
         &self,
         index: pg_sys::Oid,
@@ -515,7 +546,8 @@ impl Table {
         snapshot: &RegisteredSnapshot,
         mut visit: impl FnMut(pg_sys::HeapTuple, &[Value], TidHint) -> bool,
     ) {
-        // SAFETY: an open relation and an index of it; what is begun is ended, and by the end of the transaction on errors.
+        // SAFETY: the relation is open, the index is one of it, and the scan is ended, on errors by
+        // the end of the transaction.
         unsafe {
             let index = pg_sys::index_open(index, pg_sys::AccessShareLock.cast_signed());
             let form = &*(*index).rd_index;
@@ -560,22 +592,24 @@ impl Table {
         }
     }
 
+    /// Takes a tuple apart into its columns.
+    ///
     /// # Safety
-    /// A tuple of this table that stays where it is as long as the values are used.
+    /// `tuple` is of this table, and stays where it is as long as the values are used.
     unsafe fn deform(&self, tuple: pg_sys::HeapTuple) -> Row {
         let columns = self.columns();
         assert!(columns <= MOST_COLUMNS, "a table of ours");
         let (mut values, mut nulls) = ([pg_sys::Datum::from(0); MOST_COLUMNS], [true; MOST_COLUMNS]);
-        // SAFETY: the caller's promise; at least as many places as it has columns.
+        // SAFETY: the caller keeps its promise, and the arrays have room for all columns.
         unsafe { pg_sys::heap_deform_tuple(tuple, self.descriptor(), values.as_mut_ptr(), nulls.as_mut_ptr()) };
         Row::of(&values, &nulls, columns)
     }
 
-    /// Tries to change a version of a row. Nothing is locked before it is known that it will be changed, so most rows are
-    /// written once.
+    /// Tries to change a version of a row. Nothing is locked before `change` has decided, so most
+    /// rows are written once.
     ///
     /// # Safety
-    /// A tuple of this table, with its place and its columns.
+    /// `tuple` is of this table, with its place, and `row` has its columns.
     unsafe fn update_row(
         &self,
         tuple: pg_sys::HeapTuple,
@@ -583,7 +617,7 @@ impl Table {
         policy: LockPolicy,
         change: &mut impl FnMut(&[Value]) -> Change,
     ) -> Outcome {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps its promise.
         unsafe {
             if let Some(holder) = holder(tuple) {
                 return Outcome::Held(holder);
@@ -594,7 +628,8 @@ impl Table {
                 (Outcome::Held(holder), _) if !is_many && pg_sys::TransactionIdIsCurrentTransactionId(holder) => {
                     self.update(tuple, row, true, change)
                 }
-                // Held by several, ourselves among them perhaps: the server knows.
+                // Several transactions hold the row, ours perhaps among them: only the server can
+                // tell who is in the way.
                 (Outcome::Held(_), LockPolicy::Wait | LockPolicy::JoinQueue) if is_many => {
                     let status = self.lock(tuple, pg_sys::LockWaitPolicy::LockWaitBlock);
                     if status == pg_sys::TM_Result::TM_Ok {
@@ -608,10 +643,11 @@ impl Table {
         }
     }
 
-    /// Changes a version of a row, unless somebody holds or has changed it. `is_ours`: we hold it.
+    /// Changes a version of a row, unless somebody holds it or has changed it. `is_ours` says that
+    /// this transaction holds it.
     ///
     /// # Safety
-    /// A tuple of this table that is in a pinned buffer, and its columns.
+    /// `tuple` is of this table and in a pinned buffer, and `row` has its columns.
     unsafe fn update(
         &self,
         tuple: pg_sys::HeapTuple,
@@ -619,7 +655,7 @@ impl Table {
         is_ours: bool,
         change: &mut impl FnMut(&[Value]) -> Change,
     ) -> Outcome {
-        // SAFETY: the caller's promise; the new tuple has as many columns.
+        // SAFETY: the caller keeps its promise, and the new tuple has as many columns.
         unsafe {
             let Some(changed) = change(row) else { return Outcome::Nothing };
             let mut row = row.to_vec();
@@ -645,23 +681,25 @@ impl Table {
     }
 }
 
-/// Locks a table until the end of the transaction; None where there is none of that name.
+/// Locks a table until the end of the transaction and returns its id; None where there is no table
+/// of that name.
 fn lock(shape: &'static Shape, name: &str, mode: pg_sys::LOCKMODE) -> Option<pg_sys::Oid> {
-    for _ in 0..RENAMED {
+    for _ in 0..MOST_RESOLUTIONS {
         let id = relation_id(shape, name)?;
-        // SAFETY: one that is gone can be locked all the same.
+        // SAFETY: also a table that is gone can be locked.
         unsafe { pg_sys::LockRelationOid(id, mode) };
-        // With the lock comes what others did until then: it may be gone, or called something else.
+        // The wait for the lock lets in the invalidations of others: the table may be dropped or
+        // renamed by now, and then the name has to be resolved again.
         if relation_id(shape, name) == Some(id) {
             return Some(id);
         }
-        // SAFETY: locked above.
+        // SAFETY: the table was locked above.
         unsafe { pg_sys::UnlockRelationOid(id, mode) };
     }
     None
 }
 
-/// The columns of a row.
+/// The columns of a tuple.
 struct Row {
     values: [Value; MOST_COLUMNS],
     columns: usize,
@@ -686,9 +724,10 @@ impl Deref for Row {
 
 impl Drop for Table {
     fn drop(&mut self) {
-        // An error closes everything by itself.
+        // On an error the end of the transaction closes everything.
         if !std::thread::panicking() {
-            // SAFETY: opened above; the lock stays until the end of the transaction.
+            // SAFETY: the relation was opened by `open_for`; its lock stays until the end of the
+            // transaction.
             unsafe {
                 pg_sys::table_close(self.relation, pg_sys::NoLock.cast_signed());
             }
@@ -696,8 +735,8 @@ impl Drop for Table {
     }
 }
 
-// What is assumed of the server's layouts: values that are passed by value fit a datum, a place is a block and a number, and the
-// header of a row has its flags where they are looked at.
+// These layouts of the server are assumed: a `bigint` fits a datum, an item pointer is a block and
+// a number, and the header of a tuple has its flags where they are read here.
 const _: () = assert!(size_of::<pg_sys::Datum>() == 8, "numbers of 64 bits are passed by value");
 const _: () = assert!(size_of::<pg_sys::ItemPointerData>() == 6, "a place is a block and a number");
 const _: () =
@@ -707,17 +746,17 @@ const _: () = assert!(std::mem::offset_of!(pg_sys::HeapTupleHeaderData, t_infoma
 const _: () = assert!(pg_sys::HEAP_XMAX_COMMITTED & pg_sys::HEAP_XMAX_INVALID == 0, "two flags");
 const _: () = assert!(size_of::<pg_sys::LOCKTAG>() == 16, "a lock is named by four numbers and two classes");
 
-/// The other transaction under way that has changed or locked a row, if there is one.
+/// The other transaction in progress that has changed or locked a row, if it is a single one.
 ///
 /// # Safety
-/// A tuple in a pinned buffer.
+/// `tuple` is in a pinned buffer.
 unsafe fn holder(tuple: pg_sys::HeapTuple) -> Option<pg_sys::TransactionId> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps its promise.
     unsafe {
         let header = &*(*tuple).t_data;
         let (mask, holder) = (u32::from(header.t_infomask), header.t_choice.t_heap.t_xmax);
         let is_over = mask & (pg_sys::HEAP_XMAX_INVALID | pg_sys::HEAP_XMAX_COMMITTED) != 0;
-        // Several hold it: whoever wants it finds out.
+        // Several transactions hold the row: whoever wants to change it finds out.
         let is_many = mask & pg_sys::HEAP_XMAX_IS_MULTI != 0;
         let is_held = !is_over
             && !is_many
@@ -727,13 +766,14 @@ unsafe fn holder(tuple: pg_sys::HeapTuple) -> Option<pg_sys::TransactionId> {
     }
 }
 
-/// Whether another transaction held a row, as the snapshot that sees it knows: who has changed it was under way then, or the
-/// server would have noted that nothing came of it. Who only locks it is asked for.
+/// Tells whether another transaction held a row at the moment of the snapshot that sees it. Whoever
+/// has changed it was in progress then, or the server would have set the hint bit. Only a mere
+/// locker has to be asked for.
 ///
 /// # Safety
-/// A tuple in a pinned buffer, just found visible by a snapshot.
+/// `tuple` is in a pinned buffer, and was just found visible by a snapshot.
 unsafe fn was_held(tuple: pg_sys::HeapTuple) -> bool {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps its promise.
     unsafe {
         let mask = u32::from((*(*tuple).t_data).t_infomask);
         let is_over = mask & (pg_sys::HEAP_XMAX_INVALID | pg_sys::HEAP_XMAX_COMMITTED) != 0;
@@ -742,23 +782,23 @@ unsafe fn was_held(tuple: pg_sys::HeapTuple) -> bool {
     }
 }
 
-/// Values and whether they are null, as the server takes them.
+/// The values and null flags of a row, as the server takes them.
 fn split(row: &[Value]) -> (Vec<pg_sys::Datum>, Vec<bool>) {
     (row.iter().map(|v| v.unwrap_or(pg_sys::Datum::from(0))).collect(), row.iter().map(Option::is_none).collect())
 }
 
-/// Puts a new version of a row in the place of one, unless somebody holds it or was faster; gives who. The server asks to be
-/// allowed to wait where it is us who hold it.
+/// Replaces a version of a row by a new one, unless somebody holds it or was faster; returns who.
+/// For a row that this transaction holds, the server has to be told that it may wait (`is_ours`).
 ///
 /// # Safety
-/// An open relation, the place of a row of it, and a tuple of it.
+/// `relation` is open, `place` is that of one of its rows, and `new` is a tuple of it.
 unsafe fn replace(
     relation: pg_sys::Relation,
     place: pg_sys::ItemPointer,
     new: pg_sys::HeapTuple,
     is_ours: bool,
 ) -> (pg_sys::TM_Result::Type, pg_sys::TransactionId) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps its promise.
     unsafe {
         let mut failure: pg_sys::TM_FailureData = std::mem::zeroed();
         let mut mode = std::mem::zeroed();

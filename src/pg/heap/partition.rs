@@ -1,40 +1,42 @@
-//! Partitions: which of a table's rows are their own.
+//! Partitions: the check that a table is one of the declared parent, and the bounds of its rows.
 
 use crate::base::time::Moment;
 use crate::pg::heap::known;
 use crate::pg::heap::relation::{columns, is_of_this_server, is_unwatched};
 use crate::pg::heap::shapes::Shape;
 use crate::pg::heap::syscache::stored;
-use crate::pg::heap::verdict::{Bounds, Doubt, Intent, Verdict, expect};
+use crate::pg::heap::verdict::{Bounds, Intent, Mismatch, Verdict, expect};
 use pgrx::datum::FromDatum;
 use pgrx::pg_sys;
 use std::ffi::c_void;
 
-/// What partitions are told by, as the server prints it.
+/// The partition key of a declared parent, as the server prints it.
 const BY_ARRIVAL: &str = "RANGE (recorded_at)";
 
-/// Whether a table is a partition of that one, which is locked, and of which rows.
+/// Verifies that a table is a partition of that parent, which is locked, and finds its bounds.
 ///
 /// # Safety
-/// An open relation.
-pub(super) unsafe fn look(relation: pg_sys::Relation, parent: &'static Shape) -> Verdict<Bounds> {
-    let id = known::relation_id(parent, parent.name).ok_or_else(|| Doubt::of("no parent"))?;
-    // SAFETY: the caller's promise; what is opened is closed again, its lock stays.
+/// `relation` is open and locked.
+pub(super) unsafe fn verify(relation: pg_sys::Relation, parent: &'static Shape) -> Verdict<Bounds> {
+    let id = known::relation_id(parent, parent.name).ok_or_else(|| Mismatch::of("no parent"))?;
+    // SAFETY: the caller keeps its promise; the parent is closed again, and its lock stays.
     unsafe {
         let table = pg_sys::try_table_open(id, pg_sys::RowExclusiveLock.cast_signed());
         expect(!table.is_null(), "no parent")?;
         let verdict = examine(table, parent, (*relation).rd_id);
         pg_sys::table_close(table, pg_sys::NoLock.cast_signed());
         verdict?;
-        let (from, to) = range((*relation).rd_id).ok_or_else(|| Doubt::of("its bounds"))?;
+        let (from, to) = range((*relation).rd_id).ok_or_else(|| Mismatch::of("its bounds"))?;
         Ok(Bounds { parent: id, from, to })
     }
 }
 
+/// Verifies the parent of a partition.
+///
 /// # Safety
-/// An open relation.
+/// `parent` is open and locked.
 unsafe fn examine(parent: pg_sys::Relation, shape: &Shape, partition: pg_sys::Oid) -> Verdict {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps its promise.
     unsafe {
         let form = &*(*parent).rd_rel;
         expect(form.relkind == pg_sys::RELKIND_PARTITIONED_TABLE.cast_signed(), "its parent is not partitioned")?;
@@ -51,18 +53,18 @@ unsafe fn examine(parent: pg_sys::Relation, shape: &Shape, partition: pg_sys::Oi
         let all = &*pg_sys::RelationGetPartitionDesc(parent, true);
         let count = usize::try_from(all.nparts).unwrap_or_default();
         let is_among = count > 0 && std::slice::from_raw_parts(all.oids, count).contains(&partition);
-        // One that is just being detached may be of some snapshots and not of others.
+        // A partition that is being detached belongs to the parent for some snapshots only.
         expect(is_among && !all.detached_exist, "a partition of another table")
     }
 }
 
-/// From which moment on, and up to which; None where that is not told by two moments.
+/// The bounds of a partition by one moment each; None where they are anything else.
 ///
 /// # Safety
-/// A relation that is locked.
+/// The relation is locked.
 unsafe fn range(partition: pg_sys::Oid) -> Option<(Moment, Moment)> {
     let cache = pg_sys::SysCacheIdentifier::RELOID;
-    // SAFETY: a row of the catalog, and the node that it has as a text.
+    // SAFETY: the tuple is the partition's row of `pg_class`, whose bound is the text of a node.
     unsafe {
         let tuple = pg_sys::SearchSysCache1(cache.cast_signed(), pg_sys::Datum::from(partition));
         if tuple.is_null() {
@@ -80,10 +82,12 @@ unsafe fn range(partition: pg_sys::Oid) -> Option<(Moment, Moment)> {
     }
 }
 
+/// A bound of a partition as a moment; None where it is anything else.
+///
 /// # Safety
-/// Nodes of a bound of a partition by range.
+/// `datums` is a list of nodes of a bound by range.
 unsafe fn edge(datums: *mut pg_sys::List) -> Option<Moment> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps its promise.
     unsafe {
         let list = datums.as_ref().filter(|list| list.length == 1)?;
         let datum = &*(*list.elements).ptr_value.cast::<pg_sys::PartitionRangeDatum>();

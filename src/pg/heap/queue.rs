@@ -1,20 +1,21 @@
-//! Those who wait for a row.
+//! The queues of transactions that wait for a row.
 
 use crate::pg::heap::{Key, Table};
 use pgrx::pg_sys;
 
-/// The first place in the queue of those who wait for a row: whoever has it waits for the row, all others for that place, so that
-/// the end of a transaction wakes one of them and not all.
+/// The first place in the queue for a row. Whoever has it waits for the row, and all others for
+/// that place, so the end of a transaction wakes one of them and not all.
 pub(super) struct RowQueueGuard(pg_sys::LOCKTAG);
 
 impl RowQueueGuard {
     const MODE: i32 = pg_sys::ExclusiveLock.cast_signed();
 
-    /// Takes the first place of the queue for the row with these keys, once it is free. Two rows that share a queue by chance only
-    /// wait a little longer.
+    /// Takes the first place in the queue for the row with these keys, once it is free. Two rows
+    /// that share a queue by chance only wait a little longer.
     pub(super) fn take(table: &Table, keys: &[Key]) -> Self {
         let number = Key::queue(keys);
-        // SAFETY: a tag of an object that is none, of the class of the table; given back on errors by the end of the transaction.
+        // SAFETY: the tag names an object whose class is the table, which no catalog has, so only
+        // these queues lock it; on errors the end of the transaction releases it.
         unsafe {
             let tag = pg_sys::LOCKTAG {
                 locktag_field1: pg_sys::MyDatabaseId.to_u32(),
@@ -29,7 +30,9 @@ impl RowQueueGuard {
         }
     }
 
-    /// Stays first as long as the row is ours: who is next sleeps once, until the row is free, and not once for each of the two.
+    /// Keeps the first place until the end of the transaction, for a row that this transaction
+    /// holds: so the next in the queue sleeps once, and not once for the place and again for the
+    /// row.
     pub(super) fn keep(self) {
         std::mem::forget(self);
     }
@@ -38,7 +41,7 @@ impl RowQueueGuard {
 impl Drop for RowQueueGuard {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            // SAFETY: taken before.
+            // SAFETY: the lock was taken by `take`.
             unsafe { pg_sys::LockRelease(&raw const self.0, Self::MODE, false) };
         }
     }

@@ -1,27 +1,28 @@
-//! Checks of one open relation, for tables and for those of which they are partitions.
+//! The checks of one open relation, for declared tables and for the parents of partitions.
 
 use crate::pg::heap::shapes::{Column, Shape};
-use crate::pg::heap::verdict::{Doubt, Intent, Verdict, expect};
+use crate::pg::heap::verdict::{Intent, Mismatch, Verdict, expect};
 use crate::pg::spi;
 use pgrx::pg_sys;
 use std::ffi::CStr;
 
-/// Nobody distributes it: whoever does, as Citus, hears also of TRUNCATE, and has the rows elsewhere.
+/// Checks that no extension distributes the table to other servers. Such an extension, as Citus,
+/// has a trigger on TRUNCATE, and its rows are not in this heap.
 ///
 /// # Safety
-/// An open relation.
+/// `relation` is open and locked.
 pub(super) unsafe fn is_of_this_server(relation: pg_sys::Relation) -> Verdict {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps its promise.
     let triggers = unsafe { (*relation).trigdesc.as_ref() };
     expect(triggers.is_none_or(|t| !t.trig_truncate_after_statement), "a trigger after truncate")
 }
 
-/// Neither triggers nor rules for it.
+/// Checks that neither a rule nor a trigger watches what the table is opened for.
 ///
 /// # Safety
-/// An open relation.
+/// `relation` is open and locked.
 pub(super) unsafe fn is_unwatched(relation: pg_sys::Relation, intent: Intent) -> Verdict {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps its promise.
     let (rules, triggers) = unsafe { ((*relation).rd_rules, (*relation).trigdesc.as_ref()) };
     expect(rules.is_null(), "a rule")?;
     let is_watched = triggers.is_some_and(|t| match intent {
@@ -42,17 +43,19 @@ pub(super) unsafe fn is_unwatched(relation: pg_sys::Relation, intent: Intent) ->
     expect(!is_watched, "a trigger")
 }
 
+/// Checks that the columns are as declared, since values are read by their declared types.
+///
 /// # Safety
-/// An open relation.
+/// `relation` is open and locked.
 pub(super) unsafe fn columns(relation: pg_sys::Relation, shape: &Shape) -> Verdict {
-    // SAFETY: the caller's promise; so many columns does it have.
+    // SAFETY: the caller keeps its promise, and the descriptor has that many columns.
     unsafe {
         let descriptor = (*relation).rd_att;
         expect(usize::try_from((*descriptor).natts) == Ok(shape.columns.len()), "its number of columns")?;
         for (number, column) in shape.columns.iter().enumerate() {
             let found = spi::attribute(descriptor, number);
             if !is_as_declared(found, column) {
-                return Err(Doubt::of(format!("the column {}", column.name)));
+                return Err(Mismatch::of(format!("the column {}", column.name)));
             }
         }
     }

@@ -1,10 +1,10 @@
-//! The switch that lets everything be read and written by statements.
+//! The setting that switches direct rows off, so that statements read and write everything.
 
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 
 static DIRECT_ROWS: GucSetting<bool> = GucSetting::<bool>::new(true);
 
-/// Registers `billing.direct_rows`.
+/// Registers the setting `billing.direct_rows`.
 pub fn define_setting() {
     GucRegistry::define_bool_guc(
         c"billing.direct_rows",

@@ -1,28 +1,30 @@
-//! How tables are described whose rows are read and written without statements: what their declarations (`schema`) come to.
+//! Shapes: the description of a table whose rows are read and written directly, made from its
+//! declaration in `schema`.
 //!
-//! What is in the database is compared with this before a row is touched (`check.rs`): whoever changes a table gets statements.
+//! A table in the database is compared with its shape before a row is touched (`check.rs`), so a
+//! table that somebody has altered is used by statements.
 
 use crate::pg::heap::Value;
 use pgrx::pg_sys;
 
-/// A table.
+/// The description of a table.
 pub struct Shape {
-    /// The schema that it is in.
+    /// The schema of the table.
     pub schema: &'static str,
-    /// Its name there.
+    /// The name of the table in its schema.
     pub name: &'static str,
-    /// All of them, in order.
+    /// All columns, in the order of the table.
     pub columns: &'static [Column],
-    /// Those by which rows are looked for, or by which is told whether one is new.
+    /// The unique indexes by which rows are looked up, or by which a duplicate is recognized.
     pub indexes: &'static [&'static Index],
-    /// What partial indexes there may be where rows are written.
+    /// The partial indexes that are allowed where rows are written.
     pub partial: Option<Partial>,
-    /// The table of which it is a partition.
+    /// The parent, where the table is a partition.
     pub parent: Option<&'static Shape>,
 }
 
 impl Shape {
-    /// A table that is no partition.
+    /// The shape of a table that is no partition.
     pub const fn new(
         schema: &'static str,
         name: &'static str,
@@ -33,13 +35,14 @@ impl Shape {
         Self { schema, name, columns, indexes, partial: None, parent: None }
     }
 
-    /// The same with partial indexes, into which rows belong of which `belongs` says so.
+    /// Allows partial indexes of that predicate, which get entries for the rows of which `belongs`
+    /// says so.
     pub const fn with_partial(mut self, predicate: &'static str, belongs: PartialIndexMembership) -> Self {
         self.partial = Some(Partial { predicate, belongs });
         self
     }
 
-    /// A partition of a table, which has its columns and no indexes.
+    /// The shape of the partitions of a table, which have its columns and none of its indexes.
     pub const fn partition_of(parent: &'static Self) -> Self {
         let mut partition = Self::new(parent.schema, parent.name, parent.columns, &[]);
         partition.parent = Some(parent);
@@ -47,17 +50,17 @@ impl Shape {
     }
 }
 
-/// No table of ours is looked through by more.
+/// The most indexes of a shape.
 pub const MOST_INDEXES: usize = 2;
 
-/// A column.
+/// The description of a column.
 #[derive(Debug, Clone, Copy)]
 pub struct Column {
-    /// As it is called.
+    /// The name of the column.
     pub name: &'static str,
-    /// Its type, and by which collation it is ordered.
+    /// The type of the column, with its collation.
     pub kind: Type,
-    /// It may be null.
+    /// Whether the column may be null.
     pub nullable: bool,
 }
 
@@ -69,44 +72,44 @@ pub enum Type {
     Bigints,
     Boolean,
     Bytea,
-    /// A text of the collation "C": what names something.
+    /// A `text` of the collation "C", for names and codes.
     Code,
     Date,
     Integer,
     Jsonb,
     Moment,
     Smallint,
-    /// Of the database's collation.
+    /// A `text` of the database's collation, for people.
     Text,
     Uuid,
 }
 
 impl Type {
-    /// The server's number of it.
+    /// The id of the type in the catalogs.
     pub const fn oid(self) -> pg_sys::Oid {
         self.read_from()[0]
     }
 
-    /// What a value says, for comparing two.
+    /// The bytes of a value, for comparing two values.
     ///
     /// # Safety
-    /// A value of that type.
+    /// `value` is of this type.
     #[cfg(feature = "compare_ways")]
     pub unsafe fn bytes(self, value: pg_sys::Datum) -> Vec<u8> {
         match self {
             Self::Bigint | Self::Boolean | Self::Date | Self::Integer | Self::Moment | Self::Smallint => {
                 value.value().to_ne_bytes().to_vec()
             }
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller keeps its promise.
             Self::Uuid => unsafe { std::slice::from_raw_parts(value.cast_mut_ptr::<u8>(), 16).to_vec() },
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller keeps its promise.
             Self::Bigints | Self::Bytea | Self::Code | Self::Jsonb | Self::Text => unsafe {
                 pgrx::varlena::varlena_to_byte_slice(pg_sys::pg_detoast_datum(value.cast_mut_ptr())).to_vec()
             },
         }
     }
 
-    /// The types that are read like this one, itself the first.
+    /// The ids of the types that are read like this one, its own id first.
     pub const fn read_from(self) -> &'static [pg_sys::Oid] {
         match self {
             Self::Code | Self::Text => &[pg_sys::TEXTOID, pg_sys::VARCHAROID],
@@ -123,7 +126,7 @@ impl Type {
         }
     }
 
-    /// Of what is no text: none.
+    /// The collation of the type, which is invalid for types other than text.
     pub const fn collation(self) -> pg_sys::Oid {
         match self {
             Self::Code => pg_sys::C_COLLATION_OID,
@@ -133,24 +136,26 @@ impl Type {
     }
 }
 
-/// An index, whatever its name: the access method is btree, and everything that is not said is as it is by default.
+/// The description of a unique index, whatever its name. Its access method is btree, and whatever
+/// is not described is the default.
 pub struct Index {
-    /// Of the table.
+    /// The columns of the table that are the key.
     pub columns: &'static [&'static str],
-    /// No two rows have the same key.
+    /// Whether no two rows may have the same key.
     pub is_unique: bool,
-    /// Of which rows it is, as the server prints it.
+    /// The predicate of a partial index, as the server prints it.
     pub predicate: Option<&'static str>,
 }
 
-/// Whether a row of a table, with these columns, belongs into its partial indexes.
+/// A function that tells whether a row with these columns belongs into the partial indexes of its
+/// table.
 pub type PartialIndexMembership = fn(&[Value]) -> bool;
 
-/// What partial indexes of a table are for, as the server prints it; and which of the rows to be written are of those.
+/// The predicate that partial indexes of a table may have, with the function that evaluates it.
 #[derive(Clone, Copy)]
 pub struct Partial {
-    /// See [`Index::predicate`].
+    /// The predicate as the server prints it; see [`Index::predicate`].
     pub predicate: &'static str,
-    /// Which rows those are.
+    /// The function that evaluates the predicate for a row that is written.
     pub belongs: PartialIndexMembership,
 }

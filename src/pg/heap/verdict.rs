@@ -1,10 +1,11 @@
-//! The verdict on a table: whether it is as its shape says, and what was found of it.
+//! The verdict on a table: whether it is as declared, and what was found of it, or else the reason
+//! why its rows need statements.
 
 use crate::base::time::Moment;
 use crate::pg::heap::shapes::MOST_INDEXES;
 use pgrx::pg_sys;
 
-/// What a table is opened for.
+/// The purpose for which a table is opened. A stricter purpose needs more checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub(super) enum Intent {
@@ -13,55 +14,62 @@ pub(super) enum Intent {
     Update,
 }
 
-/// The rows of a partition.
+/// The parent of a partition and the bounds of its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Bounds {
+    /// The id of the parent.
     pub(super) parent: pg_sys::Oid,
+    /// The first moment of the partition's rows.
     pub(super) from: Moment,
-    /// The first that is not its own.
+    /// The first moment after the partition's rows.
     pub(super) to: Moment,
 }
 
 impl Bounds {
+    /// Tells whether rows of that moment belong into the partition.
     pub(super) fn hold(self, at: Moment) -> bool {
         self.from <= at && at < self.to
     }
 }
 
-/// What was found of a table that is as we know it.
+/// The facts about a table that is as declared.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Found {
-    /// Those of its shape, in the same order.
+pub(super) struct TableFacts {
+    /// The ids of the indexes of the shape, in the same order.
     pub(super) indexes: [pg_sys::Oid; MOST_INDEXES],
-    /// Of a partition: which of the rows are its own.
+    /// The bounds, where the table is a partition.
     pub(super) bounds: Option<Bounds>,
 }
 
-impl Found {
-    /// Something of it is told by that relation besides the table.
+impl TableFacts {
+    /// Tells whether an invalidation of that relation concerns these facts, besides one of the
+    /// table itself.
     pub(super) fn speaks_of(&self, relation: pg_sys::Oid) -> bool {
         self.indexes.contains(&relation)
     }
 }
 
-/// Why a table takes statements.
-pub(super) struct Doubt {
+/// The reason why the rows of a table need statements.
+pub(super) struct Mismatch {
+    /// The difference, for the debug log.
     pub(super) what: String,
-    /// For good, until something about it changes.
+    /// Whether the reason lasts until the server reports a change of the table.
     pub(super) is_lasting: bool,
 }
 
-impl Doubt {
+impl Mismatch {
+    /// A lasting reason.
     pub(super) fn of(what: impl Into<String>) -> Self {
         Self { what: what.into(), is_lasting: true }
     }
 }
 
-pub(super) type Verdict<T = ()> = Result<T, Doubt>;
+/// The result of a check.
+pub(super) type Verdict<T = ()> = Result<T, Mismatch>;
 
-/// Fails with that doubt, unless it is so.
-pub(super) fn expect(is_so: bool, otherwise: &str) -> Verdict {
-    if is_so { Ok(()) } else { Err(Doubt::of(otherwise)) }
+/// Fails with the reason `otherwise` where the condition does not hold.
+pub(super) fn expect(holds: bool, otherwise: &str) -> Verdict {
+    if holds { Ok(()) } else { Err(Mismatch::of(otherwise)) }
 }
 
 #[cfg(test)]

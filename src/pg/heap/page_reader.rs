@@ -1,10 +1,11 @@
-//! A row on its page.
+//! Readers of rows on a pinned page.
 //!
-//! Several functions of the server one after the other, under one guard: that which pgrx puts around each of them costs as much as
-//! the call. A wallet of many lanes is looked at like this for each consumption.
+//! Several functions of the server are called under one guard, since the guard that pgrx puts
+//! around each of them costs as much as the call. Each consumption from a wallet of many lanes
+//! reads all of them like this.
 
 use crate::pg::heap::MOST_COLUMNS;
-use crate::pg::heap::places::TidHint;
+use crate::pg::heap::tid_cache::TidHint;
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use std::ffi::c_int;
@@ -14,7 +15,8 @@ type File = pg_sys::RelFileNode;
 #[cfg(not(feature = "pg15"))]
 type File = pg_sys::RelFileLocator;
 
-// As the server declares them; an error goes to the guard, so nothing that must be dropped may be between.
+// These are declared as the server has them. An error jumps to the guard, so nothing that must be
+// dropped may be alive between the two.
 unsafe extern "C-unwind" {
     fn ReadRecentBuffer(file: File, fork: pg_sys::ForkNumber::Type, block: u32, buffer: pg_sys::Buffer) -> bool;
     fn ReleaseBuffer(buffer: pg_sys::Buffer);
@@ -41,12 +43,13 @@ unsafe extern "C-unwind" {
     );
 }
 
-/// Releases one buffer and pins that of a place, if it still holds its block.
+/// Releases one buffer and pins that of a remembered place; false if the buffer has another block
+/// by now.
 ///
 /// # Safety
-/// An open relation, a pinned buffer, and a place with a buffer.
+/// `relation` is open, `before` is pinned, and `place` has a buffer.
 pub(super) unsafe fn swap(relation: pg_sys::Relation, before: pg_sys::Buffer, place: TidHint) -> bool {
-    // SAFETY: the caller's promise; one that holds another block by now is left alone.
+    // SAFETY: the caller keeps its promise, and a buffer with another block is not pinned.
     unsafe {
         #[cfg(feature = "pg15")]
         let file = (*relation).rd_node;
@@ -59,45 +62,53 @@ pub(super) unsafe fn swap(relation: pg_sys::Relation, before: pg_sys::Buffer, pl
     }
 }
 
-/// A version of a row, and its columns.
+/// A version of a row that the snapshot sees, with its columns.
 pub(super) struct VisibleTuple {
+    /// The tuple, which points into the pinned buffer.
     pub(super) tuple: pg_sys::HeapTupleData,
+    /// The values of the columns.
     pub(super) values: [pg_sys::Datum; MOST_COLUMNS],
+    /// The null flags of the columns.
     pub(super) nulls: [bool; MOST_COLUMNS],
 }
 
-/// Where versions are looked for.
+/// A pinned page of a table and the snapshot on which it is read.
 #[derive(Clone, Copy)]
 pub(super) struct PageReader {
+    /// The table that the page is of.
     pub(super) relation: pg_sys::Relation,
+    /// The pinned buffer with the page.
     pub(super) buffer: pg_sys::Buffer,
+    /// The snapshot that decides which version is seen.
     pub(super) snapshot: pg_sys::Snapshot,
-    /// Of the columns that are wanted, from the first on.
+    /// The descriptor of the columns to be read, which are a prefix of those of the table.
     pub(super) descriptor: pg_sys::TupleDesc,
 }
 
 impl PageReader {
-    /// The version that the snapshot sees, of those from this number on. `is_first`: that is where the index begins.
+    /// The version that the snapshot sees, in the chain from that item number on. `is_first` says
+    /// that the number is the root of the chain, as an index knows it.
     ///
     /// # Safety
-    /// The block is in the buffer, which is pinned; the descriptor is of the relation, with at most as many columns as there is
-    /// room for.
+    /// The buffer is pinned and has the block; the descriptor is of the relation, with at most
+    /// [`MOST_COLUMNS`] columns.
     pub(super) unsafe fn version(self, block: u32, number: u16, is_first: bool) -> Option<VisibleTuple> {
         if number == 0 {
             return None;
         }
         let Self { relation, buffer, snapshot, descriptor } = self;
-        // SAFETY: the caller's promise; nothing here must be dropped.
+        // SAFETY: the caller keeps its promise, and nothing under the guard must be dropped.
         unsafe {
             let values = [pg_sys::Datum::from(0); MOST_COLUMNS];
-            let mut sight = VisibleTuple { tuple: std::mem::zeroed(), values, nulls: [true; MOST_COLUMNS] };
-            sight.tuple.t_tableOid = (*relation).rd_id;
+            let mut version = VisibleTuple { tuple: std::mem::zeroed(), values, nulls: [true; MOST_COLUMNS] };
+            version.tuple.t_tableOid = (*relation).rd_id;
             let mut place: pg_sys::ItemPointerData = std::mem::zeroed();
             pgrx::itemptr::item_pointer_set_all(&mut place, block, number);
             let is_there = pg_guard_ffi_boundary(|| {
-                let tuple = &raw mut sight.tuple;
+                let tuple = &raw mut version.tuple;
                 LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE.cast_signed());
-                // From a version that is not the first, the server goes to the next at once.
+                // The search of a chain that does not begin at its root skips the first version, so
+                // that one is looked at here.
                 let is_there = (!is_first && point_at(buffer, number, tuple) && {
                     (*tuple).t_self = place;
                     HeapTupleSatisfiesVisibility(tuple, snapshot, buffer)
@@ -112,11 +123,11 @@ impl PageReader {
                 );
                 LockBuffer(buffer, pg_sys::BUFFER_LOCK_UNLOCK.cast_signed());
                 if is_there {
-                    heap_deform_tuple(tuple, descriptor, sight.values.as_mut_ptr(), sight.nulls.as_mut_ptr());
+                    heap_deform_tuple(tuple, descriptor, version.values.as_mut_ptr(), version.nulls.as_mut_ptr());
                 }
                 is_there
             });
-            is_there.then_some(sight)
+            is_there.then_some(version)
         }
     }
 }
@@ -124,12 +135,12 @@ impl PageReader {
 const _: () = assert!(size_of::<pg_sys::ItemIdData>() == 4, "an item of a page is told by 32 bits");
 const _: () = assert!(std::mem::offset_of!(pg_sys::PageHeaderData, pd_linp) == 24, "items follow a page's header");
 
-/// Points at what stands on a page by that number; false where there is nothing.
+/// Points `tuple` at the item of that number on a page; false where the item is none or no tuple.
 ///
 /// # Safety
-/// A page of tuples, which is locked.
+/// The buffer is pinned and locked, and has a page of a heap.
 unsafe fn point_at(buffer: pg_sys::Buffer, number: u16, tuple: pg_sys::HeapTuple) -> bool {
-    // SAFETY: the caller's promise; only numbers that the page has are looked at.
+    // SAFETY: the caller keeps its promise, and only items below the end of the array are read.
     unsafe {
         let page = pg_sys::BufferGetBlock(buffer).cast::<pg_sys::PageHeaderData>();
         let items = std::mem::offset_of!(pg_sys::PageHeaderData, pd_linp);
