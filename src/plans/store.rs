@@ -194,11 +194,11 @@ pub struct Subscription {
     pub awaiting_payment: bool,
     /// The provider that collects for it, with the provider's id of the subscription; None where
     /// nobody has to pay first.
-    pub billing_provider: Option<Collector>,
+    pub billing_provider: Option<BillingProvider>,
 }
 
 /// A provider, and its id of a subscription.
-pub type Collector = (String, String);
+pub type BillingProvider = (String, String);
 
 impl Subscription {
     /// Tells whether it ended where it began, and so never held.
@@ -256,7 +256,7 @@ pub fn begin(db: &Db, org_id: Uuid, new: &Subscription, now: Moment, metadata: &
 }
 
 /// Lets a provider collect for a subscription from now on.
-pub fn set_collector(db: &Db, org_id: Uuid, starts_at: Moment, billing_provider: &Collector) {
+pub fn set_billing_provider(db: &Db, org_id: Uuid, starts_at: Moment, billing_provider: &BillingProvider) {
     db.write(
         &SET_BILLING_PROVIDER,
         args![org_id, Timestamptz(starts_at), billing_provider.0.as_str(), billing_provider.1.as_str()],

@@ -7,7 +7,7 @@ use crate::catalog::cache;
 use crate::catalog::sections::plans::Plan;
 use crate::pg::spi::Db;
 use crate::plans::period::{Span, whole_period};
-use crate::plans::store::{self as plans, Collector, Subscription};
+use crate::plans::store::{self as plans, BillingProvider, Subscription};
 use crate::settlement::{periods, renewal};
 use crate::subscriptions::call::SubscriptionCall;
 use crate::subscriptions::rules::{self, PlanShare};
@@ -85,12 +85,12 @@ pub struct Beginning {
     pub anchor: Moment,
     pub next_period_at: Moment,
     pub granted: Granted,
-    pub billing_provider: Option<Collector>,
+    pub billing_provider: Option<BillingProvider>,
 }
 
 impl Beginning {
     /// A subscription whose periods begin at a moment, with nothing granted yet.
-    fn at(moment: Moment, billing_provider: Option<Collector>) -> Self {
+    fn at(moment: Moment, billing_provider: Option<BillingProvider>) -> Self {
         let granted = Granted::default();
         Self { starts_at: moment, anchor: moment, next_period_at: moment, granted, billing_provider }
     }

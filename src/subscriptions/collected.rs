@@ -8,7 +8,7 @@ use crate::catalog::cycle::Cycle;
 use crate::catalog::sections::plans::Plan;
 use crate::pg::spi::Db;
 use crate::plans::period::{GRACE, Span, whole_period};
-use crate::plans::store::{self as plans, Collector, Subscription};
+use crate::plans::store::{self as plans, BillingProvider, Subscription};
 use crate::settlement::{periods, renewal};
 use crate::subscriptions::call::SubscriptionCall;
 use crate::subscriptions::change::{Beginning, Granted, begin, change_now, subscribe_to};
@@ -34,7 +34,7 @@ pub fn collect(
     org_id: Uuid,
     plan: &Plan,
     paid: PaidPeriod,
-    billing_provider: &Collector,
+    billing_provider: &BillingProvider,
     now: Moment,
     note: impl FnOnce(),
 ) -> Result<Vec<i64>> {
@@ -94,7 +94,7 @@ pub fn collect(
     }
     let all = plans::subscriptions(org_id);
     if let Some(current) = chosen_subscription(&all, now) {
-        plans::set_collector(db, org_id, current.starts_at, billing_provider);
+        plans::set_billing_provider(db, org_id, current.starts_at, billing_provider);
     }
     periods::catch_up(db, org_id, now)?;
     Ok(rules::new_grants(&before, &plans::subscriptions(org_id)))
@@ -131,7 +131,7 @@ fn begin_paid(db: &Db, call: &SubscriptionCall<'_>, plan: &Plan, anchor: Moment,
 }
 
 /// Whether this subscription of a provider pays for the plan that runs.
-pub fn is_billing_provider(org_id: Uuid, billing_provider: &Collector, now: Moment) -> bool {
+pub fn is_billing_provider(org_id: Uuid, billing_provider: &BillingProvider, now: Moment) -> bool {
     let all = plans::subscriptions(org_id);
     chosen_subscription(&all, now).is_some_and(|s| s.billing_provider.as_ref() == Some(billing_provider))
 }

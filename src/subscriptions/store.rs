@@ -3,7 +3,7 @@
 
 use crate::base::time::Moment;
 use crate::pg::spi::{Db, Timestamptz};
-use crate::plans::store::Collector;
+use crate::plans::store::BillingProvider;
 use crate::{args, statements};
 use uuid::Uuid;
 
@@ -103,7 +103,7 @@ pub fn report(db: &Db, report: SubscriptionReport<'_>) -> Option<String> {
 }
 
 /// Notes that a provider's subscription is paid until then.
-pub fn note_paid(db: &Db, org_id: Uuid, subscription: &Collector, plan: &str, until: Moment, created: i64) {
+pub fn note_paid(db: &Db, org_id: Uuid, subscription: &BillingProvider, plan: &str, until: Moment, created: i64) {
     let (provider, id) = subscription;
     db.write(&COLLECT, args![org_id, provider.as_str(), id.as_str(), plan, Timestamptz(until), created]);
 }
@@ -114,7 +114,7 @@ pub fn state(db: &Db, org_id: Uuid, provider: &str, id: &str) -> Option<String> 
 }
 
 /// Whether another subscription of a provider pays for the plan that runs.
-pub fn is_paid_otherwise(db: &Db, org_id: Uuid, subscription: &Collector, now: Moment) -> bool {
+pub fn is_paid_otherwise(db: &Db, org_id: Uuid, subscription: &BillingProvider, now: Moment) -> bool {
     let (provider, id) = subscription;
     db.write(&OTHER_PAID_SUBSCRIPTION, args![org_id, provider.as_str(), id.as_str(), Timestamptz(now)]).count() > 0
 }
