@@ -15,8 +15,8 @@ struct Migration {
     scripts: &'static [&'static str],
 }
 
-/// The migrations, each applied once, in order. One that was released is never changed: what comes later is a migration of its own,
-/// `sql/migrations/0002_….sql` and so on.
+/// The migrations, each applied once, in order. One that was released is never changed: what comes
+/// later is a migration of its own, `sql/migrations/0002_….sql` and so on.
 const MIGRATIONS: [Migration; 1] = [Migration {
     version: 1,
     name: "tables",
@@ -37,8 +37,9 @@ const MIGRATIONS: [Migration; 1] = [Migration {
     ],
 }];
 
-/// The scripts for what refers to functions of the extension, and so may have gone with DROP EXTENSION … CASCADE: put back on every
-/// install(). The scripts change nothing where all is in place.
+/// The scripts for what refers to functions of the extension, and so may have gone with DROP
+/// EXTENSION … CASCADE: put back on every install(). The scripts change nothing where all is in
+/// place.
 const STANDING: [&str; 4] = [
     include_str!("../sql/standing/views.sql"),
     include_str!("../sql/standing/policies.sql"),
@@ -61,11 +62,13 @@ receipt! {
     VersionStatus as "version_status" { library: String, tables_needed: i64, tables_installed: i64 }
 }
 
-/// Creates the tables of pg_billing, or migrates them after ALTER EXTENSION … UPDATE; says what it did.
+/// Creates the tables of pg_billing, or migrates them after ALTER EXTENSION … UPDATE; says what it
+/// did.
 ///
-/// Running it again changes nothing, but that rights in the schemas of pg_billing which `grant_access` did not give are taken, and
-/// said whose they were. Needs the rights of the schema's owner. Errors: 55000 `not_installed` when the
-/// tables are newer than the library; 0A000 `unsupported_encoding` in a database that is not UTF8.
+/// Running it again changes nothing, but that rights in the schemas of pg_billing which
+/// `grant_access` did not give are taken, and said whose they were. Needs the rights of the
+/// schema's owner. Errors: 55000 `not_installed` when the tables are newer than the library; 0A000
+/// `unsupported_encoding` in a database that is not UTF8.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn install() -> String {
@@ -79,7 +82,8 @@ fn install() -> String {
         // What others hung on our tables would run with our rights from here on.
         let dropped = db.write(&DROP_FOREIGN_THINGS, &[]).first().and_then(|row| row.opt::<String>(0));
         access::require_sound()?;
-        // On a snapshot of its own: another install may have committed while this one waited for its turn.
+        // On a snapshot of its own: another install may have committed while this one waited for
+        // its turn.
         let before = version::installed(|statement| db.write(statement, &[]));
         if before > LATEST {
             return Err(Error::not_installed(before, LATEST));
@@ -125,7 +129,8 @@ fn install() -> String {
     }))
 }
 
-/// Tells the version of the library, and the versions of the tables that it needs and finds (0: none).
+/// Tells the version of the library, and the versions of the tables that it needs and finds (0:
+/// none).
 #[pg_extern(stable, security_definer)]
 #[search_path(pg_catalog, pg_temp)]
 fn version() -> VersionStatus {

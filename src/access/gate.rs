@@ -4,8 +4,8 @@
 //! in the schema `billing_internal`, which runs with the rights of its caller and so is of no use
 //! to anybody but the extension. The function in `billing` is a gate: it checks the level of the
 //! caller, as functions in Rust do, becomes the owner of the extension, and passes the call on with
-//! its arguments unchanged. A gate may stand in `billing_internal` itself, where `settle()` and views
-//! call it: then its body is called `…_body`.
+//! its arguments unchanged. A gate may stand in `billing_internal` itself, where `settle()` and
+//! views call it: then its body is called `…_body`.
 
 use crate::access::levels::{self, AsOwner, Levels};
 use crate::access::tables;

@@ -357,11 +357,13 @@ impl Membership {
     }
 }
 
-/// Names the app's own table of users and orgs, so that members need no orgs in their claims; three nulls take it away.
+/// Names the app's own table of users and orgs, so that members need no orgs in their claims; three
+/// nulls take it away.
 ///
-/// `relation` is an ordinary or partitioned table with one row per user and org: `org_column` of type uuid, `user_column` (which
-/// the claim `sub` is compared with) of type uuid, text, varchar, smallint, integer or bigint, or domains over these. It is read with
-/// the rights of its owner, and followed when it is renamed. When a column goes or gets another type, members see nothing until
+/// `relation` is an ordinary or partitioned table with one row per user and org: `org_column` of
+/// type uuid, `user_column` (which the claim `sub` is compared with) of type uuid, text, varchar,
+/// smallint, integer or bigint, or domains over these. It is read with the rights of its owner, and
+/// followed when it is renamed. When a column goes or gets another type, members see nothing until
 /// this is called again. Only for the owner of the extension. Errors: 42501 `no_level`; 22023.
 #[pg_extern(
     volatile,

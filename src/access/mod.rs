@@ -128,10 +128,12 @@ fn caller_orgs(db: &Db) -> Rc<BTreeSet<Uuid>> {
     orgs
 }
 
-/// Gives the orgs of the caller, for policies: use it in a sub-select, so that it is asked once per statement.
+/// Gives the orgs of the caller, for policies: use it in a sub-select, so that it is asked once per
+/// statement.
 ///
-/// They are those that the claims of the request name (`org_id`, `app_metadata.org_id`, `app_metadata.org_ids`), and those of the
-/// user (the claim `sub`) by the table of `configure_membership`.
+/// They are those that the claims of the request name (`org_id`, `app_metadata.org_id`,
+/// `app_metadata.org_ids`), and those of the user (the claim `sub`) by the table of
+/// `configure_membership`.
 #[pg_extern(stable, parallel_restricted)]
 fn my_orgs() -> Vec<pgrx::Uuid> {
     // A statement asks once for each table that it reads.
@@ -200,7 +202,8 @@ fn require_administrator() {
     or_raise(levels::require_administrator());
 }
 
-/// Gives the name of the role that called the function whose body asks: for bodies in plpgsql, which have become the owner.
+/// Gives the name of the role that called the function whose body asks: for bodies in plpgsql,
+/// which have become the owner.
 #[pg_extern(
     stable,
     sql = r#"

@@ -33,7 +33,8 @@ thread_local! {
     static TABLES: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Lets a backend look again when a table of ours, or anything in those catalogs, changes; once per backend.
+/// Lets a backend look again when a table of ours, or anything in those catalogs, changes; once per
+/// backend.
 pub fn watch_invalidations() {
     static WATCHER: Watcher = Watcher {
         relation: table_changed,

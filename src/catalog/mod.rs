@@ -60,16 +60,19 @@ fn apply_catalog(
     )
 }
 
-/// Gives the catalog as a document, with the prices in force now: applying it again changes nothing.
+/// Gives the catalog as a document, with the prices in force now: applying it again changes
+/// nothing.
 #[pg_extern(stable)]
 #[search_path(pg_catalog, pg_temp)]
 fn export_catalog() -> pgrx::JsonB {
     pgrx::JsonB(or_raise(access::auditor(|| spi::connect(apply::export))))
 }
 
-/// Gives an org a price of its own for a metric, from `effective_at` or now on; a null price returns it to the list price.
+/// Gives an org a price of its own for a metric, from `effective_at` or now on; a null price
+/// returns it to the list price.
 ///
-/// `price`: as in the catalog document. Errors: PT404 `unknown_metric`; 22023 `invalid_catalog` for a bad price.
+/// `price`: as in the catalog document. Errors: PT404 `unknown_metric`; 22023 `invalid_catalog` for
+/// a bad price.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn set_org_price(

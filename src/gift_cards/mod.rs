@@ -82,12 +82,13 @@ fn source(value: &str) -> Option<EntryKind> {
 
 /// Makes codes that are worth credit, and gives them this one time: only their hashes are kept.
 ///
-/// `name`: the batch; the same name again adds to it. `credits`: what each redemption grants, whole units from 1. `count`: so many
-/// codes, 1 to 10,000. `unit`: credit, or a currency (credits are minor units then). `metrics`: the only metrics on which the
-/// credit may be spent, null for any. `max_redemptions`: how often each code can be redeemed in all, 1 to 1,000,000; by each org
-/// once. `expires_at`: until when the codes can be redeemed, null for ever. `validity`: how long the credit can be spent from
-/// then on (`30 days`, `2 weeks`, `6 months`, `1 year`), null for ever. `source`: `gift_card` | voucher. Errors: 22023; PT404
-/// `unknown_metric`.
+/// `name`: the batch; the same name again adds to it. `credits`: what each redemption grants, whole
+/// units from 1. `count`: so many codes, 1 to 10,000. `unit`: credit, or a currency (credits are
+/// minor units then). `metrics`: the only metrics on which the credit may be spent, null for any.
+/// `max_redemptions`: how often each code can be redeemed in all, 1 to 1,000,000; by each org once.
+/// `expires_at`: until when the codes can be redeemed, null for ever. `validity`: how long the
+/// credit can be spent from then on (`30 days`, `2 weeks`, `6 months`, `1 year`), null for ever.
+/// `source`: `gift_card` | voucher. Errors: 22023; PT404 `unknown_metric`.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::too_many_arguments)]
@@ -222,7 +223,8 @@ fn redeem_gift_card(
     }))
 }
 
-/// Voids the codes of a batch that are not used up, and gives their number. What was redeemed stays.
+/// Voids the codes of a batch that are not used up, and gives their number. What was redeemed
+/// stays.
 ///
 /// Errors: PT404 `unknown_batch`; 22023.
 #[pg_extern(volatile)]

@@ -99,9 +99,11 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// A grant that is about to be made: promotional credit, to be spent on anything from now on and for ever.
+    /// A grant that is about to be made: promotional credit, to be spent on anything from now on
+    /// and for ever.
     ///
-    /// Whatever differs is named over it: `Grant { expires_at, ..Grant::new(amount, source, now) }`.
+    /// Whatever differs is named over it: `Grant { expires_at, ..Grant::new(amount, source, now)
+    /// }`.
     pub fn new(amount: i64, source: EntryKind, now: Moment) -> Self {
         Self {
             grant_id: 0,

@@ -128,13 +128,15 @@ fn check(db: &Db, org_id: Uuid, metric: &str, quantity: i64) -> Result<LimitStat
     })
 }
 
-/// Tells whether the org may use `quantity` more of the metric, why or why not, what is used, included and left, what it would
-/// cost, and when that starts anew.
+/// Tells whether the org may use `quantity` more of the metric, why or why not, what is used,
+/// included and left, what it would cost, and when that starts anew.
 ///
-/// Exact to the last recorded event. `reason`: included | credits | core | `soft_limit` when allowed; `plan_limit` |
-/// `insufficient_credits` | cap | frozen when not. `included` and `remaining` are null where there is no limit. `credits_available` is
-/// what is left for this metric once overage that was not paid yet is. A bounded number of index reads, however long the
-/// history; takes no locks. Errors: 42501 `not_authorized` for an org that is not the caller's; PT404 `unknown_metric`; 22023.
+/// Exact to the last recorded event. `reason`: included | credits | core | `soft_limit` when
+/// allowed; `plan_limit` | `insufficient_credits` | cap | frozen when not. `included` and
+/// `remaining` are null where there is no limit. `credits_available` is what is left for this
+/// metric once overage that was not paid yet is. A bounded number of index reads, however long the
+/// history; takes no locks. Errors: 42501 `not_authorized` for an org that is not the caller's;
+/// PT404 `unknown_metric`; 22023.
 #[pg_extern(stable)]
 fn check_limit(org_id: Option<pgrx::Uuid>, metric: Option<&str>, quantity: default!(Option<i64>, 1)) -> LimitStatus {
     or_raise(access::reader(|| {
@@ -148,7 +150,8 @@ fn check_limit(org_id: Option<pgrx::Uuid>, metric: Option<&str>, quantity: defau
     }))
 }
 
-/// Tells whether [`check_limit`] allows it: for the app's own row-level policies. False for an org that is not the caller's.
+/// Tells whether [`check_limit`] allows it: for the app's own row-level policies. False for an org
+/// that is not the caller's.
 ///
 /// Errors: PT404 `unknown_metric`; 22023.
 #[pg_extern(stable)]

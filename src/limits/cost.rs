@@ -35,9 +35,9 @@ pub fn cost(db: &Db, metric: &str, quantity: i64, org_id: Option<Uuid>, now: Mom
 
 /// Tells what `quantity` units of a metric cost, in the unit of its price (credits by default).
 ///
-/// With `org_id`: at the org's own price, after what it used in this period, less what its plan still includes. Errors: PT404
-/// `unknown_metric`; 42501 `not_authorized` for an org that is not the caller's; 22023 for a quantity below 1, or a price beyond
-/// 63 bits.
+/// With `org_id`: at the org's own price, after what it used in this period, less what its plan
+/// still includes. Errors: PT404 `unknown_metric`; 42501 `not_authorized` for an org that is not
+/// the caller's; 22023 for a quantity below 1, or a price beyond 63 bits.
 #[pg_extern(stable)]
 #[search_path(pg_catalog, pg_temp)]
 fn calculate_cost(
@@ -52,7 +52,8 @@ fn calculate_cost(
     }))
 }
 
-/// Tells what a request that uses several metrics costs: `{"query": 1, "tool": 2}`. Cast a literal to jsonb.
+/// Tells what a request that uses several metrics costs: `{"query": 1, "tool": 2}`. Cast a literal
+/// to jsonb.
 ///
 /// Errors: as for one metric; 22023 also when the prices are in different units.
 #[pg_extern(stable, name = "calculate_cost")]

@@ -39,11 +39,12 @@ pub fn quote(db: &Db, pack: &Pack, currency: &str, amount: Option<i64>) -> Resul
     })
 }
 
-/// Tells what a pack costs and brings: price, tax, platform fee and total in minor units of the currency; credits, bonus on top
-/// of them, and until when they would be good (null: for ever).
+/// Tells what a pack costs and brings: price, tax, platform fee and total in minor units of the
+/// currency; credits, bonus on top of them, and until when they would be good (null: for ever).
 ///
-/// `amount`: minor units, for packs of which any amount can be paid; null: the listed price. Errors: PT404 `unknown_pack`; 22023
-/// for a currency without a price, an amount below the minimum; 42501 for an org that is not the caller's.
+/// `amount`: minor units, for packs of which any amount can be paid; null: the listed price.
+/// Errors: PT404 `unknown_pack`; 22023 for a currency without a price, an amount below the minimum;
+/// 42501 for an org that is not the caller's.
 #[pg_extern(stable)]
 #[search_path(pg_catalog, pg_temp)]
 fn quote_pack(

@@ -74,7 +74,8 @@ pub fn now() -> Moment {
     }
 }
 
-/// Gives billing time: the wall clock at the moment of the call, or `billing.test_clock` where a superuser has set it.
+/// Gives billing time: the wall clock at the moment of the call, or `billing.test_clock` where a
+/// superuser has set it.
 #[pg_extern(volatile)]
 fn clock() -> TimestampWithTimeZone {
     // A moment that the server or its parser gave is in range.

@@ -12,8 +12,8 @@ macro_rules! receipt {
         #[allow(missing_docs)]
         pub struct $name { $(pub $field: $type),* }
 
-        // SAFETY: the type of that name has these columns (sql/extension/types.sql); regression tests read
-        // every one of them.
+        // SAFETY: the type of that name has these columns (sql/extension/types.sql); regression
+        // tests read every one of them.
         unsafe impl pgrx::callconv::BoxRet for $name {
             unsafe fn box_into<'fcx>(self, fcinfo: &mut pgrx::callconv::FcInfo<'fcx>) -> pgrx::datum::Datum<'fcx> {
                 let columns = [$($crate::pg::spi::ToSql::to_sql(self.$field)),*];

@@ -10,8 +10,8 @@ use crate::catalog::sections::metrics::Tier;
 use crate::catalog::sections::plans::{Limit, Plan};
 use std::rc::Rc;
 
-/// The time by which a provider's periods may differ from those here, and for which a period goes on
-/// without its money: a provider's clock is not ours, and its months end in their own way.
+/// The time by which a provider's periods may differ from those here, and for which a period goes
+/// on without its money: a provider's clock is not ours, and its months end in their own way.
 pub const GRACE: Moment = 12 * 3600 * 1_000_000;
 
 /// The time from `start` up to `end`, without `end` itself.

@@ -68,9 +68,11 @@ fn unfolded(org_id: Uuid) -> Vec<Consumed> {
     all
 }
 
-/// Gives what an org consumed that is not counted in `usage_days` yet, by metric and day (UTC): for the view `usage_by_day`.
+/// Gives what an org consumed that is not counted in `usage_days` yet, by metric and day (UTC): for
+/// the view `usage_by_day`.
 ///
-/// `credits` is what was charged for it. Errors: 42501 `not_authorized` for an org that is not the caller's; 22023.
+/// `credits` is what was charged for it. Errors: 42501 `not_authorized` for an org that is not the
+/// caller's; 22023.
 #[pg_extern(
     stable,
     sql = r#"
@@ -96,11 +98,12 @@ fn unfolded_usage(
     )
 }
 
-/// Gives the credit of an org month by month (calendar, UTC), the current month first: per unit what came in, was used (also per
-/// metric), expired, was refunded, what else moved (holds, adjustments, voids, transfers, payouts), and the closing balance.
+/// Gives the credit of an org month by month (calendar, UTC), the current month first: per unit
+/// what came in, was used (also per metric), expired, was refunded, what else moved (holds,
+/// adjustments, voids, transfers, payouts), and the closing balance.
 ///
-/// `months`: 1 to 1200. A month's refunds are those made in it. Answers in the same time however long the ledger. Errors:
-/// 42501 `not_authorized`; 22023.
+/// `months`: 1 to 1200. A month's refunds are those made in it. Answers in the same time however
+/// long the ledger. Errors: 42501 `not_authorized`; 22023.
 #[pg_extern(stable)]
 #[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::type_complexity)]

@@ -1,5 +1,5 @@
-//! The consumption of a metric, exact to the last entry: the folded days, and the entries that are not
-//! folded yet.
+//! The consumption of a metric, exact to the last entry: the folded days, and the entries that are
+//! not folded yet.
 
 use crate::base::time::{Moment, day, start_of};
 use crate::ledger::recent::{Entry, LaneSummary};

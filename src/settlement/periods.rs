@@ -22,7 +22,8 @@ pub struct Begun {
     pub events: i64,
 }
 
-/// Begins the periods that are due, each after the usage before it is charged. The wallet must be locked.
+/// Begins the periods that are due, each after the usage before it is charged. The wallet must be
+/// locked.
 pub fn catch_up(db: &Db, org_id: Uuid, as_of: Moment) -> Result<Begun> {
     let mut begun = Begun::default();
     loop {

@@ -515,12 +515,14 @@ fn refusal(
     Err(Error::contended())
 }
 
-/// Charges an org for `quantity` of a metric, in the caller's transaction: counts the usage, prices it, and burns the credit.
+/// Charges an org for `quantity` of a metric, in the caller's transaction: counts the usage, prices
+/// it, and burns the credit.
 ///
-/// `quantity`: whole units, from 1. `idempotency_key`: 1 to 255 bytes; a repeated call with the same arguments charges
-/// nothing and gives the first result, marked `replayed`. `member_id`: who in the org it was for. `metadata`: an object. The
-/// result's balances are what the org can spend on that metric. Errors: PT402 `insufficient_credits`, `plan_limit`; PT404
-/// `unknown_org`, `unknown_metric`; PT409 `idempotency_conflict`; PT429 `cap_exceeded`; 22023.
+/// `quantity`: whole units, from 1. `idempotency_key`: 1 to 255 bytes; a repeated call with the
+/// same arguments charges nothing and gives the first result, marked `replayed`. `member_id`: who
+/// in the org it was for. `metadata`: an object. The result's balances are what the org can spend
+/// on that metric. Errors: PT402 `insufficient_credits`, `plan_limit`; PT404 `unknown_org`,
+/// `unknown_metric`; PT409 `idempotency_conflict`; PT429 `cap_exceeded`; 22023.
 #[pg_extern(volatile)]
 fn consume_credits(
     org_id: Option<pgrx::Uuid>,

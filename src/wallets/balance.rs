@@ -85,8 +85,9 @@ pub fn wallet_status(db: &Db, org_id: Uuid, unit: &str, locked: bool) -> Result<
 
 /// Tells what the org can spend now; with `metric`, on that metric, credit scoped to it included.
 ///
-/// Takes the same time however long the history. An org without a wallet in that unit has 0. Errors: 42501 `not_authorized` for an
-/// org that is not the caller's; PT404 `unknown_metric`; 22023.
+/// Takes the same time however long the history. An org without a wallet in that unit has 0.
+/// Errors: 42501 `not_authorized` for an org that is not the caller's; PT404 `unknown_metric`;
+/// 22023.
 #[pg_extern(stable)]
 fn get_total_credits(
     org_id: Option<pgrx::Uuid>,
@@ -104,11 +105,13 @@ fn get_total_credits(
     })
 }
 
-/// Gives a wallet as it is now: available, reserved, locked and pending credit, what was ever purchased and consumed, the
-/// low-balance threshold.
+/// Gives a wallet as it is now: available, reserved, locked and pending credit, what was ever
+/// purchased and consumed, the low-balance threshold.
 ///
-/// `available` is general credit that can be spent now; `scoped` is for some metrics only; `future` is not effective yet.
-/// Errors: PT404 `unknown_org` when the org has no wallet in that unit; 42501 `not_authorized`; 22023.
+/// `available` is general credit that can be spent now; `scoped` is for some metrics only; `future`
+/// is not effective yet.
+/// Errors: PT404 `unknown_org` when the org has no wallet in that unit; 42501 `not_authorized`;
+/// 22023.
 #[pg_extern(stable)]
 #[search_path(pg_catalog, pg_temp)]
 fn get_wallet(org_id: Option<pgrx::Uuid>, unit: default!(Option<&str>, "'credit'")) -> WalletStatus {
@@ -120,9 +123,11 @@ fn get_wallet(org_id: Option<pgrx::Uuid>, unit: default!(Option<&str>, "'credit'
     })
 }
 
-/// Tells, as a dry run, which grants a consumption would burn, in order, and what each would have left.
+/// Tells, as a dry run, which grants a consumption would burn, in order, and what each would have
+/// left.
 ///
-/// No row when it costs nothing. Errors: as `consume_credits` would refuse it; 42501 `not_authorized`.
+/// No row when it costs nothing. Errors: as `consume_credits` would refuse it; 42501
+/// `not_authorized`.
 #[pg_extern(stable)]
 #[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::type_complexity)]

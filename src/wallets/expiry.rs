@@ -37,8 +37,8 @@ statements! {
           limit $2";
 }
 
-/// Books expired credit and timed-out holds of at most `max_wallets` wallets, and joins lanes that are idle; gives the number of
-/// wallets it looked after.
+/// Books expired credit and timed-out holds of at most `max_wallets` wallets, and joins lanes that
+/// are idle; gives the number of wallets it looked after.
 ///
 /// Balances are right without it; entries come sooner with it. For pg_cron:
 /// `select cron.schedule('* * * * *', 'select billing.book_expiries()')`. Errors: 22023.

@@ -78,10 +78,11 @@ fn create_wallet(
 
 /// Grants credit, and makes the wallet when it is the first.
 ///
-/// `amount`: whole units, from 1. `source`: purchase | plan | bonus | `gift_card` | voucher | refund | adjustment | transfer.
-/// `category`: paid | promotional, by default paid for purchase, transfer and refund. `metrics`: the only metrics it may be
-/// spent on, null for any. `priority`: lower burns first. `expires_at`: null for never. `cost_minor` and `currency`: what was
-/// paid for it. Errors: 22023; PT404 `unknown_metric`; PT409 `idempotency_conflict`.
+/// `amount`: whole units, from 1. `source`: purchase | plan | bonus | `gift_card` | voucher |
+/// refund | adjustment | transfer. `category`: paid | promotional, by default paid for purchase,
+/// transfer and refund. `metrics`: the only metrics it may be spent on, null for any. `priority`:
+/// lower burns first. `expires_at`: null for never. `cost_minor` and `currency`: what was paid for
+/// it. Errors: 22023; PT404 `unknown_metric`; PT409 `idempotency_conflict`.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::too_many_arguments)]

@@ -44,7 +44,8 @@ pub fn vouched_customer<'a>(provider: &dyn Provider, fact: &'a PaymentFact) -> O
     fact.customer.as_ref().filter(|_| provider.vouches_for_customer())
 }
 
-/// Changes a payment as a report about it says; `created` is the time of the report in Unix seconds.
+/// Changes a payment as a report about it says; `created` is the time of the report in Unix
+/// seconds.
 pub fn apply_payment(payment: &mut Payment, provider: &str, fact: &PaymentFact, created: i64) -> Result<()> {
     // A card that was declined must not be charged again; its fingerprint and customer still
     // help against fraud.

@@ -38,8 +38,9 @@ statements! {
 words! {
     /// The rule by which the events of a period make its quantity.
     ///
-    /// SQL spells these words, too, and no compiler names its places: settlement's `TAKE` and `DAYS`,
-    /// the views `usage_by_day` and `usage_by_month`, the column's check, the triggers of metered tables.
+    /// SQL spells these words, too, and no compiler names its places: settlement's `TAKE` and
+    /// `DAYS`, the views `usage_by_day` and `usage_by_month`, the column's check, the triggers of
+    /// metered tables.
     pub enum Aggregation {
         /// The sum of the quantities.
         Sum = "sum",
