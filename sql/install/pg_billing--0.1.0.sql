@@ -2002,8 +2002,8 @@ create function billing_internal.caller() returns text
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/subscriptions/subscribe.rs
--- pg_billing::subscriptions::subscribe::cancel_subscription
+-- src/subscriptions/mod.rs
+-- pg_billing::subscriptions::cancel_subscription
 CREATE  FUNCTION "cancel_subscription"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"at_period_end" bool DEFAULT true /* Option < bool > */
@@ -2031,8 +2031,8 @@ AS 'MODULE_PATHNAME', 'capture_credits_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/subscriptions/subscribe.rs
--- pg_billing::subscriptions::subscribe::change_plan
+-- src/subscriptions/mod.rs
+-- pg_billing::subscriptions::change_plan
 CREATE  FUNCTION "change_plan"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"plan" TEXT, /* Option < & str > */
@@ -2092,7 +2092,7 @@ AS 'MODULE_PATHNAME', 'configure_alerts_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/recharge.rs
+-- src/recharge/mod.rs
 -- pg_billing::recharge::configure_auto_recharge
 CREATE  FUNCTION "configure_auto_recharge"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
@@ -2330,8 +2330,8 @@ AS 'MODULE_PATHNAME', 'install_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/purchases/purchase.rs
--- pg_billing::purchases::purchase::link_customer
+-- src/purchases/mod.rs
+-- pg_billing::purchases::link_customer
 CREATE  FUNCTION "link_customer"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"provider" TEXT, /* Option < & str > */
@@ -2344,8 +2344,8 @@ AS 'MODULE_PATHNAME', 'link_customer_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/purchases/purchase.rs
--- pg_billing::purchases::purchase::link_payment
+-- src/purchases/mod.rs
+-- pg_billing::purchases::link_payment
 CREATE  FUNCTION "link_payment"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"payment_id" uuid, /* Option < pgrx :: Uuid > */
@@ -2560,8 +2560,8 @@ AS 'MODULE_PATHNAME', 'set_member_budget_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/subscriptions/subscribe.rs
--- pg_billing::subscriptions::subscribe::set_org_allowance
+-- src/subscriptions/mod.rs
+-- pg_billing::subscriptions::set_org_allowance
 CREATE  FUNCTION "set_org_allowance"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"metric" TEXT, /* Option < & str > */
@@ -2590,8 +2590,8 @@ AS 'MODULE_PATHNAME', 'set_org_price_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/purchases/purchase.rs
--- pg_billing::purchases::purchase::set_payment_status
+-- src/purchases/mod.rs
+-- pg_billing::purchases::set_payment_status
 CREATE  FUNCTION "set_payment_status"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"payment_id" uuid, /* Option < pgrx :: Uuid > */
@@ -2646,8 +2646,8 @@ AS 'MODULE_PATHNAME', 'settle_org_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/purchases/purchase.rs
--- pg_billing::purchases::purchase::start_purchase
+-- src/purchases/mod.rs
+-- pg_billing::purchases::start_purchase
 CREATE  FUNCTION "start_purchase"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"pack" TEXT, /* Option < & str > */
@@ -2666,8 +2666,8 @@ AS 'MODULE_PATHNAME', 'start_purchase_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/subscriptions/subscribe.rs
--- pg_billing::subscriptions::subscribe::subscribe
+-- src/subscriptions/mod.rs
+-- pg_billing::subscriptions::subscribe
 CREATE  FUNCTION "subscribe"(
 	"org_id" uuid, /* Option < pgrx :: Uuid > */
 	"plan" TEXT, /* Option < & str > */
