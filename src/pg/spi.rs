@@ -292,6 +292,8 @@ pub fn in_subtransaction(work: impl FnOnce() -> bool) -> bool {
 /// A failure that concerns the whole transaction goes on: a serialization failure, a deadlock, a
 /// query that was cancelled.
 pub fn isolate_faults(work: impl FnOnce() -> Result<()>) -> Result<()> {
+    // A guard that an error unwinds leaves the path to the end of the transaction, which goes on here.
+    let _pinned = Pinned::begin();
     let mut refusal = Ok(());
     let done = catch_unwind(AssertUnwindSafe(|| {
         in_subtransaction(|| {
