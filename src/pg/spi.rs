@@ -14,7 +14,7 @@ use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::PgSqlErrorCode;
 use std::any::Any;
 use std::cell::Cell;
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_char, c_long};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use uuid::Uuid;
 
@@ -292,6 +292,8 @@ pub fn in_subtransaction(work: impl FnOnce() -> bool) -> bool {
 /// A failure that concerns the whole transaction goes on: a serialization failure, a deadlock, a
 /// query that was cancelled.
 pub fn isolate_faults(work: impl FnOnce() -> Result<()>) -> Result<()> {
+    // A guard that an error unwinds leaves the path to the end of the transaction, which goes on here.
+    let _pinned = Pinned::begin();
     let mut refusal = Ok(());
     let done = catch_unwind(AssertUnwindSafe(|| {
         in_subtransaction(|| {
@@ -442,6 +444,34 @@ impl Db {
         self.read_plan(plan.0, args)
     }
 
+    /// Runs a plan like [`Db::read_by`], some rows at a time and as long as `show` says so: what
+    /// comes after that is not read.
+    pub fn read_while(&self, plan: Plan, args: &[Argument], mut show: impl FnMut(&Row) -> bool) {
+        const AT_ONCE: c_long = 100;
+        self.pin_path();
+        let (mut values, nulls) = parameters(args);
+        let settings = IndexPlans::begin();
+        // SAFETY: the plan is kept and has as many parameters of these types; the cursor is closed
+        // below, and after an error by the end of the (sub)transaction.
+        let cursor =
+            unsafe { pg_sys::SPI_cursor_open(std::ptr::null(), plan.0, values.as_mut_ptr(), nulls.as_ptr(), true) };
+        drop(settings);
+        let mut goes_on = true;
+        while goes_on {
+            // SAFETY: the cursor is open; its rows live until they are freed below.
+            let rows = unsafe {
+                pg_sys::SPI_tuptable = std::ptr::null_mut();
+                pg_sys::SPI_cursor_fetch(cursor, true, AT_ONCE);
+                Rows { table: pg_sys::SPI_tuptable, processed: pg_sys::SPI_processed }
+            };
+            goes_on = rows.count() > 0 && rows.iter().all(|row| show(&row));
+            // SAFETY: nobody has a row of this fetch any more.
+            unsafe { pg_sys::SPI_freetuptable(rows.table) };
+        }
+        // SAFETY: the cursor was opened above.
+        unsafe { pg_sys::SPI_cursor_close(cursor) };
+    }
+
     /// Runs the plan of a declared table like [`Db::write`].
     pub fn write_by(&self, plan: Plan, args: &[Argument]) -> Rows {
         let _settings = IndexPlans::begin();
@@ -472,14 +502,7 @@ impl Db {
     }
 
     fn run(&self, plan: pg_sys::SPIPlanPtr, args: &[Argument], read_only: bool) -> Rows {
-        let mut values = [pg_sys::Datum::from(0); 32];
-        let mut nulls = [b' '.cast_signed(); 32];
-        for (i, arg) in args.iter().enumerate() {
-            match arg {
-                Some(datum) => values[i] = *datum,
-                None => nulls[i] = b'n'.cast_signed(),
-            }
-        }
+        let (mut values, nulls) = parameters(args);
         // SAFETY: the plan is kept and has as many parameters of these types; the result lives
         // until SPI_finish.
         unsafe {
@@ -489,6 +512,22 @@ impl Db {
             Rows { table: pg_sys::SPI_tuptable, processed: pg_sys::SPI_processed }
         }
     }
+}
+
+/// The most parameters of a statement.
+const MOST_PARAMETERS: usize = 32;
+
+/// Parameters as the server takes them: values, and which of them are null.
+fn parameters(args: &[Argument]) -> ([pg_sys::Datum; MOST_PARAMETERS], [c_char; MOST_PARAMETERS]) {
+    let mut values = [pg_sys::Datum::from(0); MOST_PARAMETERS];
+    let mut nulls = [b' '.cast_signed(); MOST_PARAMETERS];
+    for (i, arg) in args.iter().enumerate() {
+        match arg {
+            Some(datum) => values[i] = *datum,
+            None => nulls[i] = b'n'.cast_signed(),
+        }
+    }
+    (values, nulls)
 }
 
 /// The result of a statement.

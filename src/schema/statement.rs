@@ -141,12 +141,16 @@ pub(super) fn read(
 ) {
     spi::connect(|db| {
         let (plan, arguments) = select(shape, keys, order.map_or(&[], |index| index.columns), Lock::None);
-        let read = || db.read_by(plan, &arguments);
-        let rows = match at {
+        let mut show = |row: &Row| show(&values(shape, row));
+        let read = || match order {
+            // There may be many, of which only the first are wanted.
+            Some(_) => db.read_while(plan, &arguments, show),
+            None => drop(db.read_by(plan, &arguments).iter().all(|row| show(&row))),
+        };
+        match at {
             Snapshot::Callers => read(),
             Snapshot::Latest => spi::at_newest_moment(read),
-        };
-        let _all = rows.iter().all(|row| show(&values(shape, &row)));
+        }
     });
 }
 

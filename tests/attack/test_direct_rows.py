@@ -113,6 +113,24 @@ class DirectRows(LiveTestCase):
         self.assertEqual(caught.exception.pgcode, "42501")
         rows(self.db, "reset role")
 
+    def test_only_what_is_wanted_is_read(self):
+        """Statements, too, read the entries of one lane, and not those of all lanes that come after it."""
+        call(self.db, "grant_credits", self.a, 5000, unit="USD")
+        rows(self.db, "select billing.adjust_credits(%s, -1, 'one of many', 'USD') from generate_series(1, 2000)", self.a)
+        for _ in range(3):
+            self.charge()
+        # A lane that does not know the sums of its entries has them read.
+        rows(self.db, "update billing_internal.lanes set recent = null where org_id = %s and unit = 'credit'", self.a)
+        fetched = """select coalesce(idx_tup_fetch, 0) + coalesce(seq_tup_read, 0) from pg_stat_xact_user_tables where relid = 'billing.ledger'::regclass"""
+        for way in ("on", "off"):
+            with self.subTest(direct_rows=way):
+                rows(self.db, f"set billing.direct_rows = {way}; begin")
+                before = value(self.db, fetched)
+                self.assertEqual(value(self.db, "select sum(quantity) from billing_internal.unfolded_usage(%s) where metric = 'call'", self.a), 3)
+                self.assertLess(value(self.db, fetched) - before, 500)
+                rows(self.db, "rollback")
+        rows(self.db, "reset billing.direct_rows; select billing.settle_org(%s)", self.a)
+
     # ------------------------------------------------------------ other tables by the same name
 
     def test_a_copy_takes_the_name_of_a_table(self):
