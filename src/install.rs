@@ -54,6 +54,11 @@ statements! {
     RECORD(int8, text) = "insert into billing.migrations (version, name) values ($1, $2)";
     DROP_FOREIGN_THINGS() = "select billing_internal.drop_foreign_things()";
     FIND_ROLES() = "select billing_internal.find_roles()";
+    MISSING_TABLES() =
+        "select string_agg(format('%s.%s', r.schema, r.name), ', ' order by r.schema, r.name)
+           from billing_internal.relations() r
+          where (r.rows is not null or r.schema = 'billing_internal')
+            and to_regclass(format('%I.%I', r.schema, r.name)) is null";
     TAKE_FOREIGN_RIGHTS() = "select billing_internal.take_foreign_rights()";
 }
 
@@ -67,8 +72,9 @@ receipt! {
 ///
 /// Running it again changes nothing, but that rights in the schemas of pg_billing which
 /// `grant_access` did not give are taken, and said whose they were. Needs the rights of the
-/// schema's owner. Errors: 55000 `not_installed` when the tables are newer than the library; 0A000
-/// `unsupported_encoding` in a database that is not UTF8.
+/// schema's owner. Errors: 55000 `not_installed` when the tables are newer than the library, and
+/// `tables_missing` when some of them are gone; 0A000 `unsupported_encoding` in a database that is
+/// not UTF8.
 #[pg_extern(volatile)]
 #[search_path(pg_catalog, pg_temp)]
 fn install() -> String {
@@ -87,6 +93,11 @@ fn install() -> String {
         let before = version::installed(|statement| db.write(statement, &[]));
         if before > LATEST {
             return Err(Error::not_installed(before, LATEST));
+        }
+        if before == LATEST
+            && let Some(missing) = db.write(&MISSING_TABLES, &[]).first().and_then(|row| row.opt::<String>(0))
+        {
+            return Err(Error::tables_missing(&missing));
         }
         let due: Vec<_> = MIGRATIONS.iter().filter(|migration| migration.version > before).collect();
         // What is copied must be what is there now.

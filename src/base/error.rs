@@ -241,6 +241,14 @@ impl Error {
             .hint("Run: select billing.install();")
     }
 
+    /// Refuses to go on where tables are gone that `install()` had made, such as with their schema.
+    pub fn tables_missing(missing: &str) -> Self {
+        Self::new(*b"55000", "tables_missing", "some tables of pg_billing are gone").with("tables", missing).hint(
+            "Restore them from a backup. To begin with nothing instead: drop extension pg_billing cascade; \
+                 drop schema billing, billing_internal cascade; create extension pg_billing; select billing.install();",
+        )
+    }
+
     /// Refuses to migrate tables on an old snapshot: what is committed by now must be seen.
     pub fn one_snapshot() -> Self {
         Self::new(*b"25001", "wrong_isolation", "the tables of pg_billing are migrated under read committed only")

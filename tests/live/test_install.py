@@ -102,6 +102,25 @@ class Install(LiveTestCase):
         rows(owner, "delete from billing.migrations where version = 2")
         self.assertEqual(value(owner, "select billing.install()"), "up to date: tables of version 1, nothing changed")
 
+    def test_a_schema_that_is_gone(self):
+        """With one of the two schemas gone, install() says which tables are missing, and does nothing."""
+        name = self.new_database()
+        owner = connect(name)
+        self.addCleanup(owner.close)
+        rows(owner, "create extension pg_billing")
+        rows(owner, "select billing.install()")
+        rows(owner, "drop extension pg_billing cascade")
+        rows(owner, "drop schema billing_internal cascade")
+        rows(owner, "create extension pg_billing")
+        with self.assertRaises(Refused) as refused:
+            value(owner, "select billing.install()")
+        self.assertEqual(code_of(refused.exception), "55000 tables_missing")
+        self.assertIn("billing_internal.lanes", str(refused.exception))
+        self.assertEqual(value(owner, "select count(*) from pg_class where relnamespace = 'billing_internal'::regnamespace"), 0)
+        # As its hint says.
+        rows(owner, "drop extension pg_billing cascade; drop schema billing, billing_internal cascade; create extension pg_billing")
+        self.assertIn("installed the tables", value(owner, "select billing.install()"))
+
     def test_session_of_a_service_outlives_the_extension(self):
         """DROP EXTENSION … CASCADE, create, install(): a session that was open all the time goes on, and so do its rights."""
         owner, _ = self.database_of_others()
