@@ -2882,7 +2882,7 @@ provider: stripe | razorpay. payload: the body as it came, byte for byte. signat
 comment on function billing.install is
 'Creates the tables of pg_billing, or migrates them after ALTER EXTENSION … UPDATE; says what it did.
 
-Running it again changes nothing, but that rights in the schemas of pg_billing which grant_access did not give are taken, and said whose they were. Needs the rights of the schema''s owner. Errors: 55000 not_installed when the tables are newer than the library; 0A000 unsupported_encoding in a database that is not UTF8.';
+Running it again changes nothing, but that rights in the schemas of pg_billing which grant_access did not give are taken, and said whose they were. Needs the rights of the schema''s owner. Errors: 55000 not_installed when the tables are newer than the library, and tables_missing when some of them are gone; 0A000 unsupported_encoding in a database that is not UTF8.';
 comment on function billing.link_customer is
 'Tells which org a provider''s customer is, where its reports do not say: then replay what waits for it.
 
